@@ -1,0 +1,64 @@
+"""ftpkit: push big files to a host, whole, verified and resumable."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ftpkit.client import Client, Entry, Transfer
+    from ftpkit.errors import (
+        CannotConnectError,
+        Code,
+        DamagedError,
+        FtpkitError,
+        LinkError,
+        LocalFileError,
+        ProtocolError,
+        RefusedError,
+        SourceChangedError,
+        TruncatedError,
+    )
+    from ftpkit.net.address import Address
+    from ftpkit.server import Server
+    from ftpkit.storage import DirectoryStore, Store
+
+__all__ = [
+    "Address",
+    "CannotConnectError",
+    "Client",
+    "Code",
+    "DamagedError",
+    "DirectoryStore",
+    "Entry",
+    "FtpkitError",
+    "LinkError",
+    "LocalFileError",
+    "ProtocolError",
+    "RefusedError",
+    "Server",
+    "SourceChangedError",
+    "Store",
+    "Transfer",
+    "TruncatedError",
+    "__version__",
+]
+
+_HOME = {
+    "Address": "ftpkit.net.address",
+    "Client": "ftpkit.client",
+    "DirectoryStore": "ftpkit.storage",
+    "Entry": "ftpkit.client",
+    "Server": "ftpkit.server",
+    "Store": "ftpkit.storage",
+    "Transfer": "ftpkit.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``ftpkit.protocol`` comes alone."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ftpkit' has no attribute {name!r}")
+    value = getattr(import_module(_HOME.get(name, "ftpkit.errors")), name)
+    globals()[name] = value
+    return value

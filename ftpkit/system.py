@@ -1,0 +1,219 @@
+"""What this operating system offers beyond plain Python; each power has its plain fallback here."""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]  # probed below
+
+# Held directory descriptors: without them paths are joined and checked part by part.
+HAS_DIR_FD: Final = {
+    os.open,
+    os.stat,
+    os.mkdir,
+    os.rmdir,
+    os.unlink,
+    os.rename,
+    os.link,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
+# Blocks reserved before they are written; without it promises are counted.
+HAS_ALLOCATE: Final = hasattr(os, "posix_fallocate")
+HAS_LOCKS: Final = fcntl is not None
+HAS_NOFOLLOW: Final = hasattr(os, "O_NOFOLLOW")
+O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
+O_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
+O_BINARY: Final = getattr(os, "O_BINARY", 0)
+O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
+# Fewer wake-ups while a large body streams in.
+MSG_WAITALL: Final = getattr(socket, "MSG_WAITALL", 0)
+
+_HAS_TIMEO: Final = hasattr(socket, "SO_RCVTIMEO") and os.name == "posix"
+_TIMEVAL: Final = struct.Struct("@ll")
+
+# Where there is no pread, a file's position is shared by its readers and writers.
+_POSITION: Final = threading.Lock()
+_COPY: Final = 256 * 1024
+
+
+def read_at(fd: int, view: memoryview, offset: int) -> int:
+    """Fill ``view`` from ``offset`` of a file; return how many bytes there were (0: the end)."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    with _POSITION:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of ``view`` at ``offset`` of a file."""
+    while view:
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(fd, view, offset)
+        else:
+            with _POSITION:
+                os.lseek(fd, offset, os.SEEK_SET)
+                done = os.write(fd, view)
+        view, offset = view[done:], offset + done
+
+
+def append(fd: int, data: bytes) -> None:
+    """Write ``data`` at the end of a file in one call."""
+    with _POSITION:
+        os.lseek(fd, 0, os.SEEK_END)
+        write = os.write(fd, data)
+    if write != len(data):
+        raise OSError(f"only {write} of {len(data)} bytes were written")
+
+
+def reserve(fd: int, size: int, promised: int = 0) -> None:
+    """Make sure that a file can grow to ``size`` bytes, or raise OSError with ENOSPC.
+
+    Where blocks can be allocated ahead they are; elsewhere the free space is
+    looked at, less what was ``promised`` to other files.
+    """
+    if hasattr(os, "fstatvfs"):
+        # Asked for too much, some file systems allocate all there is before they say no.
+        space = os.fstatvfs(fd)
+        if size > space.f_bavail * space.f_frsize - promised:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if HAS_ALLOCATE:
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                os.ftruncate(fd, 0)
+                raise
+    else:
+        # Its length tells what was promised to it; see ``unwritten``.
+        os.ftruncate(fd, size)
+
+
+def unwritten(status: os.stat_result) -> int:
+    """Return how many bytes of a file have no block on the disk yet, as far as that is told."""
+    return max(0, status.st_size - getattr(status, "st_blocks", status.st_size) * 512)
+
+
+def set_note(fd: int, key: str, value: bytes) -> None:
+    """Keep a short note with a file, as an extended attribute, where there are such."""
+    if hasattr(os, "setxattr"):
+        with contextlib.suppress(OSError):
+            os.setxattr(fd, f"user.{key}", value)
+
+
+def get_note(fd: int, key: str) -> bytes | None:
+    """Return the note that was kept with a file, if it was and still is."""
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(fd, f"user.{key}")
+    return None
+
+
+def sync_data(fd: int) -> None:
+    """Bring a file's bytes and length to stable storage."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to stable storage, where directories can be opened."""
+    if O_DIRECTORY:
+        fd = os.open(path, os.O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def start_writeback(fd: int, offset: int, size: int) -> None:
+    """Ask for these bytes to be written to the disk soon, without waiting for it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def expect_read(fd: int, offset: int, size: int) -> None:
+    """Ask for these bytes to be read from the disk soon, without waiting for it."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def set_mode(fd: int, path: str, mode: int) -> None:
+    """Set the permission bits, of ``fd`` where that works, else of ``path``."""
+    os.chmod(fd if os.chmod in os.supports_fd else path, mode)
+
+
+def set_mtime(fd: int, path: str, mtime: int) -> None:
+    """Set the modification time in nanoseconds, of ``fd`` where that works, else of ``path``."""
+    os.utime(fd if os.utime in os.supports_fd else path, ns=(mtime, mtime))
+
+
+def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
+    """Send up to ``count`` bytes of a file; return how many went out (0: the file has ended)."""
+    if hasattr(os, "sendfile") and sock.gettimeout() is None:
+        return os.sendfile(sock.fileno(), fd, offset, count)
+    buffer = memoryview(bytearray(min(count, _COPY)))
+    got = read_at(fd, buffer, offset)
+    sock.sendall(buffer[:got])
+    return got
+
+
+def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
+    """Let a call that moves no byte for ``seconds`` fail with BlockingIOError or TimeoutError.
+
+    The kernel's own timeouts keep the socket blocking underneath, as ``sendfile`` needs it.
+    """
+    if _HAS_TIMEO:
+        whole = int(seconds)
+        value = _TIMEVAL.pack(whole, max(int((seconds - whole) * 1e6), 0 if whole else 1))
+        sock.settimeout(None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    else:
+        sock.settimeout(seconds)
+
+
+def wait_readable(sock: socket.socket, seconds: float) -> bool:
+    """Wait until something, or the end, can be read; False says that ``seconds`` have passed."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if hasattr(select, "poll"):  # unlike select, it takes any descriptor
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    return bool(select.select([sock], [], [], seconds)[0])
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the kernel probe an idle peer, and end the connection of one that is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+@contextlib.contextmanager
+def exclusive(fd: int) -> Iterator[bool]:
+    """Hold a lock on an open file until the block ends; False says that another process does."""
+    if not HAS_LOCKS:
+        yield True
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    yield True
+    fcntl.flock(fd, fcntl.LOCK_UN)

@@ -1,0 +1,67 @@
+"""Fixtures for all tests; each test gives back the threads and descriptors that it took."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Client, Server
+from tests.support.leaks import Held, leaked_since
+from tests.support.logs import Log, server_log
+from tests.support.raw import Raw
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread running or a descriptor open."""
+    before = Held.now()
+    yield
+    leaked = leaked_since(before)
+    assert not leaked, f"leaked: {', '.join(leaked)}"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The directory that ``server`` serves."""
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[Server]:
+    """A server on this machine; what hangs on it, hangs for seconds only."""
+    server = Server(root, port=0, stall_timeout_s=10.0, idle_timeout_s=20.0)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(grace_s=0.0)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client of ``server``."""
+    with Client(server.address, timeout_s=20.0) as client:
+        yield client
+
+
+@pytest.fixture
+def connect(server: Server) -> Iterator[Callable[[], Raw]]:
+    """Open raw connections to ``server``, which the end of the test closes."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Raw(server.address))
+
+
+@pytest.fixture
+def raw(connect: Callable[[], Raw]) -> Raw:
+    """One raw connection to ``server``."""
+    return connect()
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What servers log during the test."""
+    with server_log() as log:
+        yield log

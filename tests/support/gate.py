@@ -1,0 +1,41 @@
+"""A store that waits where it would work, so that a test decides when work is done."""
+
+import threading
+from typing import Any
+
+
+class Gated:
+    """Stands before a store: work that may be answered with ``pending`` waits for ``gate``.
+
+    ``begun`` counts the works that have come to the gate.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.gate = threading.Event()
+        self.begun: list[str] = []
+
+    def read(self, name: str) -> Any:
+        self._pass("read")
+        return self._store.read(name)
+
+    def upload(self, identity: str, *, owner: str) -> Any:
+        # Writes take hold of uploads too, but in the thread of their connection.
+        if threading.current_thread().name == "ftpkit-job":
+            self._pass("upload")
+        return self._store.upload(identity, owner=owner)
+
+    def delete(self, name: str, **keys: Any) -> None:
+        self._pass("delete")
+        self._store.delete(name, **keys)
+
+    def offer_basis(self, *args: Any) -> None:
+        self._pass("offer_basis")
+        self._store.offer_basis(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _pass(self, what: str) -> None:
+        self.begun.append(what)
+        assert self.gate.wait(30.0)
