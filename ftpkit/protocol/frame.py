@@ -1,0 +1,215 @@
+"""Frames: a four-byte length, a JSON header, and the body whose length the header tells."""
+
+import json
+import math
+from collections.abc import Mapping
+from struct import Struct
+from typing import Any, NoReturn
+
+from ftpkit.errors import EndOfStreamError, ProtocolError, TruncatedError
+from ftpkit.protocol.digest import looks_like_algorithm, looks_like_digest
+
+PREFIX = Struct("!I")
+
+# A header names one file and a few numbers. The cap is what stops a hostile
+# prefix from making us allocate 4 GiB, and it keeps a frame's first byte 0x00.
+MAX_HEADER = 64 * 1024
+MIN_HEADER = 2
+MAX_SIZE = 2**63 - 1
+MAX_DEPTH = 16
+
+Header = dict[str, Any]
+
+
+class Decoder:
+    """Turns bytes into headers, asking for exactly what it needs (WIRE.md section 1).
+
+    Invariant: the caller never hands over more than ``wanted`` bytes, so the
+    first byte of a body is never swallowed here. After a header has been
+    returned, the next ``header.get("size", 0)`` bytes of the stream are its
+    body: read them elsewhere, then feed again.
+    """
+
+    def __init__(self, max_header: int = MAX_HEADER) -> None:
+        self._max_header = max_header
+        self._buffer = bytearray()
+        self._length: int | None = None
+        self._failed: ProtocolError | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes, at most, may be fed next; always positive."""
+        target = PREFIX.size if self._length is None else self._length
+        return target - len(self._buffer)
+
+    @property
+    def at_border(self) -> bool:
+        """Whether no byte of an unfinished frame has been fed."""
+        return self._length is None and not self._buffer
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Header | None:
+        """Take 1 to ``wanted`` bytes; return the header that they complete, or None.
+
+        ``b""`` says that the stream has ended: EndOfStreamError at a frame
+        border, TruncatedError anywhere else. Bytes that no header can begin
+        with or consist of raise ProtocolError, and so does every later call.
+        """
+        if self._failed is not None:
+            raise self._failed
+        if len(data) == 0:
+            self._end()
+        if len(data) > self.wanted:
+            raise ValueError(f"fed {len(data)} bytes where {self.wanted} were wanted")
+        self._buffer += data
+        try:
+            return self._take()
+        except ProtocolError as error:
+            self._failed = error
+            raise
+
+    def _take(self) -> Header | None:
+        if self._length is None:
+            if len(self._buffer) < PREFIX.size:
+                return None
+            self._length = self._checked_length()
+            self._buffer.clear()
+            return None
+        if len(self._buffer) < self._length:
+            return None
+        header = decode_header(self._buffer)
+        self._buffer.clear()
+        self._length = None
+        return header
+
+    def _checked_length(self) -> int:
+        (length,) = PREFIX.unpack(self._buffer)
+        if MIN_HEADER <= length <= self._max_header:
+            return int(length)
+        if self._buffer.isascii() and self._buffer.decode().isprintable():
+            stranger = self._buffer.decode()
+            raise ProtocolError(f"the ftpkit protocol does not begin with {stranger!r}")
+        if length < MIN_HEADER:
+            raise ProtocolError(f"a header of {length} bytes is shorter than {MIN_HEADER}")
+        raise ProtocolError(f"a header of {length:,} bytes is longer than {self._max_header:,}")
+
+    def _end(self) -> NoReturn:
+        if self.at_border:
+            raise EndOfStreamError
+        expected = PREFIX.size if self._length is None else self._length
+        raise TruncatedError(len(self._buffer), expected)
+
+
+def encode_header(header: Mapping[str, Any]) -> bytes:
+    """Return the length prefix and the JSON of ``header``, ready to be sent before its body.
+
+    Raises ValueError where a peer would refuse the frame, TypeError where a
+    value is not JSON.
+    """
+    try:
+        raw = _ENCODE({**header}).encode()
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
+    if len(raw) > MAX_HEADER:
+        raise ValueError(f"a header of {len(raw):,} bytes is longer than {MAX_HEADER:,}")
+    try:
+        decode_header(raw)  # the reader is the judge, so that both sides can never differ
+    except ProtocolError as error:
+        raise ValueError(str(error)) from None
+    return PREFIX.pack(len(raw)) + raw
+
+
+def decode_header(raw: bytes | bytearray) -> Header:
+    """Return the header that ``raw`` (JSON, without its prefix) is, or raise ProtocolError."""
+    try:
+        text = raw.decode()
+        header = _DECODER.decode(text)
+    except UnicodeDecodeError:
+        raise ProtocolError("the header is not UTF-8") from None
+    except RecursionError:
+        raise ProtocolError(f"nested deeper than {MAX_DEPTH}") from None
+    except json.JSONDecodeError as error:
+        raise ProtocolError(f"the header is not JSON: {error.msg}") from None
+    if not isinstance(header, dict):
+        raise ProtocolError("the header is not a JSON object")
+    fault = _fault(header, text)
+    if fault is not None:
+        raise ProtocolError(fault)
+    return header
+
+
+def _fault(header: Header, text: str) -> str | None:
+    """Say what is wrong with a header whose JSON is ``text``, or None."""
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(header) > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH}"
+    # Raw UTF-8 holds no surrogate, so only an escape can bring one in.
+    if "\\u" in text and _has_surrogate(header):
+        return "a string holds half of a surrogate pair"
+    if "size" in header:
+        size = header["size"]
+        if type(size) is not int or not 0 <= size <= MAX_SIZE:
+            return "size must be an integer from 0 to 2^63-1"
+    if "digest" in header and not _digest_fits(header["digest"], has_body="size" in header):
+        return 'digest must be "<algorithm>:<lowercase hex>"'
+    return None
+
+
+def _digest_fits(value: object, *, has_body: bool) -> bool:
+    """Whether ``value`` may stand as ``digest``.
+
+    A frame without a body may hold an algorithm's name or null there: so ``get`` asks for a digest.
+    """
+    if looks_like_digest(value):
+        return True
+    return not has_body and (value is None or looks_like_algorithm(value))
+
+
+def _depth(value: object) -> int:
+    deepest, stack = 0, [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, (dict, list)):
+            deepest = max(deepest, depth)
+            inner = item.values() if isinstance(item, dict) else item
+            stack.extend((child, depth + 1) for child in inner)
+    return deepest
+
+
+def _has_surrogate(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Header:
+    header = dict(pairs)
+    if len(header) < len(pairs):
+        raise ProtocolError("a key occurs twice")
+    return header
+
+
+def _integer(digits: str) -> int:
+    # The length comes first: converting thousands of digits is quadratic work.
+    if len(digits) <= 20:
+        value = int(digits)
+        if -(2**63) <= value < 2**64:
+            return value
+    raise ProtocolError("a number is beyond 64 bits")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ProtocolError("a number is beyond 64 bits")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise ProtocolError(f"{name} is not a JSON number")
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_int=_integer, parse_float=_float, parse_constant=_constant
+)

@@ -1,0 +1,78 @@
+"""What may be a name: a relative path that cannot leave the root (WIRE.md section 3)."""
+
+import re
+import unicodedata
+from typing import Final
+
+from ftpkit.errors import Code, RefusedError
+
+MAX_NAME: Final = 4096
+MAX_PART: Final = 255
+RESERVED: Final = ".ftpkit"
+
+# Unicode's Default_Ignorable_Code_Point, as far as it is not category Cf anyway.
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff]"
+)
+
+
+def check_name(name: str, *, root: bool = False) -> str:
+    """Return ``name`` if it is a name, else refuse it as ``bad-name``; ``root`` admits ""."""
+    if not name:
+        if root:
+            return name
+        raise RefusedError(Code.BAD_NAME, "the name is empty")
+    fault = _fault(name)
+    if fault is not None:
+        raise RefusedError(Code.BAD_NAME, f"bad name {_shown(name)}: {fault}")
+    return name
+
+
+def split_name(name: str) -> list[str]:
+    """Return the parts of a checked name; the root has none."""
+    return name.split("/") if name else []
+
+
+def is_reserved(part: str) -> bool:
+    """Whether ``part`` begins with ``.ftpkit``, also to a file system that folds case or forms.
+
+    What Unicode calls ignorable is dropped first, as ext4 does where it folds case.
+    """
+    if part.isascii():
+        return part.lower().startswith(RESERVED)
+    seen = "".join(c for c in _IGNORABLE.sub("", part) if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", seen).casefold().startswith(RESERVED)
+
+
+def _fault(name: str) -> str | None:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not Unicode text"
+    if length > MAX_NAME:
+        return f"longer than {MAX_NAME:,} bytes"
+    if name.startswith("/"):
+        return "it is absolute"
+    if "\\" in name:
+        return "a backslash is in it"
+    if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
+        return "a control character is in it"
+    return next((fault for part in name.split("/") if (fault := _part_fault(part))), None)
+
+
+def _part_fault(part: str) -> str | None:
+    if part == "":
+        return "a part of it is empty"
+    if part in (".", ".."):
+        return f"a part of it is {part!r}"
+    if len(part) * 4 > MAX_PART and len(part.encode()) > MAX_PART:
+        return f"a part of it is longer than {MAX_PART} bytes"
+    if is_reserved(part):
+        return f"names that begin with {RESERVED} are the server's own"
+    return None
+
+
+def _shown(name: str) -> str:
+    text = ascii(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."

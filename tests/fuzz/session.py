@@ -1,0 +1,56 @@
+"""Coverage-guided fuzzing of a session: any bytes get replies, and no internal error.
+
+Run it for a minute: ``pip install -e '.[fuzz]'`` and
+``python -m tests.fuzz.session -max_total_time=60``
+"""
+
+import shutil
+import socket
+import sys
+import tempfile
+from typing import cast
+
+import atheris
+
+with atheris.instrument_imports(include=["ftpkit"]):
+    from ftpkit.net.buffers import Buffers
+    from ftpkit.net.stream import Stream
+    from ftpkit.protocol.frame import encode_header
+    from ftpkit.server.jobs import Jobs
+    from ftpkit.server.operations import Context
+    from ftpkit.server.session import Session
+    from ftpkit.storage import DirectoryStore
+
+from tests.fuzz.decoder import headers_in
+from tests.support.cut import CutSocket
+
+ROOT = tempfile.mkdtemp()
+
+
+def conversation(data: bytes) -> bytes:
+    """Return ``data`` as frames: each line a header (without braces) and a body behind a tab."""
+    frames = bytearray()
+    for line in data.split(b"\n"):
+        text, _, body = line.partition(b"\t")
+        raw = b"{" + text + b"}"
+        frames += len(raw).to_bytes(4, "big") + raw + body
+    return bytes(frames)
+
+
+def one(data: bytes) -> None:
+    """Serve a conversation, once as it came and once with frames around its lines."""
+    for stream in (data, conversation(data)):
+        with DirectoryStore(ROOT) as store:
+            sock = CutSocket(stream, [])
+            line = Stream(cast(socket.socket, sock), stall_timeout_s=1.0)
+            Session(line, Context(store, Jobs(), Buffers(), line, agent="fuzz"), "fuzz").run()
+        for reply in headers_in(bytes(sock.sent)):
+            assert reply.get("code") != "internal", encode_header(reply)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one)
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(ROOT)

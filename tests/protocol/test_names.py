@@ -1,0 +1,123 @@
+"""Names: what may be one, and what only looks like one."""
+
+import contextlib
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.names import check_name, is_reserved, split_name
+
+LONG = "/".join(["x" * 255] * 16)  # 4,095 bytes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a", "a/b/c.txt", " ", "a b", "...", "..a", ".hidden", "~", "-rf", "C:", "con", "é",
+        "漢字/😀", "a\u00a0b", "a\u2028b", "x" * 255, "é" * 127, "漢" * 85, "😀" * 63, LONG,
+        f"{LONG[:-1]}/y", ".ftpki", ".ftpk\u0131t", "ftpkit", "a.ftpkit", "ftpkit/.ftp", "\ufffd",
+    ],
+)  # fmt: skip
+def test_a_name(name: str) -> None:
+    assert check_name(name) == name
+    assert "/".join(split_name(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "empty"),
+        ("/", "absolute"),
+        ("/a", "absolute"),
+        ("//a", "absolute"),
+        ("a/", "part of it is empty"),
+        ("a//b", "part of it is empty"),
+        (".", "'.'"),
+        ("..", "'..'"),
+        ("a/./b", "'.'"),
+        ("a/../b", "'..'"),
+        ("a/..", "'..'"),
+        ("../a", "'..'"),
+        ("a\0", "control"),
+        ("a\nb", "control"),
+        ("\x1f", "control"),
+        ("\x7f", "control"),
+        ("é\x80", "control"),
+        ("é\x9f", "control"),
+        ("a\\b", "backslash"),
+        ("\\", "backslash"),
+        ("x" * 256, "255 bytes"),
+        ("é" * 128, "255 bytes"),
+        ("漢" * 86, "255 bytes"),
+        ("😀" * 64, "255 bytes"),
+        (f"a/{'x' * 256}/b", "255 bytes"),
+        (f"{LONG}/y", "4,096 bytes"),
+        ("\ud800", "not Unicode"),
+        (".ftpkit", "server's own"),
+        (".ftpkit/journal", "server's own"),
+        ("a/.ftpkit", "server's own"),
+        (".ftpkit-more", "server's own"),
+    ],
+)
+def test_no_name(name: str, why: str) -> None:
+    with pytest.raises(RefusedError, match=why) as caught:
+        check_name(name)
+    assert caught.value.code is Code.BAD_NAME
+
+
+def test_a_name_of_the_most_bytes() -> None:
+    name = f"{LONG[:-1]}/y"
+    assert len(name) == 4096
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ".ftpkit", ".FTPKIT", ".FtpKit2", ".\uff46\uff54\uff50kit", "\uff0eftpkit", "\u2024ftpkit",
+        ".ftp\u212ait", ".f\u200dtpkit", "\ufeff.ftpkit", ".ftpki\u00adt", ".ftpkit\u200b",
+        ".ftp\u034fkit", ".ftpk\ufe0fit", "\u3164.ftpkit", ".ftpkit\U000e0100", ".\u2065ftpkit",
+        ".\U0001d41f\U0001d42d\U0001d429kit", "\u180b.f\u115ft\uffa0p\U000e0fffkit",
+    ],
+)  # fmt: skip
+def test_what_looks_like_our_own_is_our_own(part: str) -> None:
+    assert is_reserved(part)
+    with pytest.raises(RefusedError, match="server's own"):
+        check_name(f"a/{part}/b")
+
+
+@pytest.mark.parametrize("part", ["", ".", "ftpkit", ".ftpki", ".ftpkì", "a.ftpkit", "漢.ftpkit"])
+def test_what_is_not_our_own(part: str) -> None:
+    assert not is_reserved(part)
+
+
+def test_the_root_is_a_name_only_where_it_is_meant() -> None:
+    assert check_name("", root=True) == ""
+    assert check_name("a", root=True) == "a"
+    assert split_name("") == []
+    with pytest.raises(RefusedError, match="absolute"):
+        check_name("/", root=True)
+
+
+def test_a_refusal_shows_the_name_in_ascii_and_not_all_of_a_long_one() -> None:
+    with pytest.raises(RefusedError) as caught:
+        check_name("/\x1b[31m" + "é" * 1_000)
+    message = str(caught.value)
+    assert message.startswith("bad name '/\\x1b[31m\\xe9")
+    assert message.isascii()
+    assert len(message) < 120
+
+
+@given(st.text() | st.text("./\\a\0é", max_size=12))
+@example("a/\u2025")
+def test_any_text_is_a_safe_name_or_a_bad_name(text: str) -> None:
+    with contextlib.suppress(RefusedError):
+        name = check_name(text)
+        parts = split_name(name)
+        assert len(name.encode()) <= 4096
+        assert all(0 < len(part.encode()) <= 255 for part in parts)
+        assert not {".", "..", ""} & set(parts)
+        assert not any(unicodedata.category(c) in ("Cc", "Cs") or c == "\\" for c in name)
