@@ -1,0 +1,1 @@
+"""Sockets: addresses, frames over a stream, and the pace of bytes."""

@@ -1,0 +1,41 @@
+"""How long to wait so that bytes keep to a rate."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+# A pause shorter than this is kept as credit: sleeping has a granularity of its own.
+_SHORTEST_S: Final = 0.002
+_BURST_S: Final = 0.05
+_PIECE_S: Final = 0.02
+
+
+class Pace:
+    """Keeps the bytes that pass to ``rate_bps`` bytes a second over any second or more."""
+
+    def __init__(
+        self,
+        rate_bps: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if rate_bps <= 0:
+            raise ValueError("a rate is more than 0 bytes a second")
+        self._rate_bps = rate_bps
+        self._clock, self._sleep = clock, sleep
+        self._due = clock()
+
+    @property
+    def piece(self) -> int:
+        """How many bytes to move between two calls, at most, so that the flow is even."""
+        return max(1024, min(int(self._rate_bps * _PIECE_S), 1024 * 1024))
+
+    def passed(self, count: int) -> None:
+        """Note that ``count`` bytes moved; sleep for as long as they were early."""
+        now = self._clock()
+        # Time that was not used is not saved up beyond a small burst.
+        self._due = max(self._due, now - _BURST_S) + count / self._rate_bps
+        early = self._due - now
+        if early >= _SHORTEST_S:
+            self._sleep(early)

@@ -1,0 +1,231 @@
+"""Frames over a connected socket: headers, bodies, timeouts, and the end."""
+
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from ftpkit import system
+from ftpkit.errors import FtpkitError, LinkError, SourceChangedError, StalledError, TruncatedError
+from ftpkit.net.pacing import Pace
+from ftpkit.protocol.frame import Decoder, Header
+
+# Bodies up to this size travel in one call together with their header.
+SMALL: Final = 64 * 1024
+PIECE: Final = 1024 * 1024
+
+# An idle connection asks for little, so that a thousand of them cost little.
+_IDLE_READ: Final = 4 * 1024
+_AHEAD_READ: Final = 128 * 1024
+
+Moved = Callable[[int], None]
+
+
+class Stream:
+    """Reads and writes frames over ``sock``; the only place that sees its errors.
+
+    Small frames are read ahead, many in one call. Of a large body only what
+    happened to come with its header is buffered; the rest goes straight from
+    the socket into the caller's memory.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        stall_timeout_s: float,
+        idle_timeout_s: float | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._sock = sock
+        self._stall_timeout_s = stall_timeout_s
+        self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
+        self._pace = pace
+        self._decoder = Decoder()
+        self._ahead = memoryview(b"")
+        self._read_size = _IDLE_READ
+        self._begun_at: float | None = None
+        self._size = 0
+        self.left = 0
+        """Bytes of the last frame's body that were not read yet."""
+        system.set_socket_timeout(sock, stall_timeout_s)
+        with contextlib.suppress(OSError):  # not TCP: a test's socket pair
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            system.keep_alive(sock)
+
+    def read_header(self) -> Header:
+        """Return the next header; its body, ``left`` bytes, must be read before the next call.
+
+        Raises EndOfStreamError at the end, ProtocolError for what is no
+        header, LinkError for a connection that fails.
+        """
+        self._begun_at = None
+        while True:
+            if not self._ahead:
+                self._ahead = memoryview(self._receive_ahead())
+            taken = self._ahead[: self._decoder.wanted]
+            header = self._decoder.feed(taken)
+            self._ahead = self._ahead[len(taken) :]
+            if header is not None:
+                self._size = self.left = header.get("size", 0)
+                return header
+
+    def read_into(self, view: memoryview) -> int:
+        """Fill the start of ``view`` with what comes next of the body; return how many bytes.
+
+        It is all of ``view``, or less where the connection is slow; 0 at the body's end.
+        """
+        wanted = min(len(view), self.left)
+        if wanted == 0:
+            return 0
+        if self._ahead:
+            count = min(wanted, len(self._ahead))
+            view[:count] = self._ahead[:count]
+            self._ahead = self._ahead[count:]
+        else:
+            if self._pace:
+                wanted = min(wanted, self._pace.piece)
+            with _errors_translated():
+                count = self._sock.recv_into(view[:wanted], 0, system.MSG_WAITALL)
+            if count == 0:
+                raise TruncatedError(self._size - self.left, self._size)
+        self.left -= count
+        if self._pace:
+            self._pace.passed(count)
+        return count
+
+    def read_body(self) -> bytes:
+        """Return the whole body; for bodies that are known to be small."""
+        body = bytearray()
+        piece = memoryview(bytearray(min(self.left, SMALL)))
+        while count := self.read_into(piece):
+            body += piece[:count]
+        return bytes(body)
+
+    def skip_body(self) -> None:
+        """Read the rest of the body and drop it."""
+        piece = memoryview(bytearray(min(self.left, PIECE)))
+        while self.read_into(piece):
+            pass
+
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Send ``parts``, one behind the other."""
+        with _sending():
+            if sum(map(len, parts)) <= SMALL:
+                self._sock.sendall(b"".join(parts))
+            else:
+                for part in parts:
+                    self._sock.sendall(part)
+
+    def send_range(
+        self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved | None = None
+    ) -> None:
+        """Send ``header`` and then ``count`` bytes of a file, from ``offset``.
+
+        Raises SourceChangedError where the file ends too early: the frame is
+        then unfinished, and the connection of no more use.
+        """
+        # Nothing would follow a header alone that was sent with MSG_MORE.
+        if count == 0 or (count <= SMALL and self._pace is None):
+            body = memoryview(bytearray(count))
+            _read_all(fd, body, offset)
+            self.send(header, body)
+            if on_bytes:
+                on_bytes(count)
+            return
+        with _sending():
+            self._sock.sendall(header, system.MSG_MORE)
+        piece = self._pace.piece if self._pace else PIECE
+        end = offset + count
+        while offset < end:
+            with _sending():
+                sent = system.send_file(self._sock, fd, offset, min(piece, end - offset))
+            if sent == 0:
+                raise SourceChangedError("the file became shorter while it was being sent")
+            offset += sent
+            if self._pace:
+                self._pace.passed(sent)
+            if on_bytes:
+                on_bytes(sent)
+
+    def close_gently(self, seconds: float) -> None:
+        """Close so that the peer surely sees what was sent last.
+
+        A close with unread bytes is a reset, which may overtake the last
+        reply; so shut down writing, and read on until the peer has closed.
+        """
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            system.set_socket_timeout(self._sock, min(seconds, 2.0))
+            while time.monotonic() < deadline and self._sock.recv(PIECE):
+                pass
+        self.close()
+
+    def stop_reading(self) -> None:
+        """Let the stream end for the reader, behind what has arrived; safe from another thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def interrupt(self) -> None:
+        """Make every call on the stream fail or end now; safe from another thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; safe to call twice."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+    def _receive_ahead(self) -> bytes:
+        with _errors_translated():
+            if self._decoder.at_border:
+                if not system.wait_readable(self._sock, self._idle_timeout_s):
+                    raise StalledError("nothing was asked for too long")
+            else:
+                self._check_begun()
+            data = self._sock.recv(self._read_size)
+        self._read_size = _AHEAD_READ if len(data) == self._read_size else _IDLE_READ
+        return data
+
+    def _check_begun(self) -> None:
+        """A header that comes byte by byte may hold a connection no longer than silence may."""
+        now = time.monotonic()
+        self._begun_at = self._begun_at or now
+        if now - self._begun_at > self._stall_timeout_s:
+            raise StalledError("the header took too long to arrive")
+
+
+def _read_all(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = system.read_at(fd, view, offset)
+        if count == 0:
+            raise SourceChangedError("the file became shorter while it was being sent")
+        view, offset = view[count:], offset + count
+
+
+@contextlib.contextmanager
+def _sending() -> Iterator[None]:
+    """As ``_errors_translated``; a stall leaves a frame unfinished, so no word can follow it."""
+    try:
+        with _errors_translated():
+            yield
+    except StalledError:
+        raise LinkError("connection lost: the peer took no byte for too long") from None
+
+
+@contextlib.contextmanager
+def _errors_translated() -> Iterator[None]:
+    """Turn the socket's errors into ours: here, and nowhere else."""
+    try:
+        yield
+    except (BlockingIOError, TimeoutError):
+        raise StalledError("the peer moved no byte for too long") from None
+    except FtpkitError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOMEM, errno.EMFILE):
+            raise
+        raise LinkError(f"connection lost: {error.strerror or error}") from None

@@ -1,0 +1,459 @@
+"""Streams: frames over a real socket pair, whatever the network does to them."""
+
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftpkit import system
+from ftpkit.errors import (
+    EndOfStreamError,
+    LinkError,
+    ProtocolError,
+    SourceChangedError,
+    StalledError,
+    TruncatedError,
+)
+from ftpkit.net.pacing import Pace
+from ftpkit.net.stream import PIECE, SMALL, Stream
+from ftpkit.protocol.frame import Header, encode_header
+
+PATIENT_S = 30.0
+SHORT_S = 0.05
+
+
+@pytest.fixture(autouse=True, params=["linux", "plain"])
+def powers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs once more with what every system has."""
+    if request.param == "plain":
+        for name in ("MSG_MORE", "MSG_WAITALL"):
+            monkeypatch.setattr(system, name, 0)
+        for name in ("sendfile", "preadv", "pwrite"):
+            monkeypatch.delattr(os, name, raising=False)
+        monkeypatch.setattr(system, "_HAS_TIMEO", False)
+
+
+class Pair:
+    """A stream, and the bare socket of its peer."""
+
+    def __init__(
+        self,
+        *,
+        stall_timeout_s: float = PATIENT_S,
+        idle_timeout_s: float | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        ours, self.peer = socket.socketpair()
+        self.peer.settimeout(PATIENT_S)
+        self.stream = Stream(
+            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, pace=pace
+        )
+
+    def __enter__(self) -> "Pair":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stream.close()
+        self.peer.close()
+
+    def received(self) -> bytes:
+        """All that the stream sends until it closes."""
+        data = bytearray()
+        while piece := self.peer.recv(1 << 20):
+            data += piece
+        return bytes(data)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Pair() as pair:
+        yield pair
+
+
+def frame(body: bytes = b"", **header: object) -> bytes:
+    return encode_header({**header, "size": len(body)} if body else header) + body
+
+
+FRAMES = [(1, b""), (2, b"a body"), (3, b""), (4, b"x" * 70), (5, b"{\0\0")]
+CONVERSATION = b"".join(frame(body, n=n) for n, body in FRAMES)
+
+
+def read_all(stream: Stream) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    while True:
+        try:
+            header: Header = stream.read_header()
+        except EndOfStreamError:
+            return found
+        found.append((header["n"], stream.read_body()))
+
+
+def feed(peer: socket.socket, pieces: list[bytes]) -> threading.Thread:
+    """Send each piece by itself, then end."""
+
+    def run() -> None:
+        for piece in pieces:
+            peer.sendall(piece)
+        peer.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 50, len(CONVERSATION)])
+def test_frames_cut_anywhere_are_read_whole(pair: Pair, size: int) -> None:
+    pieces = [CONVERSATION[at : at + size] for at in range(0, len(CONVERSATION), size)]
+    thread = feed(pair.peer, pieces)
+    assert read_all(pair.stream) == FRAMES
+    thread.join()
+
+
+def test_frames_cut_in_two_anywhere_are_read_whole() -> None:
+    for at in range(1, len(CONVERSATION)):
+        with Pair() as pair:
+            pair.peer.sendall(CONVERSATION[:at])
+            thread = feed(pair.peer, [CONVERSATION[at:]])
+            assert read_all(pair.stream) == FRAMES
+            thread.join()
+
+
+def test_the_end_at_every_byte_is_an_end_at_borders_and_a_truncation_elsewhere() -> None:
+    borders, at = {0}, 0
+    for n, body in FRAMES:
+        at += len(frame(body, n=n))
+        borders.add(at)
+    for at in range(len(CONVERSATION) + 1):
+        with Pair() as pair:
+            pair.peer.sendall(CONVERSATION[:at])
+            pair.peer.shutdown(socket.SHUT_WR)
+            if at in borders:
+                assert len(read_all(pair.stream)) == sorted(borders).index(at)
+            else:
+                with pytest.raises(TruncatedError):
+                    read_all(pair.stream)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=6),
+    st.lists(st.integers(1, 400), max_size=10),
+    st.integers(1, 500),
+)
+def test_any_bodies_in_any_pieces_into_any_buffer(
+    bodies: list[bytes], cuts: list[int], room: int
+) -> None:
+    rest, pieces = b"".join(frame(body) for body in bodies), []
+    for cut in cuts:
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    with Pair() as pair:
+        thread = feed(pair.peer, [*pieces, rest])
+        for body in bodies:
+            pair.stream.read_header()
+            assert pair.stream.left == len(body)
+            found, buffer = bytearray(), memoryview(bytearray(room))
+            while count := pair.stream.read_into(buffer):
+                found += buffer[:count]
+            assert bytes(found) == body
+            assert pair.stream.left == 0
+        thread.join()
+
+
+def test_a_large_body_goes_into_the_buffer_and_the_next_frame_stays_whole(pair: Pair) -> None:
+    body = os.urandom(3 * PIECE + 5)
+    thread = feed(pair.peer, [frame(body, n=1) + frame(n=2)])
+    assert pair.stream.read_header() == {"n": 1, "size": len(body)}
+    found, buffer = bytearray(), memoryview(bytearray(PIECE))
+    while count := pair.stream.read_into(buffer):
+        found += buffer[:count]
+    assert found == body
+    assert pair.stream.read_header() == {"n": 2}
+    thread.join()
+
+
+def test_a_skipped_body_leaves_the_next_frame_whole(pair: Pair) -> None:
+    thread = feed(pair.peer, [frame(bytes(300_000), n=1) + frame(b"two", n=2)])
+    pair.stream.read_header()
+    pair.stream.read_into(memoryview(bytearray(7)))
+    pair.stream.skip_body()
+    assert pair.stream.read_header()["n"] == 2
+    assert pair.stream.read_body() == b"two"
+    thread.join()
+
+
+def test_many_frames_that_came_together_need_no_more_bytes(pair: Pair) -> None:
+    pair.peer.sendall(b"".join(frame(n=n) for n in range(200)))
+    assert [pair.stream.read_header()["n"] for _ in range(200)] == list(range(200))
+
+
+def test_a_declared_length_alone_costs_nothing(pair: Pair) -> None:
+    pair.peer.sendall(encode_header({"size": 2**63 - 1}))
+    pair.peer.shutdown(socket.SHUT_WR)
+    assert pair.stream.read_header()["size"] == pair.stream.left == 2**63 - 1
+    with pytest.raises(TruncatedError):
+        pair.stream.skip_body()
+
+
+def test_what_is_no_frame_is_a_protocol_error(pair: Pair) -> None:
+    pair.peer.sendall(b"GET / HTTP/1.1\r\n")
+    with pytest.raises(ProtocolError, match="ftpkit"):
+        pair.stream.read_header()
+
+
+# Time
+
+
+def test_silence_inside_a_header_is_a_stall() -> None:
+    with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=PATIENT_S) as pair:
+        pair.peer.sendall(CONVERSATION[:3])
+        with pytest.raises(StalledError):
+            pair.stream.read_header()
+
+
+def test_silence_inside_a_body_is_a_stall() -> None:
+    with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=PATIENT_S) as pair:
+        pair.peer.sendall(encode_header({"size": 10}) + b"12345")
+        pair.stream.read_header()
+        assert pair.stream.read_into(memoryview(bytearray(10))) == 5
+        with pytest.raises(StalledError):
+            pair.stream.read_into(memoryview(bytearray(10)))
+
+
+def test_silence_between_frames_may_last_until_the_idle_timeout() -> None:
+    with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=4 * SHORT_S) as pair:
+        with pytest.raises(StalledError):
+            pair.stream.read_header()
+        pair.peer.sendall(frame(n=1))
+        assert pair.stream.read_header() == {"n": 1}
+
+
+def test_an_idle_connection_outlives_many_stall_timeouts() -> None:
+    with Pair(stall_timeout_s=0.005, idle_timeout_s=PATIENT_S) as pair:
+        timer = threading.Timer(20 * 0.005, pair.peer.sendall, [frame(n=1)])
+        timer.start()
+        assert pair.stream.read_header() == {"n": 1}
+        timer.join()
+
+
+def test_a_peer_that_reads_nothing_is_lost() -> None:
+    with Pair(stall_timeout_s=SHORT_S) as pair, pytest.raises(LinkError, match="took no byte"):
+        pair.stream.send(bytes(64 * PIECE))
+
+
+def test_a_peer_that_reads_nothing_of_a_file_is_lost(big: int) -> None:
+    with Pair(stall_timeout_s=SHORT_S) as pair, pytest.raises(LinkError, match="took no byte"):
+        pair.stream.send_range(frame(), big, 0, BIG)
+
+
+def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
+    errors = []
+
+    def read() -> None:
+        try:
+            pair.stream.read_header()
+        except LinkError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    pair.stream.interrupt()
+    thread.join()
+    assert len(errors) == 1
+
+
+def test_a_closed_stream_raises_link_errors_and_may_be_closed_again(pair: Pair) -> None:
+    pair.stream.close()
+    pair.stream.close()
+    pair.stream.interrupt()
+    with pytest.raises(LinkError):
+        pair.stream.send(b"x")
+    with pytest.raises(LinkError):
+        pair.stream.read_header()
+
+
+def test_a_peer_that_is_gone_is_a_link_error(pair: Pair) -> None:
+    pair.peer.close()
+    with pytest.raises(LinkError):
+        pair.stream.send(bytes(8 * PIECE))
+
+
+# Sending
+
+BIG = 8 * PIECE + 11
+
+
+def pattern(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "big").write_bytes(pattern(BIG))
+    fd = os.open(tmp_path / "big", os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1, 2], [SMALL], [10, SMALL], [5, 3 * PIECE, 7]])
+def test_all_parts_are_sent_in_their_order(pair: Pair, sizes: list[int]) -> None:
+    parts = [pattern(size) for size in sizes]
+
+    def send() -> None:
+        pair.stream.send(*parts)
+        pair.stream.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert pair.received() == b"".join(parts)
+    thread.join()
+
+
+@pytest.mark.parametrize("paced", [False, True])
+@pytest.mark.parametrize(
+    ("offset", "count"),
+    [
+        (0, 0),
+        (0, 1),
+        (7, SMALL),
+        (7, SMALL + 1),
+        (0, BIG),
+        (BIG - 1, 1),
+        (BIG, 0),
+        (PIECE, 2 * PIECE),
+    ],
+)
+def test_a_range_of_a_file_follows_its_header(
+    big: int, offset: int, count: int, paced: bool
+) -> None:
+    pace = Pace(1e12) if paced else None
+    with Pair(pace=pace) as pair:
+        moved: list[int] = []
+        header = encode_header({"size": count})
+
+        def send() -> None:
+            pair.stream.send_range(header, big, offset, count, moved.append)
+            pair.stream.close()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        assert pair.received() == header + pattern(BIG)[offset : offset + count]
+        thread.join()
+        assert sum(moved) == count
+
+
+@pytest.mark.parametrize("size", [0, SMALL, SMALL + 1, 3 * PIECE])
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(big: int, size: int) -> None:
+    os.ftruncate(big, max(0, size - 1))
+    with Pair() as pair:
+        errors = []
+
+        def send() -> None:
+            try:
+                pair.stream.send_range(encode_header({"size": max(size, 1)}), big, 0, max(size, 1))
+            except SourceChangedError as error:
+                errors.append(error)
+            pair.stream.close()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        pair.received()
+        thread.join()
+        assert len(errors) == 1
+
+
+def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    pace = Pace(1e6, clock=lambda: now[0], sleep=sleep)
+    with Pair(pace=pace) as pair:
+        thread = feed(pair.peer, [frame(bytes(1_000_000))])
+        pair.stream.read_header()
+        pair.stream.skip_body()
+        thread.join()
+        assert now[0] == pytest.approx(1.0, abs=0.1)
+        thread = threading.Thread(target=pair.stream.send_range, args=(b"", big, 0, 1_000_000))
+        thread.start()
+        left = 1_000_000
+        while left:
+            left -= len(pair.peer.recv(left))
+        thread.join()
+        assert now[0] == pytest.approx(2.0, abs=0.1)
+
+
+# TCP alone
+
+
+@pytest.fixture
+def tcp() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    peer.settimeout(PATIENT_S)
+    with ours, peer:
+        yield ours, peer
+
+
+def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
+    tcp: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, peer = tcp
+    stream = Stream(ours, stall_timeout_s=PATIENT_S)
+    peer.sendall(bytes(200_000))
+    stream.send(frame(n=1))
+    thread = threading.Thread(target=stream.close_gently, args=(PATIENT_S,))
+    thread.start()
+    # Still on its way when the reply is sent: a plain close would answer it with a reset.
+    for _ in range(20):
+        peer.sendall(bytes(100_000))
+    reply = bytearray()
+    while piece := peer.recv(1000):
+        reply += piece
+    assert bytes(reply) == frame(n=1)
+    peer.close()
+    thread.join()
+
+
+def test_a_gentle_close_does_not_wait_longer_than_it_may(
+    tcp: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, peer = tcp
+    Stream(ours, stall_timeout_s=PATIENT_S).close_gently(SHORT_S)
+    assert ours.fileno() == -1
+    assert peer.recv(1) == b""
+
+
+def test_a_reset_is_a_link_error(tcp: tuple[socket.socket, socket.socket]) -> None:
+    ours, peer = tcp
+    stream = Stream(ours, stall_timeout_s=PATIENT_S)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    with pytest.raises(LinkError, match="connection lost") as caught:
+        stream.read_header()
+    assert not isinstance(caught.value, EndOfStreamError)
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_a_header_without_a_body_is_not_held_back(
+    tcp: tuple[socket.socket, socket.socket], big: int, paced: bool
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="nobody tells how much is unsent here")
+    ours, _ = tcp
+    stream = Stream(ours, stall_timeout_s=PATIENT_S, pace=Pace(1e9) if paced else None)
+    stream.send_range(frame(n=1), big, 0, 0)
+    siocoutqnsd = 0x894B  # how many bytes the kernel has not sent yet (Linux)
+    try:
+        answer = fcntl.ioctl(ours.fileno(), siocoutqnsd, struct.pack("i", 0))
+    except OSError as error:
+        pytest.skip(f"nobody tells how much is unsent here: {errno.errorcode[error.errno or 0]}")
+    assert struct.unpack("i", answer) == (0,)
