@@ -1,0 +1,391 @@
+"""The directory store: files under a root, everything unfinished under ``.ftpkit`` in it."""
+
+import contextlib
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final, Self
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import digest_of, split_digest
+from ftpkit.protocol.names import RESERVED
+from ftpkit.storage import journal
+from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.refusals import refusing
+from ftpkit.storage.staged import FileReader, StagedFile
+from ftpkit.storage.store import Entry, Progress, Upload, Wish
+from ftpkit.storage.tree import Tree
+from ftpkit.storage.upload import (
+    DATA,
+    JOURNAL,
+    DirectoryUpload,
+    create_upload,
+    read_journal,
+    reopen_upload,
+)
+
+_LOCK: Final = "lock"
+_STAGING: Final = "staging"
+_UPLOADS: Final = "uploads"
+_PUBLISHED: Final = "published"
+
+# The key tells whose upload of what it is, the nonce which of several in a row.
+_IDENTITY: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
+
+
+class DirectoryStore:
+    """Keeps files in a directory, which it has for itself until ``close``.
+
+    ``root`` is made if it is missing. OSError says that it cannot be used.
+
+    ============================  ==================================================
+    ``.ftpkit/staging/``          files that arrive in one piece; emptied at start
+    ``.ftpkit/uploads/<key>/``    ``data`` and ``journal`` of an unfinished upload
+    ``.ftpkit/published/<id>``    journals of published uploads, for repeated commits
+    ============================  ==================================================
+    """
+
+    def __init__(self, root: str | os.PathLike[str], files: Files | None = None) -> None:
+        self._files = files or Files()
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[DirectoryUpload, int]] = {}
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self.root = stack.enter_context(self._open_root(os.path.realpath(root)))
+            self._private = stack.enter_context(self._make(self.root, RESERVED))
+            stack.enter_context(self._alone())
+            self._staging = stack.enter_context(self._make(self._private, _STAGING))
+            self._uploads = stack.enter_context(self._make(self._private, _UPLOADS))
+            self._published = stack.enter_context(self._make(self._private, _PUBLISHED))
+            self._tree = Tree(self.root, self._files)
+            # What was being deleted must not come back in part.
+            self._files.sync_directory(self._staging)
+            for part, _ in list(self._staging.names()):
+                self._tree.purge(self._staging, part, _ignore)
+            self._stack = stack.pop_all()
+
+    def _open_root(self, path: str) -> Directory:
+        """Open the root; it and its parents are made, durably, where they are missing."""
+        parent, part = os.path.split(path)
+        if not os.path.isdir(path):
+            with self._open_root(parent) as directory:
+                return self._make(directory, part, 0o777)
+        # Who made it may have died before the sync; we need not be allowed to look there.
+        with contextlib.suppress(OSError), Directory.open(parent) as directory:
+            self._files.sync_directory(directory)
+        return Directory.open(path)
+
+    def _make(self, directory: Directory, part: str, mode: int = 0o700) -> Directory:
+        with contextlib.suppress(FileExistsError):
+            self._files.mkdir(directory, part, mode)
+        # Also where it exists: who made it may have died before the sync.
+        self._files.sync_directory(directory)
+        return directory.open_directory(part)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other servers off this root: two would not know of each other's uploads."""
+        with contextlib.suppress(FileExistsError):
+            os.close(self._files.create(self._private, _LOCK))
+        fd = self._private.open_file(_LOCK, write=True)
+        try:
+            with system.exclusive(fd) as alone:
+                if not alone:
+                    raise BlockingIOError(f"another server uses {self.root.path}")
+                yield
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Checkpoint and close what is open, and give the root free."""
+        with self._lock:
+            uploads = [upload for upload, _ in self._open.values()]
+            self._open.clear()
+        for upload in uploads:
+            upload.close()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Files and directories by name
+
+    def stat(self, name: str) -> Entry:
+        """Describe a file or directory."""
+        return self._tree.stat(name)
+
+    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+        """Yield what is in a directory, in byte order of full names, behind ``after``."""
+        return self._tree.entries(name, recursive=recursive, after=after)
+
+    def mkdir(self, name: str) -> None:
+        """Make a directory and its parents."""
+        self._tree.mkdir(name)
+
+    def rename(self, name: str, to: str, *, overwrite: bool) -> None:
+        """Move a file or directory."""
+        self._tree.rename(name, to, overwrite=overwrite)
+
+    def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
+        """Delete a file or directory."""
+        self._tree.delete(name, recursive=recursive, trash=self._staging, progress=progress)
+
+    def read(self, name: str) -> FileReader:
+        """Open a file; it stays the same file whatever happens to its name."""
+        return FileReader(name, self._tree.open(name))
+
+    # Files that arrive
+
+    def stage(self, wish: Wish, digest: str | None) -> StagedFile:
+        """Open a place for a file that arrives in one piece."""
+        self._tree.check_target(wish.name, overwrite=wish.overwrite)
+        return StagedFile(wish, digest, self._staging, self._tree, self._files, self._unfinished())
+
+    def begin(self, wish: Wish, *, owner: str, block: int) -> DirectoryUpload:
+        """Open an upload, or continue the owner's unfinished one of this name, total, block."""
+        self._tree.check_target(wish.name, overwrite=wish.overwrite)
+        key = _key(owner, wish, block)
+        with refusing(wish.name), self._lock:
+            upload = self._hold(key) or self._reopen(key)
+            if upload is None:
+                upload = self._create(key, wish, block)
+        try:
+            upload.renew(wish)
+        except BaseException:
+            upload.release()
+            raise
+        return upload
+
+    def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
+        """Offer the blocks of the file that stands under the upload's name, if there is one."""
+        try:
+            reader = self.read(upload.wish.name)
+        except RefusedError as error:
+            if error.code is Code.NOT_FOUND:
+                return
+            raise
+        try:
+            upload.offer_basis(reader, algorithm, progress)
+        except BaseException:
+            reader.close()
+            raise
+
+    def upload(self, identity: str, *, owner: str) -> DirectoryUpload:
+        """Take hold of an upload that was begun."""
+        match = _IDENTITY.fullmatch(identity)
+        if match is not None:
+            with refusing(identity), self._lock:
+                upload = self._hold(match[1]) or self._reopen(match[1])
+            if upload is not None:
+                if upload.id == identity and _key(owner, upload.wish, upload.block) == match[1]:
+                    return upload
+                upload.release()
+        raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
+
+    def abort(self, identity: str, *, owner: str) -> None:
+        """Throw an unfinished upload away."""
+        upload = self.upload(identity, owner=owner)
+        try:
+            upload.abort()
+            key = identity.partition("-")[0]
+            # In one step: a begin in between would find what is about to be removed.
+            with refusing(upload.wish.name), self._lock:
+                self._open.pop(key, None)
+                self._tree.purge(self._uploads, key, _ignore)
+        finally:
+            upload.release()
+
+    def published(self, identity: str, *, owner: str) -> Entry | None:
+        """Return what the first ``commit`` of this upload answered."""
+        match = _IDENTITY.fullmatch(identity)
+        if match is None:
+            return None
+        state = read_journal(self._published, identity)
+        if state is None or state.wish is None:
+            with self._lock:
+                self._settle(match[1])
+            state = read_journal(self._published, identity)
+        if state is None or state.wish is None or _owner_key(state.wish, owner) != match[1]:
+            return None
+        return self._publication(state)
+
+    def _publication(self, state: journal.JournalState) -> Entry | None:
+        if state.published is not None:
+            return Entry(**state.published)
+        if state.wish is None or state.prepared is None:
+            return None
+        # The machine died between the rename and the answer.
+        with contextlib.suppress(RefusedError):
+            entry = self._tree.stat(state.wish["name"])
+            digest = state.prepared["content_digest"]
+            # The name may have been given to another file since.
+            if (entry.total, entry.mtime) == (
+                state.prepared["total"],
+                state.prepared.get("mtime"),
+            ) and entry.content_digest in (None, digest):
+                return replace(entry, content_digest=digest)
+        return None
+
+    def sweep(self, *, uploads_s: float, publications_s: float) -> None:
+        """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
+        now = time.time()
+        for key, _ in list(self._uploads.names()):
+            with self._lock, contextlib.suppress(OSError):
+                self._settle(key)
+                if key not in self._open and now - self._touched(key) > uploads_s:
+                    self._tree.purge(self._uploads, key, _ignore)
+        for part, _ in list(self._published.names()):
+            with contextlib.suppress(OSError):
+                if now - self._published.stat(part).st_mtime > publications_s:
+                    self._files.unlink(self._published, part)
+
+    def _touched(self, key: str) -> float:
+        """Return when something was last written to an upload, in seconds since 1970."""
+        with self._uploads.open_directory(key) as directory:
+            times = [directory.stat(part).st_mtime for part, _ in directory.names()]
+            return max(times, default=directory.status().st_mtime)
+
+    # Uploads on the disk; all with the lock held
+
+    def _hold(self, key: str) -> DirectoryUpload | None:
+        if key not in self._open:
+            return None
+        upload, holders = self._open[key]
+        self._open[key] = upload, holders + 1
+        return upload
+
+    def _create(self, key: str, wish: Wish, block: int) -> DirectoryUpload:
+        identity = f"{key}-{secrets.token_hex(8)}"
+        try:
+            upload = create_upload(
+                self._make(self._uploads, key),
+                self._files,
+                identity,
+                wish,
+                block,
+                publish=self._publish,
+                let_go=self._let_go,
+                beside=self._unfinished(),
+            )
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._tree.purge(self._uploads, key, _ignore)
+            raise
+        self._open[key] = upload, 1
+        return upload
+
+    def _reopen(self, key: str) -> DirectoryUpload | None:
+        """Open what an earlier conversation or server left, if it can be continued."""
+        self._settle(key)
+        try:
+            directory = self._uploads.open_directory(key)
+        except FileNotFoundError:
+            return None
+        upload = reopen_upload(directory, self._files, publish=self._publish, let_go=self._let_go)
+        if upload is None:
+            self._tree.purge(self._uploads, key, _ignore)
+            return None
+        self._open[key] = upload, 1
+        return upload
+
+    def _unfinished(self) -> Iterator[os.stat_result]:
+        """Yield the status of each unfinished upload's data."""
+        for key, _ in self._uploads.names():
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                self._uploads.open_directory(key) as directory,
+            ):
+                yield directory.stat(DATA)
+
+    def _settle(self, key: str) -> None:
+        """If this upload was published and only the paper work is missing, do that."""
+        if key in self._open:
+            return
+        try:
+            directory = self._uploads.open_directory(key)
+        except FileNotFoundError:
+            return
+        with directory:
+            state = read_journal(directory, JOURNAL)
+            if state is None or state.wish is None or state.prepared is None:
+                return
+            if not self._was_published(directory, state.wish["id"]):
+                return
+            self._tree.make_lasting(state.wish["name"])
+            self._files.rename(directory, JOURNAL, self._published, state.wish["id"])
+        self._tree.purge(self._uploads, key, _ignore)
+
+    def _was_published(self, directory: Directory, identity: str) -> bool:
+        """Whether a prepared upload has got its name; data that is still here is a leftover."""
+        try:
+            # After a crash within a move a file may have both names.
+            if directory.stat(DATA).st_nlink > 1:
+                return True
+        except FileNotFoundError:
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            self._published.stat(identity)
+            return True
+        return False
+
+    # What uploads call, without the lock
+
+    def _publish(self, upload: DirectoryUpload, content_digest: str) -> Entry:
+        wish = upload.wish
+        key = upload.id.partition("-")[0]
+        try:
+            entry = self._tree.publish(
+                upload.directory,
+                DATA,
+                wish.name,
+                overwrite=wish.overwrite,
+                content_digest=content_digest,
+            )
+        except BaseException:
+            if not upload.has_data():
+                # It was moved all the same: for a repeated commit _settle will find that out.
+                with self._lock:
+                    self._open.pop(key, None)
+            raise
+        with self._lock:
+            self._open.pop(key, None)
+            # The file stands: what fails here, _settle does later.
+            with contextlib.suppress(OSError):
+                self._files.rename(upload.directory, JOURNAL, self._published, upload.id)
+                self._files.rmdir(self._uploads, key)
+        return entry
+
+    def _let_go(self, upload: DirectoryUpload) -> None:
+        key = upload.id.partition("-")[0]
+        with self._lock:
+            held, holders = self._open.get(key, (None, 0))
+            if held is not upload:
+                return
+            if holders > 1:
+                self._open[key] = upload, holders - 1
+                return
+            # Nobody may open the same files anew before these are closed.
+            upload.close()
+            del self._open[key]
+
+
+def _key(owner: str, wish: Wish, block: int) -> str:
+    """Return what is the same for all uploads of this owner, name, total and block."""
+    text = "\0".join([owner, wish.name, str(wish.total), str(block)])
+    return split_digest(digest_of(text.encode()))[1].hex()[:32]
+
+
+def _owner_key(wish: dict[str, Any], owner: str) -> str:
+    return _key(owner, Wish(name=wish["name"], total=wish["total"]), wish["block"])
+
+
+def _ignore(done: int, total: int) -> None:
+    """Follow no progress."""

@@ -1,0 +1,216 @@
+"""Held directories, and every change to the disk."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Final, Self
+
+from ftpkit import system
+from ftpkit.protocol.digest import looks_like_digest
+
+_DIRECTORY = os.O_RDONLY | system.O_DIRECTORY | system.O_NOFOLLOW | system.O_CLOEXEC
+_READ = os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_NOFOLLOW | system.O_BINARY
+_REOPEN = os.O_RDWR | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+
+NOTE: Final = "ftpkit.digest"
+# Less than this is written, or refused, before anybody has waited for it.
+_WORTH_RESERVING: Final = 1024 * 1024
+
+
+class Directory:
+    """A directory that is held open: names in it are resolved against it, never along a path.
+
+    Whoever renames or replaces a directory above it moves nothing under our
+    feet. No call follows a symbolic link. Where the system cannot do this,
+    ``path`` is joined instead, and links are looked for first.
+    """
+
+    def __init__(self, path: str, fd: int | None) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def open(cls, path: str) -> "Directory":
+        """Open a directory that the administrator named, so links in ``path`` are followed."""
+        path = os.path.realpath(path)
+        return cls(path, os.open(path, _DIRECTORY) if system.HAS_DIR_FD else None)
+
+    def at(self, part: str) -> str:
+        """Return what the os functions take for ``part``, together with ``dir_fd``."""
+        return part if self._fd is not None else os.path.join(self.path, part)
+
+    @property
+    def dir_fd(self) -> int | None:
+        """The descriptor that names are resolved against."""
+        return self._fd
+
+    def open_directory(self, part: str) -> "Directory":
+        """Open a directory in it; FileNotFoundError for a link, NotADirectoryError for a file."""
+        path = os.path.join(self.path, part)
+        if self._fd is None or not system.HAS_NOFOLLOW:
+            self._refuse_link(part)
+        if self._fd is None:
+            if not stat.S_ISDIR(self.stat(part).st_mode):
+                raise _error(errno.ENOTDIR, part)
+            return Directory(path, None)
+        try:
+            return Directory(path, os.open(part, _DIRECTORY, dir_fd=self._fd))
+        except NotADirectoryError:
+            self._refuse_link(part)
+            raise
+
+    def open_file(self, part: str, *, write: bool = False) -> int:
+        """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
+
+        Opening a FIFO or a device can block or do harm, so the kind is looked
+        at first, and again afterwards in case it was swapped in between.
+        """
+        _check_regular(self.stat(part), part)
+        fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
+        try:
+            _check_regular(os.fstat(fd), part)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def stat(self, part: str) -> os.stat_result:
+        """Return the status of ``part`` itself, also where it is a link."""
+        return os.stat(self.at(part), dir_fd=self._fd, follow_symlinks=False)
+
+    def status(self) -> os.stat_result:
+        """Return the status of the directory itself."""
+        return os.stat(self.path if self._fd is None else self._fd)
+
+    def names(self) -> Iterator[tuple[str, bool]]:
+        """Yield each name in it, in no order, and whether it is a directory (a link is none)."""
+        with os.scandir(self.path if self._fd is None else self._fd) as entries:
+            for entry in entries:
+                yield entry.name, entry.is_dir(follow_symlinks=False)
+
+    def close(self) -> None:
+        """Let go of the directory; safe to call twice."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+            self.path = os.devnull  # a closed directory resolves nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _refuse_link(self, part: str) -> None:
+        if stat.S_ISLNK(self.stat(part).st_mode):
+            raise _error(errno.ENOENT, part)
+
+
+def remembered(fd: int, status: os.stat_result) -> str | None:
+    """Return the digest that was kept with a file, unless the file was written to since."""
+    note = system.get_note(fd, NOTE) or b""
+    size, _, rest = note.decode(errors="replace").partition(" ")
+    mtime, _, content_digest = rest.partition(" ")
+    if (size, mtime) != (str(status.st_size), str(status.st_mtime_ns)):
+        return None
+    return content_digest if looks_like_digest(content_digest) else None
+
+
+def _error(number: int, part: str) -> OSError:
+    """Return the error that the system would raise: its class follows from the number."""
+    return OSError(number, os.strerror(number), part)
+
+
+def _check_regular(status: os.stat_result, part: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise _error(errno.EISDIR, part)
+    if not stat.S_ISREG(status.st_mode):
+        raise _error(errno.ENOENT, part)
+
+
+class Files:
+    """Every change that the directory store makes to a disk, one method each.
+
+    Nothing else in storage/ changes anything, so whoever replaces this object
+    sees each change, in order, and can stop or lose it. Without ``durable``
+    nothing waits for stable storage: what is acknowledged survives the death of
+    the process, but not that of the machine.
+    """
+
+    def __init__(self, *, durable: bool = True) -> None:
+        self._durable = durable
+
+    def create(self, directory: Directory, part: str, mode: int = 0o600) -> int:
+        """Create a file that must not exist; return its descriptor."""
+        flags = _CREATE | system.O_CLOEXEC
+        return os.open(directory.at(part), flags, mode, dir_fd=directory.dir_fd)
+
+    def write(self, fd: int, view: memoryview, offset: int) -> None:
+        system.write_at(fd, view, offset)
+
+    def truncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+        """Set permission bits and modification time of an open file."""
+        if mode is not None:
+            system.set_mode(fd, path, mode)
+        if mtime is not None:
+            system.set_mtime(fd, path, mtime)
+
+    def reserve(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
+        """Make sure that there is room for ``size`` bytes, or raise OSError.
+
+        The files ``beside`` have been promised their lengths.
+        """
+        if size >= _WORTH_RESERVING:
+            promised = 0 if system.HAS_ALLOCATE else sum(map(system.unwritten, beside))
+            system.reserve(fd, size, promised)
+
+    def remember(self, fd: int, content_digest: str) -> None:
+        """Keep the digest of a file's content with it, bound to its length and time."""
+        status = os.fstat(fd)
+        note = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
+        system.set_note(fd, NOTE, note.encode())
+
+    def sync(self, fd: int) -> None:
+        """Bring a file's bytes and attributes to stable storage."""
+        if self._durable:
+            os.fsync(fd)
+
+    def sync_data(self, fd: int) -> None:
+        """Bring a file's bytes and length to stable storage."""
+        if self._durable:
+            system.sync_data(fd)
+
+    def sync_directory(self, directory: Directory) -> None:
+        """Bring the names in a directory to stable storage, where directories can be synced."""
+        if self._durable and directory.dir_fd is not None:
+            os.fsync(directory.dir_fd)
+
+    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+        os.mkdir(directory.at(part), mode, dir_fd=directory.dir_fd)
+
+    def rmdir(self, directory: Directory, part: str) -> None:
+        os.rmdir(directory.at(part), dir_fd=directory.dir_fd)
+
+    def unlink(self, directory: Directory, part: str) -> None:
+        os.unlink(directory.at(part), dir_fd=directory.dir_fd)
+
+    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        """Move in one step; a file that stands under ``to`` is replaced."""
+        os.replace(
+            source.at(part), target.at(to), src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd
+        )
+
+    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        """Give a file a second name, which must not exist."""
+        os.link(
+            source.at(part),
+            target.at(to),
+            src_dir_fd=source.dir_fd,
+            dst_dir_fd=target.dir_fd,
+            follow_symlinks=False,
+        )

@@ -1,0 +1,136 @@
+"""The journal of an upload: which blocks are held, and which of them are on stable storage.
+
+A journal is a row of records, each "kind, length, payload, CRC-32". Reading
+stops at the first record that is cut or damaged, and nothing behind it counts:
+
+``O`` what the upload is to be (JSON; the last one counts)
+``B`` a block was written and matched its digest
+``X`` a block is about to be overwritten, so it is no longer held
+``C`` all blocks recorded in the first N bytes of the journal are on stable storage
+``P`` the whole file is on stable storage and may have been published (JSON)
+``R`` it has been published as this (JSON)
+"""
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Any, Final
+
+from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, split_digest
+
+_HEAD: Final = Struct("!cI")
+_CRC: Final = Struct("!I")
+_BLOCK: Final = Struct(f"!QI{DIGEST_BYTES}s")
+_OFFSET: Final = Struct("!Q")
+_MAX_PAYLOAD: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBlock:
+    """A block in the journal; ``end`` is where its record ends there."""
+
+    length: int
+    digest: str
+    end: int
+
+
+@dataclass(slots=True)
+class JournalState:
+    """What a journal says: ``length`` counts its good bytes, ``safe`` those that C vouches for."""
+
+    wish: dict[str, Any] | None = None
+    blocks: dict[int, HeldBlock] = field(default_factory=dict)
+    length: int = 0
+    safe: int = 0
+    prepared: dict[str, Any] | None = None
+    published: dict[str, Any] | None = None
+
+    def is_safe(self, block: HeldBlock) -> bool:
+        """Whether the block survived whatever happened to the machine."""
+        return block.end <= self.safe
+
+
+def encode_block(offset: int, length: int, digest: str) -> bytes:
+    """Return the record of a block that is held. Its digest is told by algorithm and bytes."""
+    algorithm, raw = split_digest(digest)
+    return _record(b"B", _BLOCK.pack(offset, length, raw) + algorithm.encode())
+
+
+def encode_forget(offset: int) -> bytes:
+    """Return the record that a block is no longer held."""
+    return _record(b"X", _OFFSET.pack(offset))
+
+
+def encode_checkpoint(covered: int) -> bytes:
+    """Return the record that all blocks in the journal's first ``covered`` bytes are safe."""
+    return _record(b"C", _OFFSET.pack(covered))
+
+
+def encode_wish(wish: dict[str, Any]) -> bytes:
+    """Return the record of what the upload is to be."""
+    return _record(b"O", _json(wish))
+
+
+def encode_prepared(publication: dict[str, Any]) -> bytes:
+    """Return the record that from now on the file may stand under its name."""
+    return _record(b"P", _json(publication))
+
+
+def encode_published(publication: dict[str, Any]) -> bytes:
+    """Return the record that the file stands under its name."""
+    return _record(b"R", _json(publication))
+
+
+def replay(data: bytes) -> JournalState:
+    """Return what the good records at the start of ``data`` say."""
+    state = JournalState()
+    while (end := _end_of_record(data, state.length)) is not None:
+        kind = data[state.length : state.length + 1]
+        payload = data[state.length + _HEAD.size : end - _CRC.size]
+        if not _apply(state, kind, payload, end):
+            break
+        state.length = end
+    return state
+
+
+def _apply(state: JournalState, kind: bytes, payload: bytes, end: int) -> bool:
+    match kind:
+        case b"B":
+            offset, length, raw = _BLOCK.unpack_from(payload)
+            digest = format_digest(payload[_BLOCK.size :].decode(), raw)
+            state.blocks[offset] = HeldBlock(length, digest, end)
+        case b"X":
+            state.blocks.pop(_OFFSET.unpack(payload)[0], None)
+        case b"C":
+            state.safe = min(_OFFSET.unpack(payload)[0], state.length)
+        case b"O":
+            state.wish = json.loads(payload)
+        case b"P":
+            state.prepared = json.loads(payload)
+        case b"R":
+            state.published = json.loads(payload)
+        case _:
+            return False
+    return True
+
+
+def _end_of_record(data: bytes, start: int) -> int | None:
+    """Return where the record at ``start`` ends, or None if it is cut or damaged."""
+    if len(data) - start < _HEAD.size:
+        return None
+    _, length = _HEAD.unpack_from(data, start)
+    end = start + _HEAD.size + int(length) + _CRC.size
+    if length > _MAX_PAYLOAD or end > len(data):
+        return None
+    (crc,) = _CRC.unpack_from(data, end - _CRC.size)
+    return end if zlib.crc32(data[start : end - _CRC.size]) == crc else None
+
+
+def _record(kind: bytes, payload: bytes) -> bytes:
+    record = _HEAD.pack(kind, len(payload)) + payload
+    return record + _CRC.pack(zlib.crc32(record))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

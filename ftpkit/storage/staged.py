@@ -1,0 +1,122 @@
+"""One file at a time: read, or staged until all of it has arrived."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable
+from typing import Final, Self
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
+from ftpkit.storage.files import Directory, Files, remembered
+from ftpkit.storage.refusals import refusing
+from ftpkit.storage.store import Entry, Wish
+from ftpkit.storage.tree import Tree, entry_of
+
+# Smaller files are flushed by their commit alone.
+_LARGE: Final = 256 * 1024
+
+
+class FileReader:
+    """A file of the directory store, open for reading."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self._fd = fd
+        status = os.fstat(fd)
+        self.entry = entry_of(name, status, remembered(fd, status))
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset``; return how many bytes there were."""
+        return system.read_at(self._fd, view, offset)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the file since it was opened."""
+        status = os.fstat(self._fd)
+        return (status.st_size, status.st_mtime_ns) == (self.entry.total, self.entry.mtime)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class StagedFile:
+    """A file that arrives in one piece, hashed while it does."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        digest: str | None,
+        staging: Directory,
+        tree: Tree,
+        files: Files,
+        beside: Iterable[os.stat_result],
+    ) -> None:
+        self._wish, self._digest = wish, digest
+        self._staging, self._tree, self._files = staging, tree, files
+        self._hasher = new_hasher(split_digest(digest)[0] if digest else DEFAULT)
+        self._part = secrets.token_hex(16)
+        self._length = 0
+        with refusing(wish.name):
+            self._fd = files.create(staging, self._part, 0o666)
+            try:
+                files.reserve(self._fd, wish.total or 0, beside)
+            except BaseException:
+                self.discard()
+                raise
+
+    def write(self, view: memoryview) -> None:
+        """Take the next bytes."""
+        self._hasher.update(view)
+        with refusing(self._wish.name):
+            self._files.write(self._fd, view, self._length)
+        if len(view) >= _LARGE:
+            system.start_writeback(self._fd, self._length, len(view))
+        self._length += len(view)
+
+    def commit(self) -> Entry:
+        """Publish the file, if it matches its digest."""
+        algorithm = split_digest(self._digest)[0] if self._digest else DEFAULT
+        actual = format_digest(algorithm, self._hasher.digest())
+        if self._digest not in (None, actual):
+            raise RefusedError(
+                Code.DIGEST_MISMATCH, f"the body has the digest {actual}, not {self._digest}"
+            )
+        wish = self._wish
+        with refusing(wish.name):
+            path = os.path.join(self._staging.path, self._part)
+            self._files.describe(self._fd, path, wish.mode, wish.mtime)
+            self._files.remember(self._fd, actual)
+            self._files.sync(self._fd)
+        entry = self._tree.publish(
+            self._staging,
+            self._part,
+            wish.name,
+            overwrite=wish.overwrite,
+            content_digest=actual,
+        )
+        self._close()
+        return entry
+
+    def discard(self) -> None:
+        """Throw the file away, unless it was published; safe to call twice."""
+        if self._fd >= 0:
+            self._close()
+            with contextlib.suppress(OSError):
+                self._files.unlink(self._staging, self._part)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)

@@ -1,0 +1,161 @@
+"""What the server asks of a store; nothing here assumes a local path."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+Progress = Callable[[int, int], None]
+"""Called with how many bytes of how many are done, while work takes long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What stands under a name: kind "file", "dir", "link" or "other".
+
+    ``total`` is in bytes, 0 for what is no file; ``mtime`` in nanoseconds;
+    ``mode`` has the permission bits; ``version`` is opaque and changes when
+    the file is replaced or written to; ``content_digest`` is what was stored,
+    if that is known.
+    """
+
+    name: str
+    kind: str
+    total: int
+    mtime: int
+    version: str
+    mode: int
+    content_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One block that an upload holds, or could take from its basis."""
+
+    offset: int
+    length: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a file is to be: its name, its length if known, and what travels with it."""
+
+    name: str
+    total: int | None
+    mtime: int | None = None
+    mode: int | None = None
+    overwrite: bool = True
+
+
+class Reader(Protocol):
+    """An open file: it stays the same file whatever happens to its name."""
+
+    entry: Entry
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset``; return how many bytes there were (0: the end)."""
+
+    def fileno(self) -> int:
+        """Return a descriptor of the same bytes, to send them without a copy."""
+
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the file since it was opened."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Staged(Protocol):
+    """A file that arrives in one piece; it appears under its name with ``commit`` alone."""
+
+    def write(self, view: memoryview) -> None:
+        """Take the next bytes."""
+
+    def commit(self) -> Entry:
+        """Publish: digest right, on stable storage, under its name, in one step."""
+
+    def discard(self) -> None:
+        """Throw it away, if it was not published; safe to call twice."""
+
+
+class BlockWriter(Protocol):
+    """One block on its way into an upload."""
+
+    def write(self, view: memoryview) -> None:
+        """Take the next bytes; refused as ``busy`` once another connection writes this block."""
+
+    def finish(self) -> None:
+        """Hold the block if it is whole and matches its digest; else refuse it."""
+
+    def release(self) -> None:
+        """Let go of the block; without ``finish`` nothing of it counts."""
+
+
+class Upload(Protocol):
+    """A file that arrives in blocks, in any order, over any connection of its owner."""
+
+    id: str
+    wish: Wish
+    block: int
+
+    def records(self, algorithm: str) -> list[Record]:
+        """Return the blocks that need not be sent again, by offset."""
+
+    def write(self, offset: int, size: int, digest: str) -> BlockWriter:
+        """Start a block."""
+
+    def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
+        """Offer the blocks of ``reader``, which from then on belongs to the upload."""
+
+    def commit(
+        self,
+        total: int,
+        content_digest: str | None,
+        blocks_digest: str | None,
+        progress: Progress,
+    ) -> Entry:
+        """Publish the whole file, once."""
+
+    def release(self) -> None:
+        """Let go: what is held is checkpointed, and the upload can be continued later."""
+
+
+class Store(Protocol):
+    """A tree of files by name; names have been checked. Refusals are RefusedErrors."""
+
+    def stat(self, name: str) -> Entry: ...
+
+    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+        """Yield entries in the byte order of their full names."""
+
+    def mkdir(self, name: str) -> None: ...
+
+    def rename(self, name: str, to: str, *, overwrite: bool) -> None: ...
+
+    def delete(self, name: str, *, recursive: bool, progress: Progress) -> None: ...
+
+    def read(self, name: str) -> Reader: ...
+
+    def stage(self, wish: Wish, digest: str | None) -> Staged:
+        """Open a place for a file that arrives in one piece and should match ``digest``."""
+
+    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
+        """Open an upload, or continue the owner's unfinished one of this name, total and block."""
+
+    def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
+        """Offer the blocks of the file that stands under the upload's name, if there is one."""
+
+    def upload(self, identity: str, *, owner: str) -> Upload:
+        """Take hold of an upload that was begun, here or on another connection."""
+
+    def abort(self, identity: str, *, owner: str) -> None:
+        """Throw an unfinished upload and all its blocks away."""
+
+    def sweep(self, *, uploads_s: float, publications_s: float) -> None:
+        """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
+
+    def published(self, identity: str, *, owner: str) -> Entry | None:
+        """Return what ``commit`` of this upload answered, if that was within a day."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,364 @@
+"""The tree of published files: names resolved part by part, changes made durable."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.names import is_reserved, split_name
+from ftpkit.storage.files import Directory, Files, remembered
+from ftpkit.storage.refusals import refusing
+from ftpkit.storage.store import Entry, Progress
+
+# What link() says on disks that have no hard links.
+_NO_LINKS: Final = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+# One more only costs another sync.
+_MAX_LASTING: Final = 4096
+
+_KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+
+
+def entry_of(name: str, status: os.stat_result, content_digest: str | None = None) -> Entry:
+    """Describe what stands under ``name``.
+
+    The version holds the inode, so that a replaced file differs, and the time
+    of change, so that an inode that is used again differs too.
+    """
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
+    version = f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+    total = status.st_size if kind == "file" else 0
+    return Entry(
+        name=name,
+        kind=kind,
+        total=total,
+        mtime=status.st_mtime_ns,
+        version=version,
+        mode=status.st_mode & 0o777,
+        content_digest=content_digest,
+    )
+
+
+class Tree:
+    """Files and directories under ``root``, by name."""
+
+    def __init__(self, root: Directory, files: Files) -> None:
+        self._root = root
+        self._files = files
+        # Directories, by parent and name, whose names are known to be on stable storage.
+        self._lasting = set[tuple[int, int, str]]()
+
+    @contextlib.contextmanager
+    def directory(self, parts: list[str], *, make: bool = False) -> Iterator[Directory]:
+        """Hold the directory under ``parts`` open; with ``make`` missing ones are made."""
+        current = self._root
+        try:
+            for part in parts:
+                below = self._descend(current, part, make=make)
+                if current is not self._root:
+                    current.close()
+                current = below
+            yield current
+        finally:
+            if current is not self._root:
+                current.close()
+
+    def _descend(self, directory: Directory, part: str, *, make: bool) -> Directory:
+        if not make:
+            return directory.open_directory(part)
+        status = directory.status()
+        key = status.st_dev, status.st_ino, part
+        if key in self._lasting:
+            with contextlib.suppress(FileNotFoundError):
+                return directory.open_directory(part)
+            self._lasting.discard(key)
+        with contextlib.suppress(FileExistsError):
+            self._files.mkdir(directory, part)
+        # Also where it exists: who made it may not have come so far yet, or may have died.
+        self._files.sync_directory(directory)
+        # A link that stands there fails here, and is not followed.
+        below = directory.open_directory(part)
+        if len(self._lasting) >= _MAX_LASTING:
+            self._lasting.clear()
+        self._lasting.add(key)
+        return below
+
+    def stat(self, name: str) -> Entry:
+        """Describe a file or directory; links and special files are not found."""
+        with refusing(name):
+            *parents, last = split_name(name) or [""]
+            with self.directory(parents) as directory:
+                status = directory.stat(last) if last else directory.status()
+                if stat.S_ISDIR(status.st_mode):
+                    return entry_of(name, status)
+                fd = directory.open_file(last)
+            with open(fd, "rb", buffering=0):
+                status = os.fstat(fd)
+                return entry_of(name, status, remembered(fd, status))
+
+    def mkdir(self, name: str) -> None:
+        """Make a directory and its parents."""
+        with refusing(name), self.directory(split_name(name), make=True):
+            pass
+
+    def open(self, name: str) -> int:
+        """Open a file for reading; return its descriptor."""
+        *parents, last = split_name(name)
+        with refusing(name), self.directory(parents) as directory:
+            return directory.open_file(last)
+
+    def make_lasting(self, name: str) -> None:
+        """Bring a name to stable storage, if it is there: who made it may have died before."""
+        *parents, _ = split_name(name)
+        with contextlib.suppress(RefusedError):
+            self.stat(name)
+            with refusing(name), self.directory(parents, make=True) as directory:
+                self._files.sync_directory(directory)
+
+    def check_target(self, name: str, *, overwrite: bool) -> None:
+        """Refuse early what ``publish`` would refuse late."""
+        *parents, last = split_name(name)
+        with refusing(name), contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(self.directory(parents))
+            except FileNotFoundError:
+                if self._link_in(parents):
+                    raise
+                return
+            _check_replaceable(directory, last, overwrite=overwrite)
+
+    def _link_in(self, parts: list[str]) -> bool:
+        """Whether the path ends at something that is no directory, rather than at nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            for depth in range(len(parts)):
+                with self.directory(parts[:depth]) as directory:
+                    if not stat.S_ISDIR(directory.stat(parts[depth]).st_mode):
+                        return True
+        return False
+
+    def publish(
+        self,
+        source: Directory,
+        part: str,
+        name: str,
+        *,
+        overwrite: bool,
+        content_digest: str | None = None,
+    ) -> Entry:
+        """Move a finished file from ``source`` to its name: in one step, and durably."""
+        *parents, last = split_name(name)
+        with refusing(name), self.directory(parents, make=True) as directory:
+            if _is_same_file(source, part, directory, last):
+                # An earlier try ended between its two steps: the file stands there already.
+                self._files.unlink(source, part)
+                self._files.sync_directory(directory)
+                return entry_of(name, directory.stat(last), content_digest)
+            _check_replaceable(directory, last, overwrite=overwrite)
+            self._move(source, part, directory, last, overwrite=overwrite)
+            return entry_of(name, directory.stat(last), content_digest)
+
+    def rename(self, name: str, to: str, *, overwrite: bool) -> None:
+        """Move a file or directory; parents of ``to`` are made."""
+        self.stat(name)
+        *parents, last = split_name(name)
+        *to_parents, to_last = split_name(to)
+        if split_name(to)[: len(parents) + 1] == [*parents, last] and to != name:
+            raise RefusedError(Code.BAD_REQUEST, "a directory cannot be moved into itself")
+        with contextlib.ExitStack() as stack:
+            with refusing(name):
+                source = stack.enter_context(self.directory(parents))
+            with refusing(to):
+                target = stack.enter_context(self.directory(to_parents, make=True))
+                is_directory = stat.S_ISDIR(source.stat(last).st_mode)
+                if not is_directory or not overwrite:
+                    _check_replaceable(target, to_last, overwrite=overwrite)
+                else:
+                    _check_known(target, to_last)
+                if to != name and _is_same_file(source, last, target, to_last):
+                    # After a crash both may be there, and then rename() does nothing.
+                    self._files.sync_directory(target)
+                    self._files.unlink(source, last)
+                else:
+                    # A directory can only replace an empty one, so nothing is lost to a race.
+                    self._move(source, last, target, to_last, overwrite=overwrite or is_directory)
+                self._files.sync_directory(source)
+                if is_directory:
+                    self._lasting.clear()
+
+    def _move(
+        self, source: Directory, part: str, target: Directory, to: str, *, overwrite: bool
+    ) -> None:
+        """Move in one step, durably in ``target``; without ``overwrite`` the name must be free.
+
+        ``overwrite`` has no effect on directories: only empty ones are replaced.
+        """
+        if overwrite:
+            self._files.rename(source, part, target, to)
+        else:
+            try:
+                self._files.link(source, part, target, to)
+            except (OSError, NotImplementedError) as error:
+                if isinstance(error, OSError) and error.errno not in _NO_LINKS:
+                    raise
+                # No hard links on this disk: the check before is all there is.
+                self._files.rename(source, part, target, to)
+            else:
+                # A disk may forget the old name before it remembers the new one.
+                self._files.sync_directory(target)
+                self._files.unlink(source, part)
+                return
+        self._files.sync_directory(target)
+
+    def delete(self, name: str, *, recursive: bool, trash: Directory, progress: Progress) -> None:
+        """Delete a file or a directory.
+
+        A directory with all that is in it goes in one step: into ``trash``, to
+        be taken apart there.
+        """
+        entry = self.stat(name)
+        *parents, last = split_name(name)
+        with refusing(name), self.directory(parents) as directory:
+            if entry.kind == "file":
+                self._files.unlink(directory, last)
+                self._files.sync_directory(directory)
+                return
+            if not recursive:
+                self._files.rmdir(directory, last)
+                self._files.sync_directory(directory)
+                self._lasting.clear()
+                return
+            part = secrets.token_hex(16)
+            self._files.rename(directory, last, trash, part)
+            self._files.sync_directory(directory)
+            self._lasting.clear()
+        with refusing(name):
+            self.purge(trash, part, progress)
+
+    def purge(self, trash: Directory, part: str, progress: Progress) -> None:
+        """Remove what stands in ``trash`` under ``part``, whatever it is and however deep.
+
+        Directories in it are first moved up into ``trash``, so that neither
+        depth nor open descriptors grow with the tree.
+        """
+        waiting, removed = deque([part]), 0
+        while waiting:
+            part = waiting.popleft()
+            try:
+                directory = trash.open_directory(part)
+            except (FileNotFoundError, NotADirectoryError):
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(trash, part)
+                continue
+            with directory:
+                for inner, is_directory in list(directory.names()):
+                    if is_directory:
+                        moved = secrets.token_hex(16)
+                        self._files.rename(directory, inner, trash, moved)
+                        waiting.append(moved)
+                    else:
+                        self._files.unlink(directory, inner)
+                    removed += 1
+                    progress(removed, removed + len(waiting))
+            self._files.rmdir(trash, part)
+
+    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+        """Yield what is in a directory, in the byte order of full names, behind ``after``.
+
+        What vanishes meanwhile is left out; one directory is open at a time.
+        """
+        past = (after or "").encode(errors="surrogatepass")
+        with refusing(name):
+            levels = [self._level(split_name(name), recursive=recursive, past=past)]
+        try:
+            while levels:
+                level = levels[-1]
+                if not level.items:
+                    levels.pop().close()
+                    continue
+                _, part, is_subtree = level.items.popleft()
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    if is_subtree:
+                        level.close()
+                        parts = [*level.parts, part]
+                        levels.append(self._level(parts, recursive=True, past=past))
+                    else:
+                        status = level.open(self).stat(part)
+                        yield entry_of("/".join([*level.parts, part]), status)
+        finally:
+            for level in levels:
+                level.close()
+
+    def _level(self, parts: list[str], *, recursive: bool, past: bytes) -> "_Level":
+        prefix = "/".join([*parts, ""]).encode() if parts else b""
+        items: list[tuple[bytes, str, bool]] = []
+        with self.directory(parts) as directory:
+            for part, is_directory in directory.names():
+                try:
+                    key = prefix + part.encode()
+                except UnicodeEncodeError:  # not UTF-8 on the disk: it cannot be named here
+                    continue
+                if is_reserved(part):
+                    continue
+                if key > past:
+                    items.append((key, part, False))
+                # In byte order "a.txt" comes between "a" and "a/b": a
+                # directory and what is in it are two places in the list.
+                inside = key + b"/"
+                if recursive and is_directory and (inside > past or past.startswith(inside)):
+                    items.append((inside, part, True))
+        return _Level(parts, deque(sorted(items)))
+
+
+@dataclass(slots=True)
+class _Level:
+    """One directory of a list: what is still to come of it."""
+
+    parts: list[str]
+    items: deque[tuple[bytes, str, bool]]
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    directory: Directory | None = None
+
+    def open(self, tree: Tree) -> Directory:
+        if self.directory is None:
+            self.directory = self.stack.enter_context(tree.directory(self.parts))
+        return self.directory
+
+    def close(self) -> None:
+        self.directory = None
+        self.stack.close()
+
+
+def _is_same_file(source: Directory, part: str, target: Directory, to: str) -> bool:
+    """Whether both are names of one file."""
+    try:
+        return os.path.samestat(source.stat(part), target.stat(to))
+    except FileNotFoundError:
+        return False
+
+
+def _check_known(directory: Directory, part: str) -> None:
+    """Refuse to say more about a link or a special file than that it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = directory.stat(part).st_mode
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise RefusedError(Code.NOT_FOUND, f"there is no {part!a}")
+
+
+def _check_replaceable(directory: Directory, part: str, *, overwrite: bool) -> None:
+    """Refuse to put a file where a directory, a link or a special file stands."""
+    try:
+        mode = directory.stat(part).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise FileExistsError if not overwrite else IsADirectoryError
+    if not stat.S_ISREG(mode):
+        raise FileNotFoundError
+    if not overwrite:
+        raise FileExistsError

@@ -1,0 +1,575 @@
+"""An upload in blocks: what is held, who is writing which block, and the way to its name."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any, Final
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import (
+    RunningDigest,
+    digest_of,
+    format_digest,
+    new_hasher,
+    split_digest,
+)
+from ftpkit.storage import journal
+from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.journal import HeldBlock, JournalState
+from ftpkit.storage.refusals import refusing
+from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
+from ftpkit.storage.writer import PartWriter, taken_over
+
+DATA: Final = "data"
+JOURNAL: Final = "journal"
+
+# What a dead machine may cost: blocks since the last checkpoint are sent again.
+_CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
+_CHECKPOINT_S: Final = 5.0
+_PIECE: Final = 1024 * 1024
+
+Publish = Callable[["DirectoryUpload", str], Entry]
+LetGo = Callable[["DirectoryUpload"], None]
+
+
+def create_upload(
+    directory: Directory,
+    files: Files,
+    identity: str,
+    wish: Wish,
+    block: int,
+    *,
+    publish: Publish,
+    let_go: "LetGo",
+    beside: Iterable[os.stat_result] = (),
+) -> "DirectoryUpload":
+    """Start an upload in ``directory``, which is empty and from now on belongs to it.
+
+    ``beside`` are the files of other uploads, which have been promised their room.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(directory)
+        record = journal.encode_wish({"id": identity, "block": block, **asdict(wish)})
+        data = files.create(directory, DATA, 0o666)
+        try:
+            files.reserve(data, wish.total or 0, beside)
+        finally:
+            os.close(data)
+        fd = files.create(directory, JOURNAL)
+        try:
+            files.write(fd, memoryview(record), 0)
+        finally:
+            os.close(fd)
+        state = journal.replay(record)
+        upload = DirectoryUpload(
+            directory, files, state, found=False, publish=publish, let_go=let_go
+        )
+        undo.pop_all()
+    return upload
+
+
+def reopen_upload(
+    directory: Directory, files: Files, *, publish: Publish, let_go: "LetGo"
+) -> "DirectoryUpload | None":
+    """Continue the upload that an earlier process left in ``directory``, if that is possible.
+
+    Then ``directory`` belongs to it; else it is closed.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(directory)
+        state = read_journal(directory, JOURNAL)
+        if state is None or state.wish is None:
+            return None
+        try:
+            directory.stat(DATA)
+            upload = DirectoryUpload(
+                directory, files, state, found=True, publish=publish, let_go=let_go
+            )
+        except FileNotFoundError:
+            return None
+        undo.pop_all()
+    return upload
+
+
+def read_journal(directory: Directory, part: str) -> JournalState | None:
+    """Return what the journal ``part`` says, or None if there is none."""
+    try:
+        fd = directory.open_file(part)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        return journal.replay(file.read())
+
+
+class DirectoryUpload:
+    """An upload that is staged in a directory of its own: the bytes, and their journal.
+
+    Several connections may write blocks of it at once. Each block has one
+    writer: a newer one takes it over from an older one, whose connection may
+    be dead without our knowing.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        files: Files,
+        state: JournalState,
+        *,
+        found: bool,
+        publish: Publish,
+        let_go: "LetGo",
+    ) -> None:
+        values = dict(state.wish or {})
+        self.id: str = values.pop("id")
+        self.block: int = values.pop("block")
+        self.wish = Wish(**values)
+        self.directory = directory
+        self._files = files
+        self._publish, self._let_go = publish, let_go
+        self._lock = threading.Lock()
+        self._checkpointing = threading.Lock()
+        self._hashing = threading.Lock()
+        self._writers: dict[int, PartWriter] = {}
+        self._basis: tuple[Reader, dict[int, HeldBlock]] | None = None
+        self._publication: Entry | None = None
+        self._open = True
+        self._committing = False
+        self._journal_length = state.length
+        self._checkpoint_at = time.monotonic()
+        self._unsafe_bytes = 0
+        self._names_safe = False
+        # The digest of the whole file grows with the blocks while they are in
+        # the cache, as long as they come in order.
+        self._whole = RunningDigest()
+        self._blocks: dict[int, HeldBlock] = {}
+        with contextlib.ExitStack() as undo:
+            self._data = directory.open_file(DATA, write=True)
+            undo.callback(os.close, self._data)
+            self._journal = directory.open_file(JOURNAL, write=True)
+            undo.callback(os.close, self._journal)
+            if found:
+                self._recover(state)
+            undo.pop_all()
+
+    def records(self, algorithm: str) -> list[Record]:
+        """Return the blocks that need not be sent again, held or from the basis, by offset."""
+        with self._lock:
+            known = {**(self._basis[1] if self._basis else {}), **self._blocks}
+        return [
+            Record(offset, held.length, held.digest)
+            for offset, held in sorted(known.items())
+            if split_digest(held.digest)[0] == algorithm
+        ]
+
+    def renew(self, wish: Wish) -> None:
+        """Take over what a later ``begin`` wishes for the same file."""
+        with self._lock:
+            self._check_open()
+            if wish != self.wish:
+                self.wish = wish
+                self._append(journal.encode_wish({**self._identity(), **asdict(wish)}))
+
+    def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
+        """Offer the blocks of the file that stands under the name, and keep it open for them."""
+        total, blocks = reader.entry.total, {}
+        buffer = memoryview(bytearray(self.block))
+        for offset in range(0, total, self.block):
+            piece = buffer[: reader.read_into(buffer[: total - offset], offset)]
+            # The last block of a shorter file is none of ours.
+            if self._fits(offset, len(piece)):
+                blocks[offset] = HeldBlock(len(piece), digest_of(piece, algorithm), 0)
+            progress(offset + len(piece), total)
+        with self._lock:
+            self._check_open()
+            self._drop_basis()
+            self._basis = reader, blocks
+
+    def write(self, offset: int, size: int, digest: str) -> PartWriter:
+        """Start a block; an unfinished write of the same block is taken over."""
+        if offset < 0 or offset % self.block or not self._fits(offset, size):
+            raise RefusedError(
+                Code.BAD_REQUEST,
+                f"{size} bytes at {offset} are no block of this upload: blocks are of"
+                f" {self.block} bytes and only the last may be shorter",
+            )
+        hasher = new_hasher(split_digest(digest)[0])
+        with self._lock:
+            self._check_open()
+            if self._committing:
+                raise RefusedError(Code.BUSY, "the upload is being committed now")
+            # In one step with what follows: a third writer must not slip in between.
+            older = self._writers.pop(offset, None)
+            if older is not None:
+                older.revoke()
+            held = self._blocks.get(offset)
+            if held is not None and held.digest != digest:
+                self._forget(offset)
+            writer = PartWriter(
+                self,
+                offset,
+                size,
+                digest,
+                hasher,
+                whole=self._whole.fork(offset),
+                keep=held is None or held.digest != digest,
+            )
+            self._writers[offset] = writer
+        return writer
+
+    def put(self, view: memoryview, offset: int) -> None:
+        """Write bytes of a block into the staged file."""
+        with refusing(self.wish.name):
+            self._files.write(self._data, view, offset)
+
+    def hold(self, writer: PartWriter) -> None:
+        """Record a block that arrived whole and matched."""
+        with self._lock:
+            self._check_open()
+            if self._writers.get(writer.offset) is not writer:
+                raise taken_over()
+            del self._writers[writer.offset]
+            if not writer.keep:
+                self._whole.join(writer.whole, writer.offset, writer.size)
+                return
+            with refusing(self.wish.name):
+                self._append(journal.encode_block(writer.offset, writer.size, writer.digest))
+            self._blocks[writer.offset] = HeldBlock(
+                writer.size, writer.digest, self._journal_length
+            )
+            self._whole.join(writer.whole, writer.offset, writer.size)
+            self._unsafe_bytes += writer.size
+            late = time.monotonic() - self._checkpoint_at >= _CHECKPOINT_S
+            due = late or self._unsafe_bytes >= _CHECKPOINT_BYTES
+        system.start_writeback(self._data, writer.offset, writer.size)
+        self._catch_up(2 * self.block)
+        if due:
+            self.checkpoint()
+
+    def leave(self, writer: PartWriter) -> None:
+        """Let go of a block that was not finished."""
+        with self._lock:
+            if self._writers.get(writer.offset) is writer:
+                del self._writers[writer.offset]
+
+    def checkpoint(self) -> None:
+        """Bring all held blocks to stable storage, and the journal that says so after them."""
+        with self._checkpointing:
+            with self._lock:
+                if not self._open or not self._unsafe_bytes:
+                    return
+                covered, bytes_before = self._journal_length, self._unsafe_bytes
+            with refusing(self.wish.name):
+                self._files.sync_data(self._data)
+                with self._lock:
+                    if not self._open:
+                        return
+                    self._append(journal.encode_checkpoint(covered))
+                    self._unsafe_bytes -= bytes_before
+                    self._checkpoint_at = time.monotonic()
+                self._files.sync_data(self._journal)
+                self._make_names_safe()
+
+    def commit(
+        self,
+        total: int,
+        content_digest: str | None,
+        blocks_digest: str | None,
+        progress: Progress,
+    ) -> Entry:
+        """Publish the file, once. Asked again, answer as the first time."""
+        with self._checkpointing, self._sealed():
+            with self._lock:
+                if self._publication is not None:
+                    return self._publication
+                self._check_open()
+                missing = self._missing(total)
+                self._revoke_writers()
+            return self._commit(total, missing, content_digest, blocks_digest, progress)
+
+    def has_data(self) -> bool:
+        """Whether the staged file is still here, and not under its name."""
+        with contextlib.suppress(FileNotFoundError):
+            self.directory.stat(DATA)
+            return True
+        return False
+
+    def abort(self) -> None:
+        """Stop every writer and close; the directory is the store's to remove."""
+        with self._checkpointing, self._lock:
+            self._check_open()
+            self._revoke_writers()
+            self._close()
+
+    def release(self) -> None:
+        """Let go of the upload; the last one out checkpoints and closes it."""
+        with contextlib.suppress(OSError, RefusedError):
+            self.checkpoint()
+        self._let_go(self)
+
+    def close(self) -> None:
+        """Checkpoint and close, unless that is done."""
+        with contextlib.suppress(OSError, RefusedError):
+            self.checkpoint()
+        with self._checkpointing, self._lock:
+            self._close()
+
+    def _recover(self, state: JournalState) -> None:
+        """Take over what a journal says, as far as it is true.
+
+        Whoever wrote it may have died before it was synced: what we go by has to
+        be stable first, and records behind damage must not come back later.
+        A block that no checkpoint vouches for is read again. One that is not
+        there is struck out: the next checkpoint must not vouch for it.
+        """
+        self._files.truncate(self._journal, state.length)
+        self._files.sync_data(self._journal)
+        self._make_names_safe()
+        for offset, held in sorted(state.blocks.items()):
+            if state.is_safe(held):
+                self._blocks[offset] = held
+            elif self._still_matches(offset, held):
+                self._blocks[offset] = held
+                self._unsafe_bytes += held.length
+            else:
+                self._append(journal.encode_forget(offset))
+
+    def _commit(
+        self,
+        total: int,
+        missing: list[int],
+        content_digest: str | None,
+        blocks_digest: str | None,
+        progress: Progress,
+    ) -> Entry:
+        self._take_from_basis(missing, total)
+        self._check_blocks(total, blocks_digest)
+        known = self._content_digest(total, content_digest, progress)
+        with refusing(self.wish.name):
+            self._files.truncate(self._data, total)
+            path = os.path.join(self.directory.path, DATA)
+            self._files.describe(self._data, path, self.wish.mode, self.wish.mtime)
+            self._files.remember(self._data, known)
+            self._files.sync(self._data)
+            # Where "prepared" is found without the data, the data has been published.
+            self._make_names_safe()
+            mtime = os.fstat(self._data).st_mtime_ns
+            with self._lock:
+                self._append(
+                    journal.encode_prepared(
+                        {"content_digest": known, "total": total, "mtime": mtime}
+                    )
+                )
+            self._files.sync_data(self._journal)
+        try:
+            entry = self._publish(self, known)
+        except BaseException:
+            if not self.has_data():
+                with self._lock:
+                    self._close()
+            raise
+        with self._lock:
+            self._publication = entry
+            with contextlib.suppress(OSError):
+                self._append(journal.encode_published(asdict(entry)))
+            self._close()
+        return entry
+
+    @contextlib.contextmanager
+    def _sealed(self) -> Iterator[None]:
+        """Take no new writer until the block ends: what is published is what was checked."""
+        with self._lock:
+            self._committing = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._committing = False
+
+    def _make_names_safe(self) -> None:
+        """Bring the names of data and journal to stable storage, once (without the lock)."""
+        if not self._names_safe:
+            self._files.sync_directory(self.directory)
+            self._names_safe = True
+
+    # What follows is called with the lock held, unless it says otherwise.
+
+    def _believe(self, state: JournalState) -> None:
+        """Hold the blocks of a journal that are surely there (needs no lock)."""
+        for offset, held in sorted(state.blocks.items()):
+            if state.is_safe(held) or self._still_matches(offset, held):
+                self._blocks[offset] = held
+            else:
+                # The next checkpoint would vouch for its record as well.
+                self._append(journal.encode_forget(offset))
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._revoke_writers()  # the number of a closed file may soon be another file's
+            self._drop_basis()
+            with self._hashing:
+                os.close(self._data)
+                os.close(self._journal)
+            self.directory.close()
+
+    def _drop_basis(self) -> None:
+        if self._basis is not None:
+            self._basis[0].__exit__()
+            self._basis = None
+
+    def _revoke_writers(self) -> None:
+        while self._writers:
+            _, writer = self._writers.popitem()
+            writer.revoke()
+
+    def _append(self, record: bytes) -> None:
+        # Not at the end of the file: half a record that a full disk left there
+        # would hide this one from every replay.
+        self._files.write(self._journal, memoryview(record), self._journal_length)
+        self._journal_length += len(record)
+
+    def _forget(self, offset: int) -> None:
+        """Take a block back, on stable storage, before its bytes are overwritten."""
+        with refusing(self.wish.name):
+            self._append(journal.encode_forget(offset))
+            self._files.sync_data(self._journal)
+        del self._blocks[offset]
+        self._whole.forget(offset)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"id": self.id, "block": self.block}
+
+    def _fits(self, offset: int, size: int) -> bool:
+        """Whether such a block can be part of the file (needs no lock)."""
+        total = self.wish.total
+        if total is None:
+            return 0 < size <= self.block
+        return 0 < size == min(self.block, total - offset)
+
+    def _length_at(self, offset: int, total: int) -> int:
+        return min(self.block, total - offset)
+
+    def _missing(self, total: int) -> list[int]:
+        """Return the offsets that neither we nor the basis have, after checking ``total``."""
+        if self.wish.total is not None and total != self.wish.total:
+            raise RefusedError(
+                Code.BAD_REQUEST, f"the upload was begun with {self.wish.total} bytes, not {total}"
+            )
+        offered = self._basis[1] if self._basis else {}
+        # Counting comes first: a declared length alone must not cost work.
+        if len(self._blocks) + len(offered) < -(-total // self.block):
+            raise RefusedError(Code.INCOMPLETE, "the upload is not complete: blocks are missing")
+        missing = [
+            offset
+            for offset in range(0, total, self.block)
+            if not self._is_whole(self._blocks.get(offset), offset, total)
+        ]
+        absent = [
+            offset for offset in missing if not self._is_whole(offered.get(offset), offset, total)
+        ]
+        beyond = any(offset >= total for offset in self._blocks)
+        if absent or beyond:
+            what = "blocks lie beyond its end" if beyond else f"{len(absent)} blocks are missing"
+            raise RefusedError(Code.INCOMPLETE, f"the upload is not complete: {what}")
+        return missing
+
+    def _is_whole(self, held: HeldBlock | None, offset: int, total: int) -> bool:
+        return held is not None and held.length == self._length_at(offset, total)
+
+    def _take_from_basis(self, missing: list[int], total: int) -> None:
+        """Copy what was never sent from the standing file (without the lock)."""
+        if not missing or self._basis is None:
+            return
+        reader, offered = self._basis
+        buffer = memoryview(bytearray(self.block))
+        for offset in missing:
+            held = offered[offset]
+            piece = buffer[: self._length_at(offset, total)]
+            got = reader.read_into(piece, offset)
+            if digest_of(piece[:got], split_digest(held.digest)[0]) != held.digest:
+                raise RefusedError(Code.CHANGED, "the standing file has changed meanwhile")
+            self.put(piece, offset)
+            with self._lock, refusing(self.wish.name):
+                self._check_open()
+                self._append(journal.encode_block(offset, held.length, held.digest))
+                self._blocks[offset] = HeldBlock(held.length, held.digest, self._journal_length)
+
+    def _check_blocks(self, total: int, blocks_digest: str | None) -> None:
+        if blocks_digest is None:
+            return
+        algorithm = split_digest(blocks_digest)[0]
+        hasher = new_hasher(algorithm)
+        for offset in range(0, total, self.block):
+            hasher.update(split_digest(self._blocks[offset].digest)[1])
+        if format_digest(algorithm, hasher.digest()) != blocks_digest:
+            raise RefusedError(
+                Code.DIGEST_MISMATCH, "some blocks are not those that the sender means"
+            )
+
+    def _content_digest(self, total: int, expected: str | None, progress: Progress) -> str:
+        """Return the digest of the whole file, as expected (without the lock)."""
+        while (known := self._whole.of(total)) is None:
+            self._catch_up(self.block)
+            progress(self._whole.length, total)
+        algorithm = split_digest(expected or known)[0]
+        if algorithm != split_digest(known)[0]:
+            known = self._read_digest(total, algorithm, progress)
+        if expected not in (None, known):
+            raise RefusedError(
+                Code.DIGEST_MISMATCH, f"the file has the digest {known}, not {expected}"
+            )
+        return known
+
+    def _catch_up(self, limit: int) -> None:
+        """Hash blocks that are held already, up to ``limit`` bytes of them (without the lock).
+
+        After a resume the digest of the whole file lags behind; a little of
+        this with each new block, and the commit has little left to do.
+        """
+        while limit > 0:
+            with self._lock:
+                offset = self._whole.length
+                held = self._blocks.get(offset)
+                hasher = self._whole.fork(offset) if held is not None and self._open else None
+            if held is None or hasher is None:
+                return
+            with self._hashing:
+                if not self._open:
+                    return
+                for piece in self._pieces(offset, held.length):
+                    hasher.update(piece)
+            with self._lock:
+                if self._blocks.get(offset) is held:
+                    self._whole.join(hasher, offset, held.length)
+            limit -= held.length
+
+    def _read_digest(self, total: int, algorithm: str, progress: Progress) -> str:
+        hasher, done = new_hasher(algorithm), 0
+        for piece in self._pieces(0, total):
+            hasher.update(piece)
+            done += len(piece)
+            progress(done, total)
+        return format_digest(algorithm, hasher.digest())
+
+    def _pieces(self, offset: int, size: int) -> Iterator[memoryview]:
+        buffer, end = memoryview(bytearray(min(size, _PIECE))), offset + size
+        while offset < end:
+            got = system.read_at(self._data, buffer[: end - offset], offset)
+            if got == 0:
+                return
+            yield buffer[:got]
+            offset += got
+
+    def _still_matches(self, offset: int, held: HeldBlock) -> bool:
+        """Whether a block that no checkpoint vouches for is there all the same."""
+        buffer = memoryview(bytearray(held.length))
+        got = system.read_at(self._data, buffer, offset)
+        return digest_of(buffer[:got], split_digest(held.digest)[0]) == held.digest

@@ -1,0 +1,189 @@
+"""Faulty stores: what the explorer has to catch. Each drops or moves one sync, or a step."""
+
+import os
+
+from ftpkit.storage.files import Directory
+from ftpkit.storage.upload import JOURNAL
+from tests.storage.crash_record import RecordingFiles
+
+
+class NoFileSync(RecordingFiles):
+    """A file is published without its bytes being stable."""
+
+    def sync(self, fd: int) -> None:
+        pass
+
+
+class NoDirectorySync(RecordingFiles):
+    """No name is made stable."""
+
+    def sync_directory(self, directory: Directory) -> None:
+        pass
+
+
+class SyncAfterRename(RecordingFiles):
+    """Bytes are made stable only after they have got their name."""
+
+    late: int | None = None
+
+    def sync(self, fd: int) -> None:
+        self.late = os.dup(fd)
+
+    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        super().rename(source, part, target, to)
+        if self.late is not None:
+            late, self.late = self.late, None
+            super().sync(late)
+            os.close(late)
+
+
+class RenameInTwoSteps(RecordingFiles):
+    """What a rename replaces is removed first."""
+
+    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        if any(to == name and not is_directory for name, is_directory in target.names()):
+            self.unlink(target, to)
+        super().rename(source, part, target, to)
+
+
+class NoNameSyncAfterRename(RecordingFiles):
+    """What is said to stand under its name may lose it."""
+
+    renamed = False
+
+    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        super().rename(source, part, target, to)
+        self.renamed = True
+
+    def sync_directory(self, directory: Directory) -> None:
+        if not self.renamed:
+            super().sync_directory(directory)
+        self.renamed = False
+
+
+class NoNameSyncAfterMkdir(RecordingFiles):
+    """A directory that was made is used without its name being stable."""
+
+    made = False
+
+    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+        self.made = True
+        super().mkdir(directory, part, mode)
+
+    def sync_directory(self, directory: Directory) -> None:
+        if not self.made:
+            super().sync_directory(directory)
+        self.made = False
+
+
+class NameSyncAfterUnlink(RecordingFiles):
+    """The old name of a file is removed before the new one is stable."""
+
+    late: Directory | None = None
+
+    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        super().link(source, part, target, to)
+        self.late = target
+
+    def sync_directory(self, directory: Directory) -> None:
+        if directory is not self.late:
+            super().sync_directory(directory)
+
+    def unlink(self, directory: Directory, part: str) -> None:
+        super().unlink(directory, part)
+        if self.late is not None:
+            late, self.late = self.late, None
+            super().sync_directory(late)
+
+
+class NoUploadNameSync(RecordingFiles):
+    """The bytes and the journal of an upload are stable, but not their names."""
+
+    def sync_directory(self, directory: Directory) -> None:
+        if JOURNAL not in [part for part, _ in directory.names()]:
+            super().sync_directory(directory)
+
+
+class NoStagingSync(RecordingFiles):
+    """What is purged at a restart may come back in part under its old name."""
+
+    def sync_directory(self, directory: Directory) -> None:
+        if os.path.basename(directory.path) != "staging":
+            super().sync_directory(directory)
+
+
+class _UploadFiles(RecordingFiles):
+    """Knows the last record that went into a journal."""
+
+    last = b""
+
+    def write(self, fd: int, view: memoryview, offset: int) -> None:
+        super().write(fd, view, offset)
+        if self.is_journal(fd):
+            self.last = bytes(view[:1])
+
+    def is_journal(self, fd: int) -> bool:
+        return os.pread(fd, 1, 0) == b"O"
+
+
+class NoDataSyncBeforeCheckpoint(_UploadFiles):
+    """A checkpoint vouches for bytes that are not stable."""
+
+    def sync_data(self, fd: int) -> None:
+        if self.is_journal(fd):
+            super().sync_data(fd)
+
+
+class DataSyncAfterCheckpoint(_UploadFiles):
+    """A checkpoint is stable before the bytes that it vouches for."""
+
+    late: int | None = None
+
+    def sync_data(self, fd: int) -> None:
+        if not self.is_journal(fd):
+            self.late = os.dup(fd)
+            return
+        super().sync_data(fd)
+        if self.late is not None:
+            late, self.late = self.late, None
+            super().sync_data(late)
+            os.close(late)
+
+
+class NoCheckpointSync(_UploadFiles):
+    """A checkpoint is not stable when it is said to be."""
+
+    def sync_data(self, fd: int) -> None:
+        if self.last != b"C" or not self.is_journal(fd):
+            super().sync_data(fd)
+
+
+class NoForgetSync(_UploadFiles):
+    """A block is overwritten while a checkpoint may still vouch for it."""
+
+    def sync_data(self, fd: int) -> None:
+        if self.last != b"X":
+            super().sync_data(fd)
+
+
+class NoPreparedSync(_UploadFiles):
+    """A file is published before the journal says that it may be."""
+
+    def sync_data(self, fd: int) -> None:
+        if self.last != b"P":
+            super().sync_data(fd)
+
+
+class NoRecoverySync(_UploadFiles):
+    """What a restart reads in a journal, and cuts off from it, is not stable."""
+
+    truncated = False
+
+    def truncate(self, fd: int, length: int) -> None:
+        super().truncate(fd, length)
+        self.truncated = self.is_journal(fd)
+
+    def sync_data(self, fd: int) -> None:
+        if not self.truncated:
+            super().sync_data(fd)
+        self.truncated = False

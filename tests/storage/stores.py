@@ -1,0 +1,252 @@
+"""Stores to test: every kind that the contract holds for, and the few verbs that tests share."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import digest_of
+from ftpkit.storage import DirectoryStore, Entry, Store, Upload, files
+from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.store import Wish
+from tests.support.portable import sitecustomize
+
+BLOCK = 64 * 1024
+OWNER = "ada"
+
+
+class QuickFiles(Files):
+    """The real disk without the waiting: nothing is flushed."""
+
+    def sync(self, fd: int) -> None:
+        pass
+
+    def sync_data(self, fd: int) -> None:
+        pass
+
+    def sync_directory(self, directory: Directory) -> None:
+        pass
+
+
+class WatchedFiles(QuickFiles):
+    """Calls ``before`` with the name of each change, which may raise instead of it."""
+
+    def __init__(self, before: Callable[[str], None]) -> None:
+        self._before = before
+
+    def create(self, directory: Directory, part: str, mode: int = 0o600) -> int:
+        self._before("create")
+        return super().create(directory, part, mode)
+
+    def write(self, fd: int, view: memoryview, offset: int) -> None:
+        self._before("write")
+        super().write(fd, view, offset)
+
+    def truncate(self, fd: int, length: int) -> None:
+        self._before("truncate")
+        super().truncate(fd, length)
+
+    def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+        self._before("describe")
+        super().describe(fd, path, mode, mtime)
+
+    def sync(self, fd: int) -> None:
+        self._before("sync")
+
+    def sync_data(self, fd: int) -> None:
+        self._before("sync_data")
+
+    def sync_directory(self, directory: Directory) -> None:
+        self._before("sync_directory")
+
+    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+        self._before("mkdir")
+        super().mkdir(directory, part, mode)
+
+    def rmdir(self, directory: Directory, part: str) -> None:
+        self._before("rmdir")
+        super().rmdir(directory, part)
+
+    def unlink(self, directory: Directory, part: str) -> None:
+        self._before("unlink")
+        super().unlink(directory, part)
+
+    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        self._before("rename")
+        super().rename(source, part, target, to)
+
+    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        self._before("link")
+        super().link(source, part, target, to)
+
+
+class Fault:
+    """Fails the ``nth`` change from now (0: the next one), and counts them all."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failed: str | None = None
+        self._at: int | None = None
+        self._error = 0
+
+    def arm(self, nth: int, error: int = errno.ENOSPC) -> None:
+        self.count, self.failed, self._at, self._error = 0, None, nth, error
+
+    def disarm(self) -> None:
+        self._at = None
+
+    def __call__(self, change: str) -> None:
+        self.count += 1
+        if self._at is not None and self.count == self._at + 1:
+            self.failed = change
+            raise OSError(self._error, os.strerror(self._error))
+
+
+class Place:
+    """Where a store keeps its files; it may be opened again and again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stack = contextlib.ExitStack()
+
+    def open(self, files: Files | None = None) -> DirectoryStore:
+        return self._stack.enter_context(DirectoryStore(self.root, files or QuickFiles()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def visible(self) -> list[str]:
+        """What stands in the root, seen past the store; its own directory left out."""
+        found = [str(path.relative_to(self.root)) for path in self.root.rglob("*")]
+        return sorted(name for name in found if not name.startswith(".ftpkit"))
+
+    def private(self) -> list[str]:
+        """What lies unfinished in the store's own directory."""
+        staging = list((self.root / ".ftpkit" / "staging").iterdir())
+        return [path.name for path in [*staging, *(self.root / ".ftpkit" / "uploads").iterdir()]]
+
+
+def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take from this process, for one test, what ``sitecustomize`` takes from a whole run."""
+    for name in sitecustomize.OS_POWERS:
+        monkeypatch.delattr(os, name, raising=False)
+    for name in sitecustomize.CAPABILITIES:
+        monkeypatch.setattr(os, name, set())
+    for name in ("HAS_ALLOCATE", "HAS_DIR_FD", "HAS_LOCKS", "HAS_NOFOLLOW"):
+        monkeypatch.setattr(system, name, False)
+    for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC"):
+        monkeypatch.setattr(system, name, 0)
+    monkeypatch.setattr(files, "_DIRECTORY", os.O_RDONLY)
+    monkeypatch.setattr(files, "_READ", os.O_RDONLY)
+    monkeypatch.setattr(files, "_REOPEN", os.O_RDWR)
+    monkeypatch.setattr(files, "_CREATE", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def ignore(done: int, total: int) -> None:
+    """Follow no progress."""
+
+
+@contextlib.contextmanager
+def refused(*codes: Code) -> Iterator[None]:
+    """Expect a refusal with one of ``codes``."""
+    with pytest.raises(RefusedError) as caught:
+        yield
+    assert caught.value.code in codes, f"{caught.value.code}: {caught.value}"
+
+
+def stage(
+    store: Store,
+    name: str,
+    data: bytes,
+    *,
+    overwrite: bool = True,
+    mtime: int | None = None,
+    mode: int | None = None,
+    digest: str | None = None,
+) -> Entry:
+    """Put a whole file."""
+    wish = Wish(name=name, total=len(data), mtime=mtime, mode=mode, overwrite=overwrite)
+    staged = store.stage(wish, digest)
+    try:
+        for at in range(0, len(data), 100_000):
+            staged.write(memoryview(data)[at : at + 100_000])
+        return staged.commit()
+    finally:
+        staged.discard()
+
+
+def fetch(store: Store, name: str) -> bytes:
+    """Read a whole file."""
+    with store.read(name) as reader:
+        buffer, offset = bytearray(reader.entry.total), 0
+        while offset < len(buffer):
+            count = reader.read_into(memoryview(buffer)[offset:], offset)
+            assert count
+            offset += count
+        return bytes(buffer)
+
+
+def listed(
+    store: Store, name: str = "", *, recursive: bool = True, after: str | None = None
+) -> list[str]:
+    """The names of a whole list."""
+    return [entry.name for entry in entries(store, name, recursive=recursive, after=after)]
+
+
+def entries(
+    store: Store, name: str = "", *, recursive: bool = True, after: str | None = None
+) -> list[Entry]:
+    return list(store.entries(name, recursive=recursive, after=after))
+
+
+def begin(
+    store: Store,
+    name: str = "f",
+    total: int | None = None,
+    *,
+    overwrite: bool = True,
+    owner: str = OWNER,
+    block: int = BLOCK,
+) -> Upload:
+    return store.begin(Wish(name=name, total=total, overwrite=overwrite), owner=owner, block=block)
+
+
+def blocks_of(data: bytes, block: int = BLOCK) -> dict[int, bytes]:
+    return {at: data[at : at + block] for at in range(0, len(data), block)}
+
+
+def send(upload: Upload, offset: int, data: bytes, algorithm: str = "blake3") -> None:
+    """Write one block."""
+    writer = upload.write(offset, len(data), digest_of(data, algorithm))
+    try:
+        writer.write(memoryview(data)[: len(data) // 3])
+        writer.write(memoryview(data)[len(data) // 3 :])
+        writer.finish()
+    finally:
+        writer.release()
+
+
+def commit(
+    upload: Upload, total: int, content_digest: str | None = None, blocks_digest: str | None = None
+) -> Entry:
+    return upload.commit(total, content_digest, blocks_digest, ignore)
+
+
+def held(upload: Upload, algorithm: str = "blake3") -> list[int]:
+    """The offsets of the blocks that need not be sent."""
+    return [record.offset for record in upload.records(algorithm)]
