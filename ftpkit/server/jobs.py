@@ -1,0 +1,92 @@
+"""Work that may take longer than a client should wait in the dark for."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.messages import Pending
+
+# WIRE.md promises an answer within 5 seconds.
+_PATIENCE_S: Final = 4.0
+# How long a finished job waits for somebody to ask for its result.
+_KEPT_S: Final = 300.0
+
+Work = Callable[[Callable[[int, int], None]], Any]
+
+
+class Jobs:
+    """Runs work in threads; whoever asks for the same work again joins it.
+
+    A client that was told ``pending`` asks again with the same request, maybe
+    over another connection, and gets the result of the first.
+    """
+
+    def __init__(self, patience_s: float = _PATIENCE_S) -> None:
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._jobs: dict[Hashable, _Job] = {}
+        self._stopped = False
+
+    def run(self, key: Hashable, work: Work) -> Any:
+        """Return what ``work`` returns or raise what it raises, or return Pending for now."""
+        with self._lock:
+            self._forget_old()
+            job = self._jobs.get(key)
+            if job is None:
+                if self._stopped:
+                    raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
+                job = self._jobs[key] = _Job(work)
+                job.thread.start()
+        if not job.finished.wait(self._patience_s):
+            return Pending(done=job.done, total=job.total)
+        with self._lock:
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def forget(self, key: Hashable) -> None:
+        """Drop the result of work that has ended and that nobody has asked for yet."""
+        with self._lock:
+            job = self._jobs.get(key)
+            if job is not None and job.finished.is_set():
+                del self._jobs[key]
+
+    def stop(self) -> None:
+        """Take no new work, and wait for what runs."""
+        with self._lock:
+            self._stopped = True
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.thread.join()
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        self._jobs = {
+            key: job for key, job in self._jobs.items() if now - job.finished_at < _KEPT_S
+        }
+
+
+class _Job:
+    def __init__(self, work: Work) -> None:
+        self.done, self.total = 0, 0
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.finished = threading.Event()
+        self.finished_at = float("inf")
+        self._work = work
+        self.thread = threading.Thread(target=self._run, name="ftpkit-job", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self.result = self._work(self._progress)
+        except BaseException as error:  # noqa: BLE001  it is raised where the result is asked for
+            self.error = error
+        self.finished_at = time.monotonic()
+        self.finished.set()
+
+    def _progress(self, done: int, total: int) -> None:
+        self.done, self.total = done, total

@@ -1,0 +1,357 @@
+"""What each request does: one function an operation (WIRE.md section 4)."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from struct import Struct
+from typing import Any, Final
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.net.buffers import Buffers
+from ftpkit.net.stream import Stream
+from ftpkit.protocol import messages as m
+from ftpkit.protocol.digest import (
+    DEFAULT,
+    digest_of,
+    format_digest,
+    new_hasher,
+    pick_algorithm,
+    split_digest,
+)
+from ftpkit.protocol.frame import MAX_HEADER
+from ftpkit.server.jobs import Jobs
+from ftpkit.storage.store import Entry, Progress, Reader, Record, Store, Upload, Wish
+
+FEATURES: Final = ["basis", "blocks_digest"]
+_RECORD: Final = Struct("!QI32s")
+
+
+@dataclass(slots=True)
+class Context:
+    """What the operations of one connection work with."""
+
+    store: Store
+    jobs: Jobs
+    buffers: Buffers
+    stream: Stream
+    agent: str
+    owner: str = ""
+    algorithm: str = DEFAULT
+    uploads: dict[str, Upload] = field(default_factory=dict)
+
+    def hold(self, upload: Upload) -> Upload:
+        """Keep an upload open as long as the connection is."""
+        if upload.id in self.uploads:
+            upload.release()
+        else:
+            self.uploads[upload.id] = upload
+        return upload
+
+    def upload(self, identity: str) -> Upload:
+        """Return an upload that was begun on this connection or on another of the same user."""
+        known = self.uploads.get(identity)
+        return known or self.hold(self.store.upload(identity, owner=self.owner))
+
+    def drop(self, identity: str) -> None:
+        """Let go of an upload."""
+        upload = self.uploads.pop(identity, None)
+        if upload is not None:
+            upload.release()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for identity in list(self.uploads):
+            self.drop(identity)
+
+
+@dataclass(slots=True)
+class Result:
+    """A reply and its body: ``body``, or ``count`` bytes of ``reader`` from ``offset``."""
+
+    reply: m.Reply | m.Pending
+    body: bytes = b""
+    reader: Reader | None = None
+    offset: int = 0
+    count: int = 0
+
+
+def hello(context: Context, request: m.Hello) -> Result:
+    context.algorithm = pick_algorithm(request.digests or ())
+    return Result(
+        m.HelloReply(
+            version=m.PROTOCOL_VERSION,
+            agent=context.agent,
+            digest=context.algorithm,
+            auth=False,
+            features=FEATURES,
+            limits={"header": MAX_HEADER, "block": m.MAX_BLOCK},
+        )
+    )
+
+
+def ping(context: Context, request: m.Ping) -> Result:
+    return Result(m.Done())
+
+
+def unsupported(context: Context, request: m.Auth | m.Status) -> Result:
+    raise RefusedError(Code.UNSUPPORTED, f"this server has no {request.op}")
+
+
+def stat(context: Context, request: m.Stat) -> Result:
+    entry = context.store.stat(request.name)
+    return Result(
+        m.StatReply(
+            name=entry.name,
+            kind=entry.kind,
+            total=entry.total,
+            mtime=entry.mtime,
+            version=entry.version,
+            mode=entry.mode,
+            content_digest=entry.content_digest,
+        )
+    )
+
+
+def list_names(context: Context, request: m.List) -> Result:
+    entries = context.store.entries(request.name, recursive=request.recursive, after=request.after)
+    page, last, more = bytearray(), None, False
+    for entry in entries:
+        line = m.entry_to_line(
+            m.Entry(name=entry.name, kind=entry.kind, total=entry.total, mtime=entry.mtime)
+        )
+        if len(page) + len(line) > m.MAX_PAGE:
+            more = True
+            break
+        page += line
+        last = entry.name
+    body = bytes(page)
+    reply = m.ListReply(
+        size=len(body), digest=digest_of(body, context.algorithm), next=last if more else None
+    )
+    return Result(reply, body)
+
+
+def mkdir(context: Context, request: m.Mkdir) -> Result:
+    context.store.mkdir(request.name)
+    return Result(m.Named(name=request.name))
+
+
+def rename(context: Context, request: m.Rename) -> Result:
+    context.store.rename(request.name, request.to, overwrite=request.overwrite)
+    return Result(m.Named(name=request.to))
+
+
+def delete(context: Context, request: m.Delete) -> Result:
+    def work(progress: Progress) -> m.Named:
+        context.store.delete(request.name, recursive=request.recursive, progress=progress)
+        return m.Named(name=request.name)
+
+    if not request.recursive:
+        return Result(work(lambda done, total: None))
+    key = context.owner, request
+    with contextlib.suppress(RefusedError):
+        context.store.stat(request.name)
+        # It stands there again: what became of an earlier one is no answer.
+        context.jobs.forget(key)
+    return Result(context.jobs.run(key, work))
+
+
+def digest(context: Context, request: m.DigestOf) -> Result:
+    store, buffers = context.store, context.buffers
+    algorithm = request.digest or context.algorithm
+
+    def work(progress: Progress) -> m.Published:
+        with store.read(request.name) as reader:
+            total = reader.entry.total
+            actual = _digest_range(reader, 0, total, algorithm, buffers, progress)
+            return _published(replace(reader.entry, content_digest=actual))
+
+    version = store.stat(request.name).version
+    return Result(context.jobs.run((context.owner, request, algorithm, version), work))
+
+
+def put(context: Context, request: m.Put) -> Result:
+    wish = Wish(
+        name=request.name,
+        total=request.size,
+        mtime=request.mtime,
+        mode=_kept(request.mode),
+        overwrite=request.overwrite,
+    )
+    staged = context.store.stage(wish, request.digest)
+    try:
+        _receive(context, staged.write)
+        return Result(_published(staged.commit()))
+    finally:
+        staged.discard()
+
+
+def get(context: Context, request: m.Get) -> Result:
+    reader = context.store.read(request.name)
+    try:
+        entry = reader.entry
+        if request.if_version not in (None, entry.version):
+            raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
+        if request.offset > entry.total:
+            raise RefusedError(
+                Code.BAD_REQUEST, f"offset {request.offset} is beyond the end at {entry.total}"
+            )
+        rest = entry.total - request.offset
+        size = rest if request.length is None else min(rest, request.length)
+        return Result(
+            m.GetReply(
+                name=entry.name,
+                offset=request.offset,
+                size=size,
+                total=entry.total,
+                mtime=entry.mtime,
+                version=entry.version,
+                mode=entry.mode,
+                content_digest=entry.content_digest,
+                digest=_asked_digest(context, request, reader, size),
+            ),
+            reader=reader,
+            offset=request.offset,
+            count=size,
+        )
+    except BaseException:
+        reader.__exit__()
+        raise
+
+
+def begin(context: Context, request: m.Begin) -> Result:
+    wish = Wish(
+        name=request.name,
+        total=request.total,
+        mtime=request.mtime,
+        mode=_kept(request.mode),
+        overwrite=request.overwrite,
+    )
+    store, algorithm = context.store, context.algorithm
+    upload = context.hold(store.begin(wish, owner=context.owner, block=request.block))
+    if request.basis:
+        pending = context.jobs.run(
+            (upload.id, "basis", algorithm),
+            lambda progress: store.offer_basis(upload, algorithm, progress),
+        )
+        if pending is not None:
+            return Result(pending)
+    body = b"".join(map(_pack_record, upload.records(algorithm)))
+    return Result(m.BeginReply(upload=upload.id, block=upload.block, size=len(body)), body)
+
+
+def write(context: Context, request: m.Write) -> Result:
+    writer = context.upload(request.upload).write(request.offset, request.size, request.digest)
+    try:
+        _receive(context, writer.write)
+        writer.finish()
+    finally:
+        writer.release()
+    return Result(m.WriteReply(upload=request.upload, offset=request.offset, size=0))
+
+
+def commit(context: Context, request: m.Commit) -> Result:
+    store, owner = context.store, context.owner
+
+    def work(progress: Progress) -> m.Published:
+        try:
+            upload = store.upload(request.upload, owner=owner)
+        except RefusedError as refusal:
+            publication = store.published(request.upload, owner=owner)
+            if publication is None:
+                raise refusal from None
+            return _published(publication)
+        try:
+            return _published(
+                upload.commit(
+                    request.total, request.content_digest, request.blocks_digest, progress
+                )
+            )
+        finally:
+            upload.release()
+
+    reply = context.jobs.run((owner, request), work)
+    if not isinstance(reply, m.Pending):
+        context.drop(request.upload)
+    return Result(reply)
+
+
+def abort(context: Context, request: m.Abort) -> Result:
+    context.store.abort(request.upload, owner=context.owner)
+    context.drop(request.upload)
+    return Result(m.Done())
+
+
+OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
+    m.Hello: hello,
+    m.Auth: unsupported,
+    m.Ping: ping,
+    m.Stat: stat,
+    m.List: list_names,
+    m.Mkdir: mkdir,
+    m.Rename: rename,
+    m.Delete: delete,
+    m.DigestOf: digest,
+    m.Put: put,
+    m.Get: get,
+    m.Begin: begin,
+    m.Write: write,
+    m.Commit: commit,
+    m.Abort: abort,
+    m.Status: unsupported,
+}
+
+
+def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
+    """Hand the body of the request to ``sink``, piece by piece."""
+    with context.buffers.lend() as buffer:
+        while count := context.stream.read_into(buffer):
+            sink(buffer[:count])
+
+
+def _kept(mode: int | None) -> int | None:
+    """Return what is kept of a mode: never that a file runs as its owner."""
+    return None if mode is None else mode & 0o777
+
+
+def _asked_digest(context: Context, request: m.Get, reader: Reader, size: int) -> str | None:
+    if request.digest is None:
+        return None
+    if size > m.MAX_BLOCK:
+        raise RefusedError(
+            Code.TOO_LARGE, f"a range with a digest is of {m.MAX_BLOCK} bytes at most"
+        )
+    return _digest_range(reader, request.offset, size, request.digest, context.buffers)
+
+
+def _digest_range(
+    reader: Reader,
+    offset: int,
+    size: int,
+    algorithm: str,
+    buffers: Buffers,
+    progress: Progress = lambda done, total: None,
+) -> str:
+    hasher, done = new_hasher(algorithm), 0
+    with buffers.lend() as buffer:
+        while done < size:
+            count = reader.read_into(buffer[: size - done], offset + done)
+            if count == 0:
+                raise RefusedError(Code.CHANGED, "the file became shorter while it was read")
+            hasher.update(buffer[:count])
+            done += count
+            progress(done, size)
+    return format_digest(algorithm, hasher.digest())
+
+
+def _published(entry: Entry) -> m.Published:
+    return m.Published(
+        name=entry.name,
+        total=entry.total,
+        version=entry.version,
+        content_digest=entry.content_digest,
+    )
+
+
+def _pack_record(record: Record) -> bytes:
+    return _RECORD.pack(record.offset, record.length, split_digest(record.digest)[1])

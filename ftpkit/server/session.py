@@ -1,0 +1,168 @@
+"""One connection: requests in, work done, replies out, in order."""
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from typing import Any, Final
+
+from ftpkit.errors import (
+    Code,
+    EndOfStreamError,
+    LinkError,
+    ProtocolError,
+    RefusedError,
+    SourceChangedError,
+    StalledError,
+)
+from ftpkit.net.stream import Stream
+from ftpkit.protocol.conversation import ServerConversation
+from ftpkit.protocol.frame import Header
+from ftpkit.protocol.messages import Request
+from ftpkit.server.operations import OPERATIONS, Context, Result
+from ftpkit.server.transfers import Transfers
+from ftpkit.storage.store import Reader
+
+# A refused body up to this size is read and dropped, and the conversation goes on.
+MAX_DROPPED: Final = 1024 * 1024
+_GENTLE_S: Final = 10.0
+# So much of a file is held back until it is seen to be unchanged: small files wholly, and
+# not much of large ones, which travel without a copy.
+_LAST: Final = 64 * 1024
+
+log = logging.getLogger("ftpkit.server")
+
+
+class Session:
+    """Serves one connection until it ends, in the thread that calls ``run``."""
+
+    def __init__(self, stream: Stream, context: Context, peer: str) -> None:
+        self.peer = peer
+        self._stream = stream
+        self._context = context
+        self._conversation = ServerConversation()
+        self._transfers = Transfers(peer)
+        self._requests = 0
+        self._since = time.monotonic()
+        self._state = threading.Lock()
+        self._busy = False
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until the client ends, fails, or is shown out; never raises."""
+        outcome = "closed"
+        try:
+            self._converse()
+        except EndOfStreamError:
+            if self._stopping:
+                outcome = Code.SHUTTING_DOWN
+                self._last_word(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
+        except ProtocolError as error:
+            outcome = error.code
+            self._last_word(RefusedError(Code.BAD_FRAME, str(error)))
+        except StalledError as error:
+            outcome = error.code
+            self._last_word(RefusedError(Code.TIMEOUT, str(error)))
+        except (LinkError, SourceChangedError) as error:
+            outcome = error.code
+        finally:
+            self._transfers.close()
+            self._context.close()
+            self._stream.close()
+            log.info("connection", extra={"fields": self._summary(outcome)})
+
+    def stop(self, *, now: bool) -> None:
+        """End after the transfers that are under way, or ``now``."""
+        with self._state:
+            self._stopping = True
+            if now:
+                self._stream.interrupt()
+            elif not self._busy and not self._transferring:
+                self._stream.stop_reading()
+
+    @property
+    def _transferring(self) -> bool:
+        return bool(self._context.uploads) or self._transfers.downloading
+
+    def _converse(self) -> None:
+        while not self._conversation.closed:
+            header = self._stream.read_header()
+            with self._state:
+                self._busy = True
+            self._requests += 1
+            self._serve(header)
+            with self._state:
+                self._busy = False
+                if self._stopping and not self._transferring:
+                    self._stream.stop_reading()
+        self._stream.close_gently(_GENTLE_S)
+
+    def _serve(self, header: Header) -> None:
+        started = time.monotonic()
+        request: Request | None = None
+        try:
+            request = self._conversation.receive(header)
+            result = OPERATIONS[type(request)](self._context, request)
+        except RefusedError as refusal:
+            self._transfers.refused(request, refusal, started)
+            self._refuse(refusal)
+        except (LinkError, SourceChangedError):
+            raise
+        except Exception:  # the client gets a reference, the log the rest
+            reference = secrets.token_hex(4)
+            log.exception("error", extra={"fields": {"reference": reference, "peer": self.peer}})
+            self._refuse(RefusedError(Code.INTERNAL, f"internal error, reference {reference}"))
+        else:
+            self._answer(result)
+            self._transfers.served(request, result.reply, started)
+
+    def _answer(self, result: Result) -> None:
+        header = self._conversation.accept(result.reply)
+        if result.reader is None:
+            self._stream.send(header, result.body)
+            return
+        with result.reader as reader:
+            self._send_file(header, reader, result.offset, result.count)
+
+    def _send_file(self, header: bytes, reader: Reader, offset: int, count: int) -> None:
+        """Send a range; its last bytes leave only when the file is seen to be still the same.
+
+        So whoever has the whole body has one state of the file, and whoever
+        lacks some of it knows that there is none.
+        """
+
+        def check(count: int) -> None:
+            if not reader.unchanged():
+                raise SourceChangedError("the file was written to while it was sent")
+
+        last = min(count, _LAST)
+        if last < count:
+            self._stream.send_range(header, reader.fileno(), offset, count - last, check)
+            header = b""
+        end = bytearray(last)
+        if reader.read_into(memoryview(end), offset + count - last) != last:
+            raise SourceChangedError("the file became shorter while it was sent")
+        check(last)
+        self._stream.send(header, memoryview(end))
+
+    def _refuse(self, refusal: RefusedError) -> None:
+        close = self._stream.left > MAX_DROPPED
+        if not close:
+            self._stream.skip_body()
+        self._stream.send(self._conversation.refuse(refusal, close=close))
+
+    def _last_word(self, refusal: RefusedError) -> None:
+        if self._conversation.closed:
+            return
+        with contextlib.suppress(LinkError):
+            self._stream.send(self._conversation.refuse(refusal, close=True))
+            self._stream.close_gently(_GENTLE_S)
+
+    def _summary(self, outcome: str) -> dict[str, Any]:
+        return {
+            "peer": self.peer,
+            "requests": self._requests,
+            "seconds": round(time.monotonic() - self._since, 3),
+            "outcome": outcome,
+        }

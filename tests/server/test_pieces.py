@@ -1,0 +1,221 @@
+"""One conversation of every operation, cut in every way: the replies are always the same."""
+
+import json
+import random
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, cast
+
+import blake3
+import pytest
+
+from ftpkit import Server
+from ftpkit.net.buffers import Buffers
+from ftpkit.net.stream import Stream
+from ftpkit.server.jobs import Jobs
+from ftpkit.server.operations import Context
+from ftpkit.server.session import Session
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.files import Directory, Files
+from tests.support.cut import CutSocket
+from tests.support.raw import Raw, Reply, frame, frames_in
+from tests.support.trees import published, staged
+
+BLOCK: Final = 64 * 1024
+MTIME: Final = 1_234_567_890_000_000_000
+OPERATIONS: Final = {
+    "hello", "auth", "ping", "stat", "list", "mkdir", "rename", "delete", "digest", "put", "get",
+    "begin", "write", "commit", "abort", "status",
+}  # fmt: skip
+
+
+class Unsynced(Files):
+    """A disk that is never waited for: these tests are about bytes on the line."""
+
+    def sync(self, fd: int) -> None: ...
+
+    def sync_data(self, fd: int) -> None: ...
+
+    def sync_directory(self, directory: Directory) -> None: ...
+
+
+def b3(data: bytes) -> str:
+    return f"blake3:{blake3.blake3(data).hexdigest()}"
+
+
+def conversation(upload: str, other: str) -> bytes:
+    """Return every operation, some refusals between them, and bodies of several lengths."""
+    requests: list[tuple[dict[str, Any], bytes]] = [
+        ({"op": "hello", "version": 1, "agent": "t", "digests": ["blake3"], "id": 0}, b""),
+        ({"op": "ping"}, b""),
+        ({"op": "auth", "token": "t"}, b""),
+        ({"op": "status", "id": "s"}, b""),
+        ({"op": "mkdir", "name": "d/é"}, b""),
+        ({"op": "put", "name": "d/f", "digest": b3(b"hello"), "mtime": MTIME}, b"hello"),
+        ({"op": "put", "name": "../f"}, b"refused"),
+        ({"op": "put", "name": "d/f", "digest": b3(b"no")}, b"other"),
+        ({"op": "get", "name": "d/f"}, b""),
+        ({"op": "get", "name": "d/f", "offset": 1, "length": 3, "digest": "blake3"}, b""),
+        ({"op": "get", "name": "none"}, b""),
+        ({"op": "stat", "name": "d/f"}, b""),
+        ({"op": "digest", "name": "d/f"}, b""),
+        ({"op": "begin", "name": "g", "total": 9, "block": BLOCK, "mtime": MTIME}, b""),
+        ({"op": "write", "upload": upload, "offset": 0, "digest": b3(b"x")}, b"something"),
+        ({"op": "commit", "upload": upload, "total": 9}, b""),
+        ({"op": "write", "upload": upload, "offset": 0, "digest": b3(b"the block")}, b"the block"),
+        ({"op": "commit", "upload": upload, "total": 9}, b""),
+        ({"op": "begin", "name": "h", "total": 3, "block": BLOCK}, b""),
+        ({"op": "abort", "upload": other}, b""),
+        ({"op": "rename", "name": "g", "to": "d/g"}, b""),
+        ({"op": "list", "recursive": True}, b""),
+        ({"op": "delete", "name": "d/g"}, b""),
+        ({"op": "delete", "name": "d", "recursive": True}, b""),
+        ({"op": "stat", "name": "d"}, b""),
+        ({"op": "fly"}, b"away"),
+        ({"op": "ping", "id": "last"}, b""),
+    ]
+    assert {header["op"] for header, _ in requests} == OPERATIONS | {"fly"}
+    return b"".join(
+        frame({**header, **({"size": len(body)} if body else {})}, body)
+        for header, body in requests
+    )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A root with two unfinished uploads, so that a recorded stream can name them; the stream."""
+    root = tmp_path_factory.mktemp("pieces") / "template"
+    with Server(root, port=0) as server, Raw(server.address) as raw:
+        uploads = [
+            raw.granted("begin", name=name, total=total, block=BLOCK)["upload"]
+            for name, total in (("g", 9), ("h", 3))
+        ]
+    return root, conversation(*uploads)
+
+
+def plain(reply: Reply) -> tuple[dict[str, Any], list[dict[str, Any]] | bytes]:
+    """Return a reply without what the time or the disk decides."""
+    header, body = dict(reply.header), reply.body
+    for key in ("version", "mtime", "agent"):
+        if key in header:
+            header[key] = type(header[key])
+    if "next" not in header:
+        return header, body
+    assert header.pop("digest") == b3(body)
+    entries = [json.loads(line) for line in body.splitlines()]
+    for entry in entries:
+        if entry["kind"] == "dir":
+            entry["mtime"] = int
+    return header, entries
+
+
+def said(data: bytes) -> list[Any]:
+    return [plain(reply) for reply in frames_in(data)]
+
+
+def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list[Any]:
+    """Hold the conversation in pieces on a fresh copy of the root; return what was said."""
+    shutil.copytree(template, root)
+    sock = CutSocket(stream, cuts)
+    with DirectoryStore(root, files=Unsynced()) as store:
+        line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
+        context = Context(store, Jobs(), Buffers(), line, agent="ftpkit/test")
+        Session(line, context, "test").run()
+        replies = said(bytes(sock.sent))
+    assert published(root) == {}
+    assert staged(root) == []
+    shutil.rmtree(root)
+    return replies
+
+
+@pytest.fixture(scope="module")
+def expected(template: tuple[Path, bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What is said when the stream comes in one piece."""
+    root, stream = template
+    return held(stream, [], root, tmp_path_factory.mktemp("whole") / "root")
+
+
+def test_every_request_has_its_reply(expected: list[Any]) -> None:
+    codes = [header.get("code") for header, _ in expected]
+    assert codes == [
+        None, None, "unsupported", "unsupported", None, None, "bad-name", "digest-mismatch", None,
+        None, "not-found", None, None, None, "digest-mismatch", "incomplete", None, None, None,
+        None, None, None, None, None, "not-found", "unsupported", None,
+    ]  # fmt: skip
+    assert expected[8][1] == b"hello"
+    assert expected[9][1] == b"ell"
+    assert [entry["name"] for entry in expected[21][1]] == ["d", "d/f", "d/g", "d/é"]
+    assert (expected[0][0]["id"], expected[-1][0]["id"]) == (0, "last")
+
+
+def check_two_pieces(
+    cuts: Iterable[int], template: tuple[Path, bytes], expected: list[Any], tmp_path: Path
+) -> None:
+    root, stream = template
+    for cut in cuts:
+        assert held(stream, [cut], root, tmp_path / "root") == expected, f"cut at {cut}"
+
+
+def test_some_two_pieces(template: tuple[Path, bytes], expected: list[Any], tmp_path: Path) -> None:
+    cuts = random.Random(2).sample(range(1, len(template[1])), 150)
+    check_two_pieces(cuts, template, expected, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_two_pieces(
+    template: tuple[Path, bytes], expected: list[Any], tmp_path: Path
+) -> None:
+    check_two_pieces(range(1, len(template[1])), template, expected, tmp_path)
+
+
+def test_byte_by_byte(template: tuple[Path, bytes], expected: list[Any], tmp_path: Path) -> None:
+    root, stream = template
+    assert held(stream, range(1, len(stream)), root, tmp_path / "root") == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_length(
+    template: tuple[Path, bytes], expected: list[Any], tmp_path: Path, seed: int
+) -> None:
+    root, stream = template
+    dice = random.Random(seed)
+    cuts = dice.sample(range(1, len(stream)), dice.randrange(2, len(stream) // 2))
+    assert held(stream, cuts, root, tmp_path / "root") == expected
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1_000, 1_000_000])
+def test_pieces_over_a_real_connection(
+    template: tuple[Path, bytes], expected: list[Any], tmp_path: Path, piece: int
+) -> None:
+    root, stream = template
+    shutil.copytree(root, tmp_path / "root")
+    with Server(tmp_path / "root", port=0) as server, Raw(server.address) as raw:
+        for start in range(0, len(stream), piece):
+            raw.sock.sendall(stream[start : start + piece])
+        raw.finish()
+        replies = said(raw.rest())
+    assert replies == expected
+
+
+def test_cut_short_anywhere_the_answered_part_is_the_same(
+    template: tuple[Path, bytes], expected: list[Any], tmp_path: Path
+) -> None:
+    root, stream = template
+    for cut in random.Random(3).sample(range(len(stream)), 100):
+        replies = _cut_short(stream[:cut], root, tmp_path / "root")
+        assert replies == expected[: len(replies)], f"cut at {cut}"
+
+
+def _cut_short(stream: bytes, template: Path, root: Path) -> list[Any]:
+    shutil.copytree(template, root)
+    sock = CutSocket(stream, [])
+    with DirectoryStore(root, files=Unsynced()) as store:
+        line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
+        context = Context(store, Jobs(), Buffers(), line, agent="ftpkit/test")
+        Session(line, context, "test").run()
+    for name, data in published(root).items():
+        assert data in (b"hello", b"the block"), name
+    shutil.rmtree(root)
+    return said(bytes(sock.sent))
