@@ -1,0 +1,300 @@
+"""A file on its way down: blocks of one version, staged beside the target until all are there."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Self
+
+from ftpkit import system
+from ftpkit.client.link import Link, Send
+from ftpkit.client.upload import BLOCK, TRIES, OnProgress
+from ftpkit.errors import Code, DamagedError, LocalFileError, ProtocolError, RefusedError
+from ftpkit.protocol.digest import digest_of
+from ftpkit.protocol.messages import Get, GetReply, Request, Stat, StatReply
+from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.store import Entry, Wish
+from ftpkit.storage.tree import Tree
+from ftpkit.storage.upload import (
+    DATA,
+    JOURNAL,
+    DirectoryUpload,
+    create_upload,
+    read_journal,
+    reopen_upload,
+)
+
+WINDOW: Final = 4
+
+_PIECE: Final = 1024 * 1024
+
+
+class Target:
+    """Where a download goes: into ``.NAME.part/`` beside its name, and from there to its name.
+
+    What a failed download leaves there is continued by the next one. ``path``
+    is replaced in one step if ``overwrite`` is set, else it must be free.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool) -> None:
+        self.path, self._overwrite = path, overwrite
+        self._files = Files()
+        self._upload: DirectoryUpload | None = None
+        # Where the name is a link, the file that it names is replaced.
+        directory, self._base = os.path.split(os.path.realpath(path))
+        self._part = f".{self._base[:200]}.part"
+        with contextlib.ExitStack() as stack, self.errors():
+            self._directory = stack.enter_context(Directory.open(directory))
+            self._tree = Tree(self._directory, self._files)
+            self._tree.check_target(self._base, overwrite=overwrite)
+            with contextlib.suppress(FileExistsError):
+                self._files.mkdir(self._directory, self._part, 0o700)
+            self._stage = stack.enter_context(self._directory.open_directory(self._part))
+            stack.enter_context(self._alone())
+            self._stack = stack.pop_all()
+
+    @property
+    def left(self) -> bool:
+        """Whether an earlier download left something to go on with."""
+        state = read_journal(self._stage, JOURNAL)
+        return state is not None and bool(state.blocks)
+
+    def stage(self, identity: str, wish: Wish) -> DirectoryUpload:
+        """Open the staged blocks of ``identity``; those of anything else are dropped."""
+        with self.errors():
+            if self._upload is None:
+                self._upload = self._reopen()
+            if self._upload is not None and self._upload.id != identity:
+                self._upload.close()
+                self._upload = None
+            if self._upload is None:
+                self._empty()
+                self._upload = self._create(identity, wish)
+            return self._upload
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Tell what fails on this side as such."""
+        try:
+            yield
+        except RefusedError as refusal:
+            raise LocalFileError(f"cannot write {self.path!r}: {refusal}") from refusal
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise LocalFileError(f"cannot write {self.path!r}: {reason}") from error
+
+    def drop(self) -> None:
+        """Throw away what is staged."""
+        if self._upload is not None:
+            self._upload.close()
+            self._upload = None
+        self._empty()
+
+    def close(self) -> None:
+        """Let go; what could be continued stays."""
+        if self._upload is not None:
+            self._upload.close()
+        if not self.left:
+            with contextlib.suppress(OSError):
+                self._empty()
+                self._files.rmdir(self._directory, self._part)
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _reopen(self) -> DirectoryUpload | None:
+        stage = self._directory.open_directory(self._part)
+        return reopen_upload(
+            stage, self._files, publish=self._publish, let_go=DirectoryUpload.close
+        )
+
+    def _create(self, identity: str, wish: Wish) -> DirectoryUpload:
+        return create_upload(
+            self._directory.open_directory(self._part),
+            self._files,
+            identity,
+            wish,
+            BLOCK,
+            publish=self._publish,
+            let_go=DirectoryUpload.close,
+        )
+
+    def _publish(self, upload: DirectoryUpload, content_digest: str) -> Entry:
+        entry = self._tree.publish(
+            upload.directory,
+            DATA,
+            self._base,
+            overwrite=self._overwrite,
+            content_digest=content_digest,
+        )
+        self._empty()
+        return entry
+
+    def _empty(self) -> None:
+        for part, _ in list(self._stage.names()):
+            self._tree.purge(self._stage, part, lambda done, total: None)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._stage.dir_fd is None:
+            yield
+            return
+        with system.exclusive(self._stage.dir_fd) as alone:
+            if not alone:
+                raise LocalFileError(f"another download to {self.path!r} is running")
+            yield
+
+
+class Download:
+    """One file on its way from ``name``, over as many connections as it takes.
+
+    ``run`` may be called again with another link after a LinkError: it goes on
+    with the blocks that are missing, if the file is still the same.
+    """
+
+    def __init__(self, name: str, server: str, target: Target, on_progress: OnProgress) -> None:
+        self._name, self._server, self._target = name, server, target
+        self._on_progress = on_progress
+        self._buffer = memoryview(bytearray(_PIECE))
+
+    def run(self, link: Link) -> tuple[GetReply | StatReply, Entry]:
+        """Fetch what is missing, and publish; return what the server said, and what stands here."""
+        for _ in range(TRIES):
+            try:
+                return self._fetch(link)
+            except RefusedError as refusal:
+                # Another version took its place: nothing of this one may be kept.
+                if refusal.code is not Code.CHANGED:
+                    raise
+                last = refusal
+                link.settle()
+        raise last
+
+    def _fetch(self, link: Link) -> tuple[GetReply | StatReply, Entry]:
+        first = self._ask(link)
+        if first.name != self._name:
+            raise ProtocolError("the reply is about another file")
+        total = first.total
+        identity = digest_of(repr((self._server, self._name, first.version, total)).encode())
+        wish = Wish(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
+        upload = self._target.stage(identity, wish)
+        row = _Row(link, upload, first, self._target.errors, self._buffer, self._on_progress)
+        if isinstance(first, GetReply):
+            row.receive(first)
+        row.fetch()
+        with self._target.errors():
+            try:
+                entry = upload.commit(total, first.content_digest, None, lambda done, total: None)
+            except RefusedError as refusal:
+                if refusal.code is not Code.DIGEST_MISMATCH:
+                    raise
+                self._target.drop()
+                raise DamagedError(
+                    f"{self._name!r} is damaged on the server: it no longer has the digest"
+                    " that it was stored with"
+                ) from None
+        return first, entry
+
+    def _ask(self, link: Link) -> GetReply | StatReply:
+        """Learn what the file is; with nothing here yet its first block comes along."""
+        if self._target.left:
+            reply = link.ask(Stat(name=self._name), StatReply)
+            if reply.kind == "dir":
+                raise RefusedError(Code.IS_A_DIRECTORY, f"{self._name!a} is a directory")
+            return reply
+        request = Get(name=self._name, offset=0, length=BLOCK, digest=link.algorithm)
+        return link.ask(request, GetReply)
+
+
+class _Row:
+    """The blocks of one download over one link: which are missing, which are on their way."""
+
+    def __init__(
+        self,
+        link: Link,
+        upload: DirectoryUpload,
+        what: GetReply | StatReply,
+        local: Callable[[], contextlib.AbstractContextManager[None]],
+        buffer: memoryview,
+        on_progress: OnProgress,
+    ) -> None:
+        self._link, self._upload, self._what, self._local = link, upload, what, local
+        self._buffer, self._on_progress = buffer, on_progress
+        self._again: deque[int] = deque()
+        self._damaged: dict[int, int] = {}
+        self._held = {record.offset for record in upload.records(link.algorithm)}
+        self._moved = sum(map(self._size, self._held))
+        on_progress(self._moved, what.total)
+
+    def fetch(self) -> None:
+        """Fetch what is not held."""
+        missing = (
+            offset
+            for offset in range(0, self._what.total, BLOCK)
+            if offset not in self._held and offset not in self._again
+        )
+        self._pipeline(missing)
+        while self._again:
+            waiting, self._again = list(self._again), deque()
+            self._pipeline(waiting)
+
+    def receive(self, reply: GetReply) -> None:
+        """Take the body of ``reply`` into its block; if it is damaged, ask again later."""
+        if reply.digest is None or reply.size != self._size(reply.offset):
+            raise ProtocolError("the reply has another range than was asked for")
+        self._link.check_algorithm(reply.digest)
+        if reply.size == 0:
+            return
+        with self._local():
+            writer = self._upload.write(reply.offset, reply.size, reply.digest)
+            try:
+                while count := self._link.stream.read_into(self._buffer):
+                    writer.write(self._buffer[:count])
+                    self._count(count)
+                writer.finish()
+                self._held.add(reply.offset)
+            except RefusedError as refusal:
+                if refusal.code is not Code.DIGEST_MISMATCH:
+                    raise
+                self._damage(reply)
+            finally:
+                writer.release()
+
+    def _damage(self, reply: GetReply) -> None:
+        """Ask for a damaged block again, a few times."""
+        tries = self._damaged[reply.offset] = self._damaged.get(reply.offset, 0) + 1
+        if tries >= TRIES:
+            raise DamagedError(f"the block at {reply.offset:,} arrived damaged {TRIES} times")
+        self._count(-reply.size)
+        self._again.append(reply.offset)
+
+    def _pipeline(self, offsets: Iterable[int]) -> None:
+        for answer in self._link.pipeline(map(self._request, offsets), WINDOW):
+            if isinstance(answer.reply, RefusedError):
+                raise answer.reply
+            if not isinstance(answer.reply, GetReply) or not isinstance(answer.request, Get):
+                raise ProtocolError("the reply does not fit the request")
+            if answer.reply.offset != answer.request.offset:
+                raise ProtocolError("the reply has another range than was asked for")
+            self.receive(answer.reply)
+
+    def _request(self, offset: int) -> tuple[Request, Send | None]:
+        request = Get(
+            name=self._what.name,
+            offset=offset,
+            length=BLOCK,
+            digest=self._link.algorithm,
+            if_version=self._what.version,
+        )
+        return request, None
+
+    def _size(self, offset: int) -> int:
+        return min(BLOCK, self._what.total - offset)
+
+    def _count(self, moved: int) -> None:
+        self._moved += moved
+        self._on_progress(self._moved, self._what.total)

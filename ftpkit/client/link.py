@@ -1,0 +1,146 @@
+"""A connection to a server: requests out, many ahead if it pays, and their answers in."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from ftpkit import __version__, system
+from ftpkit.errors import CannotConnectError, LinkError, ProtocolError, RefusedError
+from ftpkit.net.address import Address
+from ftpkit.net.pacing import Pace
+from ftpkit.net.stream import Stream
+from ftpkit.protocol.conversation import Answer, ClientConversation
+from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
+from ftpkit.protocol.messages import (
+    PROTOCOL_VERSION,
+    Hello,
+    HelloReply,
+    Pending,
+    Reply,
+    Request,
+)
+
+R = TypeVar("R", bound=Reply)
+
+Send = Callable[[bytes], None]
+"""Sends a header, which it is given, and the body behind it."""
+
+
+class Link:
+    """One conversation, opened with ``hello``.
+
+    Raises CannotConnectError where nobody answers, or somebody else.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float, pace: Pace | None) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        try:
+            sock = socket.create_connection(address, timeout=timeout_s)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+            raise CannotConnectError(
+                f"cannot connect to {address}: {reason}", permanent=unknown
+            ) from None
+        self.stream = Stream(sock, stall_timeout_s=timeout_s, pace=pace)
+        self._sock = sock
+        self._conversation = ClientConversation()
+        self.algorithm = DEFAULT
+        try:
+            self.algorithm = self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self) -> str:
+        hello = Hello(
+            version=PROTOCOL_VERSION, agent=f"ftpkit/{__version__}", digests=list(ALGORITHMS)
+        )
+        try:
+            algorithm = self.ask(hello, HelloReply).digest
+            if algorithm not in ALGORITHMS:
+                raise ProtocolError(f"the server picked a digest {algorithm!a}")
+            return algorithm
+        except ProtocolError:
+            raise CannotConnectError(
+                f"{self.address} is no ftpkit server", permanent=True
+            ) from None
+        except LinkError as error:
+            raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
+
+    def ask(self, request: Request, expected: type[R]) -> R:
+        """Send a request without a body and return its reply; wait where it is pending."""
+        while True:
+            self.send(request)
+            reply = self.receive().reply
+            if isinstance(reply, RefusedError):
+                raise reply
+            if isinstance(reply, expected):
+                return reply
+            if not isinstance(reply, Pending):
+                raise ProtocolError("the reply does not fit the request")
+
+    def send(self, request: Request, send: Send | None = None) -> None:
+        """Send a request; ``send`` sends its header and body where it has one."""
+        header = self._conversation.ask(request)
+        try:
+            (send or self.stream.send)(header)
+        except LinkError:
+            self._explain()
+            raise
+
+    def receive(self) -> Answer:
+        """Return the next answer; the body of its reply must be read from ``stream`` next."""
+        return self._conversation.receive(self.stream.read_header())
+
+    def pipeline(
+        self, requests: Iterable[tuple[Request, Send | None]], window: int
+    ) -> Iterator[Answer]:
+        """Send ``requests``, up to ``window`` ahead of their answers; yield these in order."""
+        for request, send in requests:
+            self.send(request, send)
+            while self._conversation.unanswered >= window:
+                yield self.receive()
+        while self._conversation.unanswered:
+            yield self.receive()
+
+    def settle(self) -> None:
+        """Read and drop the answers that are still under way."""
+        while self._conversation.unanswered:
+            self.receive()
+            self.stream.skip_body()
+
+    def _explain(self) -> None:
+        """If the server said why it hung up, raise that instead of the broken connection."""
+        with contextlib.suppress(LinkError, ProtocolError):
+            while True:
+                reply = self.receive().reply
+                if isinstance(reply, RefusedError) and self._conversation.closed:
+                    raise reply
+                self.stream.skip_body()
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may follow: nothing is under way and nobody has hung up."""
+        if self._conversation.unanswered or self._conversation.closed or self.stream.left:
+            return False
+        if self._sock.fileno() < 0:
+            return False
+        return not system.wait_readable(self._sock, 0)
+
+    def check_algorithm(self, digest: str) -> str:
+        """Return ``digest`` if it is in the conversation's algorithm, else raise ProtocolError."""
+        if split_digest(digest)[0] != self.algorithm:
+            raise ProtocolError("the reply has another digest than was agreed on")
+        return digest
+
+    def again(self) -> "Link":
+        """Hang up, and return a new conversation with the same server."""
+        self.close()
+        return Link(self.address, timeout_s=self._timeout_s, pace=None)
+
+    def close(self) -> None:
+        """Hang up; safe to call twice."""
+        self.stream.close()

@@ -1,0 +1,335 @@
+"""A file on its way up: one ``put`` if it is small, else a row of blocks."""
+
+import contextlib
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from struct import Struct
+from typing import Final, Self
+
+from ftpkit import system
+from ftpkit.client.link import Link, Send
+from ftpkit.client.memory import BlockMemory
+from ftpkit.errors import (
+    Code,
+    DamagedError,
+    FtpkitError,
+    LocalFileError,
+    ProtocolError,
+    RefusedError,
+    SourceChangedError,
+)
+from ftpkit.protocol.digest import format_digest, new_hasher, split_digest
+from ftpkit.protocol.messages import (
+    Abort,
+    Begin,
+    BeginReply,
+    Commit,
+    DigestOf,
+    Done,
+    Published,
+    Put,
+    Request,
+    Write,
+)
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that have been moved, and the bytes in all."""
+
+SMALL_FILE: Final = 1024 * 1024
+BLOCK: Final = 4 * 1024 * 1024
+# How far sending runs ahead of the answers: enough to fill a long line.
+WINDOW: Final = 16
+TRIES: Final = 3
+
+_PIECE: Final = 256 * 1024
+_RECORD: Final = Struct("!QI32s")
+
+
+class Source:
+    """A file that is being sent; it must stay as it was when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._check(os.stat(path))
+            flags = os.O_RDONLY | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+            self.fd = os.open(path, flags)
+        except OSError as error:
+            raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
+        self.status = os.fstat(self.fd)
+        self.total = self.status.st_size
+        self.mtime = self.status.st_mtime_ns
+        self.mode = self.status.st_mode & 0o777
+        self._buffer = memoryview(bytearray(_PIECE))
+
+    def digest(self, offset: int, size: int, algorithm: str) -> str:
+        """Return the digest of a range."""
+        hasher, end = new_hasher(algorithm), offset + size
+        while offset < end:
+            count = self._read(self._buffer[: end - offset], offset)
+            hasher.update(self._buffer[:count])
+            offset += count
+        return format_digest(algorithm, hasher.digest())
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChangedError if somebody wrote to the file since it was opened."""
+        now, then = os.fstat(self.fd), self.status
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise SourceChangedError(f"{self.path!r} changed while it was being sent")
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        try:
+            count = system.read_at(self.fd, view, offset)
+        except OSError as error:
+            raise LocalFileError(f"cannot read {self.path!r}: {error.strerror or error}") from None
+        if count == 0:
+            raise SourceChangedError(f"{self.path!r} became shorter while it was being sent")
+        return count
+
+    def _check(self, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise LocalFileError(f"{self.path!r} is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise LocalFileError(f"{self.path!r} is not a regular file")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+
+class Upload:
+    """One file on its way to ``name``, over as many connections as it takes.
+
+    ``run`` may be called again with another link after a LinkError: it goes on
+    where the server says that it stands.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        *,
+        overwrite: bool,
+        memory: str | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self._source, self._name, self._overwrite = source, name, overwrite
+        self._memory_directory = memory
+        self._on_progress = on_progress
+        self._moved = 0
+        self._sent = False
+        self._committing: Commit | None = None
+
+    def run(self, link: Link) -> Published:
+        """Send what is missing, and return what was published."""
+        self._moved = 0
+        self._on_progress(0, self._source.total)
+        if self._source.total <= SMALL_FILE:
+            published = self._put(link)
+        else:
+            published = self._published_before(link) or self._send_blocks(link)
+        # Headers have no checksum: damage could have changed the name that the server read.
+        if (published.name, published.total) != (self._name, self._source.total):
+            raise ProtocolError("the server published something else than was sent")
+        return published
+
+    # A small file: one request
+
+    def _put(self, link: Link) -> Published:
+        source = self._source
+        request = Put(
+            name=self._name,
+            size=source.total,
+            digest=source.digest(0, source.total, link.algorithm),
+            mtime=source.mtime,
+            mode=source.mode,
+            overwrite=self._overwrite,
+        )
+        # What was digested is one state of the file; whatever is sent instead of it is refused.
+        source.check_unchanged()
+        for _ in range(TRIES):
+            sent_before, self._sent = self._sent, True
+            link.send(
+                request, lambda header: link.stream.send_range(header, source.fd, 0, source.total)
+            )
+            reply = link.receive().reply
+            if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
+                # Perhaps it is ours: only the reply to the first try was lost.
+                reply = self._ours(link, request) or reply
+            if isinstance(reply, Published):
+                self._count(source.total)
+                return reply
+            if not isinstance(reply, RefusedError):
+                raise ProtocolError("the reply does not fit the request")
+            if reply.code is not Code.DIGEST_MISMATCH:
+                raise reply
+            source.check_unchanged()
+        raise DamagedError(f"{self._name!r} arrived damaged {TRIES} times in a row")
+
+    def _ours(self, link: Link, request: Put) -> Published | None:
+        reply = link.ask(DigestOf(name=self._name), Published)
+        return reply if reply.content_digest == request.digest else None
+
+    # A large file: a row of blocks
+
+    def _send_blocks(self, link: Link) -> Published:
+        source = self._source
+        with closing(
+            BlockMemory(
+                self._memory_directory, source.status, block=BLOCK, algorithm=link.algorithm
+            )
+        ) as memory:
+            row = _Row(link, source, memory, self._count)
+            try:
+                row.begin(self._name, overwrite=self._overwrite)
+                row.send()
+                source.check_unchanged()
+            except SourceChangedError:
+                memory.forget()
+                row.abort()
+                raise
+            self._committing = row.commit()
+            published = link.ask(self._committing, Published)
+            memory.forget()
+        return published
+
+    def _published_before(self, link: Link) -> Published | None:
+        """If only the reply to our commit was lost, get it now."""
+        if self._committing is None:
+            return None
+        try:
+            return link.ask(self._committing, Published)
+        except RefusedError as refusal:
+            if refusal.code in (Code.NOT_FOUND, Code.INCOMPLETE):
+                return None
+            raise
+
+    def _count(self, moved: int) -> None:
+        self._moved += moved
+        self._on_progress(self._moved, self._source.total)
+
+
+class _Row:
+    """The blocks of one upload over one link: which are missing, which are on their way."""
+
+    def __init__(
+        self, link: Link, source: Source, memory: BlockMemory, count: Callable[[int], None]
+    ) -> None:
+        self.upload = ""
+        self._link, self._source, self._memory, self._count = link, source, memory, count
+        self._held: dict[int, str] = {}
+        self._digests: dict[int, str] = {}
+        self._again: deque[int] = deque()
+        self._damaged: dict[int, int] = {}
+
+    def begin(self, name: str, *, overwrite: bool) -> None:
+        """Open the upload, or continue it: learn which blocks the server holds."""
+        source = self._source
+        request = Begin(
+            name=name,
+            total=source.total,
+            block=BLOCK,
+            mtime=source.mtime,
+            mode=source.mode,
+            overwrite=overwrite,
+        )
+        reply = self._link.ask(request, BeginReply)
+        if reply.block != BLOCK:
+            raise ProtocolError("the server chose another block size")
+        self.upload = reply.upload
+        if reply.size % _RECORD.size or reply.size > -(-source.total // BLOCK) * _RECORD.size:
+            raise ProtocolError("the server's records are no row of blocks of this file")
+        for offset, _, raw in _RECORD.iter_unpack(self._link.stream.read_body()):
+            self._held[offset] = format_digest(self._link.algorithm, raw)
+
+    def send(self) -> None:
+        """Send what is missing at once; what is held, but not remembered here, is compared last.
+
+        So the first new byte leaves without reading again what was sent.
+        """
+        missing, unsure = [], []
+        for offset in range(0, self._source.total, BLOCK):
+            held, known = self._held.get(offset), self._memory.get(offset)
+            if held is None or known not in (None, held):
+                missing.append(offset)
+                continue
+            self._count(self._size(offset))
+            if known is None:
+                unsure.append(offset)
+            else:
+                self._digests[offset] = known
+        self._write(self._digested(missing))
+        self._write(self._differing(unsure))
+        while self._again:
+            waiting, self._again = list(self._again), deque()
+            self._write(self._digested(waiting))
+
+    def commit(self) -> Commit:
+        """Return the request that publishes exactly the blocks that we mean."""
+        hasher = new_hasher(self._link.algorithm)
+        for _, digest in sorted(self._digests.items()):
+            hasher.update(split_digest(digest)[1])
+        blocks_digest = format_digest(self._link.algorithm, hasher.digest())
+        return Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
+
+    def abort(self) -> None:
+        """Throw away on the server what can be of no more use, if it still listens.
+
+        A conversation that broke off within a frame cannot say so: a new one does.
+        """
+        if not self.upload:
+            return
+        with contextlib.suppress(FtpkitError):
+            if self._link.usable:
+                self._link.ask(Abort(upload=self.upload), Done)
+                return
+            with closing(self._link.again()) as link:
+                link.ask(Abort(upload=self.upload), Done)
+
+    def _digested(self, offsets: Iterable[int]) -> Iterator[int]:
+        for offset in offsets:
+            size = self._size(offset)
+            system.expect_read(self._source.fd, offset + size, BLOCK)
+            digest = self._source.digest(offset, size, self._link.algorithm)
+            self._digests[offset] = digest
+            self._memory.add(offset, digest)
+            yield offset
+
+    def _differing(self, offsets: Iterable[int]) -> Iterator[int]:
+        for offset in self._digested(offsets):
+            if self._digests[offset] != self._held[offset]:
+                self._count(-self._size(offset))
+                yield offset
+
+    def _write(self, offsets: Iterable[int]) -> None:
+        for answer in self._link.pipeline(map(self._request, offsets), WINDOW):
+            if isinstance(answer.reply, RefusedError) and isinstance(answer.request, Write):
+                self._refused(answer.request, answer.reply)
+
+    def _request(self, offset: int) -> tuple[Request, Send]:
+        size = self._size(offset)
+        request = Write(upload=self.upload, offset=offset, size=size, digest=self._digests[offset])
+
+        def send(header: bytes) -> None:
+            self._link.stream.send_range(header, self._source.fd, offset, size, self._count)
+
+        return request, send
+
+    def _refused(self, request: Write, refusal: RefusedError) -> None:
+        """Send a damaged block again, a few times; anything else ends the upload."""
+        if refusal.code is not Code.DIGEST_MISMATCH:
+            raise refusal
+        self._source.check_unchanged()
+        tries = self._damaged[request.offset] = self._damaged.get(request.offset, 0) + 1
+        if tries >= TRIES:
+            raise DamagedError(f"the block at {request.offset:,} arrived damaged {TRIES} times")
+        self._count(-request.size)
+        self._again.append(request.offset)
+
+    def _size(self, offset: int) -> int:
+        return min(BLOCK, self._source.total - offset)

@@ -1,0 +1,139 @@
+"""When another try is made, and after how long."""
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftpkit.client.retry import Backoff, may_pass
+from ftpkit.errors import (
+    CannotConnectError,
+    Code,
+    DamagedError,
+    FtpkitError,
+    LinkError,
+    LocalFileError,
+    RefusedError,
+    SourceChangedError,
+    StalledError,
+    TruncatedError,
+)
+
+
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def backoff(clock: Clock, retry_for_s: float, chance: float = 1.0) -> Backoff:
+    return Backoff(retry_for_s, clock=clock.time, sleep=clock.sleep, chance=lambda: chance)
+
+
+def waits(clock: Clock, tries: Backoff, error: FtpkitError) -> int:
+    """Fail again and again; return how often another try was made."""
+    retries: list[float] = []
+    with contextlib.suppress(type(error)):
+        while True:
+            tries.wait(error, lambda error, delay: retries.append(delay))
+    return len(retries)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LinkError("lost"),
+        StalledError("stalled"),
+        TruncatedError(1, 2),
+        CannotConnectError("refused"),
+        RefusedError(Code.TOO_MANY_CONNECTIONS, "full"),
+        RefusedError(Code.SHUTTING_DOWN, "stopping"),
+        RefusedError(Code.BUSY, "taken over"),
+        RefusedError(Code.TIMEOUT, "too slow"),
+    ],
+)
+def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
+    assert may_pass(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CannotConnectError("no such host", permanent=True),
+        DamagedError("damaged"),
+        LocalFileError("unreadable"),
+        SourceChangedError("changed"),
+        *(
+            RefusedError(code, "no")
+            for code in (
+                Code.FORBIDDEN,
+                Code.NO_SPACE,
+                Code.BAD_NAME,
+                Code.EXISTS,
+                Code.NOT_FOUND,
+                Code.INTERNAL,
+            )
+        ),
+    ],
+)
+def test_what_stays_so_stops_at_once(error: FtpkitError) -> None:
+    clock = Clock()
+    assert waits(clock, backoff(clock, 600), error) == 0
+    assert clock.slept == []
+
+
+def test_waits_double_up_to_a_cap_and_end_with_the_time_that_was_given() -> None:
+    clock = Clock()
+    waits(clock, backoff(clock, 60), LinkError("lost"))
+    assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 14.5]
+    assert clock.now == 160
+
+
+def test_no_time_means_no_second_try() -> None:
+    clock = Clock()
+    assert waits(clock, backoff(clock, 0), LinkError("lost")) == 0
+
+
+def test_new_progress_gives_the_whole_time_again() -> None:
+    clock = Clock()
+    tries = backoff(clock, 3)
+    waits(clock, tries, LinkError("lost"))
+    tries.progress(10)
+    clock.slept.clear()
+    waits(clock, tries, LinkError("lost"))
+    assert sum(clock.slept) == pytest.approx(3)
+
+
+def test_going_over_the_same_ground_is_no_progress() -> None:
+    clock = Clock()
+    tries = backoff(clock, 3)
+    tries.progress(10)
+    waits(clock, tries, LinkError("lost"))
+    tries.progress(10)
+    assert waits(clock, tries, LinkError("lost")) == 0
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0.1, 1000))
+def test_chance_shortens_a_wait_by_half_at_most(chance: float, retry_for_s: float) -> None:
+    clock = Clock()
+    waits(clock, backoff(clock, retry_for_s, chance), LinkError("lost"))
+    assert sum(clock.slept) == pytest.approx(retry_for_s)
+    assert all(delay <= 15 for delay in clock.slept)
+    assert clock.slept[0] >= min(0.25, retry_for_s) - 1e-9
+
+
+def test_whoever_listens_hears_the_failure_and_the_wait() -> None:
+    heard: list[tuple[FtpkitError, float]] = []
+    clock, error = Clock(), LinkError("lost")
+    backoff(clock, 60).wait(error, lambda error, delay: heard.append((error, delay)))
+    assert heard == [(error, 0.5)]

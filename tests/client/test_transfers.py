@@ -1,0 +1,405 @@
+"""Files there and back: whole, with what travels with them, whatever the file does meanwhile."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import blake3
+import pytest
+
+from ftpkit import Client, LocalFileError, RefusedError, Server, SourceChangedError
+from ftpkit.net.pacing import Pace
+from tests.support.hostile import relay
+from tests.support.logs import Log
+from tests.support.raw import Raw
+from tests.support.trees import published, staged
+
+KIB, MIB = 1024, 1024 * 1024
+BLOCK = 4 * MIB
+SIZES = [
+    0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, MIB - 1, MIB, MIB + 1, 4 * MIB - 1, 4 * MIB,
+    4 * MIB + 1, 9 * MIB,
+]  # fmt: skip
+MTIME = 1_234_567_890_123_456_789
+
+
+def b3(data: bytes) -> str:
+    return f"blake3:{blake3.blake3(data).hexdigest()}"
+
+
+def made(path: Path, total: int) -> bytes:
+    data = os.urandom(total)
+    path.write_bytes(data)
+    return data
+
+
+def parts(directory: Path) -> list[str]:
+    """Return what a download has left in a directory that was empty."""
+    return sorted(name for name in os.listdir(directory) if name.endswith(".part"))
+
+
+@pytest.mark.parametrize("total", SIZES)
+def test_a_file_goes_up_and_comes_down(
+    client: Client, root: Path, tmp_path: Path, total: int
+) -> None:
+    source, copy = tmp_path / "source.bin", tmp_path / "copy.bin"
+    data = made(source, total)
+    source.chmod(0o640)
+    os.utime(source, ns=(MTIME, MTIME))
+    seen: list[tuple[int, int]] = []
+    up = client.put(source, on_progress=lambda moved, of: seen.append((moved, of)))
+    assert (up.name, up.path, up.total) == ("source.bin", str(source), total)
+    assert up.content_digest == b3(data)
+    assert seen[0] == (0, total)
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+    assert published(root) == {"source.bin": data}
+    assert client.stat("source.bin").version == up.version
+    seen.clear()
+    down = client.get("source.bin", copy, on_progress=lambda moved, of: seen.append((moved, of)))
+    assert (down.name, down.path, down.total) == ("source.bin", str(copy), total)
+    assert (down.version, down.content_digest) == (up.version, b3(data))
+    assert seen[0] == (0, total)
+    assert seen[-1] == (total, total)
+    assert copy.read_bytes() == data
+    for path in (root / "source.bin", copy):
+        assert path.stat().st_mtime_ns == MTIME
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert parts(tmp_path) == []
+    assert staged(root) == []
+
+
+def test_names(client: Client, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    for name in ("a/b/c.txt", "é ✓/\U0001f600", "-rf", "a b", "*", "~"):
+        assert client.put(tmp_path / "f", name).name == name
+        got = client.get(name, tmp_path / "copy")
+        assert got.name == name
+    assert len(published(root)) == 6
+    for name in ("../f", "/f", "a//b", "", ".ftpkit/x", "a\nb"):
+        with pytest.raises(RefusedError) as caught:
+            client.put(tmp_path / "f", name)
+        assert caught.value.code == "bad-name"
+        with pytest.raises(RefusedError):
+            client.get(name, tmp_path / "copy")
+    assert len(published(root)) == 6
+
+
+@pytest.mark.parametrize("total", [3, MIB + 1])
+def test_put_without_overwrite(client: Client, root: Path, tmp_path: Path, total: int) -> None:
+    data = made(tmp_path / "f", total)
+    client.put(tmp_path / "f", overwrite=False)
+    made(tmp_path / "f", total)
+    with pytest.raises(RefusedError) as caught:
+        client.put(tmp_path / "f", overwrite=False)
+    assert caught.value.code == "exists"
+    assert published(root) == {"f": data}
+    client.put(tmp_path / "f")
+    assert published(root) == {"f": (tmp_path / "f").read_bytes()}
+
+
+def test_get_without_overwrite(client: Client, root: Path, tmp_path: Path) -> None:
+    made(root / "f", 3)
+    (tmp_path / "copy").write_bytes(b"mine")
+    with pytest.raises(LocalFileError, match="exists"):
+        client.get("f", tmp_path / "copy", overwrite=False)
+    assert (tmp_path / "copy").read_bytes() == b"mine"
+    client.get("f", tmp_path / "new", overwrite=False)
+    client.get("f", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
+
+
+def test_get_does_not_replace_what_came_meanwhile(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 3)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(LocalFileError, match="exists"):
+        client.get(
+            "f",
+            tmp_path / "here/copy",
+            overwrite=False,
+            on_progress=lambda moved, of: (tmp_path / "here/copy").touch(),
+        )
+    assert (tmp_path / "here/copy").read_bytes() == b""
+    # What was fetched is kept for another try.
+    client.get("f", tmp_path / "here/copy")
+    assert os.listdir(tmp_path / "here") == ["copy"]
+
+
+def test_get_into_a_directory_and_here(
+    client: Client, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "d").mkdir()
+    data = made(root / "d/f", 3)
+    (tmp_path / "into").mkdir()
+    assert client.get("d/f", tmp_path / "into").path == str(tmp_path / "into/f")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert client.get("d/f").path == "f"
+    assert (tmp_path / "here/f").read_bytes() == (tmp_path / "into/f").read_bytes() == data
+
+
+def test_get_where_no_file_can_be(client: Client, root: Path, tmp_path: Path) -> None:
+    made(root / "f", 3)
+    (tmp_path / "into/f").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "into", tmp_path / "missing/f", tmp_path / "file/f"):
+        with pytest.raises(LocalFileError):
+            client.get("f", path)
+    assert os.listdir(tmp_path / "into") == ["f"]
+    client.ping()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_get_into_a_directory_that_may_not_be_written(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 3)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(LocalFileError, match="denied"):
+        client.get("f", tmp_path / "closed")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_source_that_may_not_be_read(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "f").touch(mode=0o000)
+    with pytest.raises(LocalFileError, match="denied"):
+        client.put(tmp_path / "f")
+
+
+def test_get_of_what_is_no_file(client: Client, root: Path, tmp_path: Path) -> None:
+    (root / "d").mkdir()
+    (tmp_path / "here").mkdir()
+    for name, code in (("none", "not-found"), ("d", "is-a-directory"), ("d/x", "not-found")):
+        with pytest.raises(RefusedError) as caught:
+            client.get(name, tmp_path / "here/copy")
+        assert caught.value.code == code
+    assert os.listdir(tmp_path / "here") == []
+
+
+def test_sources_that_are_no_files(client: Client, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name, words in (
+        ("none", "No such file"),
+        ("dangling", "No such file"),
+        ("d", "is a directory"),
+        ("fifo", "not a regular file"),
+        ("file/below", "Not a directory"),
+    ):
+        with pytest.raises(LocalFileError, match=words):
+            client.put(tmp_path / name)
+    assert published(root) == {}
+
+
+# A source that changes
+
+
+def grown(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def shrunk(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def rewritten(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(b"changed")
+        file.seek(-7, os.SEEK_END)
+        file.write(b"changed")
+    os.utime(path, ns=(MTIME, MTIME))
+
+
+@pytest.mark.parametrize("how", [grown, shrunk, emptied, rewritten])
+@pytest.mark.parametrize(
+    ("total", "share"),
+    # A small file tells of no progress before its end.
+    [(1000, 0.0), (64 * KIB + 1, 0.0), (MIB, 0.0), (9 * MIB, 0.0), (9 * MIB, 0.4)],
+)
+def test_a_source_that_changes_while_it_is_sent(
+    client: Client,
+    root: Path,
+    tmp_path: Path,
+    how: Callable[[Path], None],
+    total: int,
+    share: float,
+) -> None:
+    made(root / "f", 5)
+    before = published(root)
+    source, changes = tmp_path / "f", [how]
+    made(source, total)
+
+    def change(moved: int, of: int) -> None:
+        if moved >= share * of and changes:
+            changes.pop()(source)
+
+    with pytest.raises(SourceChangedError):
+        client.put(source, on_progress=change)
+    assert not changes
+    client.ping()
+    assert published(root) == before
+    assert staged(root) == []
+    assert client.put(source).total == source.stat().st_size
+
+
+def test_a_file_that_is_replaced_while_it_comes_down(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 64 * MIB)
+    made(root / "g", 64 * MIB)
+    (tmp_path / "here").mkdir()
+
+    def replace(moved: int, of: int) -> None:
+        if moved >= BLOCK and (root / "g").exists():
+            os.replace(root / "g", root / "f")
+
+    client.get("f", tmp_path / "here/copy", on_progress=replace)
+    assert not (root / "g").exists()
+    assert os.listdir(tmp_path / "here") == ["copy"]
+    assert (tmp_path / "here/copy").read_bytes() == (root / "f").read_bytes()
+
+
+# Damage on the way
+
+
+def test_a_block_that_is_damaged_on_its_way_up_is_sent_again_alone(
+    server: Server, root: Path, tmp_path: Path, log: Log
+) -> None:
+    data = made(tmp_path / "f", 3 * BLOCK)
+    with (
+        relay(server.address, up=(BLOCK + BLOCK // 2,)) as address,
+        Client(f"ftpk://127.0.0.1:{address[1]}", timeout_s=10.0) as client,
+    ):
+        done = client.put(tmp_path / "f")
+    assert done.content_digest in (None, b3(data))
+    assert published(root) == {"f": data}
+    # hello, begin, three blocks and one again, commit
+    assert log.wait_for("connection")["requests"] == 7
+
+
+def test_a_small_file_that_is_damaged_on_its_way_up_is_sent_again(
+    server: Server, root: Path, tmp_path: Path
+) -> None:
+    data = made(tmp_path / "f", 10 * KIB)
+    with (
+        relay(server.address, up=(5 * KIB,)) as address,
+        Client(f"ftpk://127.0.0.1:{address[1]}", timeout_s=10.0) as client,
+    ):
+        client.put(tmp_path / "f")
+    assert published(root) == {"f": data}
+
+
+@pytest.mark.parametrize("position", [1000, BLOCK + BLOCK // 2])
+def test_a_range_that_is_damaged_on_its_way_down_is_fetched_again(
+    server: Server, root: Path, tmp_path: Path, log: Log, position: int
+) -> None:
+    data = made(root / "f", 3 * BLOCK)
+    with (
+        relay(server.address, down=(position,)) as address,
+        Client(f"ftpk://127.0.0.1:{address[1]}", timeout_s=10.0) as client,
+    ):
+        done = client.get("f", tmp_path / "copy")
+    assert done.content_digest == b3(data)
+    assert (tmp_path / "copy").read_bytes() == data
+    assert log.wait_for("connection")["requests"] == 5
+
+
+# Resume
+
+
+class Died(Exception):
+    """What kills a client in these tests."""
+
+
+@pytest.mark.parametrize("held", [1, 3])
+def test_an_upload_that_died_is_continued(
+    client: Client,
+    connect: Callable[[], Raw],
+    root: Path,
+    tmp_path: Path,
+    log: Log,
+    held: int,
+) -> None:
+    total = 6 * BLOCK + 100
+    data, raw = made(tmp_path / "f", total), connect()
+
+    def records() -> int:
+        reply = raw.granted("begin", name="f", total=total, block=BLOCK)
+        return len(reply.body) // 44
+
+    def die(moved: int, of: int) -> None:
+        if moved >= (held + 1) * BLOCK:
+            while records() < held:
+                pass
+            raise Died
+
+    with pytest.raises(Died):
+        client.put(tmp_path / "f", on_progress=die)
+    log.wait_for("connection")
+    assert published(root) == {}
+    kept = records()
+    assert held <= kept < 7
+    seen: list[int] = []
+    client.put(tmp_path / "f", on_progress=lambda moved, of: seen.append(moved))
+    assert published(root) == {"f": data}
+    assert seen[-1] == total
+    client.close()
+    # hello, begin, the missing blocks, commit
+    assert log.wait_for("connection")["requests"] == 3 + 7 - kept
+
+
+def test_a_file_that_changed_since_is_sent_where_it_differs(
+    client: Client, connect: Callable[[], Raw], root: Path, tmp_path: Path, log: Log
+) -> None:
+    data, raw = bytearray(made(tmp_path / "f", 3 * BLOCK)), connect()
+    upload = raw.granted("begin", name="f", total=len(data), block=BLOCK)["upload"]
+    for offset in (0, BLOCK):
+        block = bytes(data[offset : offset + BLOCK])
+        raw.granted("write", block, upload=upload, offset=offset, digest=b3(block))
+    data[BLOCK] ^= 1
+    (tmp_path / "f").write_bytes(data)
+    client.put(tmp_path / "f")
+    assert published(root) == {"f": bytes(data)}
+    client.close()
+    assert log.wait_for("connection")["requests"] == 5
+
+
+# Pace
+
+
+@pytest.mark.parametrize("total", [100 * KIB, 3 * MIB])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, way: str) -> None:
+    now, pauses = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    rate = 500_000.0
+    client._pace = Pace(rate, clock=lambda: now[0], sleep=sleep)
+    made(tmp_path / "f", total)
+    made(root / "g", total)
+    if way == "up":
+        client.put(tmp_path / "f")
+    else:
+        client.get("g", tmp_path / "copy")
+    # No time passes but in pauses: they are the duration.
+    assert total / rate - 0.1 <= now[0] <= total / rate + 0.1
+    assert max(pauses) < 0.2
+    assert len(pauses) >= 5
+
+
+def test_a_rate_is_more_than_nothing() -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Client(rate_bps=-1)
