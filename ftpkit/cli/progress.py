@@ -1,0 +1,134 @@
+"""How transfers are told: lines to a person, events to a program."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import click
+
+from ftpkit.cli.display import json_line, shown
+from ftpkit.cli.failures import complain
+from ftpkit.cli.units import format_duration, format_size
+from ftpkit.client import Transfer
+from ftpkit.errors import FtpkitError
+
+EVENT_INTERVAL_S: Final = 0.5
+
+
+class Report(Protocol):
+    """What a command tells of its transfers, one after the other."""
+
+    def start(self, name: str, total: int | None) -> None:
+        """Say that ``name`` begins; ``total`` in bytes, None if not known yet."""
+
+    def moved(self, moved: int, total: int) -> None:
+        """Say that ``moved`` bytes of ``total`` are over; called often."""
+
+    def retrying(self, error: FtpkitError, delay: float) -> None:
+        """Say what failed, and that the next try is in ``delay`` seconds."""
+
+    def done(self, transfer: Transfer) -> None:
+        """Say that the file is over, and verified."""
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """Say why it is not."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+class Lines:
+    """A line on stdout for each file that is over, and one on stderr for each that is not."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def start(self, name: str, total: int | None) -> None:
+        """Nothing to say yet."""
+
+    def moved(self, moved: int, total: int) -> None:
+        """Nothing to say yet."""
+
+    def retrying(self, error: FtpkitError, delay: float) -> None:
+        """Print what failed, and when it goes on."""
+        if not self._quiet:
+            complain(f"{error}; retrying in {format_duration(delay)}")
+
+    def done(self, transfer: Transfer) -> None:
+        """Print what was moved, and how fast."""
+        if not self._quiet:
+            click.echo(summary(transfer))
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """Print what was not moved, and why."""
+        complain(str(error), name)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Events:
+    """NDJSON on stdout: start, progress at most twice a second, retry, done, error."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._name = ""
+        self._next = 0.0
+
+    def start(self, name: str, total: int | None) -> None:
+        """``{"event": "start", "name", "total"}``; ``total`` may be null."""
+        self._name = name
+        self._next = self._clock() + EVENT_INTERVAL_S
+        _emit("start", name=name, total=total)
+
+    def moved(self, moved: int, total: int) -> None:
+        """``{"event": "progress", "name", "moved", "total"}``."""
+        if self._clock() >= self._next:
+            self._next = self._clock() + EVENT_INTERVAL_S
+            _emit("progress", name=self._name, moved=moved, total=total)
+
+    def retrying(self, error: FtpkitError, delay: float) -> None:
+        """``{"event": "retry", "name", "code", "message", "seconds"}``."""
+        _emit(
+            "retry",
+            name=self._name,
+            code=str(error.code),
+            message=str(error),
+            seconds=round(delay, 3),
+        )
+
+    def done(self, transfer: Transfer) -> None:
+        """``{"event": "done", "name", "path", "total", "seconds", "version", …}``."""
+        _emit(
+            "done",
+            name=transfer.name,
+            path=transfer.path,
+            total=transfer.total,
+            seconds=round(transfer.seconds, 6),
+            version=transfer.version,
+            content_digest=transfer.content_digest,
+        )
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """``{"event": "error", "name", "code", "message"}``."""
+        _emit("error", name=name, code=str(error.code), message=str(error))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def summary(transfer: Transfer) -> str:
+    """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
+    rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
+    size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
+    return f"{shown(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"
+
+
+def _emit(event: str, **values: object) -> None:
+    click.echo(json_line({"event": event, **values}))

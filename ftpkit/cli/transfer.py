@@ -1,0 +1,190 @@
+"""put and get."""
+
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import click
+
+from ftpkit.cli.failures import Tally
+from ftpkit.cli.progress import Events, Lines, Report, watched
+from ftpkit.cli.settings import DURATION, RATE, Command, setting
+from ftpkit.cli.target import connect, target_options
+from ftpkit.client import Client, Transfer
+from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
+from ftpkit.net.address import Address
+
+
+def transfer_options(command: Command) -> Command:
+    """Add what put and get have in common, beside the target."""
+    options = (
+        click.option("--no-overwrite", is_flag=True, help="Fail where the target exists."),
+        setting(
+            "rate",
+            "--rate",
+            type=RATE,
+            metavar="RATE",
+            help="Move at most so many bytes a second, like 20M or 20Mi; 0 is no limit.",
+        ),
+        setting(
+            "retry-for",
+            "--retry-for",
+            type=DURATION,
+            metavar="TIME",
+            default="10m",
+            show_default=True,
+            help="Try again after a lost connection until there was no progress for so long.",
+        ),
+        setting("quiet", "-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        setting(
+            "json", "--json", is_flag=True, help="Print events on stdout, one JSON object a line."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to move: its name for a person, its bytes if known, and how."""
+
+    name: str
+    total: int | None
+    run: "partial[Transfer]"
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.option("--as", "alias", metavar="NAME", help="The name that it gets on the server.")
+@transfer_options
+@target_options
+def put(
+    files: tuple[str, ...],
+    alias: str | None,
+    no_overwrite: bool,
+    rate: float | None,
+    retry_for: float,
+    quiet: bool,
+    json: bool,
+    url: Address,
+    timeout: float,
+) -> int:
+    """Upload each FILE, under the last part of its path.
+
+    A file appears on the server in one step, when all of it has arrived and is verified.
+
+    \b
+    Example:  ftpkit put bigfile.iso --to ftpk://HOST:9021 --rate 20M
+    """
+    if alias is not None and len(files) > 1:
+        raise click.UsageError("--as names one file, so it goes with one FILE")
+    names = [alias] if alias is not None else [_last_part(os.path.abspath(file)) for file in files]
+    _refuse_twins(names)
+    with connect(url, timeout, rate, retry_for) as client:
+        jobs = [
+            Job(name, _size_here(file), partial(client.put, file, name, overwrite=not no_overwrite))
+            for file, name in zip(files, names, strict=True)
+        ]
+        return _move(jobs, _report(jobs, json=json, quiet=quiet))
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    type=click.Path(),
+    help="Where it goes: a file, or a directory that exists.",
+)
+@transfer_options
+@target_options
+def get(
+    names: tuple[str, ...],
+    output: str | None,
+    no_overwrite: bool,
+    rate: float | None,
+    retry_for: float,
+    quiet: bool,
+    json: bool,
+    url: Address,
+    timeout: float,
+) -> int:
+    """Download each NAME into the current directory, or to PATH.
+
+    A file appears in one step, when all of it has arrived and is verified.
+
+    \b
+    Example:  ftpkit get bigfile.iso --from ftpk://HOST:9021 -o copy.iso
+    """
+    if len(names) > 1 and output is not None and not os.path.isdir(output):
+        raise click.UsageError("with several NAMEs, -o is a directory that exists")
+    _refuse_twins([_last_part(name) for name in names])
+    with connect(url, timeout, rate, retry_for) as client:
+        # Only the bar of the whole has to know all sizes before the first byte.
+        ask = len(names) > 1 and not json and not quiet and watched()
+        jobs = [
+            Job(
+                name,
+                _size_there(client, name) if ask else None,
+                partial(client.get, name, output, overwrite=not no_overwrite),
+            )
+            for name in names
+        ]
+        return _move(jobs, _report(jobs, json=json, quiet=quiet))
+
+
+def _move(jobs: list[Job], report: Report) -> int:
+    """Do one job after the other, on after a failure; return the exit code."""
+    tally = Tally()
+    with closing(report):
+        for job in jobs:
+            report.start(job.name, job.total)
+            try:
+                transfer = job.run(on_progress=report.moved, on_retry=report.retrying)
+            except FtpkitError as error:
+                report.failed(job.name, error)
+                tally.add(error)
+                if isinstance(error, CannotConnectError):
+                    break
+            else:
+                report.done(transfer)
+    return tally.exit_code
+
+
+def _report(jobs: list[Job], *, json: bool, quiet: bool) -> Report:
+    if json:
+        return Events()
+    lines = Lines(quiet=quiet)
+    if quiet or not watched():
+        return lines
+    from ftpkit.cli.bars import Bars
+
+    return Bars(lines, [job.total or 0 for job in jobs])
+
+
+def _last_part(path: str) -> str:
+    return os.path.basename(path.rstrip("/")) or path
+
+
+def _refuse_twins(names: list[str]) -> None:
+    """Two files under one name would leave the last of them, without a word."""
+    twins = {name for name in names if names.count(name) > 1}
+    if twins:
+        raise click.UsageError(f"more than one of them would be named {min(twins)}")
+
+
+def _size_here(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except (OSError, ValueError):
+        return None  # put says what is wrong with it
+
+
+def _size_there(client: Client, name: str) -> int | None:
+    try:
+        return client.stat(name).total
+    except RefusedError:
+        return None  # get says what is wrong with it

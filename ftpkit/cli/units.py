@@ -1,0 +1,77 @@
+"""Sizes, rates and times, as people write and read them."""
+
+import re
+from fractions import Fraction
+from typing import Final
+
+FACTORS: Final[dict[str, int | Fraction]] = {
+    prefix + suffix: base**power
+    for suffix, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kmgt", start=1)
+} | {"": 1}
+SECONDS: Final[dict[str, int | Fraction]] = {
+    "": 1,
+    "ms": Fraction(1, 1000),
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+    "d": 86400,
+}
+
+# The digits are few enough for every result to be a float and a C integer.
+_QUANTITY: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([A-Za-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``text`` says: ``20M`` is 20,000,000 and ``20Mi`` 20 * 2^20.
+
+    A ``B`` may follow; a ``b`` may not, for it means bits. ValueError if it is no size.
+    """
+    number, unit = _split(text)
+    return int(number * _factor(unit.removesuffix("B").lower(), FACTORS))
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``text`` says: ``500ms``, ``30`` or ``30s``, ``10m``, ``2h``, ``7d``.
+
+    ValueError if it is no time.
+    """
+    number, unit = _split(text)
+    return float(number * _factor(unit, SECONDS))
+
+
+def format_size(count: float) -> str:
+    """Return ``count`` bytes for a person: ``512 B``, ``4.29 GB``."""
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for prefix in "kMGTPE":
+        count /= 1000
+        if count < 999.5 or prefix == "E":
+            break
+    digits = 2 if count < 9.995 else 1 if count < 99.95 else 0
+    return f"{count:.{digits}f} {prefix}B"
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``seconds`` for a person: ``12 ms``, ``3.9 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def _split(text: str) -> tuple[Fraction, str]:
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number with a unit")
+    return Fraction(match[1]), match[2]
+
+
+def _factor(unit: str, units: dict[str, int | Fraction]) -> int | Fraction:
+    if unit not in units:
+        raise ValueError(f"{unit!r} is not a unit")
+    return units[unit]

@@ -1,0 +1,100 @@
+"""A server in a process of its own, and the command in this one."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ftpkit.cli import main
+
+WAIT_S = 20
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running ``ftpkit serve``: its process, its first line, where it is and what it serves."""
+
+    process: "subprocess.Popen[str]"
+    line: str
+    url: str
+    root: Path
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        """Send a signal; return the exit code and what was printed to stderr."""
+        self.process.send_signal(number)
+        _, log = self.process.communicate(timeout=WAIT_S)
+        return self.process.returncode, log
+
+
+Serve = Callable[..., Served]
+Run = Callable[..., Result]
+
+
+def command(*args: str) -> list[str]:
+    """Return the command line of ``ftpkit`` in a new process."""
+    return [sys.executable, "-m", "ftpkit", *args]
+
+
+@pytest.fixture(autouse=True)
+def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of who runs the tests gets in."""
+    for name in list(os.environ):
+        if name.startswith("FTPKIT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # A test that wants another try asks for it.
+    monkeypatch.setenv("FTPKIT_RETRY_FOR", "0")
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start servers that end with the test."""
+    started: list[Served] = []
+
+    def start(*args: str, root: Path = tmp_path / "inbox") -> Served:
+        process = subprocess.Popen(
+            command("serve", str(root), "--port", "0", *args),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = re.search(r"--to (ftpk://\S+)$", line)
+        assert match is not None, (line, process.communicate())
+        started.append(Served(process, line, match[1], root))
+        return started[-1]
+
+    yield start
+    for served in started:
+        if served.process.poll() is None:
+            served.end()
+
+
+@pytest.fixture
+def served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """A server that every command finds."""
+    served = serve()
+    monkeypatch.setenv("FTPKIT_URL", served.url)
+    return served
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run one command line in a directory of its own."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def run(*args: str) -> Result:
+        return CliRunner().invoke(main, list(args), prog_name="ftpkit")
+
+    return run

@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Served
+
+
+def test_up_and_down_again(run: Run, served: Served) -> None:
+    content = bytes(range(256)) * 8192
+    Path("big.bin").write_bytes(content)
+    result = run("put", "big.bin", "--as", "dir/copy.bin")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("dir/copy.bin: 2.10 MB in ")
+    assert result.stdout.endswith("/s, verified\n")
+    assert result.stderr == ""
+    assert (served.root / "dir" / "copy.bin").read_bytes() == content
+    assert run("get", "dir/copy.bin").exit_code == 0
+    assert Path("copy.bin").read_bytes() == content
+    assert run("get", "dir/copy.bin", "-o", "other.bin", "--quiet").output == ""
+    assert Path("other.bin").read_bytes() == content
+
+
+def test_several_up_and_into_a_directory(run: Run, served: Served) -> None:
+    for name in ("a", "b"):
+        Path(name).write_text(name)
+    assert run("put", "a", "./b").exit_code == 0
+    Path("down").mkdir()
+    assert run("get", "a", "b", "-o", "down").exit_code == 0
+    assert [path.read_text() for path in sorted(Path("down").iterdir())] == ["a", "b"]
+
+
+def test_no_overwrite(run: Run, served: Served) -> None:
+    Path("a").write_text("new")
+    (served.root / "a").write_text("old")
+    assert run("put", "a", "--no-overwrite").exit_code == 3
+    assert run("get", "a", "--no-overwrite").exit_code == 1
+    assert (Path("a").read_text(), (served.root / "a").read_text()) == ("new", "old")
+    assert run("put", "a").exit_code == 0
+    assert (served.root / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("rate", ["100k", "0"])
+def test_rate(run: Run, served: Served, rate: str) -> None:
+    Path("a").write_bytes(bytes(30_000))
+    result = run("put", "a", "--rate", rate, "--json")
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["event"] == "done"
+    assert rate == "0" or done["seconds"] >= 0.2
+
+
+def test_look_and_change(run: Run, served: Served) -> None:
+    (served.root / "a").write_text("four")
+    assert run("mkdir", "d/e", "f").output == ""
+    assert run("mv", "a", "d/a").output == ""
+    names = [line[27:] for line in run("ls", "-R").stdout.splitlines()]
+    assert names == ["d/", "d/a", "d/e/", "f/"]
+    assert [line[27:] for line in run("ls", "d").stdout.splitlines()] == ["d/a", "d/e/"]
+    entries = [json.loads(line) for line in run("ls", "-R", "--json").stdout.splitlines()]
+    assert [(entry["name"], entry["kind"]) for entry in entries] == [
+        ("d", "dir"),
+        ("d/a", "file"),
+        ("d/e", "dir"),
+        ("f", "dir"),
+    ]
+    assert "size      4 B (4 bytes)" in run("stat", "d/a").stdout
+    stat = json.loads(run("stat", "d/a", "--json").stdout)
+    assert {"name", "kind", "total", "mtime", "version", "content_digest"} <= set(stat)
+    assert run("rm", "d").exit_code == 3
+    assert run("rm", "-r", "d", "f").output == ""
+    assert run("ls").output == ""
+
+
+def test_mv_replaces_only_when_told(run: Run, served: Served) -> None:
+    for name in ("a", "b"):
+        (served.root / name).write_text(name)
+    assert run("mv", "a", "b").exit_code == 3
+    assert run("mv", "a", "b", "--overwrite").exit_code == 0
+    assert (served.root / "b").read_text() == "a"
+
+
+def test_ping(run: Run, served: Served) -> None:
+    result = run("ping")
+    assert result.stdout.startswith(f"{served.url} answers in ")
+
+
+def test_a_hostile_name_is_escaped(run: Run, served: Served) -> None:
+    (served.root / "gpj.\u202eexe").touch()
+    (served.root / "red\x1b[31m").touch()
+    listing = run("ls").stdout
+    assert "gpj.\\u202eexe" in listing
+    assert "\x1b" not in listing
+    assert "\\x1b" in run("stat", "red\x1b[31m").stderr
+    assert "gpj.\\u202eexe: 0 B in " in run("get", "gpj.\u202eexe").stdout

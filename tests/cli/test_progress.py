@@ -1,0 +1,134 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import termios
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from ftpkit.cli.progress import Events, summary
+from ftpkit.client import Transfer
+from ftpkit.errors import Code, RefusedError
+from tests.cli.conftest import WAIT_S, Run, Served, command
+
+TRANSFER = Transfer(
+    name="big\x1b.iso",
+    path="/tmp/big.iso",
+    total=4_294_967_296,
+    seconds=3.9,
+    version="v",
+    content_digest="blake3:ab",
+)
+
+
+def test_the_line_after_a_transfer() -> None:
+    assert summary(TRANSFER) == "big\\x1b.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified"
+
+
+def test_events_and_their_keys(run: Run, served: Served) -> None:
+    Path("a").write_bytes(b"12345")
+    events = [json.loads(line) for line in run("put", "a", "--json").stdout.splitlines()]
+    assert events[0] == {"event": "start", "name": "a", "total": 5}
+    assert events[-1].items() >= {"event": "done", "name": "a", "total": 5}.items()
+    assert events[-1]["content_digest"].startswith("blake3:")
+    assert events[-1]["seconds"] > 0
+    result = run("get", "a", "nix", "-o", ".", "--json")
+    assert result.exit_code == 3
+    assert result.stderr == ""
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(event["event"], event["name"]) for event in events] == [
+        ("start", "a"),
+        ("done", "a"),
+        ("start", "nix"),
+        ("error", "nix"),
+    ]
+    assert events[0]["total"] is None
+    assert events[-1]["code"] == "not-found"
+    assert "nix" in events[-1]["message"]
+
+
+def test_progress_comes_twice_a_second_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    ticks = count()
+    events = Events(clock=lambda: next(ticks) / 20)
+    events.start("a", 1000)
+    for moved in range(1000):
+        events.moved(moved, 1000)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    progress = [event for event in told if event["event"] == "progress"]
+    elapsed = next(ticks) / 20
+    assert elapsed * 1.5 <= len(progress) <= elapsed * 2
+    assert set(progress[0]) == {"event", "name", "moved", "total"}
+
+
+def test_the_other_events(capsys: pytest.CaptureFixture[str]) -> None:
+    events = Events()
+    events.done(TRANSFER)
+    events.failed("b", RefusedError(Code.NO_SPACE, "the disk is full"))
+    events.close()
+    done, error = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (done["name"], done["seconds"], done["path"]) == ("big\x1b.iso", 3.9, "/tmp/big.iso")
+    assert error == {
+        "event": "error",
+        "name": "b",
+        "code": "no-space",
+        "message": "the disk is full",
+    }
+
+
+def on_a_terminal(args: list[str], cwd: Path, columns: int = 100) -> tuple[int, str]:
+    """Run ftpkit with stderr at a terminal; return its exit code and what is on the screen."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (30, columns))
+    process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=theirs, cwd=cwd)
+    os.close(theirs)
+    shown = bytearray()
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # EIO: the other side is closed
+            break
+        shown += piece
+    os.close(ours)
+    return process.wait(WAIT_S), shown.decode()
+
+
+def test_bars_on_a_terminal(served: Served, tmp_path: Path) -> None:
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(bytes(3_000_000))
+    code, shown = on_a_terminal(["put", "a.bin", "b.bin", "--rate", "10M"], tmp_path)
+    assert code == 0
+    for name in ("a.bin", "b.bin", "all files"):
+        # How far, how many bytes of how many, time gone and time left, rate.
+        assert re.search(rf"{name}: .*%.* [0-9.]+M/[36]\.00M \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
+    drawn = len(re.findall(r"\.bin: ", shown))
+    assert drawn <= 2 * 10, "ten times a second at most"
+    code, shown = on_a_terminal(["get", "a.bin", "b.bin", "nix", "--rate", "20M"], tmp_path)
+    assert code == 3
+    assert "all files: " in shown
+    assert "/6.00M" in shown
+    assert "ftpkit: there is no 'nix'" in shown
+
+
+def test_bars_on_a_terminal_that_does_not_know_its_width(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(100_000))
+    code, shown = on_a_terminal(["put", "a.bin"], tmp_path, columns=0)
+    assert code == 0
+    assert "a.bin: 100%" in shown or "a.bin:   0%" in shown
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--json"])
+def test_no_bars_when_nobody_wants_them(served: Served, tmp_path: Path, flag: str) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
+    assert on_a_terminal(["put", "a.bin", flag], tmp_path) == (0, "")
+
+
+def test_no_bars_when_piped(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
+    result = subprocess.run(
+        command("put", "a.bin"), cwd=tmp_path, capture_output=True, check=True, timeout=WAIT_S
+    )
+    assert result.stderr == b""
+    assert result.stdout.startswith(b"a.bin: 3.00 MB in ")
