@@ -1,0 +1,1 @@
+"""What goes wrong between two machines, and on each: cuts, damage, kills, floods, full disks."""
