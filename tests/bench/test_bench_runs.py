@@ -1,0 +1,101 @@
+"""The scripts run, and say what they promise to say; how fast anything was does not matter."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.bench,
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
+]
+
+TOP = Path(__file__).parents[2]
+SMALL = ("--size", "4M", "--runs", "1")
+
+
+def run(
+    script: str, *arguments: str, path: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a script; only the commands in ``path`` are there for it, where that is given."""
+    return subprocess.run(
+        [sys.executable, "-m", f"tests.bench.{script}", *arguments],
+        cwd=TOP,
+        env=os.environ | ({"PATH": str(path)} if path else {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_single_stream_reports_every_way_in_both_directions(tmp_path: Path) -> None:
+    done = run("single_stream", *SMALL, "--directory", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report.keys() == {
+        "size",
+        "runs",
+        "directory",
+        "machine",
+        "left_out",
+        "peak_floor",
+        "rows",
+    }
+    assert (report["size"], report["runs"]) == (4_000_000, 1)
+    ways = {"ftpkit serve, put, get", "cp"}
+    if "pyftpdlib" not in report["left_out"]:
+        ways.add("pyftpdlib, curl")
+    assert {(row["direction"], row["name"]) for row in report["rows"]} == {
+        (direction, way) for direction in ("upload", "download") for way in ways
+    }
+    for row in report["rows"]:
+        assert row.keys() == {"direction", "name", "verified", "median_s", "ratios", "samples"}
+        assert len(row["ratios"]) == len(row["samples"]) == 1
+        assert row["verified"] is row["name"].startswith("ftpkit")
+        assert row["samples"][0].keys() == {
+            "seconds",
+            "client_cpu_s",
+            "client_peak",
+            "server_cpu_s",
+            "server_peak",
+        }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_single_stream_measures_the_peer_where_it_is_installed(tmp_path: Path) -> None:
+    if importlib.util.find_spec("pyftpdlib") is None or shutil.which("curl") is None:
+        pytest.skip("needs pyftpdlib and curl")
+    done = run("single_stream", *SMALL, "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 2 * 3
+    assert len({line.count("|") for line in table}) == 1
+    assert sum("| pyftpdlib, curl |" in line for line in table) == 2
+
+
+def test_single_stream_says_in_one_line_what_it_leaves_out(tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("cp", "cmp"):
+        (commands / name).symlink_to(shutil.which(name) or name)
+    done = run("single_stream", *SMALL, "--directory", str(tmp_path), "--json", path=commands)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["left_out"].keys() == {"pyftpdlib"}
+    assert done.stderr.count("pyftpdlib is left out: ") == 1
+
+
+def test_eight_clients_find_the_server_as_it_was(tmp_path: Path) -> None:
+    done = run("eight_clients", "--size", "4M", "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every file equal" in done.stdout
+
+
+def test_a_big_file_arrives_at_flat_memory(tmp_path: Path) -> None:
+    done = run("big_file", "--size", "4M", "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "byte for byte" in done.stdout
