@@ -227,13 +227,20 @@ def begin(context: Context, request: m.Begin) -> Result:
         mode=_kept(request.mode),
         overwrite=request.overwrite,
     )
-    store, algorithm = context.store, context.algorithm
-    upload = context.hold(store.begin(wish, owner=context.owner, block=request.block))
+    store, owner, algorithm = context.store, context.owner, context.algorithm
+    upload = context.hold(store.begin(wish, owner=owner, block=request.block))
+
+    def work(progress: Progress) -> None:
+        # The connection may end before the work does, and let go of the upload.
+        held = store.upload(upload.id, owner=owner)
+        try:
+            store.offer_basis(held, algorithm, progress)
+        finally:
+            held.release()
+
     if request.basis:
-        pending = context.jobs.run(
-            (upload.id, "basis", algorithm),
-            lambda progress: store.offer_basis(upload, algorithm, progress),
-        )
+        # A basis is dropped when its upload is closed: one that was opened again has none.
+        pending = context.jobs.run((upload, "basis", algorithm), work)
         if pending is not None:
             return Result(pending)
     body = b"".join(map(_pack_record, upload.records(algorithm)))

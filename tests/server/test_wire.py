@@ -1197,11 +1197,47 @@ def test_a_long_begin_with_basis_is_pending_and_is_joined(
 ) -> None:
     (root / "f").write_bytes(b"abc")
     keys: dict[str, Any] = {"name": "f", "total": 3, "block": BLOCK, "basis": True}
+    gated.waved_through.add("upload")
     assert pending(raw.ask("begin", **keys))
     assert pending(raw.ask("begin", **keys))
     opened(server, gated)
     assert records(raw.granted("begin", **keys)) == [record(0, b"abc")]
     assert gated.begun == ["offer_basis"]
+
+
+def test_a_begin_with_basis_whose_connection_ended_is_joined_over_another(
+    connect: Callable[[], Raw], server: Server, gated: Gated, root: Path
+) -> None:
+    (root / "f").write_bytes(b"abc")
+    keys: dict[str, Any] = {"name": "f", "total": 3, "block": BLOCK, "basis": True}
+    gated.waved_through.add("upload")
+    one = connect()
+    assert pending(one.ask("begin", **keys))
+    assert gated.came.wait(10.0)
+    one.close()
+    server.admission.wait_for(lambda count: count == 0)
+    two = connect()
+    assert pending(two.ask("begin", **keys))
+    opened(server, gated)
+    assert records(two.granted("begin", **keys)) == [record(0, b"abc")]
+    assert gated.begun == ["offer_basis"]
+
+
+def test_a_basis_that_nobody_asked_for_again_is_offered_anew(
+    connect: Callable[[], Raw], server: Server, gated: Gated, root: Path
+) -> None:
+    (root / "f").write_bytes(b"abc")
+    keys: dict[str, Any] = {"name": "f", "total": 3, "block": BLOCK, "basis": True}
+    gated.waved_through.add("upload")
+    one = connect()
+    assert pending(one.ask("begin", **keys))
+    assert gated.came.wait(10.0)
+    one.close()
+    server.admission.wait_for(lambda count: count == 0)
+    (job,) = server._jobs._jobs.values()
+    opened(server, gated)
+    assert job.finished.wait(10.0)
+    assert records(connect().granted("begin", **keys)) == [record(0, b"abc")]
 
 
 def test_work_that_fails_says_so_to_who_asks_again(

@@ -7,13 +7,16 @@ from typing import Any
 class Gated:
     """Stands before a store: work that may be answered with ``pending`` waits for ``gate``.
 
-    ``begun`` counts the works that have come to the gate.
+    ``begun`` counts the works that have come to the gate, and ``came`` says that one has;
+    what is in ``waved_through`` neither waits nor counts.
     """
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self.gate = threading.Event()
+        self.came = threading.Event()
         self.begun: list[str] = []
+        self.waved_through: set[str] = set()
 
     def read(self, name: str) -> Any:
         self._pass("read")
@@ -37,5 +40,8 @@ class Gated:
         return getattr(self._store, name)
 
     def _pass(self, what: str) -> None:
+        if what in self.waved_through:
+            return
         self.begun.append(what)
+        self.came.set()
         assert self.gate.wait(30.0)
