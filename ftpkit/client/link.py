@@ -44,6 +44,10 @@ class Link:
             raise CannotConnectError(
                 f"cannot connect to {address}: {reason}", permanent=unknown
             ) from None
+        except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
+            raise CannotConnectError(
+                f"cannot connect to {address}: no such host name is possible", permanent=True
+            ) from None
         self.stream = Stream(sock, stall_timeout_s=timeout_s, pace=pace)
         self._sock = sock
         self._conversation = ClientConversation()

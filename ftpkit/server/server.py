@@ -332,5 +332,8 @@ def _targets(host: str | None) -> list[tuple[int, str]]:
         if socket.has_dualstack_ipv6():
             return [(socket.AF_INET6, "::")]
         return [(socket.AF_INET, "")]
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
+        raise OSError(errno.EINVAL, "no such host name is possible") from None
     return list(dict.fromkeys((family, str(address[0])) for family, *_, address in found))

@@ -85,6 +85,16 @@ def test_nobody_is_there() -> None:
         client.ping()
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 70, "\udcff"])
+def test_a_host_that_can_have_no_such_name(host: str) -> None:
+    with (
+        Client(Address(host)) as client,
+        pytest.raises(CannotConnectError, match="name") as caught,
+    ):
+        client.ping()
+    assert caught.value.permanent
+
+
 def silent(peer: Peer) -> None:
     peer.read(10**9)
 

@@ -139,6 +139,12 @@ def test_where_it_listens(root: Path, host: str | None) -> None:
         server.stop()
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_can_have_no_such_name(root: Path, host: str) -> None:
+    with pytest.raises(OSError, match="name"):
+        Server(root, host=host, port=0).start()
+
+
 def test_a_port_that_is_taken(root: Path, tmp_path: Path) -> None:
     with Server(root, host="127.0.0.1", port=0) as server:
         second = Server(tmp_path / "other", host="127.0.0.1", port=server.address.port)
