@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from ftpkit import __version__, system
-from ftpkit.errors import CannotConnectError, LinkError, ProtocolError, RefusedError
+from ftpkit.errors import (
+    CannotConnectError,
+    LinkError,
+    ProtocolError,
+    RefusedError,
+    StalledError,
+)
 from ftpkit.net.address import Address
 from ftpkit.net.pacing import Pace
 from ftpkit.net.stream import Stream
@@ -70,6 +76,11 @@ class Link:
         except ProtocolError:
             raise CannotConnectError(
                 f"{self.address} is no ftpkit server", permanent=True
+            ) from None
+        except StalledError:
+            # Perhaps it waits for a line's end that ours does not have: HTTP does.
+            raise CannotConnectError(
+                f"{self.address} does not answer; is it an ftpkit server?"
             ) from None
         except LinkError as error:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None

@@ -183,7 +183,7 @@ class Stream:
         with _errors_translated():
             if self._decoder.at_border:
                 if not system.wait_readable(self._sock, self._idle_timeout_s):
-                    raise StalledError("nothing was asked for too long")
+                    raise StalledError("the peer was silent for too long")
             else:
                 self._check_begun()
             data = self._sock.recv(self._read_size)

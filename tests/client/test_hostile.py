@@ -21,6 +21,7 @@ from ftpkit import (
     RefusedError,
     Server,
 )
+from ftpkit.errors import StalledError
 from tests.support.hostile import HELLO, Peer, Script, hostile, relay
 
 BLOCK = 4 * 1024 * 1024
@@ -103,7 +104,20 @@ def test_who_says_nothing() -> None:
     with (
         hostile(silent) as address,
         Client(Address(*address), timeout_s=0.2) as client,
-        pytest.raises(CannotConnectError),
+        pytest.raises(CannotConnectError, match="does not answer; is it an ftpkit server"),
+    ):
+        client.ping()
+
+
+def test_who_says_nothing_more() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        silent(peer)
+
+    with (
+        hostile(script) as address,
+        Client(Address(*address), timeout_s=0.2) as client,
+        pytest.raises(StalledError, match="the peer was silent for too long"),
     ):
         client.ping()
 
