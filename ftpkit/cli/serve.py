@@ -251,6 +251,8 @@ def _reachable(host: str) -> str:
 
 def _start_fault(root: str, host: str | None, port: int, error: OSError) -> str:
     reason = error.strerror or str(error)
-    if error.filename is not None or isinstance(error, FileExistsError | NotADirectoryError):
+    # Listening does not block: that the root is in use does, and it names no file.
+    of_root = FileExistsError | NotADirectoryError | BlockingIOError
+    if error.filename is not None or isinstance(error, of_root):
         return f"cannot serve {root}: {reason}"
     return f"cannot listen on {Address(host or 'localhost', port)}: {reason}"

@@ -118,6 +118,20 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     )
 
 
+def test_a_root_in_use_is_one_line(serve: Serve) -> None:
+    root = str(serve().root)
+    result = subprocess.run(
+        command("serve", root, "--port", "0"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == f"ftpkit: cannot serve {root}: another server uses {root}\n"
+
+
 def test_nobody_reads_its_first_line(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
