@@ -13,10 +13,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from ftpkit import __version__
+from ftpkit.__main__ import run
 
 TOP = Path(__file__).parents[1]
 DIST_INFO = f"ftpkit-{__version__}.dist-info"
@@ -90,9 +90,9 @@ def test_the_wheel_holds_what_is_no_python(wheel: dict[str, str], name: str) -> 
 def test_the_wheel_has_the_command(wheel: dict[str, str]) -> None:
     points = ConfigParser()
     points.read_string(wheel[f"{DIST_INFO}/entry_points.txt"])
-    assert dict(points["console_scripts"]) == {"ftpkit": "ftpkit.cli:main"}
+    assert dict(points["console_scripts"]) == {"ftpkit": "ftpkit.__main__:run"}
     command = EntryPoint("ftpkit", points["console_scripts"]["ftpkit"], "console_scripts")
-    assert isinstance(command.load(), click.Group)
+    assert command.load() is run
 
 
 def test_the_metadata_says_what_it_is(metadata: "Message[str, str]") -> None:

@@ -2,6 +2,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -114,6 +115,28 @@ def test_130_interrupted(tmp_path: Path) -> None:
             _, told = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert told == "ftpkit: interrupted\n"
+
+
+def test_130_interrupted_while_it_loads() -> None:
+    program = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from ftpkit.__main__ import run\n"
+        "run()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert result.returncode == 130
+    assert result.stderr == "ftpkit: interrupted\n"
 
 
 def test_several_files_go_on_after_a_failure(run: Run, served: Served) -> None:
