@@ -63,6 +63,9 @@ class Bars:
         self._end_file()
         if self._whole is not None:
             self._whole.close()
+            # The lower bar is wiped, but the cursor stays where its end was.
+            sys.stderr.write("\r")
+            sys.stderr.flush()
 
     def _end_file(self) -> None:
         if self._file is not None:

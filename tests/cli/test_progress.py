@@ -105,6 +105,7 @@ def test_bars_on_a_terminal(served: Served, tmp_path: Path) -> None:
         assert re.search(rf"{name}: .*%.* [0-9.]+M/[36]\.00M \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
     drawn = len(re.findall(r"\.bin: ", shown))
     assert drawn <= 2 * 10, "ten times a second at most"
+    assert re.split(r"[\r\n]", shown)[-1] in ("", "\x1b[A"), "the prompt begins a line"
     code, shown = on_a_terminal(["get", "a.bin", "b.bin", "nix", "--rate", "20M"], tmp_path)
     assert code == 3
     assert "all files: " in shown
