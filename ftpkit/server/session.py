@@ -44,6 +44,7 @@ class Session:
         self._conversation = ServerConversation()
         self._transfers = Transfers(peer)
         self._requests = 0
+        self._sent = 0
         self._since = time.monotonic()
         self._state = threading.Lock()
         self._busy = False
@@ -108,16 +109,27 @@ class Session:
             self._transfers.refused(request, refusal, started)
             self._refuse(refusal)
         except (LinkError, SourceChangedError):
+            self._transfers.broken(request, header.get("size", 0) - self._stream.left, started)
             raise
         except Exception:  # the client gets a reference, the log the rest
             reference = secrets.token_hex(4)
             log.exception("error", extra={"fields": {"reference": reference, "peer": self.peer}})
-            self._refuse(RefusedError(Code.INTERNAL, f"internal error, reference {reference}"))
+            failure = RefusedError(Code.INTERNAL, f"internal error, reference {reference}")
+            self._transfers.refused(request, failure, started)
+            self._refuse(failure)
         else:
-            self._answer(result)
+            try:
+                self._answer(result)
+            except (LinkError, SourceChangedError):
+                if result.reader is not None:
+                    self._transfers.broken(request, self._sent, started)
+                else:  # what was done stays done: only its reply is lost
+                    self._transfers.served(request, result.reply, started)
+                raise
             self._transfers.served(request, result.reply, started)
 
     def _answer(self, result: Result) -> None:
+        self._sent = 0
         header = self._conversation.accept(result.reply)
         if result.reader is None:
             self._stream.send(header, result.body)
@@ -133,6 +145,7 @@ class Session:
         """
 
         def check(count: int) -> None:
+            self._sent += count
             if not reader.unchanged():
                 raise SourceChangedError("the file was written to while it was sent")
 

@@ -64,6 +64,18 @@ class Transfers:
             case _:
                 pass
 
+    def broken(self, request: m.Request | None, count: int, since: float) -> None:
+        """Note a request in the middle of whose ``count`` bytes of body the connection ended."""
+        match request:
+            case m.Put():
+                self._log("up", _Running(request.name, since, count), "unfinished")
+            case m.Get():
+                if self._download is None:
+                    self._download = "", _Running(request.name, since)
+                self._download[1].count += count
+            case _:
+                pass
+
     def close(self) -> None:
         """Note that whatever is still running is not finished."""
         for upload in list(self._uploads):

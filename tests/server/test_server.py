@@ -429,6 +429,40 @@ def test_each_transfer_and_connection_is_one_line_in_the_log(
     assert (line["requests"], line["outcome"]) == (7, "closed")
 
 
+def test_a_put_that_breaks_off_is_a_line_in_the_log(connect: Callable[[], Raw], log: Log) -> None:
+    with connect() as raw:
+        raw.granted("ping")
+        raw.sock.sendall(frame({"op": "put", "name": "f", "size": 1000}, b"x" * 400))
+    line = log.wait_for("transfer", direction="up", name="f", outcome="unfinished")
+    assert line["bytes"] == 400
+
+
+def test_a_get_that_breaks_off_is_a_line_in_the_log(
+    connect: Callable[[], Raw], root: Path, log: Log
+) -> None:
+    (root / "f").write_bytes(bytes(64 * 1024 * 1024))
+    with connect() as raw:
+        raw.send({"op": "get", "name": "f"})
+        raw.read(1024 * 1024)
+    line = log.wait_for("transfer", direction="down", name="f", outcome="unfinished")
+    assert 0 < line["bytes"] < 64 * 1024 * 1024
+
+
+def test_a_put_that_fails_within_is_a_line_in_the_log(server: Server, root: Path, log: Log) -> None:
+    class Broken:
+        def stage(self, *args: Any) -> None:
+            raise RuntimeError("the disk is on fire")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+    store = server._store
+    setattr(server, "_store", Broken())  # noqa: B010  it stands before a store
+    with Raw(server.address) as raw:
+        assert raw.refused("put", b"abc", name="f") == "internal"
+    assert log.wait_for("transfer", name="f")["outcome"] == "internal"
+
+
 # The package
 
 
