@@ -56,7 +56,9 @@ class Job:
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(readable=False)
+)
 @click.option("--as", "alias", metavar="NAME", help="The name that it gets on the server.")
 @transfer_options
 @target_options
@@ -96,7 +98,7 @@ def put(
     "-o",
     "--output",
     metavar="PATH",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Where it goes: a file, or a directory that exists.",
 )
 @transfer_options

@@ -139,6 +139,33 @@ def test_130_interrupted_while_it_loads() -> None:
     assert result.stderr == "ftpkit: interrupted\n"
 
 
+def test_a_source_that_may_not_be_read_fails_alone(run: Run, served: Served) -> None:
+    Path("unread").write_bytes(b"secret")
+    Path("unread").chmod(0)
+    Path("good").write_bytes(b"good")
+    program = (
+        "import encodings.idna, os\n"
+        "from ftpkit.cli import main\n"
+        "if os.geteuid() == 0:\n"  # who may read everything
+        "    os.setgroups([])\n"
+        "    os.setgid(65534)\n"
+        "    os.setuid(65534)\n"
+        "main(['put', 'unread', 'good'])\n"
+    )
+    Path().chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert result.stderr == "ftpkit: cannot read 'unread': Permission denied\n"
+    assert result.returncode == 1
+    assert (served.root / "good").read_bytes() == b"good"
+
+
 def test_several_files_go_on_after_a_failure(run: Run, served: Served) -> None:
     Path("good").write_bytes(b"good")
     result = run("put", "missing", "good", ".")
