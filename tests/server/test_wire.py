@@ -1133,7 +1133,10 @@ def test_a_basis_of_another_length_offers_the_blocks_that_fit(raw: Raw, root: Pa
 
 @pytest.fixture
 def gated(server: Server) -> Any:
-    """Let the server lose its patience at once, and its work wait at a gate."""
+    """Let the server lose its patience at once, and its work wait at a gate.
+
+    Only for connections made after it: each keeps the store that it began with.
+    """
     gated = Gated(server._store)
     setattr(server, "_store", gated)  # noqa: B010  it stands before a store, and looks like one
     server._jobs._patience_s = 0.0
@@ -1181,7 +1184,7 @@ def test_a_long_commit_is_pending_and_is_joined(
 
 
 def test_a_long_delete_is_pending_and_is_joined(
-    raw: Raw, server: Server, gated: Gated, root: Path
+    server: Server, gated: Gated, raw: Raw, root: Path
 ) -> None:
     (root / "d/deep").mkdir(parents=True)
     assert pending(raw.ask("delete", name="d", recursive=True))
@@ -1193,7 +1196,7 @@ def test_a_long_delete_is_pending_and_is_joined(
 
 
 def test_a_long_begin_with_basis_is_pending_and_is_joined(
-    raw: Raw, server: Server, gated: Gated, root: Path
+    server: Server, gated: Gated, raw: Raw, root: Path
 ) -> None:
     (root / "f").write_bytes(b"abc")
     keys: dict[str, Any] = {"name": "f", "total": 3, "block": BLOCK, "basis": True}
@@ -1241,7 +1244,7 @@ def test_a_basis_that_nobody_asked_for_again_is_offered_anew(
 
 
 def test_work_that_fails_says_so_to_who_asks_again(
-    raw: Raw, server: Server, gated: Gated, root: Path
+    server: Server, gated: Gated, raw: Raw, root: Path
 ) -> None:
     (root / "none").write_bytes(b"x")
     assert pending(raw.ask("digest", name="none"))
