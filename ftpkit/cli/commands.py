@@ -8,6 +8,7 @@ import click
 
 from ftpkit import __version__
 from ftpkit.cli import failures
+from ftpkit.cli.compare import compare
 from ftpkit.cli.files import ls, mkdir, mv, ping, rm, stat
 from ftpkit.cli.serve import serve
 from ftpkit.cli.transfer import get, put
@@ -59,5 +60,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (serve, put, get, ls, stat, mv, rm, mkdir, verify, ping):
+for _command in (serve, put, get, ls, stat, mv, rm, mkdir, verify, ping, compare):
     main.add_command(_command)

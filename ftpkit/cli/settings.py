@@ -36,7 +36,9 @@ def word(read: Callable[[str], T], expected: str) -> Callable[[str], T]:
     return convert
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``low`` to ``high``, of nine digits at most."""
+
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
             raise ValueError(text)
@@ -61,8 +63,8 @@ def _timeout(text: str) -> float:
     return seconds
 
 
-PORT: Final = word(_whole(0, 65535), "a port from 0 to 65535")
-COUNT: Final = word(_whole(1, 10**9 - 1), "a whole number from 1")
+PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
+COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
 RATE: Final = word(_rate, "bytes a second like 20M or 20Mi, or 0 for no limit")
 DURATION: Final = word(_duration, "a time like 30s, 10m or 7d, 24d at most")
 TIMEOUT: Final = word(_timeout, "a time like 30s, 10m or 7d, over 0 and 24d at most")
