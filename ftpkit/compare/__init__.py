@@ -1,1 +1,1 @@
-"""Comparisons: the same work done in several ways on this machine, and what came of each."""
+"""Ways to move data set side by side, over links that are the same every time."""

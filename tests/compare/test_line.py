@@ -1,0 +1,152 @@
+"""One direction of a link, at moments that the test chooses."""
+
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import pytest
+
+from ftpkit.compare.line import Line, Passage
+
+SIZE = 1000
+
+
+def line(**options: Any) -> Line:
+    """1,000 bytes take a millisecond, and 50 more to arrive; 20 of them fit into the queue."""
+    plain: dict[str, Any] = {
+        "rate_bps": 8e6,
+        "delay_s": 0.05,
+        "loss": 0.0,
+        "reorder": 0.0,
+        "duplicate": 0.0,
+        "queue_bytes": 20 * SIZE,
+        "seed": "1",
+    }
+    return Line(**plain | options)
+
+
+def packet(number: int) -> bytes:
+    return number.to_bytes(SIZE, "big")
+
+
+def numbers(packets: list[bytes]) -> list[int]:
+    return [int.from_bytes(packet, "big") for packet in packets]
+
+
+def adds_up(count: Passage) -> bool:
+    gone = count.forwarded + count.lost + count.dropped + count.cut + count.waiting
+    return count.packets + count.duplicated == gone
+
+
+def test_a_packet_arrives_after_its_own_bits_and_the_delay() -> None:
+    way = line()
+    assert way.next_due == inf
+    way.take(packet(1), 10.0)
+    assert way.next_due == pytest.approx(10.051)
+    assert way.arrived(10.0509) == []
+    assert numbers(way.arrived(10.0511)) == [1]
+    assert way.next_due == inf
+
+
+def test_packets_that_come_at_once_leave_at_the_rate() -> None:
+    way = line()
+    for number in range(20):
+        way.take(packet(number), 0.0)
+    for number in range(20):
+        due = way.next_due
+        assert due == pytest.approx(0.051 + number * 0.001)
+        assert numbers(way.arrived(due)) == [number]
+    assert way.count.latest_s == 0.0
+
+
+def test_a_line_that_was_idle_saves_nothing_up() -> None:
+    way = line()
+    way.take(packet(1), 0.0)
+    way.take(packet(2), 5.0)
+    assert numbers(way.arrived(5.0)) == [1]
+    assert way.count.latest_s == pytest.approx(4.949)
+    assert way.next_due == pytest.approx(5.051)
+
+
+def test_a_full_queue_drops_what_comes_last() -> None:
+    way = line()
+    for number in range(25):
+        way.take(packet(number), 0.0)
+    assert way.count.dropped == 5
+    way.take(packet(99), 0.0021)  # two have left
+    way.take(packet(99), 0.0021)
+    way.take(packet(99), 0.0021)
+    assert way.count.dropped == 6
+    assert numbers(way.arrived(1.0)) == [*range(20), 99, 99]
+
+
+def test_which_packets_are_lost_depends_on_the_seed_and_on_nothing_else() -> None:
+    def kept(**options: Any) -> list[int]:
+        way = line(loss=0.1, queue_bytes=10**9, **options)
+        for number in range(1000):
+            way.take(packet(number), number / 100)
+        assert way.count.lost == 1000 - way.under_way + way.count.duplicated
+        return sorted(set(numbers(way.arrived(inf))))
+
+    assert kept() == kept(rate_bps=1e9, reorder=0.5, duplicate=0.5)
+    assert kept() != kept(seed="2")
+    assert 850 < len(kept()) < 950
+
+
+def test_a_packet_that_is_held_back_is_overtaken_and_only_that() -> None:
+    way = line(reorder=0.1, queue_bytes=10**9)
+    for number in range(1000):
+        way.take(packet(number), 0.0)
+    order = numbers(way.arrived(inf))
+    assert sorted(order) == list(range(1000))
+    late = {number for at, number in enumerate(order) if number < max(order[: at + 1])}
+    in_order = [number for number in order if number not in late]
+    assert in_order == sorted(in_order)
+    assert 0.8 * way.count.reordered < len(late) <= way.count.reordered
+    assert 60 < way.count.reordered < 140
+    # By one more delay at the most: 50 packets.
+    assert all(order.index(number) - number <= 51 for number in late)
+
+
+def test_a_duplicate_follows_the_packet_and_takes_no_time_of_the_line() -> None:
+    way = line(duplicate=0.5, queue_bytes=10**9)
+    for number in range(100):
+        way.take(packet(number), 0.0)
+    order = numbers(way.arrived(0.1501))
+    assert order == sorted(order)
+    assert sorted(set(order)) == list(range(100))
+    assert len(order) == 100 + way.count.duplicated
+    assert 30 < way.count.duplicated < 70
+
+
+def test_a_cut_drops_what_is_under_way_and_what_comes() -> None:
+    way = line()
+    for number in range(10):
+        way.take(packet(number), 0.0)
+    assert numbers(way.arrived(0.0515)) == [0]
+    way.cut()
+    way.take(packet(10), 0.1)
+    assert way.arrived(1.0) == []
+    assert way.count.cut == 10
+    way.mend()
+    way.take(packet(11), 2.0)
+    assert numbers(way.arrived(2.0511)) == [11]
+
+
+def test_every_packet_has_one_fate() -> None:
+    way = line(loss=0.1, reorder=0.1, duplicate=0.1)
+    forwarded = 0
+    for number in range(3000):
+        now = number / 1500  # half as fast again as the line
+        way.take(packet(number), now)
+        forwarded += len(way.arrived(now))
+        if number == 1500:
+            way.cut()
+        elif number == 1600:
+            way.mend()
+    count = replace(way.count, forwarded=forwarded, waiting=way.under_way)
+    assert adds_up(count)
+    assert count.packets == 3000
+    assert count.bytes == 3000 * SIZE
+    fates = (count.lost, count.dropped, count.cut, count.duplicated, count.reordered, count.waiting)
+    assert all(fates)
