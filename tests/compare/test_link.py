@@ -1,0 +1,491 @@
+"""A link between two namespaces does to real packets what its shape says, and leaves nothing."""
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ftpkit.compare.line import Passage
+from ftpkit.compare.link import End, Link, LinkUnavailableError, Shape
+from tests.compare.conftest import (
+    PATIENCE_S,
+    MakeLink,
+    Run,
+    assert_adds_up,
+    assert_likely,
+    settled,
+)
+
+UDP_V4, UDP_V6 = 28, 48  # headers of a datagram
+TCP_V4, TCP_V6 = 52, 72  # headers of a segment, time stamp included
+M = 1e6
+
+
+def address(end: End, version: int) -> str:
+    """The address of an end; skips the test if it has none of this version."""
+    if version == 4:
+        return end.v4
+    if end.v6 is None:
+        pytest.skip("this kernel has no IPv6")
+    return end.v6
+
+
+# The shape
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("100M,50ms,1%", Shape(100 * M, 0.05, 0.01)),
+        ("100M,50ms", Shape(100 * M, 0.05)),
+        (" 1.5 G, 0.25 ms, 0.1 % ", Shape(1.5e9, 0.00025, 0.001)),
+        ("64k,1s,0%", Shape(64e3, 1.0)),
+        ("64K,100us,20%", Shape(64e3, 0.0001, 0.2)),
+    ],
+)
+def test_a_shape_is_read_as_people_write_it(text: str, shape: Shape) -> None:
+    assert Shape.parse(text) == shape
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "100M",
+        "100M,",
+        "100,50ms",
+        "100M,50",
+        "100MB,50ms",
+        "100m,50ms",
+        "-1M,50ms",
+        "nanM,50ms",
+        "100M,50ms,1",
+        "100M,50ms,",
+        "100M,50ms,1%,1%",
+        "1e9M,50ms",
+        "100M;50ms",
+        "10 0M,50ms",
+        "50ms,100M",
+    ],
+)
+def test_what_is_no_shape_is_told_so(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no link: expected RATE,DELAY.* as in 100M,50ms,1%"):
+        Shape.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate_bps": 0.0}, "rate"),
+        ({"rate_bps": float("nan")}, "rate"),
+        ({"rate_bps": float("inf")}, "rate"),
+        ({"delay_s": -0.1}, "delay"),
+        ({"loss": 1.0}, "loss"),
+        ({"loss": -0.1}, "loss"),
+        ({"reorder": 1.5}, "reorder"),
+        ({"duplicate": float("nan")}, "duplicate"),
+        ({"mtu": 1279}, "MTU"),
+        ({"mtu": 65536}, "MTU"),
+        ({"queue_bytes": 1499}, "queue"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^a link's {message} "):
+        Shape(**{"rate_bps": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
+
+
+def test_a_whole_loss_is_refused_in_a_text_too() -> None:
+    with pytest.raises(ValueError, match=r"^a link's loss is a share"):
+        Shape.parse("1M,0ms,100%")
+
+
+def test_a_queue_holds_what_fills_the_wire_for_a_round_trip_unless_told() -> None:
+    assert Shape(100 * M, 0.05).queue == 1_250_000
+    assert Shape(1 * M, 0.001).queue == 65536
+    assert Shape(1 * M, 0.001, queue_bytes=3000).queue == 3000
+
+
+# Rate and delay
+
+
+@pytest.mark.net
+def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
+    make_link: MakeLink, run: Run
+) -> None:
+    link, count, size = make_link(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
+    senders, receivers = [], []
+    # All wait before the link, so that it does not matter when a sender is let run.
+    os.kill(link.relay_pid, signal.SIGSTOP)
+    for here, there in ((link.near, link.far), (link.far, link.near)):
+        version, headers = (4, UDP_V4) if here is link.near else (6, UDP_V6)
+        if there.v6 is None:
+            version, headers = 4, UDP_V4
+        target = address(there, version)
+        receivers.append(receiver := run(there, "receive", target))
+        port = receiver.hear()["port"]
+        senders.append(run(here, "send", target, port, count, size - headers))
+    for sender in senders:
+        assert sender.hear() == {"sent": count}
+    os.kill(link.relay_pid, signal.SIGCONT)
+    counts = settled(link, count)
+    for receiver, passage in zip(receivers, counts, strict=True):
+        receiver.tell(passage.forwarded)
+        seen = receiver.hear()
+        assert seen["numbers"] == list(range(count))
+        rate_bps = (count - 1) * size * 8 / (seen["last"] - seen["first"])
+        assert rate_bps == pytest.approx(20 * M, rel=0.05)
+        assert (passage.packets, passage.bytes) == (count, count * size)
+        assert (passage.forwarded, passage.forwarded_bytes) == (count, count * size)
+        assert_adds_up(passage)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("version", "headers"), [(4, TCP_V4), (6, TCP_V6)])
+def test_a_connection_flows_at_the_rate(
+    make_link: MakeLink, run: Run, version: int, headers: int
+) -> None:
+    # Without drops: what a sender does after them says nothing about the link.
+    link, size = make_link(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
+    target = address(link.far, version)
+    receiver = run(link.far, "accept", target)
+    run(link.near, "push", target, receiver.hear()["port"], size, "reno")
+    seen = receiver.hear()
+    assert seen["bytes"] == size
+    # Without the start, when the sender has still to find the rate.
+    marks = seen["marks"][len(seen["marks"]) // 3 :]
+    (first, start), (last, end) = marks[0], marks[-1]
+    rate_bps = (last - first) * 8 / (end - start) * 1500 / (1500 - headers)
+    assert rate_bps == pytest.approx(30 * M, rel=0.05)
+    # No packet is larger than the MTU: the kernel's offloads are off.
+    assert link.counts().to_far.packets >= size / (1500 - headers)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_round_trip_takes_the_delay_twice(make_link: MakeLink, run: Run, version: int) -> None:
+    link = make_link(100 * M, 0.02)
+    target = address(link.far, version)
+    port = run(link.far, "echo", target).hear()["port"]
+    took = run(link.near, "ask", target, port, 15).hear()["took"]
+    # What the programs need comes on top; the best of them was hardly kept waiting.
+    assert 0.04 <= min(took) <= 0.045
+    # Nobody else sends anything over a link.
+    assert [passage.packets for passage in link.counts()] == [15, 15]
+
+
+# Loss
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("version", [4, 6])
+def test_datagrams_are_lost_at_random(make_link: MakeLink, run: Run, version: int) -> None:
+    link, count = make_link(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
+    target = address(link.far, version)
+    receiver = run(link.far, "receive", target)
+    run(link.near, "send", target, receiver.hear()["port"], count, 100).hear()
+    passage = settled(link, count).to_far
+    receiver.tell(passage.forwarded)
+    seen = receiver.hear()
+    assert_likely(passage.lost, count, 0.05)
+    assert len(seen["numbers"]) == count - passage.lost
+    assert not seen["more"]
+    assert seen["numbers"] == sorted(seen["numbers"])
+    assert_adds_up(passage)
+    # One by one, not in runs.
+    pairs = sum(b - a > 2 for a, b in zip(seen["numbers"], seen["numbers"][1:], strict=False))
+    assert_likely(pairs, count, 0.05 * 0.05)
+
+
+@pytest.mark.net
+def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_link: MakeLink, run: Run) -> None:
+    link, count = make_link(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
+    pinger = run(link.near, "ping", link.far.v4, count)
+    assert pinger.hear() == {"sent": count}
+    counts = settled(link, count)
+    pinger.tell(counts.to_near.forwarded)
+    assert pinger.hear() == {"answers": counts.to_near.forwarded}
+    assert_likely(counts.to_far.lost, count, 0.1)
+    assert counts.to_near.packets == count - counts.to_far.lost
+    assert_likely(counts.to_near.lost, counts.to_near.packets, 0.1)
+
+
+@pytest.mark.net
+def test_segments_are_lost_alike_and_come_again(make_link: MakeLink, run: Run) -> None:
+    link, size = make_link(1000 * M, 0.0005, loss=0.02), 2_000_000
+    receiver = run(link.far, "accept", link.far.v4)
+    run(link.near, "push", link.far.v4, receiver.hear()["port"], size, "reno").hear()
+    assert receiver.hear()["bytes"] == size
+    counts = settled(link, 0)
+    for passage in counts:
+        assert_likely(passage.lost, passage.packets, 0.02)
+        assert_adds_up(passage)
+    assert counts.to_far.packets > size / 1448
+
+
+# Order, copies, queue
+
+
+@pytest.mark.net
+def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
+    make_link: MakeLink, run: Run
+) -> None:
+    link, count = make_link(4 * M, 0.02, reorder=0.05, duplicate=0.03, queue_bytes=1_000_000), 2500
+    receiver = run(link.far, "receive", link.far.v4)
+    run(link.near, "send", link.far.v4, receiver.hear()["port"], count, 100).hear()
+    passage = settled(link, count).to_far
+    receiver.tell(passage.forwarded)
+    numbers = receiver.hear()["numbers"]
+    assert_likely(passage.reordered, count, 0.05)
+    assert_likely(passage.duplicated, count, 0.03)
+    assert sorted(set(numbers)) == list(range(count))
+    assert len(numbers) == count + passage.duplicated
+    late, highest = set(), -1
+    for number in numbers:
+        if number < highest:
+            late.add(number)
+        highest = max(highest, number)
+    # The last of all has nothing that could overtake it.
+    assert 0.9 * passage.reordered <= len(late) <= passage.reordered
+    assert_adds_up(passage)
+
+
+@pytest.mark.net
+def test_what_finds_the_queue_full_is_dropped(make_link: MakeLink, run: Run) -> None:
+    link, count, size = make_link(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
+    run(link.near, "send", link.far.v4, 9, count, size - UDP_V4).hear()
+    passage = settled_in_queue(link, count)
+    assert passage.waiting >= 100
+    assert passage.dropped == count - passage.waiting
+    assert_adds_up(passage)
+
+
+def settled_in_queue(link: Link, packets: int) -> Passage:
+    """Wait until as many packets have gone to the far end, if only into the queue."""
+    pause = threading.Event()
+    while (passage := link.counts().to_far).packets < packets:
+        pause.wait(0.01)
+    return passage
+
+
+@pytest.mark.net
+def test_counts_add_up_whatever_happens(make_link: MakeLink, run: Run) -> None:
+    link = make_link(5 * M, 0.01, loss=0.1, reorder=0.1, duplicate=0.1, queue_bytes=50_000, seed=7)
+    count = 1000
+    receiver = run(link.far, "receive", link.far.v4)
+    port = receiver.hear()["port"]
+    run(link.near, "send", link.far.v4, port, count, 472).hear()
+    link.cut()
+    run(link.near, "send", link.far.v4, port, 50, 472).hear()
+    settled(link, count + 50)
+    link.mend()
+    run(link.near, "send", link.far.v4, port, count, 472).hear()
+    passage = settled(link, 2 * count + 50).to_far
+    assert_adds_up(passage)
+    assert passage.packets == 2 * count + 50
+    assert passage.bytes == passage.packets * 500
+    assert passage.forwarded_bytes == passage.forwarded * 500
+    assert passage.cut >= 50
+    assert min(passage.lost, passage.dropped, passage.reordered, passage.duplicated) > 0
+    receiver.tell(passage.forwarded)
+    assert len(receiver.hear()["numbers"]) == passage.forwarded
+
+
+# MTU
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
+def test_what_is_larger_than_the_mtu_is_refused(
+    make_link: MakeLink, run: Run, version: int, headers: int
+) -> None:
+    link = make_link(100 * M, 0.0, mtu=1280)
+    target = address(link.far, version)
+    receiver = run(link.far, "receive", target)
+    port = receiver.hear()["port"]
+    assert run(link.near, "fits", target, port, 1281 - headers).hear() == {"errno": errno.EMSGSIZE}
+    assert run(link.near, "fits", target, port, 1280 - headers).hear() == {"errno": None}
+    receiver.tell(1)
+    assert receiver.hear()["bytes"] == 1280 - headers
+    assert link.counts().to_far.bytes == 1280
+
+
+# Cut and mend
+
+
+@pytest.mark.net
+def test_nothing_passes_a_link_that_is_cut(make_link: MakeLink, run: Run) -> None:
+    link = make_link(100 * M, 0.001)
+    receiver = run(link.far, "receive", link.far.v4)
+    port = receiver.hear()["port"]
+    assert link.cut().to_far.packets == 0
+    run(link.near, "send", link.far.v4, port, 50, 100).hear()
+    assert settled(link, 50).to_far.cut == 50
+    link.mend()
+    run(link.near, "send", link.far.v4, port, 70, 100).hear()
+    passage = settled(link, 120).to_far
+    assert (passage.cut, passage.forwarded) == (50, 70)
+    receiver.tell(70)
+    assert receiver.hear()["numbers"] == list(range(70))
+
+
+@pytest.mark.net
+def test_what_is_under_way_when_a_link_is_cut_is_gone(make_link: MakeLink, run: Run) -> None:
+    link = make_link(100 * M, 60.0)
+    run(link.near, "send", link.far.v4, 9, 50, 100).hear()
+    assert settled_in_queue(link, 50).waiting == 50
+    passage = link.cut().to_far
+    assert (passage.waiting, passage.cut) == (0, 50)
+    assert settled(link, 50).to_near.packets == 0
+
+
+@pytest.mark.net
+def test_a_connection_outlives_a_cut(make_link: MakeLink, run: Run) -> None:
+    link, size = make_link(20 * M, 0.005), 1_000_000
+    receiver = run(link.far, "accept", link.far.v4)
+    run(link.near, "push", link.far.v4, receiver.hear()["port"], size, "reno")
+    settled_in_queue(link, 300)
+    before = link.cut().to_far.forwarded
+    after = settled_in_queue(link, link.counts().to_far.packets + 1)
+    assert after.forwarded == before
+    link.mend()
+    assert receiver.hear()["bytes"] == size
+
+
+# What is left
+
+
+@contextmanager
+def ending(pid: int) -> Iterator[None]:
+    """Expect the process to be running before the block, and to end soon after."""
+    fd = os.pidfd_open(pid)
+    try:
+        assert not select.select([fd], (), (), 0)[0]
+        yield
+        assert select.select([fd], (), (), PATIENCE_S)[0], "it runs on"
+    finally:
+        os.close(fd)
+
+
+def inhabitants(namespaces: list[int]) -> list[str]:
+    """The processes that live in a namespace or hold it by a descriptor."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            places = [process / "ns/net", *(process / "fd").iterdir()]
+            for place in places:
+                target = os.readlink(place)
+                if any(target == f"net:[{namespace}]" for namespace in namespaces):
+                    found.append(str(place))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def inode(end: End) -> int:
+    return os.stat(end.namespace).st_ino
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("accident", [None, RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_when_the_block_ends(
+    make_link: MakeLink, accident: type[BaseException] | None
+) -> None:
+    devices = Path("/proc/net/dev").read_text().count(":")
+    with ExitStack() as after:
+        if accident is not None:
+            after.enter_context(pytest.raises(accident))
+        with make_link(100 * M, 0.01) as link:
+            assert Path("/proc/net/dev").read_text().count(":") == devices
+            namespaces = [inode(link.near), inode(link.far)]
+            assert len({os.stat("/proc/self/ns/net").st_ino, *namespaces}) == 3
+            assert inhabitants(namespaces)
+            assert os.path.exists(f"/proc/{link.relay_pid}")
+            if accident is not None:
+                raise accident
+    assert inhabitants(namespaces) == []
+    assert not os.path.exists(f"/proc/{link.relay_pid}")
+    with pytest.raises(LinkUnavailableError, match="the link is gone"):
+        link.counts()
+    link.close()
+
+
+_OWNER = """
+import os, sys
+from ftpkit.compare.link import Link, Shape
+with Link(Shape(1e8, 0.01)) as link:
+    inodes = [os.stat(end.namespace).st_ino for end in (link.near, link.far)]
+    print(link.relay_pid, *inodes, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("make_link")
+def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _OWNER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as owner:
+        assert owner.stdout is not None
+        pid, *namespaces = map(int, owner.stdout.readline().split())
+        assert inhabitants(namespaces)
+        with ending(pid):
+            if number == signal.SIGINT:  # a terminal's Ctrl-C goes to the whole group
+                os.killpg(owner.pid, number)
+            else:
+                owner.send_signal(number)
+            owner.wait(PATIENCE_S)
+    assert inhabitants(namespaces) == []
+
+
+@pytest.mark.net
+def test_a_relay_that_has_died_is_told_of(make_link: MakeLink) -> None:
+    link = make_link(100 * M, 0.0)
+    with ending(link.relay_pid):
+        os.kill(link.relay_pid, signal.SIGKILL)
+    with pytest.raises(LinkUnavailableError):
+        link.counts()
+
+
+# Where there can be none
+
+
+def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LinkUnavailableError, match=r"^a test link needs (Linux|the command ip)"):
+        Link(Shape(1e6, 0.0))
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(
+    ("without", "sentence"),
+    [
+        (["setpriv", "--bounding-set=-sys_admin"], "a test link needs root: it makes network"),
+        (
+            ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"],
+            "a test link needs /dev/net/tun: No such file or directory",
+        ),
+        (["setpriv", "--bounding-set=-net_admin"], "a test link needs /dev/net/tun: "),
+    ],
+)
+@pytest.mark.usefixtures("make_link")
+def test_what_is_missing_is_said_in_one_sentence(without: list[str], sentence: str) -> None:
+    done = subprocess.run(
+        [*without, sys.executable, "-c", _OWNER], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ftpkit.compare.link.LinkUnavailableError: {sentence}"), done.stderr
