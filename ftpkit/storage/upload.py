@@ -397,15 +397,6 @@ class DirectoryUpload:
 
     # What follows is called with the lock held, unless it says otherwise.
 
-    def _believe(self, state: JournalState) -> None:
-        """Hold the blocks of a journal that are surely there (needs no lock)."""
-        for offset, held in sorted(state.blocks.items()):
-            if state.is_safe(held) or self._still_matches(offset, held):
-                self._blocks[offset] = held
-            else:
-                # The next checkpoint would vouch for its record as well.
-                self._append(journal.encode_forget(offset))
-
     def _check_open(self) -> None:
         if not self._open:
             raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
