@@ -66,8 +66,10 @@ class Served:
 
     def kill(self) -> None:
         """End it as a crash would."""
-        self.process.kill()
-        self.process.communicate(timeout=WAIT_S)
+        # Whoever sees its end may have started the next one before we look again.
+        process = self.process
+        process.kill()
+        process.communicate(timeout=WAIT_S)
 
     def ask_to_end(self) -> None:
         """Send SIGTERM."""
