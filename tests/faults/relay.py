@@ -111,7 +111,7 @@ class Relay:
         with self._changed:
             pairs = list(self._pairs)
         for pair in pairs:
-            pair.cut()
+            pair.abort()
 
     def close(self) -> None:
         """End everything, and wait until it has."""
@@ -217,7 +217,7 @@ class Relay:
                 passed += len(data)
                 count(len(data))
         except OSError:
-            pair.cut()
+            pair.cut(source)
         pair.drain(source)
         if pair.ended():
             with self._changed:
@@ -229,18 +229,18 @@ class Relay:
         """Do what ``fault`` says; return whether the direction goes on."""
         match fault:
             case Cut():
-                pair.cut()
+                pair.cut(source)
                 return False
             case Swallow():
                 source.recv(1)
-                pair.cut()
+                pair.cut(source)
                 return False
             case Freeze():
                 self._closed.wait()
                 return False
             case Rubbish(_, data):
                 sink.sendall(data)
-                pair.cut()
+                pair.cut(source)
                 return False
             case Hold(_, until):
                 assert until.wait(WAIT_S)
@@ -256,21 +256,25 @@ class _Pair:
         self._client, self._server = client, server
         self._lock = threading.Lock()
         self._running = 2
+        self._cut: socket.socket | None = None
 
-    def cut(self) -> None:
-        """End both directions; what was forwarded to the server before still arrives.
+    def cut(self, source: socket.socket) -> None:
+        """End both directions, in the middle of what ``source`` sends; what was forwarded arrives.
 
-        The server's side stays open for reading: its answers would be met with a
-        reset, and a reset throws away what the server has not read yet.
+        Whoever it was forwarded to may go on talking: answered with a reset, it would
+        not read what has arrived. So the server is always listened to, and the client
+        where the server was cut short; else the client's next bytes are met with a reset.
         """
+        with self._lock:
+            self._cut = self._cut or source
         with contextlib.suppress(OSError):
-            self._client.shutdown(socket.SHUT_RDWR)
+            self._client.shutdown(socket.SHUT_WR if self._cut is self._server else socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_WR)
 
     def drain(self, source: socket.socket) -> None:
-        """Read and drop what the server still says, until it hangs up."""
-        if source is self._server:
+        """Read and drop what is still said, until whoever says it hangs up."""
+        if self._server in (source, self._cut):
             with contextlib.suppress(OSError):
                 while source.recv(_CHUNK):
                     pass
