@@ -91,6 +91,7 @@ class Relay:
         self._threads: set[threading.Thread] = set()
         self._pairs: set[_Pair] = set()
         self.up = self.down = self.accepted = 0
+        self._most: int | None = None
         self._start(self._accept)
 
     def expect(self, *plans: Plan) -> None:
@@ -98,6 +99,12 @@ class Relay:
         with self._changed:
             self._plans = deque(plans)
             self.up = self.down = self.accepted = 0
+
+    def limit(self, most: int | None) -> None:
+        """Let no more through than about ``most`` bytes in all, until there is another limit."""
+        with self._changed:
+            self._most = most
+            self._changed.notify_all()
 
     def wait(self, condition: Callable[["Relay"], bool]) -> None:
         """Wait until ``condition`` holds; what it asks beside the relay nobody notifies us of."""
@@ -121,6 +128,7 @@ class Relay:
         self._listener.close()
         with self._changed:
             pairs = list(self._pairs)
+            self._changed.notify_all()
         for pair in pairs:
             pair.abort()
         while self._threads:
@@ -181,12 +189,19 @@ class Relay:
     def _count_up(self, count: int) -> None:
         with self._changed:
             self.up += count
-            self._changed.notify_all()
+            self._pass()
 
     def _count_down(self, count: int) -> None:
         with self._changed:
             self.down += count
-            self._changed.notify_all()
+            self._pass()
+
+    def _pass(self) -> None:
+        """Tell of what was counted, and wait while it is as much as may be."""
+        self._changed.notify_all()
+        self._changed.wait_for(
+            lambda: self._most is None or self.up + self.down < self._most or self._closed.is_set()
+        )
 
     def _pump(
         self,

@@ -57,7 +57,9 @@ def kill_and_restart(seed: int, direction: str, kills: int, tmp_path: Path) -> N
         command = Command([direction, *where, *options], here if direction == "get" else tmp_path)
         stack.callback(lambda: command.process.kill())
         for _ in range(kills):
-            goal = relay.up + relay.down + chance.randrange(200, total // (kills + 1))
+            goal = relay.up + relay.down + chance.randrange(200, total // (kills + 2))
+            # It must not come to its end while we are on our way to kill it.
+            relay.limit(goal + total // (kills * (kills + 2)))
             relay.wait(partial(arrived, goal=goal))
             assert command.process.poll() is None, (seed, "it ended before it was killed")
             if chance.random() < 0.5:
@@ -65,6 +67,7 @@ def kill_and_restart(seed: int, direction: str, kills: int, tmp_path: Path) -> N
                 server.start()
             else:
                 command.kill()
+            relay.limit(None)
         code, said = command.ended()
         assert code == 0, (seed, said)
         for name, body in bodies.items():
