@@ -509,6 +509,8 @@ class DirectoryUpload:
         """Return the digest of the whole file, as expected (without the lock)."""
         while (known := self._whole.of(total)) is None:
             self._catch_up(self.block)
+            if self._whole.length not in self._blocks and self._whole.length < total:
+                raise RefusedError(Code.INCOMPLETE, "a block is damaged on the disk: send it again")
             progress(self._whole.length, total)
         algorithm = split_digest(expected or known)[0]
         if algorithm != split_digest(known)[0]:
@@ -523,7 +525,8 @@ class DirectoryUpload:
         """Hash blocks that are held already, up to ``limit`` bytes of them (without the lock).
 
         After a resume the digest of the whole file lags behind; a little of
-        this with each new block, and the commit has little left to do.
+        this with each new block, and the commit has little left to do. A block
+        that the disk has not kept as it arrived is no longer held.
         """
         while limit > 0:
             with self._lock:
@@ -532,14 +535,21 @@ class DirectoryUpload:
                 hasher = self._whole.fork(offset) if held is not None and self._open else None
             if held is None or hasher is None:
                 return
+            algorithm = split_digest(held.digest)[0]
+            block = new_hasher(algorithm)
             with self._hashing:
                 if not self._open:
                     return
                 for piece in self._pieces(offset, held.length):
                     hasher.update(piece)
+                    block.update(piece)
             with self._lock:
-                if self._blocks.get(offset) is held:
+                if self._blocks.get(offset) is not held or not self._open:
+                    continue
+                if format_digest(algorithm, block.digest()) == held.digest:
                     self._whole.join(hasher, offset, held.length)
+                elif offset not in self._writers:
+                    self._forget(offset)
             limit -= held.length
 
     def _read_digest(self, total: int, algorithm: str, progress: Progress) -> str:

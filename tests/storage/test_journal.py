@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore, Upload, journal
 from ftpkit.storage.journal import JournalState, replay
@@ -203,6 +204,28 @@ def test_a_block_that_a_checkpoint_covers_is_believed(place: Place) -> None:
         found = crash(place, store, upload)
     restore(place, upload, {**found, "data": bytes(2 * BLOCK)})
     assert held(begin(place.open(), "f", 2 * BLOCK)) == [0]
+
+
+@pytest.mark.parametrize("data", [b"a" * BLOCK + b"x" * BLOCK, b"a" * BLOCK], ids=["rot", "cut"])
+def test_a_block_that_rots_behind_a_checkpoint_is_never_published(
+    place: Place, data: bytes
+) -> None:
+    with place.open() as store:
+        upload = begin(store, "f", 3 * BLOCK)
+        for offset, letter in ((0, b"a"), (BLOCK, b"b")):
+            send(upload, offset, letter * BLOCK)
+        upload.release()
+    (upload_directory(place, upload) / "data").write_bytes(data)
+    with place.open() as store:
+        again = begin(store, "f", 3 * BLOCK)
+        send(again, 2 * BLOCK, b"c" * BLOCK)
+        with pytest.raises(RefusedError) as caught:
+            commit(again, 3 * BLOCK)
+        assert caught.value.code is Code.INCOMPLETE
+        assert held(again) == [0, 2 * BLOCK]
+        send(again, BLOCK, b"b" * BLOCK)
+        commit(again, 3 * BLOCK)
+        assert fetch(store, "f") == b"a" * BLOCK + b"b" * BLOCK + b"c" * BLOCK
 
 
 def test_a_damaged_journal_still_gives_its_good_start_and_goes_on(place: Place) -> None:
