@@ -78,20 +78,20 @@ class Stream:
         It is all of ``view``, or less where the connection is slow; 0 at the body's end.
         """
         wanted = min(len(view), self.left)
-        if wanted == 0:
-            return 0
-        if self._ahead:
-            count = min(wanted, len(self._ahead))
-            view[:count] = self._ahead[:count]
-            self._ahead = self._ahead[count:]
-        else:
-            if self._pace:
-                wanted = min(wanted, self._pace.piece)
-            with _errors_translated():
-                count = self._sock.recv_into(view[:wanted], 0, system.MSG_WAITALL)
-            if count == 0:
-                raise TruncatedError(self._size - self.left, self._size)
+        if self._pace:
+            wanted = min(wanted, self._pace.piece)
+        count = min(wanted, len(self._ahead))
+        view[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
         self.left -= count
+        # Not left to the next call: full pieces are hashed and written faster than odd ones.
+        if count < wanted:
+            with _errors_translated():
+                more = self._sock.recv_into(view[count:wanted], 0, system.MSG_WAITALL)
+            if more == 0:
+                raise TruncatedError(self._size - self.left, self._size)
+            self.left -= more
+            count += more
         if self._pace:
             self._pace.passed(count)
         return count

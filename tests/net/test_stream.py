@@ -222,7 +222,6 @@ def test_silence_inside_a_body_is_a_stall() -> None:
     with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=PATIENT_S) as pair:
         pair.peer.sendall(encode_header({"size": 10}) + b"12345")
         pair.stream.read_header()
-        assert pair.stream.read_into(memoryview(bytearray(10))) == 5
         with pytest.raises(StalledError):
             pair.stream.read_into(memoryview(bytearray(10)))
 
