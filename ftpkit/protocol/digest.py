@@ -1,6 +1,5 @@
 """The digests by name: BLAKE3 and SHA-256, written ``<algorithm>:<lowercase hex>``."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final, Protocol, Self
@@ -33,6 +32,8 @@ def new_hasher(algorithm: str) -> Hasher:
     if algorithm == "blake3":
         return blake3.blake3()
     if algorithm == "sha256":
+        import hashlib  # here, because loading OpenSSL takes its time and BLAKE3 needs none of it
+
         return hashlib.sha256()
     raise RefusedError(Code.UNSUPPORTED, f"no digest {algorithm!r}; there are {_known()}")
 
