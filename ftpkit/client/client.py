@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from ftpkit.client.download import Download, Target
 from ftpkit.client.link import Link
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.upload import OnProgress, Source, Upload
@@ -132,6 +131,9 @@ class Client:
 
         It appears at ``path`` in one step, when all of it is there and verified.
         """
+        # Here, because a download is staged as on a server: nothing else needs all of storage/.
+        from ftpkit.client.download import Download, Target
+
         check_name(name)
         path = os.curdir if path is None else os.fspath(path)
         if os.path.isdir(path):
