@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, __version__
+from ftpkit import Client, __version__, system
 from ftpkit.cli.logs import JsonFormatter, TextFormatter
 from ftpkit.cli.serve import first_line
 from ftpkit.net.address import Address
@@ -118,6 +118,7 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
 def test_a_root_in_use_is_one_line(serve: Serve) -> None:
     root = str(serve().root)
     result = subprocess.run(
