@@ -111,6 +111,11 @@ def digest_of(data: bytes | bytearray | memoryview, algorithm: str = DEFAULT) ->
     return format_digest(algorithm, hasher.digest())
 
 
+def keyed_number(key: bytes, data: bytes) -> int:
+    """Return a number of 64 bits, never 0, that nobody without ``key`` (32 bytes) can tell."""
+    return int.from_bytes(blake3.blake3(data, key=key).digest(8), "big") | 1
+
+
 def pick_algorithm(preferred: Sequence[str]) -> str:
     """Return the first algorithm of ``preferred`` that we have, or our own default."""
     return next((name for name in preferred if name in ALGORITHMS), DEFAULT)

@@ -39,6 +39,15 @@ def _are_counts(value: dict[str, Any]) -> bool:
     return all(type(item) is int for item in value.values())
 
 
+def _are_ranges(value: list[Any]) -> bool:
+    return all(
+        type(pair) is list
+        and list(map(type, pair)) == [int, int]
+        and 0 <= pair[0] < pair[1] <= MAX_SIZE
+        for pair in value
+    )
+
+
 Size = Annotated[int, Rule("an integer from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
 Time = Annotated[int, Rule("nanoseconds since 1970", lambda v: -MAX_SIZE <= v <= MAX_SIZE)]
 Block = Annotated[int, Rule("a power of two from 64 KiB to 64 MiB", is_block_size)]
@@ -46,6 +55,10 @@ Digest = Annotated[str, Rule('"<algorithm>:<lowercase hex>"', looks_like_digest)
 Algorithm = Annotated[str, Rule("an algorithm's name", looks_like_algorithm)]
 Texts = Annotated[list[str], Rule("a list of strings", _are_texts)]
 Counts = Annotated[dict[str, int], Rule("an object of integers", _are_counts)]
+Session = Annotated[int, Rule("an integer from 0 to 2^32-1", lambda v: 0 <= v < 2**32)]
+Ranges = Annotated[
+    list[list[int]], Rule("a list of [first block, block behind the last]", _are_ranges)
+]
 # check_name raises by itself, with a code of its own.
 Name = Annotated[str, Rule("a name", lambda v: check_name(v) == v)]
 NameOrRoot = Annotated[str, Rule("a name", lambda v: check_name(v, root=True) == v)]
@@ -311,6 +324,38 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """Send the missing blocks of an upload as datagrams (WIRE.md section 11)."""
+
+    op: ClassVar[str] = "push"
+    upload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """Ask for blocks of a file as datagrams: those of ``block`` bytes in ``ranges``.
+
+    A range is [first, behind the last] in numbers of blocks. ``rate`` is how many
+    bytes a second may come at most.
+    """
+
+    op: ClassVar[str] = "pull"
+    name: Name
+    version: str
+    block: Block
+    ranges: Ranges
+    rate: Size | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReply:
+    """A session of datagrams on the UDP port of the same number; ``key`` in hex seals them."""
+
+    session: Session
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """Ask what the server is doing now."""
 
@@ -334,11 +379,11 @@ class Pending:
 
 Request = (
     Hello | Auth | Ping | Stat | List | Mkdir | Rename | Delete | DigestOf
-    | Put | Get | Begin | Write | Commit | Abort | Status
+    | Put | Get | Begin | Write | Commit | Abort | Push | Pull | Status
 )  # fmt: skip
 Reply = (
     HelloReply | AuthReply | Done | StatReply | ListReply | Named | Published
-    | GetReply | BeginReply | WriteReply | StatusReply
+    | GetReply | BeginReply | WriteReply | SessionReply | StatusReply
 )  # fmt: skip
 
 REPLIES: Final[dict[type[Request], type[Reply]]] = {
@@ -357,6 +402,8 @@ REPLIES: Final[dict[type[Request], type[Reply]]] = {
     Write: WriteReply,
     Commit: Published,
     Abort: Done,
+    Push: SessionReply,
+    Pull: SessionReply,
     Status: StatusReply,
 }
 REQUESTS: Final[dict[str, type[Request]]] = {kind.op: kind for kind in REPLIES}

@@ -54,6 +54,7 @@ _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "done": sizes,
     "features": st.lists(texts, max_size=4),
     "if_version": texts,
+    "key": texts,
     "kind": texts,
     "length": sizes,
     "limits": st.dictionaries(texts, integers, max_size=4),
@@ -63,7 +64,15 @@ _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "next": texts,
     "offset": sizes,
     "overwrite": st.booleans(),
+    "ranges": st.lists(
+        st.tuples(st.integers(0, 2**40), st.integers(1, 2**20)).map(
+            lambda pair: [pair[0], sum(pair)]
+        ),
+        max_size=4,
+    ),
+    "rate": sizes,
     "recursive": st.booleans(),
+    "session": st.integers(0, 2**32 - 1),
     "size": sizes,
     "to": names,
     "token": texts,

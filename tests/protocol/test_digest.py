@@ -12,6 +12,7 @@ from ftpkit.protocol.digest import (
     RunningDigest,
     digest_of,
     format_digest,
+    keyed_number,
     looks_like_algorithm,
     looks_like_digest,
     new_hasher,
@@ -182,3 +183,12 @@ def test_of_two_forks_the_newer_counts() -> None:
     assert running.of(2) == digest_of(b"cd")
     running.join(newer, 2, 2)
     assert running.of(4) is None
+
+
+def test_a_keyed_number_is_the_same_for_the_same_key_and_data_only() -> None:
+    one, other = bytes(32), bytes(31) + b"1"
+    assert keyed_number(one, b"data") == keyed_number(one, b"data")
+    assert (
+        len({keyed_number(one, b"data"), keyed_number(other, b"data"), keyed_number(one, b"")}) == 3
+    )
+    assert all(0 < keyed_number(one, bytes([n])) < 2**64 for n in range(50))

@@ -56,7 +56,7 @@ def over_the_wire(header: dict[str, Any]) -> dict[str, Any]:
 def test_every_operation_of_the_protocol_is_here() -> None:
     assert " ".join(REQUESTS) == (
         "hello auth ping stat list mkdir rename delete digest put get "
-        "begin write commit abort status"
+        "begin write commit abort push pull status"
     )
     assert set(REQUESTS.values()) == set(REPLIES)
 

@@ -11,8 +11,22 @@ import pytest
 
 from ftpkit import protocol
 from ftpkit.errors import Code
+from ftpkit.net.sealing import Seal
 from ftpkit.protocol import Decoder, ServerConversation, encode_header
 from ftpkit.protocol.conversation import MAX_ID
+from ftpkit.protocol.datagram import (
+    FROM_SERVER,
+    MIN_PIECE,
+    OVERHEAD,
+    REMEMBERED,
+    Ack,
+    Kind,
+    Probe,
+    most_open,
+    pack_probe,
+    read_ack,
+)
+from ftpkit.protocol.datagram import Header as DatagramHeader
 from ftpkit.protocol.digest import ALGORITHMS, digest_of
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import (
@@ -146,6 +160,38 @@ def test_every_key_of_every_operation_is_named(op: str) -> None:
         # The reply to digest is what it was asked for, with nothing left out.
         optional = field.default is not dataclasses.MISSING and kind is not DigestOf
         assert re.search(rf"`{field.name}`" + (r"\?" if optional else r"(?!\?)"), reply), field.name
+
+
+DATAGRAMS = [
+    bytes.fromhex(block) for block in re.findall(r"```datagram\n(.*?)```", PAGE, re.DOTALL)
+]
+
+
+def test_the_datagrams_in_the_page_are_those_that_it_tells_of() -> None:
+    seal = Seal(bytes(range(16)))
+    assert "`000102030405060708090a0b0c0d0e0f`" in PAGE
+    opened = [seal.open(memoryview(raw)) for raw in DATAGRAMS]
+    (probe, echo, data, ack) = filter(None, opened)
+    assert probe == (DatagramHeader(42, 1, 0, 0, Kind.PROBE), pack_probe(Probe(0, 0, 0), 60))
+    proof = Probe(0x0123456789ABCDEF, 0, 0)
+    assert echo == (DatagramHeader(42, 1, 0, 0, Kind.ECHO | FROM_SERVER), pack_probe(proof, 60))
+    assert data == (DatagramHeader(42, 7, 1, 1024, Kind.DATA), b"hello")
+    assert ack[0] == DatagramHeader(42, 3, 0, 0, Kind.ACK | FROM_SERVER)
+    assert read_ack(ack[1]) == Ack(7, 3077, 0b1101)
+    assert [len(raw) for raw in DATAGRAMS[:2]] == [60, 60]
+
+
+def test_the_numbers_of_datagrams_are_those_of_the_code() -> None:
+    text = PAGE.split("## 11. ")[1]
+    assert f"less {OVERHEAD}" in text
+    assert f"{MIN_PIECE} bytes" in text
+    assert f"{REMEMBERED:,} numbers at most" in text
+    assert "16 blocks" in text
+    assert most_open(2**16) == 16
+    assert f"{2**26:,} bytes of blocks" in text
+    assert most_open(2**26) == 1
+    kinds = re.findall(r"^\| (\d) \|", text.split("### Kinds")[1], re.MULTILINE)
+    assert [*map(int, kinds)] == list(Kind)
 
 
 def test_every_code_is_in_its_table() -> None:

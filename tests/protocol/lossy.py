@@ -1,0 +1,134 @@
+"""A seeded link in simulated time between two ends of a session: no socket, no clock.
+
+Times are seconds, rates bytes a second.
+"""
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from ftpkit.protocol.datagram import (
+    OVERHEAD,
+    TAG,
+    Datagram,
+    Header,
+    Kind,
+    Probe,
+    read_header,
+    read_probe,
+)
+from ftpkit.protocol.exchange import End, Row, ServerEnd
+from ftpkit.protocol.path import echo_of
+
+# IP and UDP headers, which take their time on the link as well.
+_HEADERS: Final = 28
+
+
+@dataclass(slots=True)
+class Lossy:
+    """One direction of a link; ``size`` of a packet is with its IP and UDP headers."""
+
+    rate_bps: float = 12.5e6
+    delay_s: float = 0.05
+    loss: float = 0.0
+    reorder: float = 0.0
+    duplicate: float = 0.0
+    queue: float = 2.5e6
+    mtu: int = 1500
+    dead: Callable[[float], bool] = lambda now: False
+    seed: int = 1
+    passed: int = 0
+    overflowed: int = 0
+    _free_at: float = 0.0
+    _chance: random.Random = field(default_factory=random.Random)
+
+    def __post_init__(self) -> None:
+        self._chance.seed(self.seed)
+
+    def arrivals(self, size: int, now: float) -> list[float]:
+        """Return when a packet arrives: never, once, or twice."""
+        if size > self.mtu or self.dead(now) or self._chance.random() < self.loss:
+            return []
+        if (max(self._free_at, now) - now) * self.rate_bps + size > self.queue:
+            self.overflowed += 1
+            return []
+        self._free_at = max(self._free_at, now) + size / self.rate_bps
+        at = self._free_at + self.delay_s
+        if self._chance.random() < self.reorder:
+            at += self._chance.uniform(0, self.delay_s)
+        self.passed += size
+        return [at] * (2 if self._chance.random() < self.duplicate else 1)
+
+
+class Doorway:
+    """What a server does before a session: it echoes probes, and lets who proves an address in."""
+
+    def __init__(self, start: Callable[[int, float, float], Row], proof: int = 77) -> None:
+        self.end: ServerEnd | None = None
+        self.proof = proof
+        self._start = start
+        self.probes: list[Probe] = []
+        self._echoes: list[Datagram] = []
+        self._last = 0
+
+    def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
+        """Answer a probe, or hand it on."""
+        if header.kind != Kind.PROBE:
+            if self.end is not None:
+                self.end.receive(header, payload, now)
+        elif header.number > self._last:
+            self._last, probe = header.number, read_probe(payload)
+            self.probes.append(probe)
+            if self.end is None and probe.proof == self.proof and probe.piece:
+                row = self._start(probe.piece, probe.rtt_us / 1e6, now)
+                self.end = ServerEnd(header.session, row, lambda header, payload: None)
+            size = len(payload) + OVERHEAD
+            self._echoes.append(echo_of(header, size, Probe(self.proof, probe.piece, 0)))
+
+    def datagrams_to_send(self, now: float) -> list[Datagram]:
+        """Return what is to leave now."""
+        echoes, self._echoes = self._echoes, []
+        return echoes + (self.end.datagrams_to_send(now) if self.end else [])
+
+    def next_event(self, now: float) -> float:
+        """Return when there is something to do."""
+        if self._echoes:
+            return now
+        return self.end.next_event(now) if self.end else now + 1
+
+
+def converse(
+    near: End,
+    far: End,
+    up: Lossy,
+    down: Lossy,
+    *,
+    until: Callable[[float], bool],
+    limit_s: float = 600.0,
+) -> float:
+    """Let two ends talk over a link until ``until``, asked with the time; return that time.
+
+    An end is asked when it said that it wants to be, and when something arrives.
+    """
+    now, order = 0.0, count()
+    queue: list[tuple[float, int, End, bytes, bytes]] = []
+    sides = ((near, far, up), (far, near, down))
+    while not until(now):
+        assert now < limit_s, "it takes too long"
+        for end, other, link in sides:
+            for header, payload in end.datagrams_to_send(now):
+                size = len(header) + len(payload) + TAG + _HEADERS
+                for at in link.arrivals(size, now):
+                    heapq.heappush(queue, (at, next(order), other, header, bytes(payload)))
+        wanted = min(end.next_event(now) for end, _, _ in sides)
+        # Who wants to be asked at once is asked a moment later: time always gets on.
+        now = max(now + 1e-6, min(wanted, queue[0][0]) if queue else wanted)
+        while queue and queue[0][0] <= now:
+            _, _, end, raw, payload = heapq.heappop(queue)
+            opened = read_header(raw + bytes(TAG))
+            assert opened is not None
+            end.receive(opened, payload, now)
+    return now

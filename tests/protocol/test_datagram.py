@@ -1,0 +1,174 @@
+"""Datagrams to the byte, and what is remembered of their numbers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftpkit.errors import ProtocolError
+from ftpkit.protocol.datagram import (
+    FROM_SERVER,
+    HEADER,
+    MAX_NUMBER,
+    MIN_DATAGRAM,
+    OVERHEAD,
+    REMEMBERED,
+    TAG,
+    Ack,
+    Arrivals,
+    Bodies,
+    Header,
+    Kind,
+    Numbers,
+    Probe,
+    most_open,
+    nonce_of,
+    pack_ack,
+    pack_header,
+    pack_probe,
+    read_ack,
+    read_header,
+    read_probe,
+)
+
+words = st.integers(0, 2**32 - 1)
+kinds = st.sampled_from([kind | way for kind in Kind for way in (0, FROM_SERVER)])
+headers = st.builds(Header, words, st.integers(1, MAX_NUMBER), words, words, kinds)
+
+
+@given(headers)
+def test_a_header_is_read_as_it_was_packed(header: Header) -> None:
+    session, number, block, offset, kind = header
+    raw = pack_header(session, number, kind, block, offset)
+    assert read_header(raw + bytes(TAG)) == header
+    assert raw == HEADER.pack(session, number, block, offset, kind)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_header_or_none(raw: bytes) -> None:
+    header = read_header(raw)
+    if header is not None:
+        assert header.number > 0
+        assert len(raw) >= OVERHEAD
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        bytes(OVERHEAD - 1),
+        pack_header(1, 0, Kind.DATA) + bytes(TAG),
+        pack_header(1, 1, 5) + bytes(TAG),
+        pack_header(1, 1, 5 | FROM_SERVER) + bytes(TAG),
+    ],
+)
+def test_what_is_none_of_ours(raw: bytes) -> None:
+    assert read_header(raw) is None
+
+
+@given(st.lists(headers, min_size=2, max_size=8, unique_by=lambda h: (h.number, h.kind)))
+def test_no_nonce_repeats_in_a_session(headers: list[Header]) -> None:
+    nonces = {
+        nonce_of(pack_header(h.session, h.number, h.kind, h.block, h.offset)) for h in headers
+    }
+    assert len(nonces) == len(headers)
+    assert {len(nonce) for nonce in nonces} == {12}
+
+
+acks = st.builds(Ack, words, st.integers(0, 2**64 - 1), st.integers(0, 2**REMEMBERED - 1))
+
+
+@given(acks)
+def test_an_ack_is_read_as_it_was_packed(ack: Ack) -> None:
+    assert read_ack(pack_ack(ack)) == ack
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_are_an_ack_or_a_protocol_error(raw: bytes) -> None:
+    try:
+        ack = read_ack(raw)
+    except ProtocolError:
+        assert not 12 <= len(raw) <= 12 + REMEMBERED // 8
+    else:
+        assert ack.bits < 2**REMEMBERED
+
+
+probes = st.builds(Probe, st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1), words)
+
+
+@given(probes, st.integers(MIN_DATAGRAM, 9000))
+def test_a_probe_is_as_long_as_it_is_to_be(probe: Probe, size: int) -> None:
+    payload = pack_probe(probe, size)
+    assert len(payload) + OVERHEAD == size
+    assert read_probe(payload) == probe
+
+
+def test_a_probe_that_is_too_short() -> None:
+    with pytest.raises(ProtocolError, match="too short"):
+        read_probe(bytes(13))
+
+
+@given(st.lists(st.integers(1, 10_000), max_size=60))
+def test_each_number_counts_once(numbers: list[int]) -> None:
+    arrivals, seen = Arrivals(), set[int]()
+    for number in numbers:
+        remembered = number > max(seen, default=0) - REMEMBERED
+        assert arrivals.is_new(number) == (number not in seen and remembered)
+        if arrivals.is_new(number):
+            arrivals.add(number)
+            seen.add(number)
+    largest = max(seen, default=0)
+    assert arrivals.largest == largest
+    assert arrivals.bits == sum(1 << (largest - n) for n in seen if largest - n < REMEMBERED)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 2**64)), max_size=20))
+def test_merging_is_adding_each(merges: list[tuple[int, int]]) -> None:
+    merged, seen = Arrivals(), set[int]()
+    for largest, bits in merges:
+        kept = bits | 1
+        before = merged.largest
+        merged.merge(largest, kept)
+        numbers = {largest - k for k in range(kept.bit_length()) if kept >> k & 1}
+        if largest > before - REMEMBERED:
+            seen |= numbers
+        now = merged.largest
+        assert now == max(largest, before)
+        expected = {n for n in seen if now - n < REMEMBERED}
+        assert {now - k for k in range(REMEMBERED) if merged.bits >> k & 1} == expected
+        seen = expected
+
+
+@pytest.mark.parametrize("number", [MAX_NUMBER, REMEMBERED + 1])
+def test_a_number_far_ahead_costs_no_memory(number: int) -> None:
+    arrivals = Arrivals()
+    arrivals.add(1)
+    arrivals.add(number)
+    assert (arrivals.largest, arrivals.bits) == (number, 1)
+    assert not arrivals.is_new(1)
+    assert arrivals.since(1) == 0
+
+
+def test_numbers_are_used_up_in_the_end() -> None:
+    numbers = Numbers()
+    assert [numbers.next(), numbers.next(), numbers.last] == [1, 2, 2]
+    numbers.last = MAX_NUMBER - 1
+    assert numbers.next() == MAX_NUMBER
+    with pytest.raises(ProtocolError, match="used up"):
+        numbers.next()
+
+
+@pytest.mark.parametrize(
+    ("block", "blocks"), [(64 * 1024, 16), (4 * 2**20, 16), (16 * 2**20, 4), (64 * 2**20, 1)]
+)
+def test_so_many_blocks_may_be_open(block: int, blocks: int) -> None:
+    assert most_open(block) == blocks
+
+
+def test_memory_is_used_again_for_the_same_length() -> None:
+    bodies = Bodies()
+    long, short = bodies.lend(10), bodies.lend(4)
+    long[:] = b"0123456789"
+    bodies.take_back(short)
+    bodies.take_back(long)
+    assert bytes(bodies.lend(10)) == b"0123456789"
+    assert len(bodies.lend(10)) == 10

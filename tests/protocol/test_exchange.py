@@ -1,0 +1,274 @@
+"""Two ends and a link in simulated time: all blocks arrive, whatever the link does."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ftpkit.errors import ProtocolError
+from ftpkit.protocol.datagram import FROM_SERVER, OVERHEAD, Ack, Datagram, Header, Kind, pack_ack
+from ftpkit.protocol.digest import DIGEST_BYTES, new_hasher
+from ftpkit.protocol.exchange import ClientEnd, Row, ServerEnd
+from ftpkit.protocol.path import Path
+from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.receiver import Receiver
+from ftpkit.protocol.sender import Sender
+from tests.protocol.lossy import Doorway, Lossy, converse
+
+BLOCK = 256 * 1024
+MOST_OPEN = 64
+
+
+def digest(data: bytes | memoryview) -> bytes:
+    hasher = new_hasher("blake3")
+    hasher.update(data)
+    return hasher.digest()
+
+
+@dataclass
+class Copy:
+    """A file that moves from one end to the other: up, or down."""
+
+    data: bytes
+    up: bool = True
+    got: dict[int, bytes] = field(default_factory=dict)
+    sender: Sender | None = None
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        total = len(self.data)
+        blocks = range(-(-total // BLOCK))
+        return {block: min(BLOCK, total - block * BLOCK) for block in blocks}
+
+    def fill(self, block: int, body: memoryview) -> None:
+        data = self.data[block * BLOCK : (block + 1) * BLOCK]
+        body[: len(data)] = data
+        body[len(data) :] = digest(data)
+
+    def take(self, block: int, data: memoryview, raw: bytes) -> None:
+        assert digest(data) == raw
+        assert block not in self.got
+        self.got[block] = bytes(data)
+
+    def send(self, piece: int, rtt_s: float, now: float) -> Sender:
+        self.sender = Sender(
+            1,
+            piece,
+            self.sizes,
+            self.fill,
+            BottleneckRate(piece + OVERHEAD, rtt_s, now),
+            most_open=MOST_OPEN,
+            direction=0 if self.up else FROM_SERVER,
+            rtt_s=rtt_s,
+            now=now,
+        )
+        return self.sender
+
+    def receive(self, *_: float) -> Receiver:
+        direction = FROM_SERVER if self.up else 0
+        return Receiver(1, self.sizes, self.take, most_open=MOST_OPEN, direction=direction)
+
+    def ends(self) -> tuple[ClientEnd, Doorway]:
+        path = Path(1, [1472, 1232], 0.0)
+        if self.up:
+            return ClientEnd(path, self.send), Doorway(self.receive)
+        return ClientEnd(path, self.receive), Doorway(self.send)
+
+    def move(self, **link: Any) -> float:
+        """Move it over a link; return the simulated seconds."""
+        near, far = self.ends()
+        up, down = Lossy(seed=1, **link), Lossy(seed=2, **link)
+        seconds = converse(near, far, up, down, until=lambda now: near.done)
+        assert b"".join(self.got[block] for block in sorted(self.got)) == self.data
+        assert self.sender is not None
+        return seconds
+
+    @property
+    def again(self) -> float:
+        """What left again, as a share of what left."""
+        assert self.sender is not None
+        return self.sender.sent.again / self.sender.sent.once
+
+
+def noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("size", [1, 4096, BLOCK - 32, BLOCK, BLOCK + 1, 3_000_000])
+def test_any_size_arrives_in_both_directions(size: int, up: bool) -> None:
+    Copy(noise(size), up).move()
+
+
+LINKS: dict[str, dict[str, Any]] = {
+    "1 % loss": {"loss": 0.01},
+    "5 % loss": {"loss": 0.05},
+    "20 % loss": {"loss": 0.2},
+    "half of all lost": {"loss": 0.5},
+    "reordered": {"reorder": 0.02},
+    "repeated": {"duplicate": 0.02},
+    "all at once": {"loss": 0.05, "reorder": 0.1, "duplicate": 0.1},
+    "a short queue": {"queue": 30_000.0},
+    "a narrow path": {"mtu": 1280},
+    "a slow one": {"rate_bps": 1e5},
+    "a fast one": {"rate_bps": 1.25e8, "delay_s": 0.001},
+    "a far one": {"delay_s": 0.4},
+    "dead for 5 s": {"dead": lambda now: 0.5 < now < 5.5},
+}
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
+def test_everything_arrives_whatever_the_link_does(link: dict[str, Any], up: bool) -> None:
+    Copy(noise(1_500_000), up).move(**link)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.05, 0.2])
+def test_no_more_leaves_again_than_was_lost(loss: float) -> None:
+    copy = Copy(noise(8_000_000))
+    copy.move(loss=loss, queue=1e9)
+    assert copy.again <= loss / (1 - loss) + 0.02
+
+
+def test_late_ones_are_not_taken_for_lost() -> None:
+    copy = Copy(noise(4_000_000))
+    copy.move(reorder=0.02, duplicate=0.02)
+    assert copy.sender is not None
+    assert copy.sender.sent.lost == 0
+    assert copy.again < 0.02
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.05, 0.2])
+def test_loss_does_not_slow_it_down(loss: float) -> None:
+    data = noise(40_000_000)
+    lossless = Copy(data).move()
+    assert Copy(data).move(loss=loss) < lossless * 1.2
+
+
+def test_the_end_takes_no_more_than_3_round_trips() -> None:
+    """Behind the last piece that leaves for the first time."""
+    copy = Copy(noise(30_000_000))
+    near, far = copy.ends()
+    up, down = Lossy(loss=0.05, seed=1), Lossy(loss=0.05, seed=2)
+
+    left_at: list[float] = []
+
+    def over(now: float) -> bool:
+        total = len(copy.data) + len(copy.sizes) * DIGEST_BYTES
+        if copy.sender is not None and copy.sender.sent.once == total:
+            left_at.append(now)
+        return near.done
+
+    done_at = converse(near, far, up, down, until=over)
+    assert done_at - left_at[0] < 3 * 2 * up.delay_s
+
+
+def test_a_cap_is_kept() -> None:
+    copy = Copy(noise(1_000_000))
+
+    def capped(piece: int, rtt_s: float, now: float) -> Row:
+        rate = BottleneckRate(piece + OVERHEAD, rtt_s, now, cap_bps=500_000.0)
+        copy.sender = Sender(
+            1, piece, copy.sizes, copy.fill, rate,
+            most_open=MOST_OPEN, direction=0, rtt_s=rtt_s, now=now,
+        )  # fmt: skip
+        return copy.sender
+
+    near = ClientEnd(Path(1, [1472, 1232], 0.0), capped)
+    assert (
+        converse(near, Doorway(copy.receive), Lossy(), Lossy(), until=lambda now: near.done) > 2.0
+    )
+
+
+def test_an_end_of_the_server_is_heard() -> None:
+    copy = Copy(b"x" * 5000)
+    near, _ = copy.ends()
+    datagram = ServerEnd(1, copy.receive(), lambda header, payload: None).last_word()
+    near.receive(Header(1, 1, 0, 0, Kind.END | FROM_SERVER), datagram.payload, 0.0)
+    assert near.ended
+    assert not near.done
+
+
+@pytest.mark.parametrize("kind", [Kind.ACK, Kind.ECHO, Kind.END, Kind.DATA])
+def test_the_client_takes_nothing_that_a_client_sent(kind: Kind) -> None:
+    near, _ = Copy(b"x" * 5000).ends()
+    near.receive(Header(1, 1, 0, 0, kind), b"\0" * 14, 1.0)
+    assert not near.ended
+    assert not near.path.heard
+    assert near.path.silence_s(1.0) == 1.0
+
+
+def test_the_server_takes_nothing_that_a_server_sent() -> None:
+    copy = Copy(b"x" * 5000)
+    end = ServerEnd(1, copy.receive(), lambda header, payload: None)
+    end.receive(Header(1, 1, 0, 0, Kind.DATA | FROM_SERVER), b"x" * 1000, 1.0)
+    assert end.row.moved == 0
+    assert end.heard_at == 0.0
+
+
+def test_the_server_answers_probes_as_it_is_told_to() -> None:
+    echo = Datagram(b"header", b"payload")
+    answers = [echo, None]
+    end = ServerEnd(1, Copy(b"x").receive(), lambda header, payload: answers.pop(0))
+    end.receive(Header(1, 1, 0, 0, Kind.PROBE), b"", 1.0)
+    assert end.next_event(1.0) == 1.0
+    assert end.datagrams_to_send(1.0) == [echo]
+    end.receive(Header(1, 2, 0, 0, Kind.PROBE), b"", 2.0)
+    assert end.datagrams_to_send(2.0) == []
+    assert (end.heard_at, end.over) == (2.0, False)
+
+
+def test_a_server_that_has_sent_all_is_done() -> None:
+    copy = Copy(b"x" * 5000, up=False)
+    near, far = copy.ends()
+    converse(near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.over)
+    assert near.done
+
+
+def test_who_cannot_be_meant_is_not_asked() -> None:
+    """An acknowledgement to a receiver, and data to a sender, are dropped."""
+    copy = Copy(b"x" * 5000)
+    end = ServerEnd(1, copy.receive(), lambda header, payload: None)
+    end.receive(Header(1, 1, 0, 0, Kind.ACK), pack_ack(Ack(1, 1, 1)), 1.0)
+    sending = ServerEnd(1, copy.send(1000, 0.1, 0.0), lambda header, payload: None)
+    sending.receive(Header(1, 1, 0, 0, Kind.DATA), b"x" * 1000, 1.0)
+    assert end.row.moved == sending.row.moved == 0
+
+
+@pytest.mark.parametrize("ack", [Ack(2, 0, 1), Ack(1, 0, 2), Ack(0, 0, 1)])
+def test_an_acknowledgement_of_what_never_left(ack: Ack) -> None:
+    sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
+    assert len(sender.datagrams_to_send(0.0)) == 1
+    with pytest.raises(ProtocolError, match="never sent"):
+        sender.receive_ack(pack_ack(ack), 0.1)
+
+
+def test_an_acknowledgement_that_is_repeated_or_late_changes_nothing() -> None:
+    sender = Copy(b"x" * 5000).send(1000, 0.1, 0.0)
+    sent: list[Datagram] = []
+    now = 0.0
+    while len(sent) < 6:
+        now = sender.next_event(now)
+        sent += sender.datagrams_to_send(now)
+    sender.receive_ack(pack_ack(Ack(5, 0, 0b11111)), now + 0.1)
+    moved = sender.moved
+    for late in (Ack(5, 0, 0b11111), Ack(3, 0, 0b111)):
+        sender.receive_ack(pack_ack(late), now + 0.2)
+    assert sender.moved == moved == 5000
+    sender.receive_ack(pack_ack(Ack(6, 0, 0b1)), now + 0.2)
+    assert sender.done
+
+
+def test_nothing_said_is_no_acknowledgement() -> None:
+    sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
+    sender.datagrams_to_send(0.0)
+    sender.receive_ack(pack_ack(Ack(0, 0, 0)), 0.1)
+    assert not sender.done
+
+
+def test_what_comes_before_the_path_is_known_opens_it_and_is_dropped() -> None:
+    near, _ = Copy(b"x" * 500).ends()
+    near.receive(Header(1, 1, 0, 0, Kind.ACK | FROM_SERVER), pack_ack(Ack(0, 0, 0)), 1.0)
+    assert near.row is None
+    assert near.path.silence_s(1.0) == 0.0
