@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import select
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 try:
     import fcntl
@@ -38,12 +40,36 @@ MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
 # Fewer wake-ups while a large body streams in.
 MSG_WAITALL: Final = getattr(socket, "MSG_WAITALL", 0)
 
+# Several datagrams in one call; Python does not name Linux's options.
+HAS_UDP_SEGMENTS: Final = sys.platform == "linux" and hasattr(socket, "SOL_UDP")
+# A second socket on a port, for one address alone.
+HAS_SHARED_PORTS: Final = hasattr(socket, "SO_REUSEPORT")
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+_IP_MTU_DISCOVER: Final = {socket.IPPROTO_IP: 10, socket.IPPROTO_IPV6: 23}
+_IP_MTU: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, 14),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 24),
+}
+_PMTUDISC_PROBE: Final = 3
+_IP_PKTINFO: Final = 8
+_U16: Final = struct.Struct("@H")
+_INT: Final = struct.Struct("@i")
+SEGMENT_NOTE: Final = socket.CMSG_SPACE(_INT.size) if HAS_UDP_SEGMENTS else 0
+
 _HAS_TIMEO: Final = hasattr(socket, "SO_RCVTIMEO") and os.name == "posix"
 _TIMEVAL: Final = struct.Struct("@ll")
 
 # Where there is no pread, a file's position is shared by its readers and writers.
 _POSITION: Final = threading.Lock()
 _COPY: Final = 256 * 1024
+
+
+def memory(length: int) -> memoryview:
+    """Return zeros that take no memory before something else is written there, where possible."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    return memoryview(bytearray(length))
 
 
 def read_at(fd: int, view: memoryview, offset: int) -> int:
@@ -217,3 +243,54 @@ def exclusive(fd: int) -> Iterator[bool]:
         return
     yield True
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def segments_of(size: int) -> list[tuple[int, int, bytes]]:
+    """Return what tells sendmsg that its bytes are a row of datagrams of ``size`` bytes."""
+    return [(socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(size))]
+
+
+def segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """Return of what size the datagrams are that recvmsg gave in one; 0 if it was a single one."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_UDP, _UDP_GRO):
+            return int(_INT.unpack_from(data)[0])
+    return 0
+
+
+def join_segments(sock: socket.socket) -> None:
+    """Let datagrams of one size arrive joined, where the system can."""
+    if HAS_UDP_SEGMENTS:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+
+
+def never_fragment(sock: socket.socket) -> None:
+    """Let datagrams that are too large for the path be lost, where the system can."""
+    if sys.platform == "linux":
+        for level, option in _IP_MTU_DISCOVER.items():
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, option, _PMTUDISC_PROBE)
+
+
+def path_mtu(sock: socket.socket) -> int:
+    """Return how long a packet a connected socket's first device carries; 0 if unknown."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return sock.getsockopt(*_IP_MTU[sock.family])
+    return 0
+
+
+def sent_from(family: int, address: tuple[Any, ...]) -> list[tuple[int, int, bytes]]:
+    """Return what tells sendmsg which of our addresses to send from, where the system can."""
+    if sys.platform != "linux":
+        return []
+    raw = socket.inet_pton(family, address[0].partition("%")[0])
+    if family == socket.AF_INET6:
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, raw + _INT.pack(0))]
+    return [(socket.IPPROTO_IP, _IP_PKTINFO, _INT.pack(0) + raw + bytes(4))]
+
+
+def share_port(sock: socket.socket) -> None:
+    """Let several sockets of this user be bound to one port."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

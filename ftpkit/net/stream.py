@@ -5,7 +5,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.errors import FtpkitError, LinkError, SourceChangedError, StalledError, TruncatedError
@@ -54,6 +54,16 @@ class Stream:
         with contextlib.suppress(OSError):  # not TCP: a test's socket pair
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             system.keep_alive(sock)
+
+    @property
+    def local(self) -> tuple[int, tuple[Any, ...]]:
+        """Family and address by which the peer knows us."""
+        return self._sock.family, self._sock.getsockname()
+
+    @property
+    def remote(self) -> tuple[int, tuple[Any, ...]]:
+        """Family and address of the peer."""
+        return self._sock.family, self._sock.getpeername()
 
     def read_header(self) -> Header:
         """Return the next header; its body, ``left`` bytes, must be read before the next call.

@@ -28,7 +28,7 @@ OS_POWERS: Final = (
 )
 # MSG_WAITALL stays: tests and WIRE.md's ten-line client, which are no part of ftpkit, use it.
 # tests/net takes it from the streams it tests.
-SOCKET_POWERS: Final = ("MSG_MORE", "SO_RCVTIMEO", "SO_SNDTIMEO")
+SOCKET_POWERS: Final = ("MSG_MORE", "SOL_UDP", "SO_RCVTIMEO", "SO_SNDTIMEO")
 CAPABILITIES: Final = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks")
 
 

@@ -1,0 +1,190 @@
+"""Datagrams over a socket: many in one call where the system can, and the time between them."""
+
+import contextlib
+import errno
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Final
+
+from ftpkit import system
+from ftpkit.errors import LinkError
+from ftpkit.net.sealing import Seal
+from ftpkit.protocol.datagram import SAFE_DATAGRAM
+from ftpkit.protocol.exchange import End
+
+# What a path of Ethernet carries, and IP's and UDP's headers on top.
+_ETHERNET: Final = 1500
+_MAX_IP: Final = 65535
+_HEADERS: Final = {socket.AF_INET: 28, socket.AF_INET6: 48}
+_BUFFER: Final = 64 * 1024
+# Segments and bytes that one call may send.
+_MAX_SEGMENTS: Final = 64
+_MAX_BATCH: Final = 65_000
+_QUEUE_BYTES: Final = 4 * 1024 * 1024
+# So many are taken in before it is looked whether something is to leave.
+_MOST_AT_ONCE: Final = 64
+_MOST_HANDED: Final = 32
+
+Parts = tuple[bytes, bytes]
+
+# What a network does to datagrams all the time: they are lost, and that is all.
+_LOSSES: Final = {
+    errno.EMSGSIZE, errno.ENOBUFS, errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.EPERM, errno.EHOSTDOWN, errno.ENETDOWN,
+}  # fmt: skip
+
+
+class DatagramSocket:
+    """A UDP socket, connected or not; what it cannot send is lost, as it could be on the way.
+
+    Datagrams of one length leave many in a call where the system can cut them apart
+    (UDP_SEGMENT), and arrive many in a call where it joins them (UDP_GRO).
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._segments = system.HAS_UDP_SEGMENTS
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._handed: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, option, _QUEUE_BYTES)
+        system.never_fragment(sock)
+        system.join_segments(sock)
+
+    def connect(self, address: tuple[Any, ...]) -> None:
+        """Send to, and hear of, one address alone; safe to call again."""
+        self._sock.connect(address)
+
+    def sizes(self) -> list[int]:
+        """Return which sizes of datagrams a connected socket's path may carry, largest first."""
+        headers = _HEADERS[self._sock.family]
+        mtu = min(system.path_mtu(self._sock) or _ETHERNET, _MAX_IP)
+        return sorted({mtu - headers, min(mtu, _ETHERNET) - headers, SAFE_DATAGRAM}, reverse=True)
+
+    def send(self, parts: Sequence[Parts]) -> None:
+        """Send each pair of parts as one datagram."""
+        if len(parts) == 1 or not self._segments:
+            for pair in parts:
+                self._send(pair)
+            return
+        for batch in _batches(parts):
+            self._send_batch(batch)
+
+    def send_to(
+        self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...] | None = None
+    ) -> None:
+        """Send one datagram to an address, from a socket that is not connected.
+
+        It leaves from the address ``local`` of this machine where the system can do
+        so: by itself it picks one that whoever asked at another has not asked.
+        """
+        source = system.sent_from(self._sock.family, local) if local else []
+        with _losses():
+            self._sock.sendmsg(parts, source, 0, address)
+
+    def hand(self, raw: bytes, address: Any) -> None:
+        """Let this arrive, too; safe from another thread."""
+        self._handed.append((raw, address))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has arrived; False says that the time has passed."""
+        return bool(self._handed) or system.wait_readable(self._sock, seconds)
+
+    def arrived(self) -> Iterator[tuple[memoryview, Any]]:
+        """Yield what has arrived, and from where; each is gone when the next is asked for."""
+        while self._handed:
+            handed, address = self._handed.popleft()
+            yield memoryview(handed), address
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                count, ancillary, _, address = self._sock.recvmsg_into(
+                    [self._buffer], system.SEGMENT_NOTE
+                )
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    continue  # nobody listens there now; that may change
+                if error.errno in _LOSSES:
+                    return
+                raise LinkError(f"connection lost: {error.strerror or error}") from None
+            segment = system.segment_size(ancillary) or max(count, 1)
+            for start in range(0, count, segment):
+                yield self._buffer[start : min(start + segment, count)], address
+
+    def interrupt(self) -> None:
+        """Wake up who waits; safe from another thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; safe to call twice."""
+        self._sock.close()
+
+    def _send(self, pair: Parts) -> None:
+        with _losses():
+            self._sock.sendmsg(pair)
+
+    def _send_batch(self, batch: Sequence[Parts]) -> None:
+        if len(batch) > 1:
+            size = len(batch[0][0]) + len(batch[0][1])
+            try:
+                self._sock.sendmsg(list(chain.from_iterable(batch)), system.segments_of(size))
+                return
+            except OSError as error:
+                if error.errno in _LOSSES:
+                    return
+                # This device cannot; it is not worth another try.
+                self._segments = False
+        for pair in batch:
+            self._send(pair)
+
+
+def carry(sock: DatagramSocket, seal: Seal, end: End, *, while_: Callable[[float], bool]) -> None:
+    """Let ``end`` talk over ``sock`` while ``while_``, asked with the time, says so.
+
+    ProtocolError says that a peer who holds the key sent nonsense; LinkError that
+    the socket is of no more use.
+    """
+    while while_(now := time.monotonic()):
+        datagrams = end.datagrams_to_send(now)
+        if datagrams:
+            sock.send([seal.close(datagram) for datagram in datagrams])
+        wait_s = end.next_event(now) - time.monotonic()
+        if wait_s <= 0 or sock.wait(wait_s):
+            now = time.monotonic()
+            for raw, _ in sock.arrived():
+                opened = seal.open(raw)
+                if opened is not None:
+                    end.receive(*opened, now)
+
+
+def _batches(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:
+    """Cut a row of datagrams where one call ends: all but its last are of one length."""
+    start = 0
+    while start < len(parts):
+        size = len(parts[start][0]) + len(parts[start][1])
+        most = start + max(1, min(_MAX_SEGMENTS, _MAX_BATCH // size))
+        end = start + 1
+        while end < min(most, len(parts)):
+            length = len(parts[end][0]) + len(parts[end][1])
+            if length > size:
+                break
+            end += 1
+            if length < size:
+                break
+        yield parts[start:end]
+        start = end
+
+
+@contextlib.contextmanager
+def _losses() -> Iterator[None]:
+    """Take for a loss what networks do to datagrams all the time."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LOSSES:
+            raise LinkError(f"connection lost: {error.strerror or error}") from None
