@@ -94,6 +94,7 @@ EVERY_INTERFACE: Final = "*"
     is_flag=True,
     help="Acknowledge before stable storage: for scratch data that a power cut may take.",
 )
+@setting("no-udp", "--no-udp", is_flag=True, help="Take no datagrams on the UDP port.")
 @setting(
     "grace",
     "--grace",
@@ -119,6 +120,7 @@ def serve(
     stall_timeout: float,
     expire_uploads: float,
     no_fsync: bool,
+    no_udp: bool,
     grace: float,
     verbose: bool,
     quiet: bool,
@@ -153,6 +155,7 @@ def serve(
             stall_timeout_s=stall_timeout,
             expire_uploads_s=expire_uploads,
             durable=not no_fsync,
+            datagrams=not no_udp,
         )
         server.start()
     except OSError as error:

@@ -2,16 +2,14 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from struct import Struct
 from typing import Any, Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import Stream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import (
-    DEFAULT,
     digest_of,
     format_digest,
     new_hasher,
@@ -19,60 +17,12 @@ from ftpkit.protocol.digest import (
     split_digest,
 )
 from ftpkit.protocol.frame import MAX_HEADER
-from ftpkit.server.jobs import Jobs
-from ftpkit.storage.store import Entry, Progress, Reader, Record, Store, Upload, Wish
+from ftpkit.server.context import Context, Result
+from ftpkit.server.rows import pull, push
+from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
 
-FEATURES: Final = ["basis", "blocks_digest"]
+_FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")
-
-
-@dataclass(slots=True)
-class Context:
-    """What the operations of one connection work with."""
-
-    store: Store
-    jobs: Jobs
-    buffers: Buffers
-    stream: Stream
-    agent: str
-    owner: str = ""
-    algorithm: str = DEFAULT
-    uploads: dict[str, Upload] = field(default_factory=dict)
-
-    def hold(self, upload: Upload) -> Upload:
-        """Keep an upload open as long as the connection is."""
-        if upload.id in self.uploads:
-            upload.release()
-        else:
-            self.uploads[upload.id] = upload
-        return upload
-
-    def upload(self, identity: str) -> Upload:
-        """Return an upload that was begun on this connection or on another of the same user."""
-        known = self.uploads.get(identity)
-        return known or self.hold(self.store.upload(identity, owner=self.owner))
-
-    def drop(self, identity: str) -> None:
-        """Let go of an upload."""
-        upload = self.uploads.pop(identity, None)
-        if upload is not None:
-            upload.release()
-
-    def close(self) -> None:
-        """Let go of everything."""
-        for identity in list(self.uploads):
-            self.drop(identity)
-
-
-@dataclass(slots=True)
-class Result:
-    """A reply and its body: ``body``, or ``count`` bytes of ``reader`` from ``offset``."""
-
-    reply: m.Reply | m.Pending
-    body: bytes = b""
-    reader: Reader | None = None
-    offset: int = 0
-    count: int = 0
 
 
 def hello(context: Context, request: m.Hello) -> Result:
@@ -83,7 +33,7 @@ def hello(context: Context, request: m.Hello) -> Result:
             agent=context.agent,
             digest=context.algorithm,
             auth=False,
-            features=FEATURES,
+            features=[*_FEATURES, *(["datagrams"] if context.door else [])],
             limits={"header": MAX_HEADER, "block": m.MAX_BLOCK},
         )
     )
@@ -305,6 +255,8 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
     m.Write: write,
     m.Commit: commit,
     m.Abort: abort,
+    m.Push: push,
+    m.Pull: pull,
     m.Status: unsupported,
 }
 

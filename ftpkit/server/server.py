@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from ftpkit import __version__
+from ftpkit import __version__, system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.server.admission import Admission
+from ftpkit.server.context import Context
+from ftpkit.server.door import Door
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.operations import Context
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -43,8 +44,9 @@ class Server:
     """Serves the directory ``root`` over the ftpkit protocol, in background threads.
 
     ``host`` is an address or a name to listen on; None means this machine
-    alone, "*" every interface; ``port`` 0 lets the system pick one. Use it as
-    a context manager, or call ``start`` and ``stop``.
+    alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
+    TCP and, with ``datagrams``, UDP. Use it as a context manager, or call ``start``
+    and ``stop``.
     """
 
     def __init__(
@@ -59,15 +61,18 @@ class Server:
         stall_timeout_s: float = 30.0,
         expire_uploads_s: float = 7 * _DAY_S,
         durable: bool = True,
+        datagrams: bool = True,
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._idle_timeout_s, self._stall_timeout_s = idle_timeout_s, stall_timeout_s
         self._expire_uploads_s, self._durable = expire_uploads_s, durable
+        self._datagrams = datagrams and system.HAS_SHARED_PORTS
         self.admission = Admission(max_connections, max_connections_per_address)
         self._lock = threading.Lock()
         self._sessions: dict[Session, threading.Thread] = {}
         self._listeners: list[_Listener] = []
         self._threads: list[threading.Thread] = []
+        self._doors: list[Door] = []
         self._buffers = Buffers()
         self._jobs = Jobs()
         self._store: DirectoryStore | None = None
@@ -89,13 +94,16 @@ class Server:
         self._stopping.clear()
         self._store = DirectoryStore(self._root, Files(durable=self._durable))
         try:
-            self._listeners = _listen(self, self._host, self._port)
+            self._listeners = _listen(self, self._host, self._port, datagrams=self._datagrams)
         except BaseException:
             self._store.close()
             raise
         self._run("ftpkit-sweep", self._sweep)
         for listener in self._listeners:
             self._run("ftpkit-accept", listener.serve_forever)
+        self._doors = [listener.door for listener in self._listeners if listener.door]
+        for door in self._doors:
+            door.start()
         addresses = [str(address) for address in self.addresses]
         log.info("listening", extra={"fields": {"addresses": addresses}})
 
@@ -121,6 +129,10 @@ class Server:
         for session, thread in self._running().items():
             session.stop(now=True)
             thread.join()
+        # Running transfers may have needed them until now.
+        for door in self._doors:
+            door.close()
+        self._doors = []
         self._jobs.stop()
         if self._store is not None:
             self._store.close()
@@ -134,7 +146,7 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def serve(self, sock: socket.socket, peer: str) -> None:
+    def serve(self, sock: socket.socket, peer: str, door: Door | None) -> None:
         """Serve one connection that was admitted, in this thread, until it ends."""
         if self._store is None:
             return
@@ -142,7 +154,12 @@ class Server:
             sock, stall_timeout_s=self._stall_timeout_s, idle_timeout_s=self._idle_timeout_s
         )
         context = Context(
-            self._store, self._jobs, self._buffers, stream, agent=f"ftpkit/{__version__}"
+            self._store,
+            self._jobs,
+            self._buffers,
+            stream,
+            agent=f"ftpkit/{__version__}",
+            door=door,
         )
         session = Session(stream, context, peer)
         with self._lock:
@@ -185,7 +202,8 @@ class _Connection(socketserver.BaseRequestHandler):
     server: "_Listener"
 
     def handle(self) -> None:
-        self.server.owner.serve(self.request, _peer(self.client_address))
+        listener = self.server
+        listener.owner.serve(self.request, _peer(self.client_address), listener.door)
 
 
 class _Listener(socketserver.ThreadingTCPServer):
@@ -197,8 +215,11 @@ class _Listener(socketserver.ThreadingTCPServer):
     # Otherwise every accept looks through all threads; sessions are joined by their server.
     daemon_threads = True
 
-    def __init__(self, owner: Server, family: int, address: tuple[Any, ...]) -> None:
+    def __init__(
+        self, owner: Server, family: int, address: tuple[Any, ...], *, datagrams: bool
+    ) -> None:
         self.owner = owner
+        self.door: Door | None = None
         self.address_family = family
         self._refused: deque[tuple[float, socket.socket]] = deque()
         self._spare = socket.socket()
@@ -209,6 +230,8 @@ class _Listener(socketserver.ThreadingTCPServer):
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
             self.server_bind()
             self.server_activate()
+            if datagrams:
+                self.door = _door(family, self.socket.getsockname())
         except BaseException:
             self.server_close()
             raise
@@ -302,7 +325,15 @@ def _peer(address: Any) -> str:
     return str(Address(*address[:2])).partition("//")[2]
 
 
-def _listen(owner: Server, host: str | None, port: int) -> list[_Listener]:
+def _door(family: int, address: tuple[Any, ...]) -> Door:
+    """Open the UDP port beside a TCP port; OSError names UDP, for TCP would have been free."""
+    try:
+        return Door(family, address)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}, for UDP") from None
+
+
+def _listen(owner: Server, host: str | None, port: int, *, datagrams: bool) -> list[_Listener]:
     """Listen on every address of ``host``; with port 0 all get the same one."""
     for _ in range(_PORT_TRIES):
         listeners: list[_Listener] = []
@@ -310,7 +341,9 @@ def _listen(owner: Server, host: str | None, port: int) -> list[_Listener]:
             for family, address in _targets(host):
                 chosen = listeners[0].address.port if listeners else port
                 try:
-                    listeners.append(_Listener(owner, family, (address, chosen)))
+                    listeners.append(
+                        _Listener(owner, family, (address, chosen), datagrams=datagrams)
+                    )
                 except OSError as error:
                     # The second address may not exist here: no IPv6, say.
                     missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -320,7 +353,10 @@ def _listen(owner: Server, host: str | None, port: int) -> list[_Listener]:
         except OSError as error:
             for listener in listeners:
                 listener.server_close()
-            if port or not listeners or error.errno != errno.EADDRINUSE:
+                if listener.door is not None:
+                    listener.door.close()
+            # A port that is free for TCP on one address may be taken on another, or for UDP.
+            if port or error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, "no port is free on all addresses")
 

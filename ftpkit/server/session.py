@@ -20,7 +20,8 @@ from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Request
-from ftpkit.server.operations import OPERATIONS, Context, Result
+from ftpkit.server.context import Context, Result
+from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.transfers import Transfers
 from ftpkit.storage.store import Reader
 
@@ -49,6 +50,7 @@ class Session:
         self._state = threading.Lock()
         self._busy = False
         self._stopping = False
+        context.on_exchanged = self._rest
 
     def run(self) -> None:
         """Serve until the client ends, fails, or is shown out; never raises."""
@@ -79,25 +81,44 @@ class Session:
             self._stopping = True
             if now:
                 self._stream.interrupt()
-            elif not self._busy and not self._transferring:
-                self._stream.stop_reading()
+        self._rest()
 
     @property
     def _transferring(self) -> bool:
-        return bool(self._context.uploads) or self._transfers.downloading
+        exchange = self._context.exchange
+        return (
+            bool(self._context.uploads)
+            or self._transfers.downloading
+            or (exchange is not None and exchange.running)
+        )
 
     def _converse(self) -> None:
         while not self._conversation.closed:
-            header = self._stream.read_header()
+            header = self._next_header()
             with self._state:
                 self._busy = True
             self._requests += 1
             self._serve(header)
             with self._state:
                 self._busy = False
-                if self._stopping and not self._transferring:
-                    self._stream.stop_reading()
+            self._rest()
         self._stream.close_gently(_GENTLE_S)
+
+    def _next_header(self) -> Header:
+        """Return the next header; who sends datagrams meanwhile is not silent."""
+        while True:
+            try:
+                return self._stream.read_header()
+            except StalledError:
+                exchange = self._context.exchange
+                if exchange is None or not exchange.running:
+                    raise
+
+    def _rest(self) -> None:
+        """End if we are to stop, and this was the last that was under way."""
+        with self._state:
+            if self._stopping and not self._busy and not self._transferring:
+                self._stream.stop_reading()
 
     def _serve(self, header: Header) -> None:
         started = time.monotonic()
@@ -118,15 +139,16 @@ class Session:
             self._transfers.refused(request, failure, started)
             self._refuse(failure)
         else:
+            row = self._context.exchange
             try:
                 self._answer(result)
             except (LinkError, SourceChangedError):
                 if result.reader is not None:
                     self._transfers.broken(request, self._sent, started)
                 else:  # what was done stays done: only its reply is lost
-                    self._transfers.served(request, result.reply, started)
+                    self._transfers.served(request, result.reply, started, row)
                 raise
-            self._transfers.served(request, result.reply, started)
+            self._transfers.served(request, result.reply, started, row)
 
     def _answer(self, result: Result) -> None:
         self._sent = 0

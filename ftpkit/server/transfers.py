@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
@@ -10,7 +11,19 @@ from ftpkit.protocol import messages as m
 log = logging.getLogger("ftpkit.server")
 
 
-@dataclass(slots=True)
+class Row(Protocol):
+    """Blocks that travel as datagrams."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of blocks that are over."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all of them are."""
+
+
+@dataclass(slots=True, eq=False)
 class _Running:
     name: str
     since: float
@@ -24,14 +37,19 @@ class Transfers:
         self._peer = peer
         self._uploads: dict[str, _Running] = {}
         self._download: tuple[str, _Running] | None = None
+        self._row: tuple[_Running, Row] | None = None
 
     @property
     def downloading(self) -> bool:
         """Whether a file was asked for and its end was not."""
         return self._download is not None
 
-    def served(self, request: m.Request, reply: m.Reply | m.Pending, since: float) -> None:
-        """Note a request that was answered."""
+    def served(
+        self, request: m.Request, reply: m.Reply | m.Pending, since: float, row: Row | None = None
+    ) -> None:
+        """Note a request that was answered; ``row`` is what a push or pull has begun."""
+        if not isinstance(request, m.Ping):
+            self._end_row()
         match request, reply:
             case m.Put(), m.Published():
                 self._log("up", _Running(request.name, since, request.size), "ok")
@@ -45,6 +63,13 @@ class Transfers:
             case m.Commit(), m.Published():
                 self._uploads.setdefault(request.upload, _Running(reply.name, since))
                 self._end_upload(request.upload, "ok")
+            case m.Push(), _ if row is not None:
+                upload = self._uploads.setdefault(
+                    request.upload, _Running(f"upload {request.upload}", since)
+                )
+                self._row = upload, row
+            case m.Pull(), _ if row is not None:
+                self._row = _Running(request.name, since), row
             case m.Abort(), m.Done():
                 self._end_upload(request.upload, "aborted")
             case m.Get(), m.GetReply():
@@ -78,6 +103,7 @@ class Transfers:
 
     def close(self) -> None:
         """Note that whatever is still running is not finished."""
+        self._end_row()
         for upload in list(self._uploads):
             self._end_upload(upload, "unfinished")
         self._end_download("unfinished")
@@ -89,6 +115,15 @@ class Transfers:
         self._download[1].count += reply.size
         if reply.offset + reply.size == reply.total:
             self._end_download("ok")
+
+    def _end_row(self) -> None:
+        if self._row is None:
+            return
+        running, row = self._row
+        self._row = None
+        running.count += row.moved
+        if running not in self._uploads.values():
+            self._log("down", running, "ok" if row.done else "unfinished")
 
     def _end_download(self, outcome: str) -> None:
         if self._download is not None:

@@ -16,8 +16,8 @@ with atheris.instrument_imports(include=["ftpkit"]):
     from ftpkit.net.buffers import Buffers
     from ftpkit.net.stream import Stream
     from ftpkit.protocol.frame import encode_header
+    from ftpkit.server.context import Context
     from ftpkit.server.jobs import Jobs
-    from ftpkit.server.operations import Context
     from ftpkit.server.session import Session
     from ftpkit.storage import DirectoryStore
 

@@ -14,8 +14,8 @@ import pytest
 from ftpkit import Server
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
+from ftpkit.server.context import Context
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.operations import Context
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Directory, Files
@@ -27,7 +27,7 @@ BLOCK: Final = 64 * 1024
 MTIME: Final = 1_234_567_890_000_000_000
 OPERATIONS: Final = {
     "hello", "auth", "ping", "stat", "list", "mkdir", "rename", "delete", "digest", "put", "get",
-    "begin", "write", "commit", "abort", "status",
+    "begin", "write", "commit", "abort", "push", "pull", "status",
 }  # fmt: skip
 
 
@@ -67,6 +67,9 @@ def conversation(upload: str, other: str) -> bytes:
         ({"op": "write", "upload": upload, "offset": 0, "digest": b3(b"the block")}, b"the block"),
         ({"op": "commit", "upload": upload, "total": 9}, b""),
         ({"op": "begin", "name": "h", "total": 3, "block": BLOCK}, b""),
+        # Refused, for neither server here has a UDP port.
+        ({"op": "push", "upload": other}, b""),
+        ({"op": "pull", "name": "d/f", "version": "v", "block": BLOCK, "ranges": []}, b""),
         ({"op": "abort", "upload": other}, b""),
         ({"op": "rename", "name": "g", "to": "d/g"}, b""),
         ({"op": "list", "recursive": True}, b""),
@@ -142,11 +145,12 @@ def test_every_request_has_its_reply(expected: list[Any]) -> None:
     assert codes == [
         None, None, "unsupported", "unsupported", None, None, "bad-name", "digest-mismatch", None,
         None, "not-found", None, None, None, "digest-mismatch", "incomplete", None, None, None,
-        None, None, None, None, None, "not-found", "unsupported", None,
+        "unsupported", "changed", None, None, None, None, None, "not-found", "unsupported",
+        None,
     ]  # fmt: skip
     assert expected[8][1] == b"hello"
     assert expected[9][1] == b"ell"
-    assert [entry["name"] for entry in expected[21][1]] == ["d", "d/f", "d/g", "d/é"]
+    assert [entry["name"] for entry in expected[23][1]] == ["d", "d/f", "d/g", "d/é"]
     assert (expected[0][0]["id"], expected[-1][0]["id"]) == (0, "last")
 
 
@@ -191,7 +195,7 @@ def test_pieces_over_a_real_connection(
 ) -> None:
     root, stream = template
     shutil.copytree(root, tmp_path / "root")
-    with Server(tmp_path / "root", port=0) as server, Raw(server.address) as raw:
+    with Server(tmp_path / "root", port=0, datagrams=False) as server, Raw(server.address) as raw:
         for start in range(0, len(stream), piece):
             raw.sock.sendall(stream[start : start + piece])
         raw.finish()

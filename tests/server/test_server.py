@@ -16,6 +16,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client, DirectoryStore, Server, system
+from ftpkit.server.door import Door
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log
 from tests.support.raw import Raw, frame
@@ -77,9 +78,9 @@ def held_back(server: Server) -> threading.Event:
     """Keep admitted connections from being served until the event is set."""
     gate, serve = threading.Event(), server.serve
 
-    def wait_and_serve(sock: socket.socket, peer: str) -> None:
+    def wait_and_serve(sock: socket.socket, peer: str, door: Door | None) -> None:
         assert gate.wait(20.0)
-        serve(sock, peer)
+        serve(sock, peer, door)
 
     setattr(server, "serve", wait_and_serve)  # noqa: B010  a method of this one server
     return gate
@@ -476,8 +477,9 @@ def test_importing_ftpkit_brings_no_screen() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert ftpkit.__all__ == [
-        "Address", "CannotConnectError", "Client", "Code", "DamagedError", "DirectoryStore",
-        "Entry", "FtpkitError", "LinkError", "LocalFileError", "ProtocolError", "RefusedError",
-        "Server", "SourceChangedError", "Store", "Transfer", "TruncatedError", "__version__",
+        "Address", "BlockedError", "CannotConnectError", "Client", "Code", "DamagedError",
+        "DirectoryStore", "Entry", "FtpkitError", "LinkError", "LocalFileError", "ProtocolError",
+        "RefusedError", "Server", "SourceChangedError", "Store", "Transfer", "TruncatedError",
+        "Udp", "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)

@@ -9,8 +9,8 @@ import pytest
 
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
+from ftpkit.server.context import Context
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.operations import Context
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
 from tests.support.cut import CutSocket

@@ -1,0 +1,89 @@
+"""What the operations of one connection work with, and what they give."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.net.buffers import Buffers
+from ftpkit.net.stream import Stream
+from ftpkit.protocol import messages as m
+from ftpkit.protocol.digest import DEFAULT
+from ftpkit.server.door import Begin, Door, Exchange
+from ftpkit.server.jobs import Jobs
+from ftpkit.storage.store import Reader, Store, Upload
+
+
+@dataclass(slots=True)
+class Context:
+    """What the operations of one connection work with."""
+
+    store: Store
+    jobs: Jobs
+    buffers: Buffers
+    stream: Stream
+    agent: str
+    owner: str = ""
+    algorithm: str = DEFAULT
+    door: Door | None = None
+    uploads: dict[str, Upload] = field(default_factory=dict)
+    exchange: Exchange | None = None
+    on_exchanged: Callable[[], None] = lambda: None
+    """Called when a session of datagrams has ended, perhaps in its own thread."""
+
+    def hold(self, upload: Upload) -> Upload:
+        """Keep an upload open as long as the connection is."""
+        if upload.id in self.uploads:
+            upload.release()
+        else:
+            self.uploads[upload.id] = upload
+        return upload
+
+    def upload(self, identity: str) -> Upload:
+        """Return an upload that was begun on this connection or on another of the same user."""
+        known = self.uploads.get(identity)
+        return known or self.hold(self.store.upload(identity, owner=self.owner))
+
+    def drop(self, identity: str) -> None:
+        """Let go of an upload."""
+        upload = self.uploads.pop(identity, None)
+        if upload is not None:
+            upload.release()
+
+    def exchange_datagrams(self, begin: Begin, let_go: Callable[[], None]) -> m.SessionReply:
+        """Open a session of datagrams, in place of an earlier one of this connection.
+
+        ``let_go`` is called when it has ended.
+        """
+
+        def ended() -> None:
+            let_go()
+            self.on_exchanged()
+
+        if self.door is None:
+            raise RefusedError(Code.UNSUPPORTED, "this server takes no datagrams")
+        self.end_exchange()
+        self.exchange = self.door.open(begin, ended, self.stream.local)
+        return m.SessionReply(session=self.exchange.session, key=self.exchange.key.hex())
+
+    def end_exchange(self) -> None:
+        """End the session of datagrams, if there is one."""
+        if self.exchange is not None:
+            self.exchange.stop()
+            self.exchange = None
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.end_exchange()
+        for identity in list(self.uploads):
+            self.drop(identity)
+
+
+@dataclass(slots=True)
+class Result:
+    """A reply and its body: ``body``, or ``count`` bytes of ``reader`` from ``offset``."""
+
+    reply: m.Reply | m.Pending
+    body: bytes = b""
+    reader: Reader | None = None
+    offset: int = 0
+    count: int = 0

@@ -1,0 +1,110 @@
+"""Rows of blocks that travel as datagrams: push and pull (WIRE.md section 11)."""
+
+from collections.abc import Callable
+from itertools import islice
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol import messages as m
+from ftpkit.protocol.datagram import FROM_SERVER, MOST_BLOCKS, OVERHEAD, most_open
+from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
+from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.receiver import Receiver
+from ftpkit.protocol.sender import Sender
+from ftpkit.server.context import Context, Result
+from ftpkit.storage.store import Reader, Upload
+
+
+def push(context: Context, request: m.Push) -> Result:
+    upload = context.upload(request.upload)
+    total, block = upload.wish.total, upload.block
+    if total is None:
+        raise RefusedError(Code.BAD_REQUEST, "push: the upload was begun without a total")
+    held = {record.offset for record in upload.records(context.algorithm)}
+    offsets = (offset for offset in range(0, total, block) if offset not in held)
+    missing = {
+        offset // block: min(block, total - offset) for offset in islice(offsets, MOST_BLOCKS)
+    }
+
+    def begin(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
+        return Receiver(
+            session,
+            missing,
+            lambda number, data, raw: _take(upload, number, data, raw, context.algorithm),
+            most_open=most_open(block),
+            direction=FROM_SERVER,
+            allocate=system.memory,
+        )
+
+    return Result(context.exchange_datagrams(begin, lambda: None))
+
+
+def pull(context: Context, request: m.Pull) -> Result:
+    if request.rate == 0:
+        raise RefusedError(Code.BAD_REQUEST, "pull: at a rate of 0 nothing would ever come")
+    reader, block = context.store.read(request.name), request.block
+    try:
+        if reader.entry.version != request.version:
+            raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
+        sizes = _sizes(request, reader.entry.total)
+
+        def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
+            return Sender(
+                session,
+                piece,
+                sizes,
+                _filler(reader, block, context.algorithm),
+                BottleneckRate(piece + OVERHEAD, rtt_s, now, request.rate),
+                most_open=most_open(block),
+                direction=FROM_SERVER,
+                rtt_s=rtt_s,
+                now=now,
+            )
+
+        return Result(context.exchange_datagrams(begin, reader.__exit__))
+    except BaseException:
+        reader.__exit__()
+        raise
+
+
+def _take(upload: Upload, number: int, data: memoryview, raw: bytes, algorithm: str) -> None:
+    """Hold a block that has arrived, if it matches its digest."""
+    writer = upload.write(number * upload.block, len(data), format_digest(algorithm, raw))
+    try:
+        writer.write(data)
+        writer.finish()
+    except RefusedError as refusal:
+        # The next begin does not list it, and then it comes over the conversation.
+        if refusal.code is not Code.DIGEST_MISMATCH:
+            raise
+    finally:
+        writer.release()
+
+
+def _sizes(request: m.Pull, total: int) -> dict[int, int]:
+    """Return the blocks that are asked for, and their bytes."""
+    block, blocks = request.block, -(-total // request.block)
+    if any(behind > blocks for _, behind in request.ranges):
+        raise RefusedError(Code.BAD_REQUEST, f"pull: the file has {blocks} blocks")
+    if sum(behind - first for first, behind in request.ranges) > MOST_BLOCKS:
+        raise RefusedError(Code.BAD_REQUEST, f"pull: {MOST_BLOCKS} blocks at most at a time")
+    return {
+        number: min(block, total - number * block)
+        for first, behind in request.ranges
+        for number in range(first, behind)
+    }
+
+
+def _filler(reader: Reader, block: int, algorithm: str) -> Callable[[int, memoryview], None]:
+    """Return what reads a block, as long as the file is still the one that was opened."""
+
+    def fill(number: int, body: memoryview) -> None:
+        size = len(body) - DIGEST_BYTES
+        got = reader.read_into(body[:size], number * block)
+        if got != size or not reader.unchanged():
+            raise RefusedError(Code.CHANGED, "the file was written to while it was sent")
+        hasher = new_hasher(algorithm)
+        hasher.update(body[:size])
+        body[size:] = hasher.digest()
+
+    return fill
