@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftpkit.client import Client, Entry, Transfer
+    from ftpkit.client import Client, Entry, Transfer, Udp
     from ftpkit.errors import (
+        BlockedError,
         CannotConnectError,
         Code,
         DamagedError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "BlockedError",
     "CannotConnectError",
     "Client",
     "Code",
@@ -41,6 +43,7 @@ __all__ = [
     "Store",
     "Transfer",
     "TruncatedError",
+    "Udp",
     "__version__",
 ]
 
@@ -52,6 +55,7 @@ _HOME = {
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",
     "Transfer": "ftpkit.client",
+    "Udp": "ftpkit.client",
 }
 
 

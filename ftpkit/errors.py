@@ -93,6 +93,15 @@ class CannotConnectError(LinkError):
         self.permanent = permanent
 
 
+class BlockedError(CannotConnectError):
+    """No datagram gets through, though the server answers over TCP."""
+
+    code = "udp-blocked"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=True)
+
+
 class StalledError(LinkError):
     """The peer moved no byte for too long."""
 

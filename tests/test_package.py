@@ -126,7 +126,7 @@ def test_the_metadata_has_the_readme(metadata: "Message[str, str]") -> None:
 def test_the_metadata_has_what_must_be_installed(metadata: "Message[str, str]") -> None:
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(needed) == sorted(project()["dependencies"])
-    assert metadata.get_all("Provides-Extra") == ["bench", "dev", "fuzz"]
+    assert metadata.get_all("Provides-Extra") == ["bench", "dev", "fuzz", "plot"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ftpkit.cli.display import json_line, shown
 from ftpkit.cli.failures import complain
 from ftpkit.cli.units import format_duration, format_size
 from ftpkit.client import Transfer
-from ftpkit.errors import FtpkitError
+from ftpkit.errors import BlockedError, FtpkitError
 
 EVENT_INTERVAL_S: Final = 0.5
 
@@ -58,7 +58,9 @@ class Lines:
     def retrying(self, error: FtpkitError, delay: float) -> None:
         """Print what failed, and when it goes on."""
         if not self._quiet:
-            complain(f"{error}; retrying in {format_duration(delay)}")
+            on_tcp = isinstance(error, BlockedError)
+            then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
+            complain(f"{error}; {then}")
 
     def done(self, transfer: Transfer) -> None:
         """Print what was moved, and how fast."""

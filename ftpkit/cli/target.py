@@ -5,7 +5,7 @@ import os
 import click
 
 from ftpkit.cli.settings import TIMEOUT, URL, Command, config_option, setting
-from ftpkit.client import Client
+from ftpkit.client import Client, Udp
 from ftpkit.net.address import DEFAULT_PORT, Address
 
 
@@ -43,11 +43,20 @@ def target_options(command: Command) -> Command:
 
 
 def connect(
-    url: Address, timeout: float, rate: float | None = None, retry_for: float = 0.0
+    url: Address,
+    timeout: float,
+    rate: float | None = None,
+    retry_for: float = 0.0,
+    udp: Udp = Udp.NO,
 ) -> Client:
     """Return a client of ``url`` that connects when it is used; ``rate`` in bytes a second."""
     return Client(
-        url, timeout_s=timeout, rate_bps=rate, retry_for_s=retry_for, memory=_memory_directory()
+        url,
+        timeout_s=timeout,
+        rate_bps=rate,
+        retry_for_s=retry_for,
+        memory=_memory_directory(),
+        udp=udp,
     )
 
 

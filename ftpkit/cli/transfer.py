@@ -11,7 +11,7 @@ from ftpkit.cli.failures import Tally
 from ftpkit.cli.progress import Events, Lines, Report, watched
 from ftpkit.cli.settings import DURATION, RATE, Command, setting
 from ftpkit.cli.target import connect, target_options
-from ftpkit.client import Client, Transfer
+from ftpkit.client import Client, Transfer, Udp
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 from ftpkit.net.address import Address
 
@@ -35,6 +35,18 @@ def transfer_options(command: Command) -> Command:
             default="10m",
             show_default=True,
             help="Try again after a lost connection until there was no progress for so long.",
+        ),
+        setting(
+            "udp",
+            "--udp",
+            is_flag=True,
+            help="Move blocks as UDP datagrams: for lines with loss or distance.",
+        ),
+        setting(
+            "udp-only",
+            "--udp-only",
+            is_flag=True,
+            help="The same, and refuse where UDP is blocked.",
         ),
         setting("quiet", "-q", "--quiet", is_flag=True, help="Print nothing but errors."),
         setting(
@@ -68,6 +80,8 @@ def put(
     no_overwrite: bool,
     rate: float | None,
     retry_for: float,
+    udp: bool,
+    udp_only: bool,
     quiet: bool,
     json: bool,
     url: Address,
@@ -84,7 +98,7 @@ def put(
         raise click.UsageError("--as names one file, so it goes with one FILE")
     names = [alias] if alias is not None else [_last_part(os.path.abspath(file)) for file in files]
     _refuse_twins(names)
-    with connect(url, timeout, rate, retry_for) as client:
+    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only)) as client:
         jobs = [
             Job(name, _size_here(file), partial(client.put, file, name, overwrite=not no_overwrite))
             for file, name in zip(files, names, strict=True)
@@ -109,6 +123,8 @@ def get(
     no_overwrite: bool,
     rate: float | None,
     retry_for: float,
+    udp: bool,
+    udp_only: bool,
     quiet: bool,
     json: bool,
     url: Address,
@@ -124,7 +140,7 @@ def get(
     if len(names) > 1 and output is not None and not os.path.isdir(output):
         raise click.UsageError("with several NAMEs, -o is a directory that exists")
     _refuse_twins([_last_part(name) for name in names])
-    with connect(url, timeout, rate, retry_for) as client:
+    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only)) as client:
         # Only the bar of the whole has to know all sizes before the first byte.
         ask = len(names) > 1 and not json and not quiet and watched()
         jobs = [
@@ -165,6 +181,10 @@ def _report(jobs: list[Job], *, json: bool, quiet: bool) -> Report:
     from ftpkit.cli.bars import Bars
 
     return Bars(lines, [job.total or 0 for job in jobs])
+
+
+def _udp(first: bool, only: bool) -> Udp:
+    return Udp.ONLY if only else Udp.FIRST if first else Udp.NO
 
 
 def _last_part(path: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from ftpkit.client.datagrams import Carrier, Udp
 from ftpkit.client.link import Link
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.upload import OnProgress, Source, Upload
@@ -62,7 +63,9 @@ class Client:
     ``put`` and ``get`` go on over new connections until there was no progress
     for ``retry_for_s``; their ``on_retry`` hears of each failure and of the
     wait that follows. ``memory`` is a directory in which digests of sent blocks are
-    kept, so that an upload which is continued reads only what is new.
+    kept, so that an upload which is continued reads only what is new. With ``udp`` blocks
+    travel as datagrams, which pays where loss or distance slows TCP down; where UDP is
+    blocked, ``on_retry`` hears that, and they go on over TCP.
     """
 
     def __init__(
@@ -73,10 +76,12 @@ class Client:
         rate_bps: float | None = None,
         retry_for_s: float = 0.0,
         memory: str | os.PathLike[str] | None = None,
+        udp: Udp = Udp.NO,
     ) -> None:
         self.address = Address.parse(url) if isinstance(url, str) else url
         self._timeout_s = timeout_s
         self._pace = Pace(rate_bps) if rate_bps else None
+        self._carrier = Carrier(udp, rate_bps)
         self._retry_for_s = retry_for_s
         self._memory = None if memory is None else os.fspath(memory)
         self._turn = threading.RLock()
@@ -107,6 +112,8 @@ class Client:
                 overwrite=overwrite,
                 memory=self._memory,
                 on_progress=_watched(backoff, on_progress),
+                on_retry=on_retry or _untold,
+                carrier=self._carrier,
             )
             reply = self._persist(upload.run, backoff, on_retry)
         return Transfer(
@@ -142,7 +149,14 @@ class Client:
         backoff = self._backoff()
         with Target(path, overwrite=overwrite) as target:
             progress = _watched(backoff, on_progress)
-            download = Download(name, str(self.address), target, progress)
+            download = Download(
+                name,
+                str(self.address),
+                target,
+                progress,
+                on_retry or _untold,
+                self._carrier,
+            )
             reply, entry = self._persist(download.run, backoff, on_retry)
         return Transfer(
             name=name,

@@ -4,14 +4,18 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final, Self
 
 from ftpkit import system
+from ftpkit.client.datagrams import Carrier
 from ftpkit.client.link import Link, Send
+from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
 from ftpkit.errors import Code, DamagedError, LocalFileError, ProtocolError, RefusedError
-from ftpkit.protocol.digest import digest_of
-from ftpkit.protocol.messages import Get, GetReply, Request, Stat, StatReply
+from ftpkit.protocol.datagram import MOST_BLOCKS
+from ftpkit.protocol.digest import digest_of, format_digest
+from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.store import Entry, Wish
 from ftpkit.storage.tree import Tree
@@ -27,6 +31,8 @@ from ftpkit.storage.upload import (
 WINDOW: Final = 4
 
 _PIECE: Final = 1024 * 1024
+# They have to fit into a header; what is beyond comes over the conversation.
+_MOST_RANGES: Final = 1000
 
 
 class Target:
@@ -156,9 +162,18 @@ class Download:
     with the blocks that are missing, if the file is still the same.
     """
 
-    def __init__(self, name: str, server: str, target: Target, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: str,
+        target: Target,
+        on_progress: OnProgress,
+        on_retry: OnRetry,
+        carrier: Carrier,
+    ) -> None:
         self._name, self._server, self._target = name, server, target
-        self._on_progress = on_progress
+        self._on_progress, self._on_retry = on_progress, on_retry
+        self._carrier = carrier
         self._buffer = memoryview(bytearray(_PIECE))
 
     def run(self, link: Link) -> tuple[GetReply | StatReply, Entry]:
@@ -185,6 +200,8 @@ class Download:
         row = _Row(link, upload, first, self._target.errors, self._buffer, self._on_progress)
         if isinstance(first, GetReply):
             row.receive(first)
+        if self._carrier.wanted:
+            row.carry(self._carrier, self._on_retry)
         row.fetch()
         with self._target.errors():
             try:
@@ -201,7 +218,7 @@ class Download:
 
     def _ask(self, link: Link) -> GetReply | StatReply:
         """Learn what the file is; with nothing here yet its first block comes along."""
-        if self._target.left:
+        if self._target.left or self._carrier.wanted:
             reply = link.ask(Stat(name=self._name), StatReply)
             if reply.kind == "dir":
                 raise RefusedError(Code.IS_A_DIRECTORY, f"{self._name!a} is a directory")
@@ -230,14 +247,46 @@ class _Row:
         self._moved = sum(map(self._size, self._held))
         on_progress(self._moved, what.total)
 
+    def carry(self, carrier: Carrier, on_retry: OnRetry) -> None:
+        """Fetch what is not held as datagrams, as far as they get."""
+        missing = islice(self._missing(), MOST_BLOCKS)
+        ranges = _ranges(offset // BLOCK for offset in missing)
+        sizes = {
+            number: self._size(number * BLOCK)
+            for first, behind in ranges
+            for number in range(first, behind)
+        }
+        if not sizes:
+            return
+        taken = 0
+
+        def take(number: int, data: memoryview, raw: bytes) -> None:
+            nonlocal taken
+            offset = number * BLOCK
+            with self._local():
+                digest = format_digest(self._link.algorithm, raw)
+                writer = self._upload.write(offset, len(data), digest)
+                try:
+                    writer.write(data)
+                    writer.finish()
+                except RefusedError as refusal:
+                    # Then it comes over the conversation.
+                    if refusal.code is not Code.DIGEST_MISMATCH:
+                        raise
+                else:
+                    self._held.add(offset)
+                    taken += len(data)
+                finally:
+                    writer.release()
+
+        what = self._what
+        pull = Pull(name=what.name, version=what.version, block=BLOCK, ranges=ranges)
+        moved = carrier.receive(self._link, pull, sizes, take, self._count, on_retry)
+        self._count(taken - moved)
+
     def fetch(self) -> None:
         """Fetch what is not held."""
-        missing = (
-            offset
-            for offset in range(0, self._what.total, BLOCK)
-            if offset not in self._held and offset not in self._again
-        )
-        self._pipeline(missing)
+        self._pipeline(self._missing())
         while self._again:
             waiting, self._again = list(self._again), deque()
             self._pipeline(waiting)
@@ -263,6 +312,11 @@ class _Row:
                 self._damage(reply)
             finally:
                 writer.release()
+
+    def _missing(self) -> Iterator[int]:
+        for offset in range(0, self._what.total, BLOCK):
+            if offset not in self._held and offset not in self._again:
+                yield offset
 
     def _damage(self, reply: GetReply) -> None:
         """Ask for a damaged block again, a few times."""
@@ -298,3 +352,14 @@ class _Row:
     def _count(self, moved: int) -> None:
         self._moved += moved
         self._on_progress(self._moved, self._what.total)
+
+
+def _ranges(blocks: Iterable[int]) -> list[list[int]]:
+    """Return blocks, in their order, as ranges of [first, behind the last]; not too many."""
+    ranges: list[list[int]] = []
+    for block in blocks:
+        if ranges and ranges[-1][1] == block:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([block, block + 1])
+    return ranges[:_MOST_RANGES]

@@ -40,8 +40,7 @@ class Link:
     """
 
     def __init__(self, address: Address, *, timeout_s: float, pace: Pace | None) -> None:
-        self.address = address
-        self._timeout_s = timeout_s
+        self.address, self.timeout_s = address, timeout_s
         try:
             sock = socket.create_connection(address, timeout=timeout_s)
         except OSError as error:
@@ -55,24 +54,25 @@ class Link:
                 f"cannot connect to {address}: no such host name is possible", permanent=True
             ) from None
         self.stream = Stream(sock, stall_timeout_s=timeout_s, pace=pace)
-        self._sock = sock
+        self.sock = sock
+        """The connection beneath ``stream``, for those who tune and measure it."""
         self._conversation = ClientConversation()
         self.algorithm = DEFAULT
+        self.features: list[str] = []
         try:
-            self.algorithm = self._greet()
+            self._greet()
         except BaseException:
             self.close()
             raise
 
-    def _greet(self) -> str:
+    def _greet(self) -> None:
         hello = Hello(
             version=PROTOCOL_VERSION, agent=f"ftpkit/{__version__}", digests=list(ALGORITHMS)
         )
         try:
-            algorithm = self.ask(hello, HelloReply).digest
-            if algorithm not in ALGORITHMS:
-                raise ProtocolError(f"the server picked a digest {algorithm!a}")
-            return algorithm
+            reply = self.ask(hello, HelloReply)
+            if reply.digest not in ALGORITHMS:
+                raise ProtocolError(f"the server picked a digest {reply.digest!a}")
         except ProtocolError:
             raise CannotConnectError(
                 f"{self.address} is no ftpkit server", permanent=True
@@ -84,6 +84,7 @@ class Link:
             ) from None
         except LinkError as error:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
+        self.algorithm, self.features = reply.digest, reply.features
 
     def ask(self, request: Request, expected: type[R]) -> R:
         """Send a request without a body and return its reply; wait where it is pending."""
@@ -109,6 +110,13 @@ class Link:
     def receive(self) -> Answer:
         """Return the next answer; the body of its reply must be read from ``stream`` next."""
         return self._conversation.receive(self.stream.read_header())
+
+    def look(self) -> bool:
+        """Take an answer without a body if one has come; LinkError if the server has hung up."""
+        if not system.wait_readable(self.sock, 0):
+            return False
+        self.receive()
+        return True
 
     def pipeline(
         self, requests: Iterable[tuple[Request, Send | None]], window: int
@@ -141,9 +149,9 @@ class Link:
         """Whether another request may follow: nothing is under way and nobody has hung up."""
         if self._conversation.unanswered or self._conversation.closed or self.stream.left:
             return False
-        if self._sock.fileno() < 0:
+        if self.sock.fileno() < 0:
             return False
-        return not system.wait_readable(self._sock, 0)
+        return not system.wait_readable(self.sock, 0)
 
     def check_algorithm(self, digest: str) -> str:
         """Return ``digest`` if it is in the conversation's algorithm, else raise ProtocolError."""
@@ -154,7 +162,7 @@ class Link:
     def again(self) -> "Link":
         """Hang up, and return a new conversation with the same server."""
         self.close()
-        return Link(self.address, timeout_s=self._timeout_s, pace=None)
+        return Link(self.address, timeout_s=self.timeout_s, pace=None)
 
     def close(self) -> None:
         """Hang up; safe to call twice."""

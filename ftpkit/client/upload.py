@@ -4,14 +4,17 @@ import contextlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from itertools import islice
 from struct import Struct
 from typing import Final, Self
 
 from ftpkit import system
+from ftpkit.client.datagrams import Carrier
 from ftpkit.client.link import Link, Send
 from ftpkit.client.memory import BlockMemory
+from ftpkit.client.retry import OnRetry
 from ftpkit.errors import (
     Code,
     DamagedError,
@@ -21,7 +24,14 @@ from ftpkit.errors import (
     RefusedError,
     SourceChangedError,
 )
-from ftpkit.protocol.digest import format_digest, new_hasher, split_digest
+from ftpkit.protocol.datagram import MOST_BLOCKS
+from ftpkit.protocol.digest import (
+    DIGEST_BYTES,
+    digest_of,
+    format_digest,
+    new_hasher,
+    split_digest,
+)
 from ftpkit.protocol.messages import (
     Abort,
     Begin,
@@ -64,6 +74,12 @@ class Source:
         self.mtime = self.status.st_mtime_ns
         self.mode = self.status.st_mode & 0o777
         self._buffer = memoryview(bytearray(_PIECE))
+
+    def read(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset``."""
+        while view:
+            count = self._read(view, offset)
+            view, offset = view[count:], offset + count
 
     def digest(self, offset: int, size: int, algorithm: str) -> str:
         """Return the digest of a range."""
@@ -117,8 +133,11 @@ class Upload:
         overwrite: bool,
         memory: str | None,
         on_progress: OnProgress,
+        on_retry: OnRetry,
+        carrier: Carrier,
     ) -> None:
         self._source, self._name, self._overwrite = source, name, overwrite
+        self._on_retry, self._carrier = on_retry, carrier
         self._memory_directory = memory
         self._on_progress = on_progress
         self._moved = 0
@@ -129,7 +148,8 @@ class Upload:
         """Send what is missing, and return what was published."""
         self._moved = 0
         self._on_progress(0, self._source.total)
-        if self._source.total <= SMALL_FILE:
+        as_datagrams = self._carrier.wanted and self._source.total > 0
+        if self._source.total <= SMALL_FILE and not as_datagrams:
             published = self._put(link)
         else:
             published = self._published_before(link) or self._send_blocks(link)
@@ -178,25 +198,40 @@ class Upload:
     # A large file: a row of blocks
 
     def _send_blocks(self, link: Link) -> Published:
-        source = self._source
         with closing(
             BlockMemory(
-                self._memory_directory, source.status, block=BLOCK, algorithm=link.algorithm
+                self._memory_directory, self._source.status, block=BLOCK, algorithm=link.algorithm
             )
         ) as memory:
-            row = _Row(link, source, memory, self._count)
-            try:
-                row.begin(self._name, overwrite=self._overwrite)
-                row.send()
-                source.check_unchanged()
-            except SourceChangedError:
-                memory.forget()
-                row.abort()
-                raise
-            self._committing = row.commit()
-            published = link.ask(self._committing, Published)
+            for _ in range(TRIES):
+                self._moved = 0
+                self._committing = self._send_row(link, memory)
+                try:
+                    published = link.ask(self._committing, Published)
+                except RefusedError as refusal:
+                    # What the server's disk has not kept is no longer held, and is sent again.
+                    if refusal.code is not Code.INCOMPLETE:
+                        raise
+                    last = refusal
+                else:
+                    memory.forget()
+                    return published
+        raise last
+
+    def _send_row(self, link: Link, memory: BlockMemory) -> Commit:
+        """Send what the server lacks, and return the request that publishes it."""
+        row = Row(link, self._source, self._name, memory, self._count, overwrite=self._overwrite)
+        try:
+            row.begin()
+            if self._carrier.wanted:
+                row.carry(self._carrier, self._on_retry)
+            row.send()
+            self._source.check_unchanged()
+        except SourceChangedError:
             memory.forget()
-        return published
+            row.abort()
+            raise
+        return row.commit()
 
     def _published_before(self, link: Link) -> Published | None:
         """If only the reply to our commit was lost, get it now."""
@@ -214,29 +249,38 @@ class Upload:
         self._on_progress(self._moved, self._source.total)
 
 
-class _Row:
+class Row:
     """The blocks of one upload over one link: which are missing, which are on their way."""
 
     def __init__(
-        self, link: Link, source: Source, memory: BlockMemory, count: Callable[[int], None]
+        self,
+        link: Link,
+        source: Source,
+        name: str,
+        memory: BlockMemory,
+        count: Callable[[int], None],
+        *,
+        overwrite: bool,
     ) -> None:
         self.upload = ""
-        self._link, self._source, self._memory, self._count = link, source, memory, count
+        self._link, self._source, self._name, self._overwrite = link, source, name, overwrite
+        self._memory, self._count = memory, count
+        self._counted = 0
         self._held: dict[int, str] = {}
         self._digests: dict[int, str] = {}
         self._again: deque[int] = deque()
         self._damaged: dict[int, int] = {}
 
-    def begin(self, name: str, *, overwrite: bool) -> None:
+    def begin(self) -> None:
         """Open the upload, or continue it: learn which blocks the server holds."""
         source = self._source
         request = Begin(
-            name=name,
+            name=self._name,
             total=source.total,
             block=BLOCK,
             mtime=source.mtime,
             mode=source.mode,
-            overwrite=overwrite,
+            overwrite=self._overwrite,
         )
         reply = self._link.ask(request, BeginReply)
         if reply.block != BLOCK:
@@ -244,30 +288,62 @@ class _Row:
         self.upload = reply.upload
         if reply.size % _RECORD.size or reply.size > -(-source.total // BLOCK) * _RECORD.size:
             raise ProtocolError("the server's records are no row of blocks of this file")
-        for offset, _, raw in _RECORD.iter_unpack(self._link.stream.read_body()):
-            self._held[offset] = format_digest(self._link.algorithm, raw)
+        records = _RECORD.iter_unpack(self._link.stream.read_body())
+        self._held = {
+            offset: format_digest(self._link.algorithm, raw) for offset, _, raw in records
+        }
 
     def send(self) -> None:
         """Send what is missing at once; what is held, but not remembered here, is compared last.
 
         So the first new byte leaves without reading again what was sent.
         """
-        missing, unsure = [], []
-        for offset in range(0, self._source.total, BLOCK):
-            held, known = self._held.get(offset), self._memory.get(offset)
-            if held is None or known not in (None, held):
-                missing.append(offset)
-                continue
-            self._count(self._size(offset))
-            if known is None:
-                unsure.append(offset)
-            else:
-                self._digests[offset] = known
-        self._write(self._digested(missing))
+        missing, unsure = self._plan()
+        self._count_held(sum(map(self._size, missing)))
+        self.write(missing)
         self._write(self._differing(unsure))
         while self._again:
             waiting, self._again = list(self._again), deque()
-            self._write(self._digested(waiting))
+            self.write(waiting)
+
+    def write(self, offsets: Iterable[int]) -> None:
+        """Send the blocks at ``offsets``; what arrives damaged waits for ``send``."""
+        self._write(self._digested(offsets))
+
+    def carry(self, carrier: Carrier, on_retry: OnRetry) -> None:
+        """Send what is missing as datagrams, as far as they get."""
+        missing = self.missing()
+        if not missing:
+            return
+        self._count_held(sum(missing.values()))
+        sizes = dict(islice(missing.items(), MOST_BLOCKS))
+        moved = carrier.send(
+            self._link, self.upload, BLOCK, sizes, self.fill, self._count, on_retry
+        )
+        self._counted += moved
+        self.carried(sizes, moved)
+
+    def missing(self) -> dict[int, int]:
+        """Return the bytes of each block that is to be sent, by its number."""
+        return {offset // BLOCK: self._size(offset) for offset in self._plan()[0]}
+
+    def fill(self, number: int, body: memoryview) -> None:
+        """Put the bytes of a block, and its raw digest behind them, into ``body``.
+
+        A block is read once, so what was digested is what leaves, whatever becomes of the file.
+        """
+        data = body[:-DIGEST_BYTES]
+        self._source.read(data, number * BLOCK)
+        digest = digest_of(data, self._link.algorithm)
+        self._know(number * BLOCK, digest)
+        body[-DIGEST_BYTES:] = split_digest(digest)[1]
+
+    def carried(self, sizes: Mapping[int, int], moved: int) -> None:
+        """Learn which of the blocks in ``sizes`` are held, ``moved`` bytes of which arrived."""
+        if moved == sum(sizes.values()):
+            self._held.update((block * BLOCK, self._digests[block * BLOCK]) for block in sizes)
+        else:
+            self.begin()
 
     def commit(self) -> Commit:
         """Return the request that publishes exactly the blocks that we mean."""
@@ -291,13 +367,34 @@ class _Row:
             with closing(self._link.again()) as link:
                 link.ask(Abort(upload=self.upload), Done)
 
+    def _plan(self) -> tuple[list[int], list[int]]:
+        """Return which blocks are to be sent, and which are held but not remembered here."""
+        missing, unsure = [], []
+        for offset in range(0, self._source.total, BLOCK):
+            held, known = self._held.get(offset), self._memory.get(offset)
+            if held is None or known not in (None, held):
+                missing.append(offset)
+            elif known is None:
+                unsure.append(offset)
+            else:
+                self._digests[offset] = known
+        return missing, unsure
+
+    def _count_held(self, missing: int) -> None:
+        """Count all but ``missing`` bytes; of what was counted before, the difference."""
+        held = self._source.total - missing
+        self._count(held - self._counted)
+        self._counted = held
+
+    def _know(self, offset: int, digest: str) -> None:
+        self._digests[offset] = digest
+        self._memory.add(offset, digest)
+
     def _digested(self, offsets: Iterable[int]) -> Iterator[int]:
         for offset in offsets:
             size = self._size(offset)
             system.expect_read(self._source.fd, offset + size, BLOCK)
-            digest = self._source.digest(offset, size, self._link.algorithm)
-            self._digests[offset] = digest
-            self._memory.add(offset, digest)
+            self._know(offset, self._source.digest(offset, size, self._link.algorithm))
             yield offset
 
     def _differing(self, offsets: Iterable[int]) -> Iterator[int]:

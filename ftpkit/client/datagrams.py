@@ -1,0 +1,113 @@
+"""Whether blocks travel as datagrams; how they do is imported when some do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from ftpkit.client.link import Link
+from ftpkit.client.retry import OnRetry
+from ftpkit.errors import BlockedError
+from ftpkit.protocol.messages import Pull, Push
+
+if TYPE_CHECKING:
+    from ftpkit.client.exchange import SessionStart
+
+OnMoved = Callable[[int], None]
+"""Called with how many more bytes of blocks are over."""
+
+_FEATURE: Final = "datagrams"
+
+
+class Udp(StrEnum):
+    """Whether blocks travel as datagrams."""
+
+    NO = "no"
+    FIRST = "first"  # and over the conversation where UDP is blocked
+    ONLY = "only"
+
+
+class Carrier:
+    """Carries rows of blocks as datagrams, for one client; remembers where UDP is blocked.
+
+    ``rate_bps`` is how many bytes a second may leave, or be asked for, at most.
+    """
+
+    def __init__(self, udp: Udp, rate_bps: float | None) -> None:
+        self._udp, self._rate_bps = udp, rate_bps
+        self._blocked = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is worth a try."""
+        return self._udp is not Udp.NO and not self._blocked
+
+    def send(
+        self,
+        link: Link,
+        upload: str,
+        block: int,
+        sizes: Mapping[int, int],
+        fill: Callable[[int, memoryview], None],
+        on_moved: OnMoved,
+        on_retry: OnRetry,
+    ) -> int:
+        """Send blocks of ``upload`` as far as they get; return how many bytes arrived.
+
+        ``sizes`` tells their numbers and bytes, ``fill`` puts the bytes of one into
+        memory, and their raw digest behind them. What is missing then, and why, the
+        conversation tells. Where UDP is blocked, ``on_retry`` hears of it, or
+        BlockedError is raised if there is to be nothing else.
+        """
+        from ftpkit.client.exchange import sending
+
+        start = sending(block, sizes, fill, self._rate_bps)
+        return self._carry(link, Push(upload=upload), start, on_moved, on_retry)
+
+    def receive(
+        self,
+        link: Link,
+        pull: Pull,
+        sizes: Mapping[int, int],
+        take: Callable[[int, memoryview, bytes], None],
+        on_moved: OnMoved,
+        on_retry: OnRetry,
+    ) -> int:
+        """Receive the blocks that ``pull`` asks for, as ``send`` sends them.
+
+        ``take`` gets the number of a block, its bytes and their raw digest, unchecked.
+        """
+        from ftpkit.client.exchange import receiving
+
+        if self._rate_bps is not None:
+            pull = replace(pull, rate=max(1, int(self._rate_bps)))
+        return self._carry(link, pull, receiving(pull.block, sizes, take), on_moved, on_retry)
+
+    def _carry(
+        self,
+        link: Link,
+        request: Push | Pull,
+        start: "SessionStart",
+        on_moved: OnMoved,
+        on_retry: OnRetry,
+    ) -> int:
+        from ftpkit.client.exchange import exchange
+
+        moved = 0
+
+        def count(more: int) -> None:
+            nonlocal moved
+            moved += more
+            on_moved(more)
+
+        try:
+            if _FEATURE not in link.features:
+                raise BlockedError(f"{link.address} takes no datagrams")
+            exchange(link, request, start, count, self._rate_bps)
+        except BlockedError as error:
+            if self._udp is Udp.ONLY:
+                raise
+            self._blocked = True
+            on_retry(error, 0.0)
+        link.settle()
+        return moved

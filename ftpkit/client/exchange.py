@@ -1,0 +1,164 @@
+"""A session of datagrams: opened over a conversation, which is watched meanwhile."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from typing import Final
+
+from ftpkit import system
+from ftpkit.client.datagrams import OnMoved
+from ftpkit.client.link import Link
+from ftpkit.errors import BlockedError, ProtocolError, StalledError
+from ftpkit.net.datagrams import DatagramSocket, carry
+from ftpkit.net.sealing import Seal
+from ftpkit.protocol.datagram import KEY, OVERHEAD, most_open
+from ftpkit.protocol.exchange import ClientEnd, Row
+from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
+from ftpkit.protocol.path import Path
+from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.receiver import Receiver, Take
+from ftpkit.protocol.sender import Fill, Sender
+
+# Nobody who has asked for UDP should wait longer to learn that it is blocked.
+_BLOCKED_S: Final = 2.5
+# So long a path may be dead, in the middle, before its datagrams are given up.
+_DEAD_S: Final = 10.0
+_WATCH_S: Final = 0.25
+_PING_S: Final = 15.0
+
+SessionStart = Callable[[int, int, float, float], Row]
+"""Makes the client's half of a row: session, bytes a piece, seconds a round trip, the time now."""
+
+
+def sending(
+    block: int, sizes: Mapping[int, int], fill: Fill, rate_bps: float | None
+) -> Callable[[int, int, float, float], Sender]:
+    """Return what makes the sender of an upload's blocks."""
+
+    def start(session: int, piece: int, rtt_s: float, now: float) -> Sender:
+        return Sender(
+            session,
+            piece,
+            sizes,
+            fill,
+            BottleneckRate(piece + OVERHEAD, rtt_s, now, rate_bps),
+            most_open=most_open(block),
+            direction=0,
+            rtt_s=rtt_s,
+            now=now,
+        )
+
+    return start
+
+
+def receiving(block: int, sizes: Mapping[int, int], take: Take) -> SessionStart:
+    """Return what makes the receiver of a download's blocks."""
+
+    def start(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
+        return Receiver(
+            session,
+            sizes,
+            take,
+            most_open=most_open(block),
+            direction=0,
+            allocate=system.memory,
+        )
+
+    return start
+
+
+def exchange(
+    link: Link,
+    request: Push | Pull,
+    start: SessionStart,
+    on_moved: OnMoved,
+    rate_bps: float | None = None,
+) -> None:
+    """Move a row of blocks until all are over, or the server goes on no further.
+
+    Where ``rate_bps`` was asked for, nothing may move for as long as that takes. Raises
+    BlockedError where no datagram gets through, LinkError where nothing does.
+    """
+    reply = link.ask(request, SessionReply)
+    seal = Seal(_key(reply))
+    with closing(_connected(link)) as sock:
+        path = Path(reply.session, sock.sizes(), time.monotonic())
+        end = ClientEnd(path, partial(start, reply.session))
+        carry(sock, seal, end, while_=_Watch(link, end, on_moved, rate_bps).goes_on)
+        # What a receiver says last lets the server rest.
+        sock.send([seal.close(datagram) for datagram in end.datagrams_to_send(time.monotonic())])
+
+
+def _connected(link: Link) -> DatagramSocket:
+    """Return a socket to where the conversation goes; what makes that impossible blocks UDP."""
+    try:
+        family, address = link.stream.remote
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            datagrams = DatagramSocket(sock)
+            datagrams.connect(address)
+            undo.pop_all()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BlockedError(f"no datagram can be sent to {link.address}: {reason}") from None
+    return datagrams
+
+
+def _key(reply: SessionReply) -> bytes:
+    with contextlib.suppress(ValueError):
+        key = bytes.fromhex(reply.key)
+        if len(key) == KEY:
+            return key
+    raise ProtocolError("the server's key is none")
+
+
+class _Watch:
+    """Keeps an eye on the conversation and on the path, a few times a second."""
+
+    def __init__(
+        self, link: Link, end: ClientEnd, on_moved: OnMoved, rate_bps: float | None
+    ) -> None:
+        self._link, self._end, self._on_moved = link, end, on_moved
+        self._rate_bps = rate_bps
+        self._moved = 0
+        now = time.monotonic()
+        self._next = now + _WATCH_S
+        self._moved_at = self._asked_at = self._answered_at = now
+        self._waiting = False
+
+    def goes_on(self, now: float) -> bool:
+        """Whether there is more to do; raises what says that it cannot be done."""
+        if self._end.row is not None and self._end.row.moved != self._moved:
+            moved = self._end.row.moved
+            self._on_moved(moved - self._moved)
+            self._moved, self._moved_at = moved, now
+        if now >= self._next:
+            self._next = now + _WATCH_S
+            self._look(now)
+        return not self._end.done and not self._end.ended
+
+    def _look(self, now: float) -> None:
+        link, path = self._link, self._end.path
+        # Only blocks count: echoes alone, or words that move nothing, could go on for ever.
+        idle_s, patience_s = now - self._moved_at, _DEAD_S + self._pause_s
+        if link.look():
+            self._waiting, self._answered_at = False, now
+        if not path.heard and idle_s > _BLOCKED_S:
+            raise BlockedError(f"no datagram gets through to {link.address}")
+        if idle_s > patience_s and self._answered_at > self._moved_at + patience_s / 2:
+            raise BlockedError(f"datagrams get through to {link.address} no longer")
+        if idle_s > max(link.timeout_s, patience_s):
+            raise StalledError("the peer moved no byte for too long")
+        # While blocks move, so that the server sees that we live; in a silence, to see it does.
+        due = self._asked_at + (_PING_S if idle_s < patience_s / 2 else _DEAD_S / 4)
+        if now > due and not self._waiting:
+            self._waiting, self._asked_at = True, now
+            link.send(Ping())
+
+    @property
+    def _pause_s(self) -> float:
+        """How long nothing may move because it is to be slow."""
+        return 4 * (self._end.path.piece + OVERHEAD) / self._rate_bps if self._rate_bps else 0.0

@@ -1,0 +1,75 @@
+"""--udp, --udp-only and --no-udp: what a person and a script are told."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+from ftpkit import Address
+from tests.cli.conftest import Run, Serve, Served, command
+from tests.faults.relay import Relay
+
+BLOCK = 4 * 1024 * 1024
+
+
+def test_up_and_down_as_datagrams(run: Run, served: Served) -> None:
+    content = bytes(range(256)) * (BLOCK // 256) + b"end"
+    Path("large.bin").write_bytes(content)
+    up = run("put", "large.bin", "--udp-only")
+    assert (up.exit_code, up.stderr) == (0, "")
+    assert up.stdout.startswith("large.bin: 4.19 MB in ")
+    assert run("get", "large.bin", "--udp-only", "-o", "copy").exit_code == 0
+    assert Path("copy").read_bytes() == content == (served.root / "large.bin").read_bytes()
+
+
+def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(run: Run, served: Served) -> None:
+    Path("large.bin").write_bytes(bytes(BLOCK + 1))
+    with Relay(Address.parse(served.url)) as relay:
+        url = str(relay.address)
+        result = run("put", "large.bin", "--udp", "--to", url)
+        assert result.exit_code == 0
+        assert result.stderr == (f"ftpkit: no datagram gets through to {url}; going on over TCP\n")
+        events = [
+            json.loads(line)
+            for line in run(
+                "get", "large.bin", "--udp", "--json", "-o", "copy", "--from", url
+            ).stdout.splitlines()
+        ]
+        (retry,) = [event for event in events if event["event"] == "retry"]
+        assert (retry["code"], retry["seconds"]) == ("udp-blocked", 0)
+        assert events[-1]["event"] == "done"
+        for refused in (
+            run("put", "large.bin", "--udp-only", "--to", url, "--retry-for", "1m"),
+            run(
+                "get", "large.bin", "--udp-only", "-o", "other", "--from", url, "--retry-for", "1m"
+            ),
+        ):
+            assert refused.exit_code == 4
+            assert refused.stderr == f"ftpkit: large.bin: no datagram gets through to {url}\n"
+    assert not Path("other").exists()
+
+
+def test_a_server_without_udp(run: Run, serve: Serve) -> None:
+    served = serve("--no-udp")
+    Path("large.bin").write_bytes(bytes(BLOCK + 1))
+    port = Address.parse(served.url).port
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", port))
+    result = run("put", "large.bin", "--udp", "--to", served.url)
+    assert result.exit_code == 0
+    assert result.stderr == f"ftpkit: {served.url} takes no datagrams; going on over TCP\n"
+    assert run("put", "large.bin", "--udp-only", "--to", served.url).exit_code == 4
+
+
+def test_a_udp_port_that_is_taken_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command("serve", str(tmp_path / "inbox"), "--port", str(port)),
+            capture_output=True, text=True, check=False, timeout=20,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"ftpkit: cannot listen on ftpk://localhost:{port}: Address already in use, for UDP\n"
+    )

@@ -1,0 +1,702 @@
+"""Files that travel as datagrams: as whole and as safe as over TCP, whatever becomes of UDP."""
+
+import os
+import random
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Client, LinkError, LocalFileError, RefusedError, Server, SourceChangedError
+from ftpkit.client import Udp
+from ftpkit.client import exchange as exchange_module
+from ftpkit.errors import BlockedError, FtpkitError
+from tests.faults.relay import Relay
+from tests.support.logs import Log
+from tests.support.trees import published, staged
+from tests.support.wire import Wire
+
+KIB, MIB = 1024, 1024 * 1024
+BLOCK = 4 * MIB
+HEADERS = 16 * KIB
+SIZES = [
+    0, 1, 511, 512, 4 * KIB, 64 * KIB, MIB, BLOCK - 33, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK,
+    5 * BLOCK + 70_001,
+]  # fmt: skip
+MTIME = 1_234_567_890_123_456_789
+
+Told = list[tuple[FtpkitError, float]]
+
+
+class Seen(list[tuple[int, int]]):
+    """What was told of the progress; it must be possible."""
+
+    def __call__(self, moved: int, total: int) -> None:
+        assert 0 <= moved <= total
+        self.append((moved, total))
+
+
+def made(path: Path, total: int, seed: int = 1) -> bytes:
+    data = random.Random(seed).randbytes(total)
+    path.write_bytes(data)
+    return data
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    """A network before the server."""
+    with Wire(server.address) as wire:
+        yield wire
+
+
+@pytest.fixture
+def only(server: Server) -> Iterator[Client]:
+    """A client that goes over nothing but UDP."""
+    with Client(server.address, timeout_s=20.0, udp=Udp.ONLY) as client:
+        yield client
+
+
+@pytest.fixture
+def wired(wire: Wire) -> Iterator[Client]:
+    """A client behind the network."""
+    with Client(wire.address, timeout_s=20.0, udp=Udp.ONLY) as client:
+        yield client
+
+
+# Whole files
+
+
+@pytest.mark.parametrize("total", SIZES)
+def test_a_file_goes_up_and_comes_down(
+    only: Client, root: Path, tmp_path: Path, total: int
+) -> None:
+    source, copy = tmp_path / "source.bin", tmp_path / "copy.bin"
+    data = made(source, total)
+    source.chmod(0o640)
+    os.utime(source, ns=(MTIME, MTIME))
+    seen = Seen()
+    up = only.put(source, on_progress=seen)
+    assert (seen[0], seen[-1]) == ((0, total), (total, total))
+    assert seen == sorted(seen)
+    assert published(root) == {"source.bin": data}
+    seen.clear()
+    down = only.get("source.bin", copy, on_progress=seen)
+    assert (seen[0], seen[-1]) == ((0, total), (total, total))
+    assert seen == sorted(seen)
+    assert (down.version, down.content_digest) == (up.version, up.content_digest)
+    assert copy.read_bytes() == data
+    for path in (root / "source.bin", copy):
+        assert path.stat().st_mtime_ns == MTIME
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert staged(root) == []
+
+
+def test_the_blocks_are_in_the_datagrams(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path
+) -> None:
+    data = made(tmp_path / "f", 3 * BLOCK)
+    wired.put(tmp_path / "f")
+    assert wire.up > len(data)
+    assert wire.tcp.up < HEADERS
+    wired.get("f", tmp_path / "copy")
+    assert wire.down > len(data)
+    assert wire.tcp.down < HEADERS
+    assert (tmp_path / "copy").read_bytes() == data
+    assert published(root) == {"f": data}
+
+
+@pytest.mark.parametrize("udp", [Udp.FIRST, Udp.ONLY])
+def test_ipv6(server: Server, root: Path, tmp_path: Path, udp: Udp) -> None:
+    address = server.addresses[-1]
+    if ":" not in address.host:
+        pytest.skip("there is no IPv6 here")
+    data = made(tmp_path / "f", 2 * BLOCK + 1)
+    told: Told = []
+    with Client(address, udp=udp) as client:
+        client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
+        client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
+    assert told == []
+    assert published(root) == {"f": data}
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_a_server_on_every_interface(root: Path, tmp_path: Path, host: str) -> None:
+    data = made(tmp_path / "f", BLOCK + 1)
+    with Server(root, host="*", port=0) as server:
+        try:
+            socket.create_connection((host, server.address.port)).close()
+        except OSError:
+            pytest.skip(f"{host} is no address here")
+        with Client(server.address._replace(host=host), udp=Udp.ONLY) as client:
+            client.put(tmp_path / "f")
+            client.get("f", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_two_uploads_and_a_download_at_once(server: Server, root: Path, tmp_path: Path) -> None:
+    data = {name: made(tmp_path / name, 4 * BLOCK + 5, seed) for seed, name in enumerate("abc")}
+    (root / "c").write_bytes(data["c"])
+
+    def put(name: str) -> None:
+        with Client(server.address, udp=Udp.ONLY) as client:
+            client.put(tmp_path / name)
+
+    def get(name: str) -> None:
+        with Client(server.address, udp=Udp.ONLY) as client:
+            client.get(name, tmp_path / "copy")
+
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(put, "a"), pool.submit(put, "b"), pool.submit(get, "c")]
+        for each in running:
+            each.result()
+    assert published(root) == data
+    assert (tmp_path / "copy").read_bytes() == data["c"]
+
+
+def test_many_small_files_over_one_conversation(only: Client, root: Path, tmp_path: Path) -> None:
+    data = {f"f{seed}": made(tmp_path / f"f{seed}", 4 * KIB, seed) for seed in range(20)}
+    for name in data:
+        only.put(tmp_path / name)
+    for name in data:
+        only.get(name, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data[name]
+    assert published(root) == data
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_limited_rate_is_not_exceeded(
+    server: Server, root: Path, tmp_path: Path, direction: str
+) -> None:
+    total, rate = 2 * MIB, 4 * MIB
+    data = made(tmp_path / "f", total)
+    (root / "f").write_bytes(data)
+    with Client(server.address, udp=Udp.ONLY, rate_bps=rate) as client:
+        if direction == "up":
+            transfer = client.put(tmp_path / "f")
+        else:
+            transfer = client.get("f", tmp_path / "copy")
+    # A little may leave at once; slower is a matter of the machine.
+    assert transfer.seconds > 0.8 * total / rate
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_the_smallest_rates_move_a_byte(
+    only: Client, root: Path, tmp_path: Path, rate: float
+) -> None:
+    made(tmp_path / "f", 1)
+    with Client(only.address, udp=Udp.ONLY, rate_bps=rate) as client:
+        client.put(tmp_path / "f")
+        client.get("f", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
+
+
+# What a network does
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_loss_order_and_copies(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
+) -> None:
+    dice, late = random.Random(4), list[tuple[bytes, bool]]()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        chance = dice.random()
+        waiting = [each for each, way in late if way is up]
+        if waiting:
+            late[:] = [each for each in late if each[1] is not up]
+        if chance < 0.05:
+            return waiting
+        if chance < 0.1:
+            late.append((raw, up))
+            return waiting
+        return [raw, *waiting] if chance > 0.12 else [raw, raw, *waiting]
+
+    wire.fate = fate
+    data = made(tmp_path / "f", 2 * BLOCK + 9)
+    if direction == "up":
+        wired.put(tmp_path / "f")
+    else:
+        (root / "f").write_bytes(data)
+        wired.get("f", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+    assert published(root) == {"f": data}
+    assert wire.tcp.up + wire.tcp.down < HEADERS
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_flipped_bits_are_losses(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
+) -> None:
+    dice = random.Random(4)
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if dice.random() < 0.05:
+            changed = bytearray(raw)
+            changed[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+            return [bytes(changed)]
+        if dice.random() < 0.05:
+            return [raw[: dice.randrange(len(raw))], dice.randbytes(1000), raw]
+        return [raw]
+
+    wire.fate = fate
+    data = made(tmp_path / "f", BLOCK + 9)
+    (root / "f").write_bytes(data)
+    if direction == "up":
+        wired.put(tmp_path / "f", "g")
+        assert published(root) == {"f": data, "g": data}
+    else:
+        wired.get("f", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+    assert wire.tcp.up + wire.tcp.down < HEADERS
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_router_that_forgets_the_client(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
+) -> None:
+    moved = threading.Event()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up + wire.down > BLOCK and not moved.is_set():
+            moved.set()
+        return [raw]
+
+    def move() -> None:
+        if moved.wait(30):
+            wire.move()
+
+    wire.fate = fate
+    thread = threading.Thread(target=move)
+    thread.start()
+    data = made(tmp_path / "f", 8 * BLOCK)
+    (root / "f").write_bytes(data)
+    if direction == "up":
+        wired.put(tmp_path / "f", "g")
+        assert published(root) == {"f": data, "g": data}
+    else:
+        wired.get("f", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+    thread.join()
+    assert moved.is_set()
+    assert wire.tcp.up + wire.tcp.down < HEADERS
+
+
+def test_only_small_datagrams_get_through(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path
+) -> None:
+    wire.fate = lambda raw, up: [raw] if len(raw) <= 1232 else []
+    data = made(tmp_path / "f", BLOCK + 1)
+    wired.put(tmp_path / "f")
+    wired.get("f", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    assert published(root) == {"f": data}
+
+
+# Where UDP is blocked
+
+
+@pytest.fixture(params=["nobody", "silence"])
+def tcp_only(server: Server, request: pytest.FixtureRequest, stack: ExitStack) -> Relay:
+    """A way to the server that no datagram takes."""
+    if request.param == "nobody":
+        return stack.enter_context(Relay(server.address))
+    return stack.enter_context(Wire(server.address, datagrams=False)).tcp
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_blocked_from_the_start_it_goes_on_over_tcp(
+    tcp_only: Relay, root: Path, tmp_path: Path, direction: str
+) -> None:
+    data = made(tmp_path / "f", 2 * BLOCK + 1)
+    (root / "f").write_bytes(data)
+    told: Told = []
+    when: list[float] = []
+
+    def on_retry(error: FtpkitError, delay: float) -> None:
+        told.append((error, delay))
+        when.append(time.monotonic())
+
+    seen = Seen()
+    with Client(tcp_only.address, udp=Udp.FIRST) as client:
+        client.ping()
+        started = time.monotonic()
+        if direction == "up":
+            client.put(tmp_path / "f", "g", on_progress=seen, on_retry=on_retry)
+            assert published(root)["g"] == data
+        else:
+            client.get("f", tmp_path / "copy", on_progress=seen, on_retry=on_retry)
+            assert (tmp_path / "copy").read_bytes() == data
+        ((error, delay),) = told
+        assert isinstance(error, BlockedError)
+        assert delay == 0
+        # 2.5 s, and what a busy machine adds.
+        assert when[0] - started < 6.0
+        assert seen[-1] == (len(data), len(data))
+        # It is remembered: the next file does not try again.
+        client.put(tmp_path / "f", "h", on_retry=on_retry)
+        assert len(told) == 1
+    assert published(root)["h"] == data
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_blocked_from_the_start_nothing_else_is_an_error(
+    tcp_only: Relay, root: Path, tmp_path: Path, direction: str
+) -> None:
+    data = made(tmp_path / "f", BLOCK + 1)
+    (root / "f").write_bytes(data)
+    (tmp_path / "here").mkdir()
+    with Client(tcp_only.address, udp=Udp.ONLY, retry_for_s=60) as client:
+        moves = {
+            "up": lambda: client.put(tmp_path / "f", "g"),
+            "down": lambda: client.get("f", tmp_path / "here/copy"),
+        }
+        with pytest.raises(BlockedError, match="no datagram gets through") as caught:
+            moves[direction]()
+        assert caught.value.permanent
+        assert client.ping() >= 0
+    assert published(root) == {"f": data}
+    assert os.listdir(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize("udp", [Udp.FIRST, Udp.ONLY])
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_blocked_in_the_middle(
+    wire: Wire,
+    root: Path,
+    tmp_path: Path,
+    direction: str,
+    udp: Udp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module, "_DEAD_S", 2.0)
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up + wire.down > 6 * MIB:
+            wire.blocked.set()
+        return [raw]
+
+    wire.fate = fate
+    data = made(tmp_path / "f", 5 * BLOCK)
+    (root / "f").write_bytes(data)
+    (tmp_path / "here").mkdir()
+    told: Told = []
+    seen = Seen()
+
+    def move(client: Client) -> None:
+        def on_retry(*each: object) -> None:
+            told.append(each)  # type: ignore[arg-type]
+
+        if direction == "up":
+            client.put(tmp_path / "f", "g", on_progress=seen, on_retry=on_retry)
+        else:
+            client.get("f", tmp_path / "here/copy", on_progress=seen, on_retry=on_retry)
+
+    with Client(wire.address, udp=udp) as client:
+        if udp is Udp.ONLY:
+            with pytest.raises(BlockedError, match="no longer"):
+                move(client)
+            assert published(root) == {"f": data}
+            # What arrived is kept for the next.
+            wire.tcp.expect()
+            with Client(wire.address) as next_client:
+                move(next_client)
+            assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
+        else:
+            move(client)
+            assert [type(error) for error, _ in told] == [BlockedError]
+            assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
+    assert seen[-1] == (len(data), len(data))
+    if direction == "up":
+        assert published(root)["g"] == data
+    else:
+        assert (tmp_path / "here/copy").read_bytes() == data
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_path_that_dies_for_a_while_is_waited_for(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
+) -> None:
+    """So long that timers fire, and not so long that it is given up."""
+    reached = threading.Event()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up + wire.down > 6 * MIB and not reached.is_set():
+            wire.blocked.set()
+            reached.set()
+        return [raw]
+
+    wire.fate = fate
+    mend = threading.Timer(2.0, wire.blocked.clear)
+    data = made(tmp_path / "f", 5 * BLOCK)
+    (root / "f").write_bytes(data)
+    with ThreadPoolExecutor(1) as pool:
+        if direction == "up":
+            moving = pool.submit(wired.put, tmp_path / "f", "g")
+        else:
+            moving = pool.submit(wired.get, "f", tmp_path / "g")
+        assert reached.wait(30)
+        mend.start()
+        moving.result()
+    mend.join()
+    assert ((root if direction == "up" else tmp_path) / "g").read_bytes() == data
+    assert wire.tcp.up + wire.tcp.down < HEADERS
+
+
+def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
+    data = made(tmp_path / "f", BLOCK + 1)
+    told: Told = []
+    with Server(root, port=0, datagrams=False) as server:
+        with Client(server.address, udp=Udp.FIRST) as client:
+            client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
+            client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
+        assert [str(error) for error, _ in told] == [f"{server.address} takes no datagrams"]
+        with Client(server.address, udp=Udp.ONLY) as client:
+            with pytest.raises(BlockedError, match="takes no datagrams"):
+                client.put(tmp_path / "f")
+            with pytest.raises(BlockedError, match="takes no datagrams"):
+                client.get("f", tmp_path / "other")
+            # Where there is no block, nothing has to travel as a datagram.
+            made(tmp_path / "empty", 0)
+            client.put(tmp_path / "empty")
+            client.get("empty", tmp_path / "other")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+# What breaks off is continued
+
+
+def test_an_upload_that_broke_off_sends_only_what_is_missing(
+    wire: Wire, root: Path, tmp_path: Path
+) -> None:
+    data = made(tmp_path / "f", 8 * BLOCK)
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up > 5 * BLOCK + MIB:
+            wire.tcp.cut()
+            return []
+        return [raw]
+
+    wire.fate = fate
+    with Client(wire.address, udp=Udp.ONLY) as client:
+        with pytest.raises(LinkError):
+            client.put(tmp_path / "f")
+        first = wire.up
+        wire.fate = lambda raw, up: [raw]
+        seen = Seen()
+        client.put(tmp_path / "f", on_progress=seen)
+    assert published(root) == {"f": data}
+    assert wire.up - first < len(data) - 2 * BLOCK
+    assert wire.tcp.up < HEADERS
+    # What is held already is no news.
+    assert seen[1][0] >= 2 * BLOCK
+    assert seen == sorted(seen)
+
+
+def test_a_download_that_broke_off_fetches_only_what_is_missing(
+    wire: Wire, root: Path, tmp_path: Path
+) -> None:
+    data = made(root / "f", 8 * BLOCK)
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.down > 5 * BLOCK + MIB:
+            wire.tcp.cut()
+            return []
+        return [raw]
+
+    wire.fate = fate
+    with Client(wire.address, udp=Udp.ONLY) as client:
+        with pytest.raises(LinkError):
+            client.get("f", tmp_path / "copy")
+        first = wire.down
+        wire.fate = lambda raw, up: [raw]
+        seen = Seen()
+        client.get("f", tmp_path / "copy", on_progress=seen)
+    assert (tmp_path / "copy").read_bytes() == data
+    assert wire.down - first < len(data) - 2 * BLOCK
+    assert wire.tcp.down < HEADERS
+    assert seen[0][0] >= 2 * BLOCK
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_one_call_outlives_a_conversation_that_is_cut(
+    wire: Wire, root: Path, tmp_path: Path, direction: str
+) -> None:
+    data = made(tmp_path / "f", 8 * BLOCK)
+    (root / "f").write_bytes(data)
+    cut = threading.Event()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up + wire.down > 3 * BLOCK and not cut.is_set():
+            cut.set()
+            wire.tcp.cut()
+        return [raw]
+
+    wire.fate = fate
+    told: Told = []
+    seen = Seen()
+    with Client(wire.address, udp=Udp.ONLY, retry_for_s=60) as client:
+        if direction == "up":
+            client.put(
+                tmp_path / "f", "g", on_progress=seen, on_retry=lambda *each: told.append(each)
+            )
+            assert published(root)["g"] == data
+        else:
+            client.get(
+                "f", tmp_path / "g", on_progress=seen, on_retry=lambda *each: told.append(each)
+            )
+            assert (tmp_path / "g").read_bytes() == data
+    assert told
+    assert seen[-1] == (len(data), len(data))
+    assert wire.tcp.up + wire.tcp.down < HEADERS
+
+
+# Files that change
+
+
+def test_a_source_that_changes_while_it_is_sent_publishes_nothing(
+    only: Client, root: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "f"
+    made(source, 6 * BLOCK)
+
+    def change(moved: int, total: int) -> None:
+        if moved > BLOCK:
+            with open(source, "r+b") as file:
+                file.seek(total - 1)
+                file.write(b"?")
+
+    with pytest.raises(SourceChangedError):
+        only.put(source, on_progress=change)
+    assert published(root) == {}
+    assert staged(root) == []
+    only.put(source)
+    assert published(root) == {"f": source.read_bytes()}
+
+
+def test_a_source_that_becomes_shorter_while_it_is_sent_publishes_nothing(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "f"
+    made(source, 40 * BLOCK)
+    with open(source, "r+b") as file:
+
+        def fate(raw: bytes, up: bool) -> list[bytes]:
+            if wire.up > BLOCK:
+                file.truncate(5)
+            return [raw]
+
+        wire.fate = fate
+        with pytest.raises(SourceChangedError):
+            wired.put(source)
+    assert published(root) == {}
+    assert staged(root) == []
+
+
+def test_a_file_that_is_replaced_while_it_comes_is_fetched_anew(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 40 * BLOCK)
+    made(tmp_path / "other", 3 * BLOCK, seed=2)
+    replaced = threading.Event()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.down > 2 * BLOCK and not replaced.is_set():
+            replaced.set()
+            with Client(wire.address) as other:
+                other.put(tmp_path / "other", "f")
+        return [raw]
+
+    wire.fate = fate
+    wired.get("f", tmp_path / "copy")
+    assert replaced.is_set()
+    # The server read on in the file that it had opened; the second was another, or is.
+    assert (tmp_path / "copy").read_bytes() in (
+        (tmp_path / "other").read_bytes(),
+        random.Random(1).randbytes(40 * BLOCK),
+    )
+
+
+def test_a_file_that_is_written_to_while_it_comes_is_fetched_anew(
+    wire: Wire, wired: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 40 * BLOCK)
+    changed = threading.Event()
+
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.down > 2 * BLOCK and not changed.is_set():
+            changed.set()
+            with open(root / "f", "r+b") as file:
+                file.write(b"changed")
+        return [raw]
+
+    wire.fate = fate
+    wired.get("f", tmp_path / "copy")
+    assert changed.is_set()
+    assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
+
+
+# What fails at either end
+
+
+def test_a_target_that_cannot_be_written_is_told(
+    only: Client, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    made(root / "f", 4 * BLOCK)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(moved: int, total: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK + 5, hard))
+
+    try:
+        with pytest.raises(LocalFileError, match="cannot write"):
+            only.get("f", tmp_path / "copy", on_progress=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert only.ping() >= 0
+    only.get("f", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
+
+
+def test_refusals_are_those_of_the_conversation(only: Client, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", BLOCK)
+    made(root / "f", 3)
+    refused: list[tuple[Callable[[], object], str]] = [
+        (lambda: only.put(tmp_path / "f", overwrite=False), "exists"),
+        (lambda: only.put(tmp_path / "f", "f/g"), "not-a-directory"),
+        (lambda: only.get("missing", tmp_path / "copy"), "not-found"),
+    ]
+    for move, code in refused:
+        with pytest.raises(RefusedError) as caught:
+            move()
+        assert caught.value.code == code
+    assert only.ping() >= 0
+
+
+def test_one_line_in_the_log_for_each_transfer(
+    only: Client, root: Path, tmp_path: Path, log: Log
+) -> None:
+    made(tmp_path / "f", BLOCK + 1)
+    only.put(tmp_path / "f")
+    line = log.wait_for("transfer")
+    assert (line["direction"], line["bytes"], line["outcome"]) == ("up", BLOCK + 1, "ok")
+    only.get("f", tmp_path / "copy")
+    only.close()
+    line = log.wait_for("transfer")
+    assert (line["direction"], line["name"]) == ("down", "f")
+    log.wait_for("connection")
+    assert log.so_far("error") == []

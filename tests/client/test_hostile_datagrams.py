@@ -1,0 +1,410 @@
+"""Servers that hold the key and do wrong: one clear error or the conversation, and never a hang."""
+
+import contextlib
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import blake3
+import pytest
+
+from ftpkit import Address, Client, FtpkitError, ProtocolError, RefusedError
+from ftpkit.client import Udp as Mode
+from ftpkit.client import exchange as exchange_module
+from ftpkit.errors import BlockedError, StalledError
+from tests.support.hostile import HELLO, Peer, Script, hostile
+from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, Udp, pieces_of
+
+BLOCK = 4 * 1024 * 1024
+PIECE = 1000
+KEY = bytes(range(16))
+SESSION = 42
+
+Answer = Callable[["Line", Heard], Iterator[bytes]]
+
+
+class Line(Udp):
+    """The server's end of a session, on the UDP port beside the conversation's."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, SESSION, KEY)
+        self.sock.close()
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.bind(address)
+
+    def said(self, kind: int, payload: bytes = b"", **keys: Any) -> bytes:
+        """Return a datagram of the server."""
+        return self.sealed(kind | SERVER, payload, **keys)
+
+    def echo(self, heard: Heard, *, proof: int = 7, size: int = 0) -> bytes:
+        """Return the echo of a probe."""
+        payload = struct.pack("!QHI", proof, 0, 0).ljust((size or heard.size) - 33, b"\0")
+        return self.said(ECHO, payload, number=heard.number)
+
+    def serve(self, peer: Peer, answer: Answer, *, pongs: bool = True) -> None:
+        """Answer datagrams, and pings in between, until something else is asked or all ends."""
+        while True:
+            ready, _, _ = select.select([self.sock, peer.sock], [], [], 20)
+            assert ready, "the client hangs"
+            if self.sock in ready:
+                raw, self.address = self.sock.recvfrom(65_535)
+                heard = self.from_client(raw)
+                if heard is not None:
+                    for each in answer(self, heard):
+                        self.send(each)
+            if peer.sock in ready and pongs:
+                request, _ = peer.request()
+                if request["op"] != "ping":
+                    self.asked = request
+                    return
+                peer.reply({"ok": True})
+            elif peer.sock in ready and not peer.sock.recv(65_536):
+                raise ConnectionError
+
+    def from_client(self, raw: bytes) -> Heard | None:
+        """Return what a datagram of the client says."""
+        session, number, block, offset, kind = struct.unpack_from("!IIIIB", raw)
+        nonce = bytes([kind]) + bytes(7) + struct.pack("!I", number)
+        payload = self._cipher.decrypt(nonce, raw[17:], raw[:17])
+        assert (session, kind & SERVER) == (SESSION, 0)
+        return Heard(kind, number, block, offset, payload, len(raw), ())
+
+
+def session_reply(**keys: Any) -> dict[str, Any]:
+    return {"ok": True, "session": SESSION, "key": KEY.hex(), **keys}
+
+
+def greet(peer: Peer) -> None:
+    peer.request()
+    peer.reply({**HELLO, "features": ["datagrams"]})
+
+
+def open_pull(peer: Peer, total: int = BLOCK, **keys: Any) -> None:
+    """Play a conversation up to its ``pull``."""
+    greet(peer)
+    peer.request()
+    peer.reply(
+        {"ok": True, "name": "f", "kind": "file", "total": total, "mtime": 0, "version": "v"}
+    )
+    request, _ = peer.request()
+    assert request["op"] == "pull"
+    peer.reply(session_reply(**keys))
+
+
+def open_push(peer: Peer, **keys: Any) -> None:
+    """Play a conversation up to its ``push``."""
+    greet(peer)
+    peer.request()
+    peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
+    request, _ = peer.request()
+    assert request["op"] == "push"
+    peer.reply(session_reply(**keys))
+
+
+def answering(open_session: Callable[[Peer], None], answer: Answer, **keys: Any) -> Script:
+    """Open a session, and answer all datagrams so."""
+
+    def script(peer: Peer) -> None:
+        with Line(peer.sock.getsockname()) as line:
+            open_session(peer)
+            line.serve(peer, answer, **keys)
+
+    return script
+
+
+@contextlib.contextmanager
+def talking_to(*scripts: Script, mode: Mode = Mode.ONLY) -> Iterator[Client]:
+    with hostile(*scripts) as address, Client(Address(*address), timeout_s=3.0, udp=mode) as client:
+        yield client
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(bytes(BLOCK))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    path = tmp_path / "here"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes ten seconds takes one."""
+    monkeypatch.setattr(exchange_module, "_DEAD_S", 1.0)
+
+
+def echoes(line: Line, heard: Heard) -> Iterator[bytes]:
+    """Answer probes, and nothing else."""
+    if heard.kind == PROBE:
+        yield line.echo(heard)
+
+
+# The reply
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": ""},
+        {"key": "00" * 15},
+        {"key": "00" * 17},
+        {"key": "zz" * 16},
+        {"key": 5},
+        {"key": None},
+        {"session": -1},
+        {"session": 2**32},
+        {"session": "42"},
+        {"session": True},
+        {"session": 1.5},
+    ],
+)
+def test_a_session_that_cannot_be(source: Path, here: Path, wrong: dict[str, Any]) -> None:
+    with talking_to(lambda peer: open_push(peer, **wrong)) as client, pytest.raises(ProtocolError):
+        client.put(source)
+    with talking_to(lambda peer: open_pull(peer, **wrong)) as client, pytest.raises(ProtocolError):
+        client.get("f", here / "f")
+
+
+# Datagrams that never end
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("mode", [Mode.ONLY, Mode.FIRST])
+def test_endless_echoes_are_no_transfer(source: Path, here: Path, mode: Mode) -> None:
+    with (
+        talking_to(answering(open_push, echoes), mode=mode) as client,
+        pytest.raises(BlockedError if mode is Mode.ONLY else FtpkitError),
+    ):
+        client.put(source)
+    with (
+        talking_to(answering(open_pull, echoes), mode=mode) as client,
+        pytest.raises(BlockedError if mode is Mode.ONLY else FtpkitError),
+    ):
+        client.get("f", here / "f")
+    assert not (here / "f").exists()
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_endless_words_that_move_nothing_are_no_transfer(source: Path, here: Path) -> None:
+    def nothing_new(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        yield line.said(ACK, struct.pack("!IQ", 0, 0))
+        yield line.said(ACK, struct.pack("!IQ", 0, 0), number=1)
+
+    with talking_to(answering(open_push, nothing_new)) as client, pytest.raises(BlockedError):
+        client.put(source)
+
+    def never_wanted(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        yield line.said(DATA, bytes(PIECE), block=2**32 - 1, offset=2**32 - 1)
+        yield line.said(DATA, bytes(PIECE), number=2**32 - 1)
+
+    with talking_to(answering(open_pull, never_wanted)) as client, pytest.raises(BlockedError):
+        client.get("f", here / "f")
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_endless_new_proofs_are_no_transfer(source: Path) -> None:
+    proofs = iter(range(1, 2**62))
+
+    def renewed(line: Line, heard: Heard) -> Iterator[bytes]:
+        if heard.kind == PROBE:
+            yield line.echo(heard, proof=next(proofs))
+
+    with talking_to(answering(open_push, renewed)) as client, pytest.raises(BlockedError):
+        client.put(source)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_where_the_conversation_is_silent_too_the_server_is_gone(source: Path) -> None:
+    script = answering(open_push, echoes, pongs=False)
+    with talking_to(script) as client, pytest.raises(StalledError):
+        client.put(source)
+
+
+# Nonsense
+
+
+PUSHED: dict[str, tuple[int, bytes]] = {
+    "short ack": (ACK, b"x"),
+    "ack of what was never sent": (ACK, struct.pack("!IQ", 2**32 - 1, 0) + b"\1"),
+    "ack without its largest": (ACK, struct.pack("!IQ", 1, 0) + b"\2"),
+    "long ack": (ACK, struct.pack("!IQ", 1, 2**64 - 1) + bytes(512) + b"\1"),
+    "short echo": (ECHO, b""),
+}
+
+
+@pytest.mark.parametrize("nonsense", PUSHED)
+def test_nonsense_in_a_push(source: Path, nonsense: str) -> None:
+    kind, payload = PUSHED[nonsense]
+
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        if heard.kind == DATA:
+            yield line.said(kind, payload)
+
+    with talking_to(answering(open_push, answer)) as client, pytest.raises(ProtocolError):
+        client.put(source)
+
+
+PULLED: dict[str, dict[str, Any]] = {
+    "outside": {"offset": BLOCK + 32},
+    "far outside": {"offset": 2**32 - 1},
+    "over the end": {"offset": BLOCK},
+    "tiny": {"payload": b"x"},
+    "empty": {"payload": b""},
+}
+
+
+@pytest.mark.parametrize("nonsense", PULLED)
+def test_nonsense_in_a_pull(here: Path, nonsense: str) -> None:
+    keys = {"payload": bytes(PIECE), **PULLED[nonsense]}
+
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        yield line.said(DATA, **keys)
+
+    with talking_to(answering(open_pull, answer)) as client, pytest.raises(ProtocolError):
+        client.get("f", here / "f")
+    assert not (here / "f").exists()
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("size", [47, 60, 60_000])
+def test_echoes_of_lengths_that_were_not_asked_for(source: Path, size: int) -> None:
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        if heard.kind == PROBE:
+            yield line.echo(heard, size=size)
+
+    with talking_to(answering(open_push, answer)) as client, pytest.raises(FtpkitError):
+        client.put(source)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("payload", [bytes(27), b"", bytes(1000)])
+def test_datagrams_that_say_nothing_to_a_client(source: Path, payload: bytes) -> None:
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        for kind in (PROBE, 5, 127):
+            yield line.said(kind, payload)
+        for kind in (DATA, ACK, ECHO, END):
+            yield line.sealed(kind, payload, number=heard.number)
+        yield b""
+        yield payload
+
+    with talking_to(answering(open_push, answer)) as client, pytest.raises(BlockedError):
+        client.put(source)
+
+
+# Ends
+
+
+def test_a_server_that_ends_and_says_why(source: Path, here: Path) -> None:
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield line.said(END)
+
+    def script(open_session: Callable[[Peer], None]) -> Script:
+        def play(peer: Peer) -> None:
+            with Line(peer.sock.getsockname()) as line:
+                open_session(peer)
+                line.serve(peer, answer)
+                peer.reply({"ok": False, "code": "no-space", "message": "the disk is full"})
+
+        return play
+
+    with (
+        talking_to(script(open_push)) as client,
+        pytest.raises(RefusedError, match="the disk is full"),
+    ):
+        client.put(source)
+    with (
+        talking_to(script(open_pull)) as client,
+        pytest.raises(RefusedError, match="the disk is full"),
+    ):
+        client.get("f", here / "f")
+
+
+def test_a_server_that_says_in_the_conversation_that_it_stops(source: Path) -> None:
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        if heard.number == 1:
+            peer_of[0].reply(
+                {"ok": False, "code": "shutting-down", "message": "stopping", "close": True}
+            )
+        yield from echoes(line, heard)
+
+    peer_of: list[Peer] = []
+
+    def script(peer: Peer) -> None:
+        peer_of[:] = [peer]
+        answering(open_push, answer)(peer)
+
+    with talking_to(script) as client, pytest.raises(RefusedError, match="stopping"):
+        client.put(source)
+
+
+def test_a_block_that_does_not_match_its_digest_comes_over_the_conversation(here: Path) -> None:
+    data = bytes(range(256)) * (BLOCK // 256)
+    numbers = set[int]()
+
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        if heard.kind == PROBE and heard.payload[:8] != bytes(8) and not numbers:
+            for offset, piece in pieces_of(data, 32_000):
+                wrong = bytes([piece[0] ^ 1]) + piece[1:] if offset == 0 else piece
+                yield line.said(DATA, wrong, offset=offset)
+                numbers.add(line.numbers[DATA | SERVER])
+
+    def script(peer: Peer) -> None:
+        with Line(peer.sock.getsockname()) as line:
+            open_pull(peer)
+            line.serve(peer, answer)
+            assert line.asked["op"] == "get"
+            digest = f"blake3:{blake3.blake3(data).hexdigest()}"
+            peer.reply(
+                {
+                    "ok": True, "name": "f", "offset": 0, "size": BLOCK, "total": BLOCK,
+                    "mtime": 0, "version": "v", "digest": digest,
+                },
+                data,
+            )  # fmt: skip
+            with contextlib.suppress(ConnectionError):
+                peer.request()
+
+    with talking_to(script) as client:
+        client.get("f", here / "f")
+    assert (here / "f").read_bytes() == data
+
+
+def test_a_server_that_acknowledges_what_it_does_not_hold(source: Path) -> None:
+    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
+        yield from echoes(line, heard)
+        if heard.kind == DATA:
+            yield line.said(ACK, struct.pack("!IQ", heard.number, 0) + b"\1")
+
+    def script(peer: Peer) -> None:
+        with Line(peer.sock.getsockname()) as line:
+            open_push(peer)
+            while True:
+                line.serve(peer, answer)
+                match line.asked["op"]:
+                    case "begin":
+                        peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
+                    case "push":
+                        peer.reply(session_reply())
+                    case op:
+                        assert op == "commit"
+                        message = {"code": "incomplete", "message": "blocks are missing"}
+                        peer.reply({"ok": False, **message})
+
+    with talking_to(script) as client, pytest.raises(RefusedError) as caught:
+        client.put(source)
+    assert caught.value.code == "incomplete"
