@@ -265,6 +265,24 @@ def quiet_after(client: Client, server: Server) -> None:
     quiet(server)
 
 
+def test_a_block_that_rots_before_the_upload_goes_on_is_sent_again(
+    relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
+) -> None:
+    source = settled(here / "large", noise(20 * MIB, 8))
+    with Eager(relay.address, memory=tmp_path / "memory") as client:
+        relay.expect(up(Cut(13 * MIB)))
+        with pytest.raises(FtpkitError):
+            client.put(source)
+        quiet_after(client, server)
+        (staged,) = root.glob(".ftpkit/uploads/*/data")
+        with open(staged, "r+b") as file:
+            file.seek(5 * MIB)
+            file.write(b"rot")
+        relay.expect()
+        client.put(source)
+    assert (root / "large").read_bytes() == source.read_bytes()
+
+
 def test_blocks_that_changed_between_two_attempts_are_sent_again(
     relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,187 @@
+"""Files as datagrams over a real link that loses, reorders, repeats, dies and is narrow."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from ftpkit.compare.link import Link
+from tests.compare.conftest import MakeLink, make_link, reason_against_links, stack
+from tests.faults.conftest import MIB, left_over, noise, visible
+
+__all__ = ["make_link", "reason_against_links", "stack"]
+
+pytestmark = pytest.mark.net
+
+WAIT_S = 60.0
+RATE, DELAY = 50e6, 0.01
+PORT = 9021
+DIRECTIONS = ["up", "down"]
+
+
+class Ends(Protocol):
+    """Makes a link with a server at its far end."""
+
+    def __call__(self, **shape: float) -> "Far": ...
+
+
+class Far:
+    """A server at the far end of a link, and commands at the near one."""
+
+    def __init__(self, link: Link, root: Path, here: Path, stack: ExitStack) -> None:
+        self.link, self.root, self.here, self._stack = link, root, here, stack
+        server = self._start(link.far.command, "serve", str(root), "--plain", "--open", "-q")
+        assert server.stdout is not None
+        assert server.stdout.readline(), server.communicate()
+        self.host = link.far.v4
+
+    def start(self, *args: str) -> "subprocess.Popen[str]":
+        """Start a command at the near end that goes over nothing but UDP."""
+        url = f"ftpk://{self.host}:{PORT}"
+        place = "--to" if args[0] == "put" else "--from"
+        options = (place, url, "--udp-only", "--retry-for", "0")
+        return self._start(self.link.near.command, *args, *options)
+
+    def move(self, direction: str, data: bytes) -> None:
+        """Move a file, and look whether it arrived."""
+        self.end(self.begin(direction, data))
+        self.check(direction, data)
+
+    def begin(self, direction: str, data: bytes) -> "subprocess.Popen[str]":
+        """Begin to move a file."""
+        if direction == "up":
+            (self.here / "f").write_bytes(data)
+            return self.start("put", "f")
+        (self.root / "f").write_bytes(data)
+        return self.start("get", "f")
+
+    def check(self, direction: str, data: bytes) -> None:
+        """Look whether it arrived."""
+        assert ((self.root if direction == "up" else self.here) / "f").read_bytes() == data
+        assert visible(self.root) == ["f"]
+        assert left_over(self.root) == []
+
+    def end(self, command: "subprocess.Popen[str]") -> None:
+        """Wait for a command, which must succeed without a word of trouble."""
+        _, errors = command.communicate(timeout=WAIT_S)
+        assert (command.returncode, errors) == (0, "")
+
+    def _start(self, within: "Within", *args: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            within([sys.executable, "-m", "ftpkit", *args]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.here,
+        )
+        self._stack.callback(_end, process)
+        return process
+
+
+class Within(Protocol):
+    """Makes a command one that runs at an end."""
+
+    def __call__(self, argv: list[str]) -> list[str]: ...
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def ends(make_link: MakeLink, stack: ExitStack, tmp_path: Path, here: Path) -> Iterator[Ends]:
+    with ExitStack() as running:
+
+        def make(**shape: float) -> Far:
+            root = tmp_path / "root"
+            root.mkdir()
+            return Far(make_link(RATE, DELAY, **shape), root, here, running)
+
+        yield make
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_fifth_of_all_packets_is_lost(ends: Ends, direction: str) -> None:
+    far = ends(loss=0.2)
+    far.move(direction, noise(3 * MIB, 1))
+    counts = far.link.counts()
+    assert counts.to_far.lost > 0
+    assert counts.to_near.lost > 0
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_packets_are_late_and_come_twice(ends: Ends, direction: str) -> None:
+    far = ends(reorder=0.02, duplicate=0.02)
+    far.move(direction, noise(6 * MIB, 2))
+    assert far.link.counts().to_far.duplicated > 0
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_path_that_dies_for_five_seconds(ends: Ends, direction: str) -> None:
+    far = ends()
+    data = noise(12 * MIB, 3)
+    command = far.begin(direction, data)
+    pause = threading.Event()
+    while sum(way.packets for way in far.link.counts()) < 3000:
+        assert command.poll() is None, command.communicate()
+        pause.wait(0.01)
+    far.link.cut()
+    pause.wait(5.0)
+    far.link.mend()
+    far.end(command)
+    far.check(direction, data)
+
+
+def test_a_queue_that_overflows(ends: Ends) -> None:
+    far = ends(queue_bytes=20_000)
+    far.move("up", noise(5 * MIB, 6))
+    assert far.link.counts().to_far.dropped > 0
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_small_file(ends: Ends, direction: str, size: int) -> None:
+    ends(loss=0.02).move(direction, noise(size, 7))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_narrow_path(ends: Ends, direction: str, version: int) -> None:
+    far = ends(mtu=1280)
+    if version == 6:
+        far.host = _v6(far)
+    far.move(direction, noise(5 * MIB, 4))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_ipv6(ends: Ends, direction: str) -> None:
+    far = ends(loss=0.01)
+    far.host = _v6(far)
+    far.move(direction, noise(5 * MIB, 5))
+
+
+def test_two_uploads_and_a_download_share_a_link(ends: Ends) -> None:
+    far = ends()
+    data = {name: noise(4 * MIB, seed) for seed, name in enumerate("abc")}
+    for name in "ab":
+        (far.here / name).write_bytes(data[name])
+    (far.root / "c").write_bytes(data["c"])
+    commands = [far.start("put", "a"), far.start("put", "b"), far.start("get", "c")]
+    for command in commands:
+        far.end(command)
+    for name in "ab":
+        assert (far.root / name).read_bytes() == data[name]
+    assert (far.here / "c").read_bytes() == data["c"]
+    assert left_over(far.root) == []
+
+
+def _v6(far: Far) -> str:
+    if far.link.far.v6 is None:
+        pytest.skip("this kernel has no IPv6")
+    return f"[{far.link.far.v6}]"
