@@ -9,6 +9,7 @@ from ftpkit.cli.display import json_line
 from ftpkit.cli.files import json_option
 from ftpkit.cli.settings import whole, word
 from ftpkit.cli.tables import Column, table
+from ftpkit.cli.transports import transports
 
 # Kept in memory, several times over: some 200 MB at most.
 MAX_MESSAGES: Final = 100_000
@@ -39,10 +40,11 @@ _STICKY: Final = (
 def compare(ctx: click.Context) -> None:
     """Show ways to move bytes side by side.
 
-    Everything runs on this machine, over loopback, and leaves nothing behind.
+    Everything runs on this machine unless you name a server, and leaves nothing behind.
 
     \b
     Example:  ftpkit compare framing
+              ftpkit compare transports bigfile.iso --link 100M,50ms,1%
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -94,3 +96,6 @@ def framing(messages: int, size: int, json: bool) -> None:
         click.echo(f"{name}: {told}")
     click.echo()
     click.echo(_STICKY)
+
+
+compare.add_command(transports)

@@ -52,6 +52,11 @@ def format_size(count: float) -> str:
     return f"{count:.{digits}f} {prefix}B"
 
 
+def format_bit_rate(bits: float) -> str:
+    """Return ``bits`` a second for a person: ``92.3 Mbit/s``, as links are sold."""
+    return f"{format_size(bits).removesuffix('B')}bit/s"
+
+
 def format_duration(seconds: float) -> str:
     """Return ``seconds`` for a person: ``12 ms``, ``3.9 s``, ``2 min 05 s``, ``1 h 02 min``."""
     if seconds < 0.9995:

@@ -1,6 +1,12 @@
 import pytest
 
-from ftpkit.cli.units import format_duration, format_size, parse_duration, parse_size
+from ftpkit.cli.units import (
+    format_bit_rate,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,11 @@ def test_what_is_no_duration_is_an_error(text: str) -> None:
 )
 def test_sizes_are_shown_with_three_digits(count: float, text: str) -> None:
     assert format_size(count) == text
+
+
+def test_rates_of_links_are_shown_in_bits() -> None:
+    shown = [format_bit_rate(bits) for bits in (0, 92_340_000, 1.5e9)]
+    assert shown == ["0 bit/s", "92.3 Mbit/s", "1.50 Gbit/s"]
 
 
 @pytest.mark.parametrize(

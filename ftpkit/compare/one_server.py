@@ -1,0 +1,31 @@
+"""The process of a server that is there for one comparison, with a directory of its own.
+
+It answers each line with the processor time that it has taken, and leaves nothing
+when its standard input ends.
+"""
+
+import json
+import sys
+import time
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ftpkit.server import Server
+
+
+def main(job: str) -> None:
+    """Serve on the ``host`` that ``job`` (a JSON object) tells, or on loopback."""
+    host = json.loads(job)["host"]
+    with (
+        TemporaryDirectory(prefix="ftpkit-compare-") as root,
+        Server(root, host=host, port=0) as server,
+    ):
+        _say({"host": server.address.host, "port": server.address.port})
+        for _ in sys.stdin:
+            _say({"cpu_s": time.process_time()})
+        server.stop(grace_s=0.0)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,222 @@
+"""The process that sends one file in one way, says what became of it, and removes it again."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from typing import Final, Self
+
+from ftpkit.client.link import Link
+from ftpkit.client.memory import BlockMemory
+from ftpkit.client.upload import BLOCK, Row, Source
+from ftpkit.compare.tcp_info import congestion_of
+from ftpkit.compare.ways import Links, OverRawUdp, OverTcp, OverUdp, Way
+from ftpkit.errors import FtpkitError
+from ftpkit.net.address import Address
+from ftpkit.protocol.messages import Delete, Named, Published
+
+# How often the first byte is looked for, and how long cleaning up may take.
+_GRAIN_S: Final = 0.001
+_CLEANING_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Send the file ``path`` to the server at ``host`` and ``port`` as ``name``.
+
+    Over ``streams`` connections, under a ``congestion`` control if one is named; if that
+    is 0, as datagrams: at ``raw_bps`` bytes a second and never again (0: as fast as
+    possible), or repaired if that is None. After ``limit_s`` seconds it is broken off.
+    """
+
+    host: str
+    port: int
+    path: str
+    name: str
+    limit_s: float
+    streams: int = 0
+    congestion: str | None = None
+    raw_bps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of a job: ``bytes`` of the file arrived within ``seconds``.
+
+    Times count from before the first connection is opened. ``first_byte_s`` is None if
+    none arrived, and the bytes that left are None where nobody tells. ``verified`` says
+    that the server has published the file, whole and checked; ``stopped`` that the job was
+    broken off, and ``error``, in a sentence, why it failed before. ``congestion`` names
+    what TCP used.
+    """
+
+    bytes: int
+    seconds: float
+    first_byte_s: float | None
+    sent_bytes: int | None
+    resent_bytes: int | None
+    lost_bytes: int | None
+    verified: bool
+    client_cpu_s: float
+    congestion: str | None
+    stopped: bool
+    error: str | None
+
+
+def main(job: str) -> None:
+    """Do the job that a JSON object describes, and print its result as another.
+
+    The end of standard input breaks it off; even then nothing is left on the server.
+    """
+    result = _Attempt(Job(**json.loads(job))).run()
+    with contextlib.suppress(BrokenPipeError):  # nobody is there to be told
+        sys.stdout.write(json.dumps(asdict(result)) + "\n")
+        sys.stdout.flush()
+
+
+class _Attempt:
+    """One upload: how far it came, and what it took."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._address = job, Address(job.host, job.port)
+        self._links = Links(self._address, job.congestion)
+        self._sources = ExitStack()
+        self._way = self._choose()
+        # Shared by all rows, so that the first knows what the others have sent.
+        self._memory: BlockMemory | None = None
+        self._last_byte_at: float | None = None
+        self._congestion: str | None = None
+        self._verified = False
+        self._error: str | None = None
+
+    def run(self) -> Result:
+        """Send, measure, clean up."""
+        cpu_s = time.process_time()
+        watch = _Watch(self._way, self._links, self._job.limit_s)
+        with Source(self._job.path) as source, closing(self._links), self._sources:
+            with watch:
+                try:
+                    self._send(source)
+                # OSError: a socket that is broken off between two calls.
+                except (FtpkitError, OSError) as error:
+                    self._error = str(error)
+            result = self._result(source.total, watch, time.process_time() - cpu_s)
+            # What they still hold back must not leave beside what comes next.
+            self._links.close()
+            self._clean_up(source)
+        return result
+
+    def _choose(self) -> Way:
+        if self._job.streams:
+            return OverTcp(self._links, self._job.streams, self._join)
+        if self._job.raw_bps is None:
+            return OverUdp()
+        return OverRawUdp(self._job.raw_bps or math.inf)
+
+    def _send(self, source: Source) -> None:
+        link = self._links.open()
+        self._congestion = congestion_of(link.sock) if self._job.streams else None
+        row = self._row(link, source)
+        row.begin()
+        self._last_byte_at = self._way.move(link, row)
+        if self._job.raw_bps is None:
+            source.check_unchanged()
+            link.ask(row.commit(), Published)
+            self._verified = True
+
+    def _row(self, link: Link, source: Source) -> Row:
+        if self._memory is None:
+            self._memory = BlockMemory(None, source.status, block=BLOCK, algorithm=link.algorithm)
+        return Row(link, source, self._job.name, self._memory, lambda moved: None, overwrite=True)
+
+    def _join(self, link: Link, first: Row) -> Row:
+        """Return another row of the upload that ``first`` has begun."""
+        row = self._row(link, self._sources.enter_context(Source(self._job.path)))
+        row.upload = first.upload
+        return row
+
+    def _result(self, total: int, watch: "_Watch", cpu_s: float) -> Result:
+        ended_at = self._last_byte_at or time.monotonic()
+        repaired = self._job.raw_bps is None and self._last_byte_at is not None
+        moved = total if repaired else min(self._way.moved, total)
+        first_byte_at = watch.first_byte_at or (ended_at if moved else None)
+        spent = self._way.spent()
+        return Result(
+            bytes=moved,
+            seconds=ended_at - watch.started,
+            first_byte_s=None if first_byte_at is None else first_byte_at - watch.started,
+            sent_bytes=spent.sent,
+            resent_bytes=spent.resent,
+            lost_bytes=spent.lost,
+            verified=self._verified,
+            client_cpu_s=cpu_s,
+            congestion=self._congestion,
+            stopped=watch.stopped,
+            error=None if watch.stopped else self._error,
+        )
+
+    def _clean_up(self, source: Source) -> None:
+        """Remove the file, and what may be there of an unfinished upload."""
+        with (
+            contextlib.suppress(FtpkitError),
+            closing(Links(self._address, None)) as links,
+        ):
+            link = links.open()
+            if not self._verified:
+                # Perhaps only the reply to a request was lost: it is begun again to be aborted.
+                row = self._row(link, source)
+                row.begin()
+                row.abort()
+            link.ask(Delete(name=self._job.name), Named)
+
+
+class _Watch:
+    """Follows an upload from another thread, and breaks it off when its time is up.
+
+    So does the end of standard input, for then nobody waits for it any more.
+    """
+
+    def __init__(self, way: Way, links: Links, limit_s: float) -> None:
+        self.started = time.monotonic()
+        self.first_byte_at: float | None = None
+        self.stopped = False
+        """Whether it broke the upload off."""
+        self._way, self._links, self._limit_s = way, links, limit_s
+        self._woken = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended = True
+        self._woken.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        self._woken.set()
+        # Somebody waits for our end: not longer than this.
+        time.sleep(_CLEANING_S)
+        os._exit(1)
+
+    def _run(self) -> None:
+        deadline = self.started + self._limit_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            looking = self.first_byte_at is None
+            if self._woken.wait(min(left_s, _GRAIN_S) if looking else left_s):
+                break
+            if looking and self._way.moved > 0:
+                self.first_byte_at = time.monotonic()
+        if not self._ended:
+            self.stopped = True
+            self._links.stop()

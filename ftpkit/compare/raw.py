@@ -1,0 +1,127 @@
+"""UDP by itself: every piece of a row of blocks leaves once, and nobody asks what became of it."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from ftpkit.errors import ProtocolError
+from ftpkit.protocol.datagram import (
+    MAX_NUMBER,
+    OVERHEAD,
+    Datagram,
+    Kind,
+    Numbers,
+    pack_header,
+    read_ack,
+)
+from ftpkit.protocol.digest import DIGEST_BYTES
+from ftpkit.protocol.rate import RateControl
+from ftpkit.protocol.sender import Fill, Sent
+
+# As the sender that it is compared with.
+_BURST_S: Final = 0.001
+_MAX_BURST: Final = 512 * 1024
+_CREDIT_S: Final = 0.004
+_LONGEST_WAIT_S: Final = 1.0
+
+# A receiver acknowledges pieces of blocks that it does not want: that is how it is asked.
+_NO_BLOCK: Final = MAX_NUMBER
+_ASK_AGAIN_S: Final = 0.05
+_QUESTIONS: Final = 100
+
+
+class RawSender:
+    """Sends blocks in pieces of ``piece`` bytes, once, at one rate, whatever becomes of them.
+
+    It stands where a ``Sender`` stands, and shows what that one adds. When all has left,
+    it asks how many bytes have arrived until it is told.
+    """
+
+    def __init__(
+        self,
+        session: int,
+        piece: int,
+        sizes: Mapping[int, int],
+        fill: Fill,
+        rate: RateControl,
+        *,
+        rtt_s: float,
+        now: float,
+    ) -> None:
+        self.sent = Sent()
+        """What left; what was lost is known once ``told``."""
+        self.told = False
+        """Whether the receiver has said how much arrived of all that left."""
+        self._session, self._piece = session, piece
+        self._waiting, self._fill, self._rate = deque(sizes.items()), fill, rate
+        self._numbers = Numbers()
+        self._body = memoryview(b"")
+        self._block = self._offset = self._opened = 0
+        self._received = 0
+        self._due, self._ask_again_s = now, max(rtt_s, _ASK_AGAIN_S)
+        self._first_question = MAX_NUMBER
+        self._questions = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes of blocks that have arrived, as far as that was told."""
+        return max(0, self._received - self._opened * DIGEST_BYTES)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is known what arrived, or there is no hope to learn that."""
+        return self.told or self._questions > _QUESTIONS
+
+    def next_event(self, now: float) -> float:
+        """Return when there is something to do, if nothing arrives before."""
+        return min(self._due, now + _LONGEST_WAIT_S)
+
+    def datagrams_to_send(self, now: float) -> list[Datagram]:
+        """Return what is to leave now: pieces of one block, or the question at the end."""
+        if now < self._due:
+            return []
+        if self._offset >= len(self._body):
+            if not self._waiting:
+                return self._ask(now)
+            self._open_next()
+        self._due = max(self._due, now - _CREDIT_S)
+        room = min((now - self._due + _BURST_S) * self._rate.rate_bps, _MAX_BURST)
+        datagrams = []
+        while room > 0 and self._offset < len(self._body):
+            payload = self._body[self._offset : self._offset + self._piece]
+            size = len(payload) + OVERHEAD
+            datagrams.append(self._datagram(self._block, self._offset, payload))
+            self._offset += len(payload)
+            self.sent.once += len(payload)
+            self._due += size / self._rate.rate_bps
+            room -= size
+        return datagrams
+
+    def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
+        """Take the count of what arrived from an acknowledgement; ProtocolError if it is none."""
+        ack = read_ack(payload)
+        if ack.largest > self._numbers.last or ack.received > self.sent.once:
+            raise ProtocolError("an acknowledgement of what was never sent")
+        self._received = max(self._received, ack.received)
+        if ack.largest >= self._first_question:
+            self.told = True
+            self.sent.lost = self.sent.once - self._received
+
+    def _open_next(self) -> None:
+        self._block, size = self._waiting.popleft()
+        # Whatever left of the block before was sealed since, so its memory is free.
+        if len(self._body) != size + DIGEST_BYTES:
+            self._body = memoryview(bytearray(size + DIGEST_BYTES))
+        self._fill(self._block, self._body)
+        self._offset, self._opened = 0, self._opened + 1
+
+    def _ask(self, now: float) -> list[Datagram]:
+        self._due = now + self._ask_again_s
+        self._questions += 1
+        question = self._datagram(_NO_BLOCK, 0, b"?")
+        self._first_question = min(self._first_question, self._numbers.last)
+        return [question]
+
+    def _datagram(self, block: int, offset: int, payload: bytes | memoryview) -> Datagram:
+        header = pack_header(self._session, self._numbers.next(), Kind.DATA, block, offset)
+        return Datagram(header, payload)

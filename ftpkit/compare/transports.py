@@ -1,0 +1,166 @@
+"""The same file sent in different ways, and what each of them took."""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ftpkit.client import Client
+from ftpkit.client.upload import Source
+from ftpkit.compare.child import Child
+from ftpkit.compare.link import Counts, Link, Shape
+from ftpkit.compare.one_transport import Job, Result
+from ftpkit.compare.tcp_info import congestion_controls
+from ftpkit.errors import LocalFileError
+from ftpkit.net.address import Address
+
+STREAMS: Final = 4
+
+# A raw sender knows the rate of its link, and stays below it so that headers and an uneven pace
+# overflow no queue: what is lost then, the link has lost.
+_RAW_SHARE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """One way to send a file; see Job for the rest."""
+
+    name: str
+    streams: int = 0
+    congestion: str | None = None
+    repaired: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one transport took to bring a file over.
+
+    ``bytes`` of the file arrived; ``seconds`` passed from the first connection's opening
+    until the server held the last of them, ``first_byte_s`` until it had the first.
+    ``goodput_bps`` is bits of the file a second. ``sent_bytes`` left in all, as far as is
+    known, among them ``resent_bytes`` that left again; ``lost_bytes`` of pieces never
+    arrived, which the kernel does not tell of TCP. Processor seconds are from the opening
+    until the file was published and removed; a server's are known if it is our own.
+    ``verified`` says that the file was published, whole and checked; ``stopped`` that its
+    time was up before, and ``error``, in a sentence, that something else failed.
+    ``congestion`` is the congestion control of TCP.
+    """
+
+    transport: str
+    bytes: int
+    seconds: float
+    first_byte_s: float | None
+    goodput_bps: float
+    sent_bytes: int | None
+    resent_bytes: int | None
+    lost_bytes: int | None
+    verified: bool
+    client_cpu_s: float
+    server_cpu_s: float | None
+    congestion: str | None
+    stopped: bool
+    error: str | None
+
+
+class Comparison:
+    """Sends ``path`` to a server, in one way after the other, each time in a new process."""
+
+    def __init__(
+        self, path: str, address: Address, server: Child | None, link: Link | None, limit_s: float
+    ) -> None:
+        self._path, self._address, self._limit_s = path, address, limit_s
+        self._server, self._link = server, link
+
+    def transports(self) -> list[Transport]:
+        """Return the ways that there are here, TCP with the kernel's defaults first."""
+        return [
+            Transport(name="tcp", streams=1),
+            Transport(name=f"tcp-{STREAMS}", streams=STREAMS),
+            *(
+                Transport(name=f"tcp-{control}", streams=1, congestion=control)
+                for control in congestion_controls()[1:]
+            ),
+            Transport(name="udp-raw", repaired=False),
+            Transport(name="udp"),
+        ]
+
+    def measure(self, transport: Transport) -> Outcome:
+        """Send the file in one way and remove it from the server.
+
+        ChildError if a process that is needed for that has ended.
+        """
+        before_s = self._server_cpu_s()
+        job = self._job(transport)
+        near = self._link.near if self._link else None
+        with Child("ftpkit.compare.one_transport", asdict(job), near) as child:
+            result = Result(**child.hear())
+        after_s = self._server_cpu_s()
+        return Outcome(
+            transport=transport.name,
+            goodput_bps=result.bytes * 8 / result.seconds,
+            server_cpu_s=None if before_s is None or after_s is None else after_s - before_s,
+            **asdict(result),
+        )
+
+    def link_counts(self) -> Counts | None:
+        """Return what became of all packets, if there is a link."""
+        return self._link.counts() if self._link else None
+
+    def _job(self, transport: Transport) -> Job:
+        raw_bps = None
+        if not transport.repaired:
+            raw_bps = self._link.shape.rate_bps / 8 * _RAW_SHARE if self._link else 0.0
+        return Job(
+            host=self._address.host,
+            port=self._address.port,
+            path=self._path,
+            name=f"ftpkit-compare-{secrets.token_hex(8)}",
+            limit_s=self._limit_s,
+            streams=transport.streams,
+            congestion=transport.congestion,
+            raw_bps=raw_bps,
+        )
+
+    def _server_cpu_s(self) -> float | None:
+        if self._server is None:
+            return None
+        seconds: float = self._server.ask()["cpu_s"]
+        return seconds
+
+
+@contextlib.contextmanager
+def comparing(
+    path: str, *, to: Address | None = None, shape: Shape | None = None, limit_s: float = 60.0
+) -> Iterator[Comparison]:
+    """Compare ways to send the file ``path``; each is broken off after ``limit_s`` seconds.
+
+    It goes to the server at ``to``; else to one that is made for it, on loopback, or at
+    the far end of a link of a ``shape``, which is made as well. Nothing is left behind.
+
+    Raises LocalFileError for a file that cannot be sent, CannotConnectError where no server
+    answers, LinkUnavailableError where there can be no link.
+    """
+    with Source(path) as source:
+        if source.total == 0:
+            raise LocalFileError(f"{path!r} is empty: there is nothing to send")
+    absolute = str(Path(path).absolute())
+    with ExitStack() as stack:
+        if to is not None:
+            with Client(to) as client:
+                client.ping()
+            yield Comparison(absolute, to, None, None, limit_s)
+            return
+        link = stack.enter_context(Link(shape)) if shape else None
+        server, address = _start_server(stack, link)
+        yield Comparison(absolute, address, server, link, limit_s)
+
+
+def _start_server(stack: ExitStack, link: Link | None) -> tuple[Child, Address]:
+    job: dict[str, Any] = {"host": link.far.v4 if link else None}
+    far = link.far if link else None
+    server = stack.enter_context(Child("ftpkit.compare.one_server", job, far))
+    where = server.hear()
+    return server, Address(where["host"], where["port"])

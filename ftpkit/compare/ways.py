@@ -1,0 +1,236 @@
+"""Ways to bring the blocks of an upload over: TCP, and datagrams with and without repair."""
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Final, NamedTuple, Protocol
+
+from ftpkit.client.exchange import SessionStart, exchange, sending
+from ftpkit.client.link import Link
+from ftpkit.client.upload import BLOCK, Row
+from ftpkit.compare.raw import RawSender
+from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
+from ftpkit.errors import LinkError
+from ftpkit.net.address import Address
+from ftpkit.protocol.datagram import most_open
+from ftpkit.protocol.messages import Push
+from ftpkit.protocol.rate import FixedRate
+from ftpkit.protocol.sender import Sender
+
+_TIMEOUT_S: Final = 30.0
+# A close that sends nothing more: what is buffered would use the line that the next one measures.
+_RESET: Final = struct.pack("@ii", 1, 0)
+
+
+class Spent(NamedTuple):
+    """Bytes that left, those of them that left again, and those that never arrived.
+
+    Each is None where nobody tells.
+    """
+
+    sent: int | None
+    resent: int | None
+    lost: int | None
+
+
+class Way(Protocol):
+    """One way to move the blocks that an upload lacks."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes that have arrived, as far as that was acknowledged; safe from another thread."""
+
+    def move(self, link: Link, row: Row) -> float:
+        """Move them, and return when the last byte had arrived; what breaks the link passes."""
+
+    def spent(self) -> Spent:
+        """Return what that took; the links must still be open."""
+
+
+class Links:
+    """The conversations of one upload, opened one by one and broken off together."""
+
+    def __init__(self, address: Address, congestion: str | None) -> None:
+        self.stopped = False
+        self._address, self._congestion = address, congestion
+        self._links: list[Link] = []
+
+    def open(self) -> Link:
+        """Open another conversation; LinkError if there is to be no more."""
+        link = Link(self._address, timeout_s=_TIMEOUT_S, pace=None)
+        self._links.append(link)
+        if self._congestion is not None:
+            try:
+                use_congestion(link.sock, self._congestion)
+            except OSError as error:
+                raise LinkError(f"no {self._congestion} here: {error.strerror}") from None
+        if self.stopped:
+            raise LinkError("the transfer was stopped")
+        return link
+
+    def stop(self) -> None:
+        """Break off whatever is under way; safe from another thread."""
+        self.stopped = True
+        for link in list(self._links):
+            link.stream.interrupt()
+
+    def close(self) -> None:
+        """Close them; nothing that is still buffered leaves."""
+        for link in self._links:
+            if self.stopped and link.sock.fileno() >= 0:
+                link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            link.close()
+
+
+class OverTcp:
+    """Blocks over one connection, or over several that share them out as they get on.
+
+    ``join`` makes, for another link, a row of the same upload with a source of its own.
+    """
+
+    def __init__(self, links: Links, streams: int, join: Callable[[Link, Row], Row]) -> None:
+        self._links, self._streams, self._join = links, streams, join
+        self._meters: list[_Meter] = []
+
+    @property
+    def moved(self) -> int:
+        """Bytes that the kernel says are acknowledged, headers included."""
+        return sum(meter.now.acked - meter.then.acked for meter in list(self._meters))
+
+    def move(self, link: Link, row: Row) -> float:
+        """Send what is missing."""
+        if self._streams == 1:
+            self._meters.append(_Meter(link.sock))
+        else:
+            self._share(link, row)
+            # To the first connection, what came over the others is news.
+            row.begin()
+        row.send()
+        return time.monotonic()
+
+    def spent(self) -> Spent:
+        """Return what the kernel counted; what was lost it only guesses."""
+        if not all(meter.known for meter in self._meters):
+            return Spent(None, None, None)
+        spans = [(meter.now, meter.then) for meter in self._meters]
+        return Spent(
+            sum(now.sent - then.sent for now, then in spans),
+            sum(now.resent - then.resent for now, then in spans),
+            None,
+        )
+
+    def _share(self, link: Link, row: Row) -> None:
+        # One step of a list's iterator is one step for threads, too: each block is taken once.
+        offsets = iter([number * BLOCK for number in row.missing()])
+
+        def work(link: Link, row: Row) -> None:
+            self._meters.append(_Meter(link.sock))
+            row.write(offsets)
+
+        def join() -> None:
+            other = self._links.open()
+            work(other, self._join(other, row))
+
+        with ThreadPoolExecutor(self._streams) as pool:
+            streams = [pool.submit(work, link, row)]
+            streams += [pool.submit(join) for _ in range(self._streams - 1)]
+            for stream in streams:
+                stream.result()
+
+
+class OverUdp:
+    """Blocks as datagrams, which are sent again until all have arrived."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        self._senders: list[Sender] = []
+
+    def move(self, link: Link, row: Row) -> float:
+        """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
+        sizes = row.missing()
+        start = sending(BLOCK, sizes, row.fill, None)
+
+        def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
+            self._senders.append(start(session, piece, rtt_s, now))
+            return self._senders[-1]
+
+        exchange(link, Push(upload=row.upload), begin, self._count)
+        link.settle()
+        row.carried(sizes, self.moved)
+        row.send()
+        return time.monotonic()
+
+    def spent(self) -> Spent:
+        """Return what the sender counted, without what datagrams add to their pieces."""
+        sent = [sender.sent for sender in self._senders]
+        again = sum(each.again for each in sent)
+        return Spent(
+            sum(each.once for each in sent) + again, again, sum(each.lost for each in sent)
+        )
+
+    def _count(self, moved: int) -> None:
+        self.moved += moved
+
+
+class OverRawUdp:
+    """Blocks as datagrams that leave once, at ``rate_bps`` bytes a second, and are not repaired."""
+
+    def __init__(self, rate_bps: float) -> None:
+        self.moved = 0
+        self._rate = FixedRate(rate_bps)
+        self._moved_at = time.monotonic()
+        self._senders: list[RawSender] = []
+
+    def move(self, link: Link, row: Row) -> float:
+        """Send each block once.
+
+        A receiver keeps so many unfinished blocks and no more, and here most stay so:
+        for those that follow there is a session of their own.
+        """
+        for sizes in _batches(row.missing(), most_open(BLOCK)):
+            exchange(link, Push(upload=row.upload), self._start(sizes, row), self._count)
+            link.settle()
+        return self._moved_at
+
+    def spent(self) -> Spent:
+        """Return what left, and what of it did not arrive if the server could say that."""
+        told = all(sender.told for sender in self._senders)
+        sent = [sender.sent for sender in self._senders]
+        return Spent(
+            sum(each.once for each in sent), 0, sum(each.lost for each in sent) if told else None
+        )
+
+    def _start(self, sizes: Mapping[int, int], row: Row) -> SessionStart:
+        def begin(session: int, piece: int, rtt_s: float, now: float) -> RawSender:
+            sender = RawSender(session, piece, sizes, row.fill, self._rate, rtt_s=rtt_s, now=now)
+            self._senders.append(sender)
+            return sender
+
+        return begin
+
+    def _count(self, moved: int) -> None:
+        self.moved += moved
+        self._moved_at = time.monotonic()
+
+
+class _Meter:
+    """What the kernel counts on one connection from now on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        then = tcp_info(sock)
+        self.known = then is not None
+        self.then = then or TcpInfo(0, 0, 0)
+
+    @property
+    def now(self) -> TcpInfo:
+        return tcp_info(self._sock) or self.then
+
+
+def _batches(sizes: Mapping[int, int], most: int) -> Iterator[dict[int, int]]:
+    rest = iter(sizes.items())
+    while batch := dict(islice(rest, most)):
+        yield batch

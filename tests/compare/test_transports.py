@@ -1,0 +1,235 @@
+"""One file goes over in every way, is counted truly, and leaves nothing where it went."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Server
+from ftpkit.compare.child import Child, ChildError
+from ftpkit.compare.link import Shape
+from ftpkit.compare.tcp_info import congestion_controls
+from ftpkit.compare.transports import STREAMS, Comparison, Outcome, Transport, comparing
+from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
+from tests.compare.conftest import PATIENCE_S
+from tests.support.trees import published, staged
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+TOTAL = 9_500_000  # three blocks, the last of them short
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(TOTAL))
+    return str(path)
+
+
+def measured(comparison: Comparison) -> dict[str, Outcome]:
+    outcomes = [comparison.measure(transport) for transport in comparison.transports()]
+    return {outcome.transport: outcome for outcome in outcomes}
+
+
+def assert_adds_up(outcome: Outcome, total: int) -> None:
+    """Whatever the transport, its numbers fit together."""
+    assert (outcome.error, outcome.stopped) == (None, False)
+    assert outcome.first_byte_s is not None
+    assert 0 < outcome.first_byte_s <= outcome.seconds
+    assert outcome.goodput_bps == outcome.bytes * 8 / outcome.seconds
+    assert 0 < outcome.client_cpu_s < PATIENCE_S
+    assert 0 < outcome.bytes <= total
+    if outcome.sent_bytes is not None and outcome.resent_bytes is not None:
+        assert outcome.sent_bytes - outcome.resent_bytes >= outcome.bytes
+
+
+def test_every_transport_of_this_machine_is_measured(path: str, tmp_path: Path) -> None:
+    with comparing(path) as comparison:
+        rows = measured(comparison)
+        assert comparison.link_counts() is None
+    names = ["tcp", f"tcp-{STREAMS}", *(f"tcp-{name}" for name in congestion_controls()[1:])]
+    assert list(rows) == [*names, "udp-raw", "udp"]
+    raw = rows.pop("udp-raw")
+    for row in (raw, *rows.values()):
+        assert_adds_up(row, TOTAL)
+        assert row.server_cpu_s is not None
+        assert row.server_cpu_s >= 0
+    for row in rows.values():
+        assert (row.verified, row.bytes) == (True, TOTAL)
+    assert (raw.verified, raw.resent_bytes) == (False, 0)
+    assert [raw.congestion, rows["udp"].congestion] == [None, None]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@linux
+def test_tcp_rows_name_their_congestion_control(path: str) -> None:
+    default, *others = congestion_controls()
+    with comparing(path) as comparison:
+        plain = comparison.measure(comparison.transports()[0])
+        rows = [comparison.measure(each) for each in comparison.transports() if each.congestion]
+    assert plain.congestion == default
+    assert [row.congestion for row in rows] == others
+    for row in (plain, *rows):
+        assert row.sent_bytes is not None
+        assert row.sent_bytes >= TOTAL
+        assert row.lost_bytes is None
+
+
+def test_a_server_of_ones_own_is_used_and_left_as_it_was(
+    path: str, server: Server, root: Path
+) -> None:
+    (root / "mine").write_text("stays")
+    with comparing(path, to=server.address) as comparison:
+        rows = measured(comparison)
+    assert [row.server_cpu_s for row in rows.values()] == [None] * len(rows)
+    assert {name for name, row in rows.items() if not row.verified} == {"udp-raw"}
+    assert published(root) == {"mine": b"stays"}
+    assert staged(root) == []
+
+
+def test_a_transport_whose_time_is_up_is_stopped_and_cleaned_up(
+    tmp_path: Path, server: Server, root: Path
+) -> None:
+    huge = tmp_path / "huge.bin"
+    with huge.open("wb") as file:
+        file.truncate(2**30)
+    with comparing(str(huge), to=server.address, limit_s=0.15) as comparison:
+        for row in measured(comparison).values():
+            assert (row.stopped, row.verified, row.error) == (True, False, None), row
+            assert 0 <= row.bytes < 2**30
+            assert 0.15 <= row.seconds < PATIENCE_S
+    assert published(root) == {}
+    assert staged(root) == []
+
+
+def test_what_fails_is_told_in_its_row(path: str, root: Path) -> None:
+    with (
+        Server(root, port=0, datagrams=False) as server,
+        comparing(path, to=server.address) as comparison,
+    ):
+        rows = measured(comparison)
+    for name in ("udp", "udp-raw"):
+        error = rows[name].error
+        assert error is not None
+        assert "datagrams" in error
+        assert (rows[name].bytes, rows[name].goodput_bps) == (0, 0.0)
+        assert rows[name].first_byte_s is None
+    assert rows["tcp"].verified
+    assert published(root) == {}
+    assert staged(root) == []
+
+
+def test_a_congestion_control_that_is_not_there_is_told_in_its_row(path: str) -> None:
+    with comparing(path) as comparison:
+        row = comparison.measure(Transport(name="tcp-none", streams=1, congestion="none"))
+    if sys.platform == "linux":
+        assert row.error == "no none here: No such file or directory"
+
+
+def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    cases: list[tuple[type[FtpkitError], Path, str]] = [
+        (LocalFileError, empty, "is empty"),
+        (LocalFileError, tmp_path / "none", "cannot read"),
+        (LocalFileError, tmp_path, "is a directory"),
+    ]
+    for kind, path, message in cases:
+        with pytest.raises(kind, match=message), comparing(str(path)):
+            pass
+
+
+def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
+    with Server(os.path.dirname(path) + "/gone", port=0) as server:
+        address = server.address
+    with pytest.raises(CannotConnectError), comparing(path, to=address):
+        pass
+
+
+# Over a link
+
+
+@pytest.mark.net
+@pytest.mark.usefixtures("make_link")
+def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(2_000_000))
+    with comparing(str(path), shape=Shape.parse("20M,10ms,1%")) as comparison:
+        transports = {transport.name: transport for transport in comparison.transports()}
+        before = comparison.link_counts()
+        raw = comparison.measure(transports["udp-raw"])
+        after = comparison.link_counts()
+        repaired = comparison.measure(transports["udp"])
+        plain = comparison.measure(transports["tcp"])
+    for row in (raw, repaired, plain):
+        assert_adds_up(row, 2_000_000)
+    assert before is not None
+    assert after is not None
+    # Raw loses what the link has lost of it, and not a byte less.
+    lost = after.to_far.lost + after.to_far.dropped - before.to_far.lost - before.to_far.dropped
+    assert raw.lost_bytes is not None
+    assert raw.sent_bytes is not None
+    assert 0 < raw.lost_bytes <= lost * 1500
+    assert raw.sent_bytes - raw.lost_bytes == pytest.approx(raw.bytes, abs=100)
+    assert (raw.verified, raw.resent_bytes) == (False, 0)
+    assert (repaired.verified, repaired.bytes) == (True, 2_000_000)
+    assert repaired.resent_bytes is not None
+    assert repaired.lost_bytes is not None
+    assert repaired.resent_bytes > 0
+    assert repaired.lost_bytes > 0
+    assert plain.verified
+    assert plain.resent_bytes is not None
+    assert plain.resent_bytes > 0
+
+
+@pytest.mark.net
+@pytest.mark.usefixtures("make_link")
+def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(os.urandom(4_000_000))
+    with comparing(str(path), shape=Shape.parse("4M,5ms"), limit_s=0.5) as comparison:
+        stopped = comparison.measure(Transport(name="tcp", streams=2))
+        counts = comparison.link_counts()
+    assert stopped.stopped
+    assert 0 < stopped.bytes < 4_000_000
+    assert stopped.sent_bytes is not None
+    assert counts is not None
+    # Sockets buffer megabytes, but what left is little more than what was counted until then.
+    assert counts.to_far.bytes < 2 * stopped.sent_bytes + 200_000
+
+
+# The processes
+
+
+def test_a_process_that_ends_too_early_is_told_of() -> None:
+    with (
+        pytest.raises(ChildError, match="has ended with"),
+        Child("ftpkit.compare.one_server", {"host": "192.0.2.1"}) as child,
+    ):
+        child.hear()
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    code = (
+        "import os; from ftpkit.compare.child import Child; "
+        "child = Child('ftpkit.compare.one_server', {'host': None}); "
+        "child.hear(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
+    )
+    # It shares stderr, so whoever reads that to its end has waited for it.
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (-9, "")
+    assert done.stdout.startswith("['ftpkit-compare-")
+    assert not list((tmp_path / "tmp").iterdir())
