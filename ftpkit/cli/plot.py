@@ -33,6 +33,8 @@ class Bars:
             raise click.BadParameter(
                 f"a plot's name ends in one of {', '.join(sorted(formats))}", param_hint="--plot"
             )
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise LocalFileError(f"cannot write {path!r}: there is no such directory")
 
     def draw(self, rows: Iterable[tuple[str, float, bool]]) -> None:
         """Draw rows from top to bottom: their label, bits a second, and if they are verified."""
