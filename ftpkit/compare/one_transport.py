@@ -144,7 +144,8 @@ class _Attempt:
         ended_at = self._last_byte_at or time.monotonic()
         repaired = self._job.raw_bps is None and self._last_byte_at is not None
         moved = total if repaired else min(self._way.moved, total)
-        first_byte_at = watch.first_byte_at or (ended_at if moved else None)
+        # The watch may come to look when all is over.
+        first_byte_at = min(watch.first_byte_at or ended_at, ended_at) if moved else None
         spent = self._way.spent()
         return Result(
             bytes=moved,
