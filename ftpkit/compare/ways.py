@@ -15,7 +15,7 @@ from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import LinkError
 from ftpkit.net.address import Address
-from ftpkit.protocol.datagram import most_open
+from ftpkit.protocol.datagram import MOST_BLOCKS, most_open
 from ftpkit.protocol.messages import Push
 from ftpkit.protocol.rate import FixedRate
 from ftpkit.protocol.sender import Sender
@@ -150,7 +150,7 @@ class OverUdp:
 
     def move(self, link: Link, row: Row) -> float:
         """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
-        sizes = row.missing()
+        sizes = dict(islice(row.missing().items(), MOST_BLOCKS))
         start = sending(BLOCK, sizes, row.fill, None)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
