@@ -27,7 +27,7 @@ _LONGEST_WAIT_S: Final = 1.0
 # A receiver acknowledges pieces of blocks that it does not want: that is how it is asked.
 _NO_BLOCK: Final = MAX_NUMBER
 _ASK_AGAIN_S: Final = 0.05
-_QUESTIONS: Final = 100
+_QUESTIONS: Final = 40
 
 
 class RawSender:

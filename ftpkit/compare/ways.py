@@ -157,7 +157,7 @@ class OverUdp:
             self._senders.append(start(session, piece, rtt_s, now))
             return self._senders[-1]
 
-        exchange(link, Push(upload=row.upload), begin, self._count)
+        exchange(link, Push(upload=row.upload), begin, self._count, None)
         link.settle()
         row.carried(sizes, self.moved)
         row.send()
@@ -191,7 +191,7 @@ class OverRawUdp:
         for those that follow there is a session of their own.
         """
         for sizes in _batches(row.missing(), most_open(BLOCK)):
-            exchange(link, Push(upload=row.upload), self._start(sizes, row), self._count)
+            exchange(link, Push(upload=row.upload), self._start(sizes, row), self._count, None)
             link.settle()
         return self._moved_at
 
