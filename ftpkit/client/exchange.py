@@ -75,7 +75,7 @@ def exchange(
     request: Push | Pull,
     start: SessionStart,
     on_moved: OnMoved,
-    rate_bps: float | None = None,
+    rate_bps: float | None,
 ) -> None:
     """Move a row of blocks until all are over, or the server goes on no further.
 
