@@ -17,7 +17,7 @@ from ftpkit.protocol.datagram import MOST_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
 from ftpkit.storage.files import Directory, Files
-from ftpkit.storage.store import Entry, Wish
+from ftpkit.storage.store import Entry, Wish, hold_block
 from ftpkit.storage.tree import Tree
 from ftpkit.storage.upload import (
     DATA,
@@ -262,22 +262,12 @@ class _Row:
 
         def take(number: int, data: memoryview, raw: bytes) -> None:
             nonlocal taken
-            offset = number * BLOCK
+            offset, digest = number * BLOCK, format_digest(self._link.algorithm, raw)
             with self._local():
-                digest = format_digest(self._link.algorithm, raw)
-                writer = self._upload.write(offset, len(data), digest)
-                try:
-                    writer.write(data)
-                    writer.finish()
-                except RefusedError as refusal:
-                    # Then it comes over the conversation.
-                    if refusal.code is not Code.DIGEST_MISMATCH:
-                        raise
-                else:
+                # One that is damaged comes over the conversation.
+                if hold_block(self._upload, offset, data, digest):
                     self._held.add(offset)
                     taken += len(data)
-                finally:
-                    writer.release()
 
         what = self._what
         pull = Pull(name=what.name, version=what.version, block=BLOCK, ranges=ranges)

@@ -12,7 +12,7 @@ from ftpkit.protocol.rate import BottleneckRate
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
 from ftpkit.server.context import Context, Result
-from ftpkit.storage.store import Reader, Upload
+from ftpkit.storage.store import Reader, Upload, hold_block
 
 
 def push(context: Context, request: m.Push) -> Result:
@@ -68,17 +68,8 @@ def pull(context: Context, request: m.Pull) -> Result:
 
 
 def _take(upload: Upload, number: int, data: memoryview, raw: bytes, algorithm: str) -> None:
-    """Hold a block that has arrived, if it matches its digest."""
-    writer = upload.write(number * upload.block, len(data), format_digest(algorithm, raw))
-    try:
-        writer.write(data)
-        writer.finish()
-    except RefusedError as refusal:
-        # The next begin does not list it, and then it comes over the conversation.
-        if refusal.code is not Code.DIGEST_MISMATCH:
-            raise
-    finally:
-        writer.release()
+    # One that is damaged the next begin does not list, and it comes over the conversation.
+    hold_block(upload, number * upload.block, data, format_digest(algorithm, raw))
 
 
 def _sizes(request: m.Pull, total: int) -> dict[int, int]:

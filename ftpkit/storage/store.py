@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
+from ftpkit.errors import Code, RefusedError
+
 Progress = Callable[[int, int], None]
 """Called with how many bytes of how many are done, while work takes long."""
 
@@ -159,3 +161,18 @@ class Store(Protocol):
         """Return what ``commit`` of this upload answered, if that was within a day."""
 
     def close(self) -> None: ...
+
+
+def hold_block(upload: Upload, offset: int, data: memoryview, digest: str) -> bool:
+    """Hold a whole block that is here already; False says that it does not match its digest."""
+    writer = upload.write(offset, len(data), digest)
+    try:
+        writer.write(data)
+        writer.finish()
+    except RefusedError as refusal:
+        if refusal.code is not Code.DIGEST_MISMATCH:
+            raise
+        return False
+    finally:
+        writer.release()
+    return True
