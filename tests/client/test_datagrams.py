@@ -592,16 +592,15 @@ def test_a_source_that_becomes_shorter_while_it_is_sent_publishes_nothing(
 ) -> None:
     source = tmp_path / "f"
     made(source, 40 * BLOCK)
-    with open(source, "r+b") as file:
 
-        def fate(raw: bytes, up: bool) -> list[bytes]:
-            if wire.up > BLOCK:
-                file.truncate(5)
-            return [raw]
+    def fate(raw: bytes, up: bool) -> list[bytes]:
+        if wire.up > BLOCK:
+            os.truncate(source, 5)
+        return [raw]
 
-        wire.fate = fate
-        with pytest.raises(SourceChangedError):
-            wired.put(source)
+    wire.fate = fate
+    with pytest.raises(SourceChangedError):
+        wired.put(source)
     assert published(root) == {}
     assert staged(root) == []
 
