@@ -23,7 +23,7 @@ from ftpkit.protocol.receiver import Receiver, Take
 from ftpkit.protocol.sender import Fill, Sender
 
 # Nobody who has asked for UDP should wait longer to learn that it is blocked.
-_BLOCKED_S: Final = 2.5
+_BLOCKED_S: Final = 2.0
 # So long a path may be dead, in the middle, before its datagrams are given up.
 _DEAD_S: Final = 10.0
 _WATCH_S: Final = 0.25

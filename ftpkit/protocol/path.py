@@ -56,10 +56,6 @@ class Path:
         """Whether the server was ever heard."""
         return self._largest > 0
 
-    def silence_s(self, now: float) -> float:
-        """Return for how long the server was not heard."""
-        return now - self._heard_at
-
     def hear(self, now: float) -> None:
         """Note that the server sent something else than an echo: it knows our address."""
         self._heard_at, self._open = now, True

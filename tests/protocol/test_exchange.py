@@ -196,7 +196,6 @@ def test_the_client_takes_nothing_that_a_client_sent(kind: Kind) -> None:
     near.receive(Header(1, 1, 0, 0, kind), b"\0" * 14, 1.0)
     assert not near.ended
     assert not near.path.heard
-    assert near.path.silence_s(1.0) == 1.0
 
 
 def test_the_server_takes_nothing_that_a_server_sent() -> None:
@@ -267,8 +266,7 @@ def test_nothing_said_is_no_acknowledgement() -> None:
     assert not sender.done
 
 
-def test_what_comes_before_the_path_is_known_opens_it_and_is_dropped() -> None:
+def test_what_comes_before_the_path_is_known_is_dropped() -> None:
     near, _ = Copy(b"x" * 500).ends()
     near.receive(Header(1, 1, 0, 0, Kind.ACK | FROM_SERVER), pack_ack(Ack(0, 0, 0)), 1.0)
     assert near.row is None
-    assert near.path.silence_s(1.0) == 0.0
