@@ -342,7 +342,7 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
         ((error, delay),) = told
         assert isinstance(error, BlockedError)
         assert delay == 0
-        # 2.5 s, and what a busy machine adds.
+        # 2 s, and what a busy machine adds.
         assert when[0] - started < 6.0
         assert seen[-1] == (len(data), len(data))
         # It is remembered: the next file does not try again.
