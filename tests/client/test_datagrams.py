@@ -353,8 +353,9 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_blocked_from_the_start_nothing_else_is_an_error(
-    tcp_only: Relay, root: Path, tmp_path: Path, direction: str
+    tcp_only: Relay, root: Path, tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exchange_module, "_BLOCKED_S", 0.5)
     data = made(tmp_path / "f", BLOCK + 1)
     (root / "f").write_bytes(data)
     (tmp_path / "here").mkdir()
