@@ -8,6 +8,7 @@ from pathlib import Path
 from ftpkit import Address
 from tests.cli.conftest import Run, Serve, Served, command
 from tests.faults.relay import Relay
+from tests.support.udp import port_taken_for_udp
 
 BLOCK = 4 * 1024 * 1024
 
@@ -62,9 +63,7 @@ def test_a_server_without_udp(run: Run, serve: Serve) -> None:
 
 
 def test_a_udp_port_that_is_taken_is_told_in_one_sentence(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with port_taken_for_udp() as port:
         done = subprocess.run(
             command("serve", str(tmp_path / "inbox"), "--port", str(port)),
             capture_output=True, text=True, check=False, timeout=20,

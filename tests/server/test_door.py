@@ -29,6 +29,7 @@ from tests.support.udp import (
     Udp,
     ack_payload,
     pieces_of,
+    port_taken_for_udp,
     pull,
     push,
 )
@@ -966,9 +967,7 @@ def test_a_server_without_datagrams_leaves_the_port_alone(root: Path) -> None:
 
 
 def test_a_udp_port_that_is_taken_is_told_as_such(root: Path) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    with port_taken_for_udp() as port:
         server = Server(root, port=port)
         with pytest.raises(OSError, match="UDP") as caught:
             server.start()

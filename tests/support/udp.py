@@ -1,5 +1,6 @@
 """A client's datagrams, written from section 11 of WIRE.md alone: it knows nothing of ftpkit."""
 
+import contextlib
 import socket
 import struct
 import time
@@ -263,3 +264,16 @@ def ack_payload(numbers: set[int]) -> bytes:
         if largest - number < 4096:
             bits |= 1 << largest - number
     return struct.pack("!IQ", largest, 0) + bits.to_bytes((bits.bit_length() + 7) // 8, "big")
+
+
+@contextlib.contextmanager
+def port_taken_for_udp() -> Iterator[int]:
+    """Take a port of this machine for UDP that is free for TCP.
+
+    TCP picks it: one that UDP picks may be held by a connection that ended a moment ago.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            taken.bind(free.getsockname())
+        yield taken.getsockname()[1]
