@@ -55,7 +55,7 @@ class Line:
         # Half a byte more, for times are not exact.
         self._longest_wait_s = (queue_bytes + 0.5) * self._s_per_byte
         self._losing = random.Random(f"loss {seed}").random  # noqa: S311  # must be repeatable
-        self._disturbing = random.Random(f"order {seed}").random  # noqa: S311
+        self._disturbing = random.Random(f"order {seed}").random  # noqa: S311  # likewise
         self._free_at = -inf  # when the last bit that was taken will be on the wire
         self._under_way: list[tuple[float, int, bytes]] = []
         self._is_cut = False

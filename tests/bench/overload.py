@@ -47,6 +47,7 @@ def main(rounds: int) -> None:
                         time.sleep(0.05)
                     cost.append((server.memory() - before) / MEMBERS)
                     crowded.append(rate(client, source))
+                # Nor does it tell when they have gone.
                 while server.threads() > 10:
                     time.sleep(0.05)
                 print(f"round {at + 1}: {alone[-1] / 1e6:.0f} {crowded[-1] / 1e6:.0f} MB/s")

@@ -397,8 +397,8 @@ def test_blocked_in_the_middle(
     seen = Seen()
 
     def move(client: Client) -> None:
-        def on_retry(*each: object) -> None:
-            told.append(each)  # type: ignore[arg-type]
+        def on_retry(error: FtpkitError, delay: float) -> None:
+            told.append((error, delay))
 
         if direction == "up":
             client.put(tmp_path / "f", "g", on_progress=seen, on_retry=on_retry)
