@@ -89,7 +89,7 @@ def exchange(
         end = ClientEnd(path, partial(start, reply.session))
         carry(sock, seal, end, while_=_Watch(link, end, on_moved, rate_bps).goes_on)
         # What a receiver says last lets the server rest.
-        sock.send([seal.close(datagram) for datagram in end.datagrams_to_send(time.monotonic())])
+        sock.send(seal.close(*end.datagrams_to_send(time.monotonic())))
 
 
 def _connected(link: Link) -> DatagramSocket:

@@ -28,7 +28,7 @@ _QUEUE_BYTES: Final = 4 * 1024 * 1024
 _MOST_AT_ONCE: Final = 64
 _MOST_HANDED: Final = 32
 
-Parts = tuple[bytes, bytes]
+Parts = tuple[bytes, bytes | memoryview]
 
 # What a network does to datagrams all the time: they are lost, and that is all.
 _LOSSES: Final = {
@@ -152,7 +152,7 @@ def carry(sock: DatagramSocket, seal: Seal, end: End, *, while_: Callable[[float
     while while_(now := time.monotonic()):
         datagrams = end.datagrams_to_send(now)
         if datagrams:
-            sock.send([seal.close(datagram) for datagram in datagrams])
+            sock.send(seal.close(*datagrams))
         wait_s = end.next_event(now) - time.monotonic()
         if wait_s <= 0 or sock.wait(wait_s):
             now = time.monotonic()

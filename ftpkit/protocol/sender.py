@@ -132,16 +132,17 @@ class Sender:
         if now < self._due:
             return datagrams
         self._due = max(self._due, now - _CREDIT_S)
+        rate_bps, window = self._rate.rate_bps, self._rate.window
         size, room = self._piece + OVERHEAD, self._burst(now)
-        while room > 0 and self._in_flight < self._rate.window:
+        while room > 0 and self._in_flight < window:
             copies, piece = self._next_piece()
             datagrams += [self._datagram(piece, now) for _ in range(copies)]
             room -= size * copies
             if not copies:
                 break
-            self._due += size * copies / self._rate.rate_bps
+            self._due += size * copies / rate_bps
         # What is held back by neither pace nor window tells nothing of what they could be.
-        self._starved = room > 0 and self._in_flight < self._rate.window
+        self._starved = room > 0 and self._in_flight < window
         return datagrams
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:

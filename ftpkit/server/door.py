@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.errors import FtpkitError, LinkError
-from ftpkit.net.datagrams import DatagramSocket, carry
+from ftpkit.net.datagrams import DatagramSocket, Parts, carry
 from ftpkit.net.sealing import Seal
 from ftpkit.protocol.datagram import (
     KEY,
@@ -85,9 +85,7 @@ class Door:
                     except Exception:  # of one session, which must not close the door to all
                         log.exception("error", extra={"fields": {"peer": repr(address)}})
 
-    def send(
-        self, parts: tuple[bytes, bytes], address: tuple[Any, ...], local: tuple[Any, ...]
-    ) -> None:
+    def send(self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...]) -> None:
         """Send one datagram from the port itself, as if that were bound to ``local``."""
         self._sock.send_to(parts, address, local)
 
@@ -168,7 +166,8 @@ class Exchange:
         with contextlib.suppress(FtpkitError), self._lock:
             answer = self._answer(*opened, address)
             if answer is not None:
-                self._door.send(self._seal.close(answer), address, self._local[1])
+                (parts,) = self._seal.close(answer)
+                self._door.send(parts, address, self._local[1])
 
     def missed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Hand on what came just before our own socket heard of its address."""
@@ -247,8 +246,9 @@ class Exchange:
             silence_s = now - max(end.heard_at, self._heard_at)
             return not self._stopped and not end.over and silence_s < _SILENCE_S
 
+        seal = Seal(self.key)
         try:
-            carry(sock, self._seal, end, while_=goes_on)
+            carry(sock, seal, end, while_=goes_on)
         except (FtpkitError, OSError) as error:
             self._tell(error)
         except Exception:  # the thread ends, and the log says why
@@ -258,7 +258,7 @@ class Exchange:
             with self._lock:
                 self._over = True
                 with contextlib.suppress(FtpkitError):
-                    sock.send([self._seal.close(end.last_word())])
+                    sock.send(seal.close(end.last_word()))
                 sock.close()
             self._let_go()
 

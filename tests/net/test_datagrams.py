@@ -352,7 +352,7 @@ def test_two_ends_talk_and_forged_datagrams_say_nothing(
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     # They wait there before anything else, and one has another key.
-    forged = Seal(bytes(16)).close(Datagram(pack_header(1, 9, Kind.DATA), b"forged"))
+    (forged,) = Seal(bytes(16)).close(Datagram(pack_header(1, 9, Kind.DATA), b"forged"))
     for raw in (b"".join(forged), b"", b"x", bytes(OVERHEAD), os.urandom(1000)):
         near.send(raw)
         far.send(raw)
@@ -372,7 +372,7 @@ def test_two_ends_talk_and_forged_datagrams_say_nothing(
 def test_nonsense_of_who_holds_the_key_ends_the_loop(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
-    other.send([Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), b"nonsense"))])
+    other.send(Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), b"nonsense")))
     with pytest.raises(ProtocolError, match="nonsense"):
         carry(sock, Seal(KEY), Talker(0, ProtocolError("nonsense")), while_=lambda now: True)
 
@@ -391,7 +391,7 @@ def test_ends_that_take_memory_views_are_enough(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     body = memoryview(bytearray(b"0123456789"))
-    sock.send([Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), body[2:5]))])
+    sock.send(Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), body[2:5])))
     assert other.wait(WAIT_S)
     opened = [Seal(KEY).open(raw) for raw, _ in other.arrived()]
     assert [cast(tuple[Header, bytes], each)[1] for each in opened] == [b"234"]

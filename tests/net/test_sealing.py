@@ -11,11 +11,13 @@ SEAL = Seal(KEY)
 
 
 def sealed(header: bytes, payload: bytes) -> bytes:
-    return b"".join(SEAL.close(Datagram(header, payload)))
+    (parts,) = SEAL.close(Datagram(header, payload))
+    return b"".join(parts)
 
 
 def opened(raw: bytes, seal: Seal = SEAL) -> tuple[Header, bytes] | None:
-    return seal.open(memoryview(raw))
+    found = seal.open(memoryview(raw))
+    return (found[0], bytes(found[1])) if found else None
 
 
 @pytest.mark.parametrize("kind", [*Kind, *(kind | FROM_SERVER for kind in Kind)])
@@ -63,6 +65,15 @@ def test_a_reflected_datagram_keeps_its_direction() -> None:
     turned = bytearray(raw)
     turned[16] |= FROM_SERVER
     assert opened(bytes(turned)) is None
+
+
+def test_a_row_is_sealed_in_one_go_and_each_of_it_opens() -> None:
+    row = [Datagram(pack_header(42, n, Kind.DATA), b"%d" % n * n) for n in range(1, 60)]
+    for datagrams in (row, row[:3], row[3:]):
+        raws = [b"".join(parts) for parts in SEAL.close(*datagrams)]
+        payloads = [found[1] for raw in raws if (found := opened(raw)) is not None]
+        assert payloads == [payload for _, payload in datagrams]
+    assert SEAL.close() == []
 
 
 def test_header_and_payload_of_two_datagrams_do_not_fit() -> None:

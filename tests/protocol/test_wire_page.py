@@ -168,10 +168,9 @@ DATAGRAMS = [
 
 
 def test_the_datagrams_in_the_page_are_those_that_it_tells_of() -> None:
-    seal = Seal(bytes(range(16)))
     assert "`000102030405060708090a0b0c0d0e0f`" in PAGE
-    opened = [seal.open(memoryview(raw)) for raw in DATAGRAMS]
-    (probe, echo, data, ack) = filter(None, opened)
+    opened = [Seal(bytes(range(16))).open(memoryview(raw)) for raw in DATAGRAMS]
+    (probe, echo, data, ack) = [(found[0], bytes(found[1])) for found in opened if found]
     assert probe == (DatagramHeader(42, 1, 0, 0, Kind.PROBE), pack_probe(Probe(0, 0, 0), 60))
     proof = Probe(0x0123456789ABCDEF, 0, 0)
     assert echo == (DatagramHeader(42, 1, 0, 0, Kind.ECHO | FROM_SERVER), pack_probe(proof, 60))
