@@ -14,7 +14,7 @@ _SHORTEST_HOLD_S: Final = 0.001
 class Passage:
     """What became of the packets that entered one direction of a link.
 
-    ``packets + duplicated == forwarded + lost + dropped + cut + waiting``.
+    ``packets + duplicated == forwarded + lost + dropped + too_long + cut + waiting``.
     """
 
     packets: int = 0  # that entered
@@ -23,6 +23,7 @@ class Passage:
     forwarded_bytes: int = 0
     lost: int = 0  # at random
     dropped: int = 0  # because the queue was full
+    too_long: int = 0  # for the path
     cut: int = 0  # because the link was cut, or the device at its end down
     reordered: int = 0  # that were held back, so that later ones overtake them
     duplicated: int = 0  # that leave twice
@@ -36,7 +37,8 @@ class Line:
 
     A packet that does not get lost leaves the queue once the bits before it
     have left, at ``rate_bps``, and arrives ``delay_s`` later. Which packets
-    are lost depends on ``seed`` and on their number alone.
+    are lost depends on ``seed`` and on their number alone. One longer than
+    ``path_mtu`` bytes never leaves, as where a narrower wire begins.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Line:
         loss: float,
         reorder: float,
         duplicate: float,
+        path_mtu: int,
         queue_bytes: int,
         seed: str,
     ) -> None:
         self._s_per_byte, self._delay_s = 8 / rate_bps, delay_s
         self._loss, self._reorder, self._duplicate = loss, reorder, duplicate
+        self.path_mtu = path_mtu
+        """How long a packet may be that enters from now on."""
         # Half a byte more, for times are not exact.
         self._longest_wait_s = (queue_bytes + 0.5) * self._s_per_byte
         self._losing = random.Random(f"loss {seed}").random  # noqa: S311  # must be repeatable
@@ -61,22 +66,28 @@ class Line:
         self._is_cut = False
         self.count = Passage()
 
-    def take(self, packet: bytes, now: float) -> None:
-        """Let ``packet`` enter at ``now`` seconds, which never go back."""
+    def take(self, packet: bytes, now: float) -> bool:
+        """Let ``packet`` enter at ``now`` seconds, which never go back.
+
+        False says that it was refused for its length, as only a router would tell.
+        """
         count, size = self.count, len(packet)
         count.packets += 1
         count.bytes += size
         if self._is_cut:
             count.cut += 1
-            return
+            return True
         if self._losing() < self._loss:
             count.lost += 1
-            return
+            return True
+        if size > self.path_mtu:
+            count.too_long += 1
+            return False
         start = max(now, self._free_at)
         free_at = start + size * self._s_per_byte
         if free_at - now > self._longest_wait_s:
             count.dropped += 1
-            return
+            return True
         self._free_at = free_at
         due = free_at + self._delay_s
         # Decided only where asked for: a number drawn for every packet is time spent.
@@ -88,6 +99,7 @@ class Line:
         if self._duplicate and self._disturbing() < self._duplicate:
             count.duplicated += 1
             heapq.heappush(self._under_way, (due, 2 * count.packets + 1, packet))
+        return True
 
     @property
     def under_way(self) -> int:

@@ -52,9 +52,11 @@ class Shape:
     ``rate_bps`` counts the bits of whole IP packets a second; ``delay_s`` is
     one way. ``loss``, ``reorder`` and ``duplicate`` are shares of the packets,
     from 0 up to but not including 1; a reordered packet is late by up to one
-    more delay. A packet that does not fit into ``queue_bytes`` is dropped. The
-    same ``seed`` loses the same packets, by their number in their direction.
-    Raises ValueError for what is not possible.
+    more delay. A packet that does not fit into ``queue_bytes`` is dropped. So is one
+    that the sender's device takes, for it has no more than ``mtu`` bytes, and that is
+    longer than ``path_mtu``; the sender is told so as a router does (ICMP), or hears
+    nothing if that is a ``black_hole``. The same ``seed`` loses the same packets, by
+    their number in their direction. Raises ValueError for what is not possible.
     """
 
     rate_bps: float
@@ -63,6 +65,8 @@ class Shape:
     reorder: float = 0.0
     duplicate: float = 0.0
     mtu: int = 1500
+    path_mtu: int | None = None
+    black_hole: bool = False
     queue_bytes: int | None = None
     seed: int = 1
 
@@ -76,6 +80,8 @@ class Shape:
                 raise ValueError(f"a link's {name} is a share from 0 up to, but not, 1")
         if not _SMALLEST_MTU <= self.mtu <= _LARGEST_MTU:
             raise ValueError(f"a link's MTU is {_SMALLEST_MTU} to {_LARGEST_MTU} bytes")
+        if not _SMALLEST_MTU <= self.narrowest <= self.mtu:
+            raise ValueError(f"a link's path MTU is {_SMALLEST_MTU} bytes up to its MTU")
         if self.queue < self.mtu:
             raise ValueError("a link's queue holds at least one packet")
 
@@ -95,6 +101,11 @@ class Shape:
             delay_s=float(match["delay"]) / _PER_SECOND[match["unit"]],
             loss=float(match["loss"] or 0) / 100,
         )
+
+    @property
+    def narrowest(self) -> int:
+        """How long a packet may be that passes; unless given, as long as the device takes."""
+        return self.mtu if self.path_mtu is None else self.path_mtu
 
     @property
     def queue(self) -> int:
@@ -172,6 +183,10 @@ class Link:
         """Let packets through again."""
         return self._ask("mend")
 
+    def narrow(self, path_mtu: int) -> Counts:
+        """Let only packets of up to ``path_mtu`` bytes in from now on; return the counts."""
+        return self._ask(f"narrow {path_mtu}")
+
     def close(self) -> None:
         """Take the link away; what still runs in an end finds itself without a network."""
         self._relay.kill()
@@ -213,7 +228,7 @@ def _check_platform() -> None:
 
 
 def _start(shape: Shape) -> "subprocess.Popen[str]":
-    fields = asdict(shape) | {"queue_bytes": shape.queue}
+    fields = asdict(shape) | {"queue_bytes": shape.queue, "path_mtu": shape.narrowest}
     root = str(Path(ftpkit.__file__).parent.parent)
     return subprocess.Popen(  # noqa: S603  # our own interpreter and code
         [sys.executable, "-P", "-c", _RELAY, root, json.dumps(fields)],

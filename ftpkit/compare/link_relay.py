@@ -21,6 +21,7 @@ from dataclasses import asdict
 from math import inf
 from typing import Any, Final
 
+from ftpkit.compare.icmp import too_big
 from ftpkit.compare.line import Line
 
 _DEVICE: Final = "link0"
@@ -84,18 +85,23 @@ class End:
 
 
 class Way:
-    """One direction: from the device ``source``, through ``line``, into ``sink``."""
+    """One direction: from the device ``source``, through ``line``, into ``sink``.
 
-    def __init__(self, source: End, sink: End, line: Line, mtu: int) -> None:
+    Who sent a packet that is too long for the line is told so, unless that is a ``black_hole``.
+    """
+
+    def __init__(self, source: End, sink: End, line: Line, *, mtu: int, black_hole: bool) -> None:
         self.source, self._sink, self._end = source.fd, sink.fd, source
-        self.line, self._mtu = line, mtu
+        self.line, self._mtu, self._black_hole = line, mtu, black_hole
 
     def collect(self) -> None:
         """Take a batch of what the sender has sent."""
         take, now = self.line.take, time.monotonic()
         with contextlib.suppress(BlockingIOError):  # that was all of it
             for _ in range(_BATCH):
-                take(os.read(self.source, self._mtu), now)
+                packet = os.read(self.source, self._mtu)
+                if not take(packet, now) and not self._black_hole:
+                    os.write(self.source, too_big(packet, self.line.path_mtu))
 
     def deliver(self) -> int:
         """Hand over what has arrived; return how many packets that were."""
@@ -141,14 +147,17 @@ class Relay:
                 return
 
     def _obey(self) -> bool:
-        command = os.read(_COMMANDS, 16)
+        command = os.read(_COMMANDS, 16).split()
         if not command:
             return False
-        for way in self._ways:
-            if command == b"cut\n":
-                way.line.cut()
-            elif command == b"mend\n":
-                way.line.mend()
+        for line in (way.line for way in self._ways):
+            match command:
+                case [b"cut"]:
+                    line.cut()
+                case [b"mend"]:
+                    line.mend()
+                case [b"narrow", path_mtu]:
+                    line.path_mtu = int(path_mtu)
         _answer({"ways": [way.report() for way in self._ways]})
         return True
 
@@ -158,7 +167,7 @@ def main(shape: str) -> None:
     # Ctrl-C is for the one who started us; we end when that one closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     fields = json.loads(shape)
-    mtu, seed = fields.pop("mtu"), fields.pop("seed")
+    mtu, black_hole, seed = (fields.pop(name) for name in ("mtu", "black_hole", "seed"))
     try:
         ends = [End(mtu=mtu, side=side) for side in (0, 1)]
     except UnavailableError as error:
@@ -166,8 +175,8 @@ def main(shape: str) -> None:
         return
     near, far = ends
     ways = [
-        Way(near, far, Line(**fields, seed=f"{seed} to far"), mtu),
-        Way(far, near, Line(**fields, seed=f"{seed} to near"), mtu),
+        Way(source, sink, Line(**fields, seed=f"{seed} to {to}"), mtu=mtu, black_hole=black_hole)
+        for source, sink, to in ((near, far, "far"), (far, near, "near"))
     ]
     _hurry()
     _answer({"ends": [{"namespace": e.namespace, "v4": e.v4, "v6": e.v6} for e in ends]})

@@ -113,7 +113,8 @@ def settled(link: Link, packets: int) -> Counts:
 
 def assert_adds_up(count: Passage) -> None:
     """Every packet has one fate."""
-    gone = count.forwarded + count.lost + count.dropped + count.cut + count.waiting
+    gone = count.forwarded + count.lost + count.dropped + count.too_long
+    gone += count.cut + count.waiting
     assert count.packets + count.duplicated == gone, count
     assert count.overrun == 0, count
 

@@ -154,14 +154,32 @@ def push(address: str, port: str, size: str, congestion: str) -> None:
     say(sent=int(size))
 
 
+def whole(address: str, port: str) -> socket.socket:
+    """Return a connected socket whose datagrams must not be cut into pieces."""
+    sock = udp(address)
+    if ":" in address:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IP_PMTUDISC_DO)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
+    sock.connect((address, int(port)))
+    return sock
+
+
+def told(address: str, port: str, size: str) -> None:
+    """Send one datagram, and wait for what the network says to that."""
+    with whole(address, port) as sock:
+        sock.send(bytes(int(size)))
+        try:
+            sock.recv(1)
+            error = None
+        except OSError as refused:
+            error = refused.errno
+    say(errno=error)
+
+
 def fits(address: str, port: str, size: str) -> None:
-    """Send one datagram that must not be cut into pieces; say whether it may go."""
-    with udp(address) as sock:
-        if ":" in address:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IP_PMTUDISC_DO)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
-        sock.connect((address, int(port)))
+    """Send one datagram; say whether it may go."""
+    with whole(address, port) as sock:
         try:
             sock.send(bytes(int(size)))
             error = None
@@ -171,7 +189,8 @@ def fits(address: str, port: str, size: str) -> None:
 
 
 PROGRAMS: Final = {
-    program.__name__: program for program in (receive, send, echo, ask, ping, accept, push, fits)
+    program.__name__: program
+    for program in (receive, send, echo, ask, ping, accept, push, told, fits)
 }
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def line(**options: Any) -> Line:
         "loss": 0.0,
         "reorder": 0.0,
         "duplicate": 0.0,
+        "path_mtu": SIZE,
         "queue_bytes": 20 * SIZE,
         "seed": "1",
     }
@@ -34,7 +35,8 @@ def numbers(packets: list[bytes]) -> list[int]:
 
 
 def adds_up(count: Passage) -> bool:
-    gone = count.forwarded + count.lost + count.dropped + count.cut + count.waiting
+    gone = count.forwarded + count.lost + count.dropped + count.too_long
+    gone += count.cut + count.waiting
     return count.packets + count.duplicated == gone
 
 
@@ -133,6 +135,26 @@ def test_a_cut_drops_what_is_under_way_and_what_comes() -> None:
     assert numbers(way.arrived(2.0511)) == [11]
 
 
+def test_what_is_longer_than_the_path_takes_never_leaves_and_takes_no_time() -> None:
+    way = line()
+    assert not way.take(packet(1) + b"!", 0.0)
+    assert way.take(packet(2), 0.0)
+    assert (way.count.packets, way.count.bytes, way.count.too_long) == (2, 2 * SIZE + 1, 1)
+    assert numbers(way.arrived(0.0511)) == [2]
+
+
+def test_a_path_that_becomes_narrower_keeps_what_is_under_way() -> None:
+    way = line()
+    way.take(packet(1), 0.0)
+    way.path_mtu = SIZE - 1
+    assert not way.take(packet(2), 0.0)
+    assert numbers(way.arrived(1.0)) == [1]
+    way.path_mtu = SIZE
+    assert way.take(packet(3), 2.0)
+    assert numbers(way.arrived(3.0)) == [3]
+    assert way.count.too_long == 1
+
+
 def test_every_packet_has_one_fate() -> None:
     way = line(loss=0.1, reorder=0.1, duplicate=0.1)
     forwarded = 0
@@ -144,9 +166,12 @@ def test_every_packet_has_one_fate() -> None:
             way.cut()
         elif number == 1600:
             way.mend()
+            way.path_mtu = SIZE - 1
+        elif number == 1700:
+            way.path_mtu = SIZE
     count = replace(way.count, forwarded=forwarded, waiting=way.under_way)
     assert adds_up(count)
     assert count.packets == 3000
     assert count.bytes == 3000 * SIZE
-    fates = (count.lost, count.dropped, count.cut, count.duplicated, count.reordered, count.waiting)
-    assert all(fates)
+    assert all((count.lost, count.dropped, count.too_long, count.cut))
+    assert all((count.duplicated, count.reordered, count.waiting))

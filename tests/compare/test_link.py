@@ -94,6 +94,8 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
         ({"duplicate": float("nan")}, "duplicate"),
         ({"mtu": 1279}, "MTU"),
         ({"mtu": 65536}, "MTU"),
+        ({"path_mtu": 1279}, "path MTU"),
+        ({"path_mtu": 1501}, "path MTU"),
         ({"queue_bytes": 1499}, "queue"),
     ],
 )
@@ -315,6 +317,58 @@ def test_what_is_larger_than_the_mtu_is_refused(
     receiver.tell(1)
     assert receiver.hear()["bytes"] == 1280 - headers
     assert link.counts().to_far.bytes == 1280
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
+def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
+    make_link: MakeLink, run: Run, version: int, headers: int
+) -> None:
+    link = make_link(100 * M, 0.0, path_mtu=1400, black_hole=True)
+    target = address(link.far, version)
+    receiver = run(link.far, "receive", target)
+    port = receiver.hear()["port"]
+    for size in (1401, 1400):
+        assert run(link.near, "fits", target, port, size - headers).hear() == {"errno": None}
+    assert settled(link, 2).to_far.too_long == 1
+    assert link.narrow(1300).to_far.packets == 2
+    for size in (1400, 1301, 1300):
+        assert run(link.near, "fits", target, port, size - headers).hear() == {"errno": None}
+    counts = settled(link, 5)
+    assert (counts.to_far.too_long, counts.to_near.packets) == (3, 0)
+    assert_adds_up(counts.to_far)
+    receiver.tell(2)
+    seen = receiver.hear()
+    assert (seen["bytes"], seen["more"]) == (1400 + 1300 - 2 * headers, False)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
+def test_who_sends_what_is_too_long_for_the_path_is_told_so(
+    make_link: MakeLink, run: Run, version: int, headers: int
+) -> None:
+    link = make_link(100 * M, 0.0, path_mtu=1400)
+    target = address(link.far, version)
+    port = run(link.far, "receive", target).hear()["port"]
+    assert run(link.near, "told", target, port, 1401 - headers).hear() == {"errno": errno.EMSGSIZE}
+    # Whoever sends next hears it from the kernel.
+    assert run(link.near, "fits", target, port, 1401 - headers).hear() == {"errno": errno.EMSGSIZE}
+    assert run(link.near, "fits", target, port, 1400 - headers).hear() == {"errno": None}
+    passage = settled(link, 2).to_far
+    assert (passage.too_long, passage.forwarded) == (1, 1)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_connection_learns_what_the_path_takes(
+    make_link: MakeLink, run: Run, version: int
+) -> None:
+    link, size = make_link(100 * M, 0.001, path_mtu=1280), 300_000
+    target = address(link.far, version)
+    receiver = run(link.far, "accept", target)
+    run(link.near, "push", target, receiver.hear()["port"], size, "reno")
+    assert receiver.hear()["bytes"] == size
+    assert link.counts().to_far.too_long > 0
 
 
 # Cut and mend
