@@ -40,11 +40,11 @@ class Far:
         assert server.stdout.readline(), server.communicate()
         self.host = link.far.v4
 
-    def start(self, *args: str) -> "subprocess.Popen[str]":
-        """Start a command at the near end that goes over nothing but UDP."""
+    def start(self, *args: str, udp: str = "--udp-only") -> "subprocess.Popen[str]":
+        """Start a command at the near end that goes over nothing but UDP, unless told."""
         url = f"ftpk://{self.host}:{PORT}"
         place = "--to" if args[0] == "put" else "--from"
-        options = (place, url, "--udp-only", "--retry-for", "0")
+        options = (place, url, udp, "--retry-for", "0")
         return self._start(self.link.near.command, *args, *options)
 
     def move(self, direction: str, data: bytes) -> None:
@@ -52,13 +52,22 @@ class Far:
         self.end(self.begin(direction, data))
         self.check(direction, data)
 
-    def begin(self, direction: str, data: bytes) -> "subprocess.Popen[str]":
+    def begin(
+        self, direction: str, data: bytes, udp: str = "--udp-only"
+    ) -> "subprocess.Popen[str]":
         """Begin to move a file."""
         if direction == "up":
             (self.here / "f").write_bytes(data)
-            return self.start("put", "f")
+            return self.start("put", "f", udp=udp)
         (self.root / "f").write_bytes(data)
-        return self.start("get", "f")
+        return self.start("get", "f", udp=udp)
+
+    def in_the_middle(self, command: "subprocess.Popen[str]") -> None:
+        """Wait until 3,000 packets have entered the link."""
+        pause = threading.Event()
+        while sum(way.packets for way in self.link.counts()) < 3000:
+            assert command.poll() is None, command.communicate()
+            pause.wait(0.01)
 
     def check(self, direction: str, data: bytes) -> None:
         """Look whether it arrived."""
@@ -127,12 +136,9 @@ def test_a_path_that_dies_for_five_seconds(ends: Ends, direction: str) -> None:
     far = ends()
     data = noise(12 * MIB, 3)
     command = far.begin(direction, data)
-    pause = threading.Event()
-    while sum(way.packets for way in far.link.counts()) < 3000:
-        assert command.poll() is None, command.communicate()
-        pause.wait(0.01)
+    far.in_the_middle(command)
     far.link.cut()
-    pause.wait(5.0)
+    threading.Event().wait(5.0)
     far.link.mend()
     far.end(command)
     far.check(direction, data)
@@ -155,6 +161,36 @@ def test_a_narrow_path(ends: Ends, direction: str, version: int) -> None:
     if version == 6:
         far.host = _v6(far)
     far.move(direction, noise(5 * MIB, 4))
+
+
+@pytest.mark.parametrize("black_hole", [False, True])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_path_that_is_narrower_than_the_devices(
+    ends: Ends, direction: str, version: int, *, black_hole: bool
+) -> None:
+    far = ends(path_mtu=1280, black_hole=black_hole)
+    if version == 6:
+        far.host = _v6(far)
+    far.move(direction, noise(2 * MIB, 8))
+    counts = far.link.counts()
+    # Some have tried whether they fit, and the file came in those that do.
+    assert 0 < counts.to_far.too_long < 50
+    assert counts.to_near.too_long == 0
+
+
+@pytest.mark.slow
+def test_a_path_that_becomes_narrower_in_the_middle_is_left_for_tcp(ends: Ends) -> None:
+    far = ends()
+    data = noise(12 * MIB, 9)
+    command = far.begin("up", data, "--udp")
+    far.in_the_middle(command)
+    far.link.narrow(1280)
+    _, errors = command.communicate(timeout=WAIT_S)
+    assert command.returncode == 0, errors
+    assert "datagrams get through to" in errors
+    assert "going on over TCP" in errors
+    far.check("up", data)
 
 
 def test_ipv6(ends: Ends) -> None:
