@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from ftpkit import system
+from ftpkit.compare.tcp_info import congestion_controls
+from tests.compare.conftest import reason_against_links
+
+__all__ = ["reason_against_links"]
+
 pytestmark = [
     pytest.mark.bench,
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
@@ -99,3 +105,25 @@ def test_a_big_file_arrives_at_flat_memory(tmp_path: Path) -> None:
     done = run("big_file", "--size", "4M", "--directory", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte for byte" in done.stdout
+
+
+def test_udp_is_measured_over_loopback_beside_tcp_and_its_bounds() -> None:
+    if not system.HAS_UDP_SEGMENTS:
+        pytest.skip("needs UDP_SEGMENT")
+    done = run("udp", "loopback", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" GiB/s") == 3 + len({"bbr", "cubic"} & set(congestion_controls()))
+    assert "  udp  " in done.stdout
+    assert "  bare datagrams  " in done.stdout
+    assert "  digested and stored  " in done.stdout
+    assert "target 1.5, 1 of 1 verified" in done.stdout
+
+
+def test_udp_is_measured_on_a_link(reason_against_links: str | None) -> None:
+    if reason_against_links is not None:
+        pytest.skip(reason_against_links)
+    done = run("udp", "100M,50ms,5%", *SMALL, "--limit", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" Mbit/s") == 1 + len({"bbr", "cubic"} & set(congestion_controls()))
+    assert "target 88, 1 of 1 verified" in done.stdout
+    assert "% of the data, target at most 7.26" in done.stdout
