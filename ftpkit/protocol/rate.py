@@ -19,8 +19,8 @@ _LEAST_RTT_S: Final = 0.001
 _QUEUE_RATIO: Final = 1.25
 _QUEUE_S: Final = 0.005
 _WINDOW_RTTS: Final = 2.0
-# A receiver keeps acknowledgements back for so long, and is busy with a block for about as long.
-_KEPT_BACK_S: Final = 0.005
+# A receiver is busy with a block for about so long; more overflows the queue before it.
+_KEPT_BACK_S: Final = 0.003
 _MIN_WINDOW: Final = 16
 _MIN_RATE: Final = 4
 # What leaves before anything is known: so many datagrams, but of large ones fewer.

@@ -68,7 +68,7 @@ def test_it_settles_at_what_arrives() -> None:
         rates.append(line.rate.rate_bps / LINK)
         line.round(LINK)
     assert sorted(rates) == [0.75, 1, 1, 1, 1, 1, 1, 1.25]
-    assert line.rate.window == 2 * LINK * (RTT + 0.005)
+    assert line.rate.window == 2 * LINK * (RTT + 0.003)
 
 
 def test_after_the_start_it_drains_what_the_start_has_queued() -> None:
