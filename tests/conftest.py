@@ -5,11 +5,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ftpkit import Client, Server
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log, server_log
 from tests.support.raw import Raw
+
+# How long an example takes says something of the machine, and of what else it does.
+settings.register_profile(
+    "ftpkit", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.load_profile("ftpkit")
 
 
 @pytest.fixture(autouse=True)
