@@ -1,0 +1,98 @@
+"""Transfers, the accounts that they belong to, and the lanes that carry them."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ftpkit.scheduling.limit import Direction, Limit, Rates
+from ftpkit.scheduling.queue import Queue
+
+
+class State(StrEnum):
+    """What a transfer does, in the words that operating systems have for processes."""
+
+    READY = "ready"  # bytes can move; it waits for its turn
+    RUNNING = "running"  # it moves a quantum
+    BLOCKED = "blocked"  # it waits for the network or the disk
+    DONE = "done"
+
+
+class Gate:
+    """What an account has in one direction: its limit, and its lanes that wait.
+
+    ``virtual``, ``start`` and ``finish`` are the tags of start-time fair queueing.
+    """
+
+    __slots__ = ("finish", "limit", "start", "virtual", "waiting")
+
+    def __init__(self, rate_bps: float | None) -> None:
+        self.limit = Limit(rate_bps)
+        self.waiting: Queue[Lane] = Queue()
+        self.virtual = self.start = self.finish = 0.0
+
+
+class Account:
+    """A user: one object for all transfers of it, for they share its limits.
+
+    ``weight`` is its share beside others under policies that give shares;
+    ``rates_bps`` are bytes a second, over all its connections.
+    """
+
+    __slots__ = ("gates", "user", "weight")
+
+    def __init__(self, user: str, *, weight: float = 1.0, rates_bps: Rates | None = None) -> None:
+        if not weight > 0:
+            raise ValueError("a weight is more than 0")
+        self.user, self.weight = user, weight
+        rates = rates_bps or {}
+        self.gates = {direction: Gate(rates.get(direction)) for direction in Direction}
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a limit of its own in either direction."""
+        return any(gate.limit.rate_bps is not None for gate in self.gates.values())
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One file on its way up or down; ``total`` is None where nobody knows the size.
+
+    ``order`` counts transfers as they come; ``start`` and ``finish`` are the tags of
+    start-time fair queueing, of the lane that became ready last.
+    """
+
+    account: Account
+    name: str
+    direction: Direction
+    total: int | None
+    arrived_s: float
+    moved: int = 0
+    order: int | None = None
+    start: float = 0.0
+    finish: float = 0.0
+    lanes: "list[Lane]" = field(default_factory=list)
+
+    @property
+    def left(self) -> int | None:
+        """Bytes still to move, as far as it is known."""
+        return None if self.total is None else max(0, self.total - self.moved)
+
+    @property
+    def state(self) -> State:
+        """It runs if one of its lanes does, and else is ready if one is."""
+        states = {lane.state for lane in self.lanes}
+        order = (State.RUNNING, State.READY, State.BLOCKED)
+        return next((state for state in order if state in states), State.DONE)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One connection that carries a transfer: what waits for turns, and is given them.
+
+    ``size`` is the bytes of the turn that it waits for or has; ``start`` is its tag.
+    """
+
+    transfer: Transfer
+    gate: Gate
+    state: State = State.BLOCKED
+    size: int = 0
+    start: float = 0.0
