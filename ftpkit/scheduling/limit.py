@@ -28,20 +28,24 @@ Rates = Mapping[Direction, float]
 class Limit:
     """Bytes a second, kept by a clock that says when the debt for all that moved is paid.
 
-    Whoever finds ``due_s`` in the past may go on, and is charged for all that it moves.
+    Whoever finds ``due_s`` in the past may go on, and is charged for all that it moves;
+    ``quantum`` is how many bytes at most it should move at once.
     """
 
-    __slots__ = ("due_s", "rate_bps")
+    __slots__ = ("due_s", "quantum", "rate_bps")
 
     def __init__(self, rate_bps: float | None = None) -> None:
         self.rate_bps: float | None = None
         self.due_s = -math.inf
+        self.quantum = 0
         self.change(rate_bps, 0.0)
 
     def charge(self, count: int, now: float) -> None:
         """Take ``count`` bytes for moved; a negative count gives back."""
         if self.rate_bps is not None:
-            self.due_s = max(self.due_s, now - _BURST_S) + count / self.rate_bps
+            saved_up = now - _BURST_S
+            due_s = self.due_s if self.due_s > saved_up else saved_up
+            self.due_s = due_s + count / self.rate_bps
 
     def change(self, rate_bps: float | None, now: float) -> None:
         """Go on at another rate; bytes that are owed stay owed."""
@@ -52,10 +56,11 @@ class Limit:
         elif self.due_s > now:
             self.due_s = now + (self.due_s - now) * self.rate_bps / rate_bps
         self.rate_bps = rate_bps
+        self.quantum = _quantum(rate_bps)
 
 
-def quantum(rate_bps: float | None) -> int:
-    """Return the bytes of one turn at a rate: 2 ms of it, but 64 KiB … 4 MiB.
+def _quantum(rate_bps: float | None) -> int:
+    """Return 2 ms of a rate, but 64 KiB … 4 MiB.
 
     Of a rate so low that 64 KiB are more than 50 ms it is 50 ms.
     """

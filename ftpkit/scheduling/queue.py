@@ -1,71 +1,43 @@
 """What waits, by rank and by age."""
 
-import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-
-
-class Entry(NamedTuple, Generic[T]):
-    """One item that waits. Tickets differ, so that items are never compared."""
-
-    rank: float
-    ticket: int
-    item: T
+# Rank, ticket, item. Tickets differ, so that items are never compared.
+Entry: TypeAlias = tuple[float, int, T]
 
 
 class Queue(Generic[T]):
-    """Items with a rank; all that it does costs O(log n), amortised."""
+    """Items with a rank; whatever is done with it costs O(log n), amortised.
 
-    __slots__ = ("_entries", "_heap")
+    ``by_age`` has the entry of each item, what has waited longest first.
+    """
+
+    __slots__ = ("_heap", "by_age")
 
     def __init__(self) -> None:
-        # An entry in the heap that is not the item's own any more is passed over.
-        self._entries: OrderedDict[T, Entry[T]] = OrderedDict()
+        self.by_age: OrderedDict[T, Entry[T]] = OrderedDict()
+        # An entry here that is not its item's any more is passed over.
         self._heap: list[Entry[T]] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[T]:
-        """Yield the items, those that have waited longest first."""
-        return iter(self._entries)
-
-    def entries(self) -> list[Entry[T]]:
-        """Return the entries, the lowest rank first."""
-        return sorted(self._entries.values())
 
     def push(self, item: T, rank: float, ticket: int) -> None:
         """Let ``item`` wait; one that waits already gets another rank and keeps its age."""
-        entry = Entry(rank, ticket, item)
-        self._entries[item] = entry
-        heapq.heappush(self._heap, entry)
-        self._tidy()
+        entry = self.by_age[item] = (rank, ticket, item)
+        if len(self._heap) <= 2 * len(self.by_age) + 16:
+            heappush(self._heap, entry)
+        else:
+            self._heap = list(self.by_age.values())
+            heapify(self._heap)
 
     def best(self) -> Entry[T]:
-        """Return the entry of the lowest rank, of several the one with the lowest ticket."""
-        while True:
-            entry = self._heap[0]
-            if self._entries.get(entry.item) is entry:
-                return entry
-            heapq.heappop(self._heap)
-
-    def oldest(self) -> T:
-        """Return what has waited longest."""
-        return next(iter(self._entries))
-
-    def renew(self, item: T) -> None:
-        """Count the age of ``item`` from now on."""
-        self._entries.move_to_end(item)
+        """Return the entry of the lowest rank, of several that of the lowest ticket."""
+        heap, by_age = self._heap, self.by_age
+        while by_age.get((entry := heap[0])[2]) is not entry:
+            heappop(heap)
+        return entry
 
     def discard(self, item: T) -> None:
         """Take ``item`` out, if it waits."""
-        if self._entries.pop(item, None) is not None:
-            self._tidy()
-
-    def _tidy(self) -> None:
-        if len(self._heap) > 2 * len(self._entries) + 16:
-            self._heap = list(self._entries.values())
-            heapq.heapify(self._heap)
+        self.by_age.pop(item, None)

@@ -52,7 +52,7 @@ class Schedule:
         """Whether there is any limit, so that turns make a difference."""
         return (
             self._slots is not None
-            or any(link.limit.rate_bps is not None for link in self._links.values())
+            or any(link.limit.rate_bps is not None for link in self._rotation)
             or self._limited > 0
         )
 
@@ -62,14 +62,15 @@ class Schedule:
             transfer.order = next(self._orders)
         self._transfers[transfer] = None
         self._limited += transfer.account.limited
-        lane = Lane(transfer, transfer.account.gates[transfer.direction])
+        link, gate = self._links[transfer.direction], transfer.account.gates[transfer.direction]
+        lane = Lane(transfer, link, gate)
         transfer.lanes.append(lane)
         return lane
 
     def ready(self, lane: Lane, now: float) -> None:
         """Note that bytes can move in ``lane``: it waits for a turn of ``lane.size`` bytes."""
         lane.state = State.READY
-        self._link(lane).push(lane, now)
+        lane.link.push(lane, now)
 
     def next(self, now: float) -> Lane | None:
         """Give a turn to the lane that is returned, if one may have it now."""
@@ -89,21 +90,22 @@ class Schedule:
         """Return when to ask again if nothing happens before; inf for never."""
         if self._slots is not None and self._running >= self._slots:
             return math.inf
-        return min(link.next_at() for link in self._rotation)
+        first, last = self._rotation
+        return min(first.next_at(), last.next_at())
 
     def gave_up(self, lane: Lane, moved: int, now: float) -> None:
         """Note that ``lane`` moved so many bytes, and ended its turn if it had one."""
         if lane.state is State.RUNNING:
             lane.state = State.BLOCKED
             self._running -= 1
-        self._link(lane).end(lane, moved, now)
+        lane.link.end(lane, moved, now)
 
     def leave(self, lane: Lane, now: float) -> None:
         """Take ``lane`` out, whatever it does; again is no harm."""
         if lane.state is State.DONE:
             return
         if lane.state is State.READY:
-            self._link(lane).withdraw(lane, now)
+            lane.link.withdraw(lane, now)
             lane.size = 0
         elif lane.state is State.RUNNING:
             self.gave_up(lane, 0, now)
@@ -147,10 +149,7 @@ class Schedule:
 
     def _positions(self) -> Mapping[Transfer, int]:
         positions: dict[Transfer, int] = {}
-        for link in self._links.values():
+        for link in self._rotation:
             waiting = dict.fromkeys(lane.transfer for lane in link.lanes())
             positions.update((transfer, i) for i, transfer in enumerate(waiting, 1))
         return positions
-
-    def _link(self, lane: Lane) -> Link:
-        return self._links[lane.transfer.direction]

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from ftpkit.scheduling.limit import Direction, Limit, Rates
 from ftpkit.scheduling.queue import Queue
+
+if TYPE_CHECKING:
+    from ftpkit.scheduling.link import Link
 
 
 class State(StrEnum):
@@ -92,6 +96,7 @@ class Lane:
     """
 
     transfer: Transfer
+    link: "Link"
     gate: Gate
     state: State = State.BLOCKED
     size: int = 0
