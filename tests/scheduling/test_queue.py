@@ -1,0 +1,50 @@
+"""The queue against a list that is sorted anew each time."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftpkit.scheduling.queue import Queue
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["push", "pop", "discard"]), st.integers(0, 5)), max_size=80
+)
+
+
+@given(steps)
+def test_it_orders_by_rank_and_by_age(row: list[tuple[str, int]]) -> None:
+    queue: Queue[str] = Queue()
+    model: dict[str, tuple[float, int, str]] = {}
+    for ticket, (what, number) in enumerate(row):
+        name = f"item{number}"
+        if what == "push":
+            queue.push(name, number % 3, ticket)
+            model[name] = (number % 3, ticket, name)
+        elif what == "discard":
+            queue.discard(name)
+            model.pop(name, None)
+        elif what == "pop" and model:
+            best = queue.best()
+            assert best == min(model.values())
+            queue.discard(best[2])
+            del model[best[2]]
+        assert list(queue.by_age.items()) == list(model.items())
+
+
+def test_what_is_taken_out_does_not_pile_up() -> None:
+    queue: Queue[int] = Queue()
+    queue.push(-1, 0, -1)
+    for number in range(10_000):
+        queue.push(number, 1, number)
+        queue.discard(number)
+    assert len(queue._heap) < 50
+    assert queue.best() == (0, -1, -1)
+
+
+def test_items_are_never_compared() -> None:
+    queue: Queue[object] = Queue()
+    items = [object() for _ in range(100)]
+    for ticket, item in enumerate(items):
+        queue.push(item, 0, ticket)
+    for item in items:
+        assert queue.best()[2] is item
+        queue.discard(item)
