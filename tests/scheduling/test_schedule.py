@@ -1,0 +1,463 @@
+"""The schedule in simulated time: order, shares, limits, and that nothing starves."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftpkit.scheduling.limit import Rates
+from ftpkit.scheduling.policies import POLICIES
+from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.transfer import Account, State, Transfer
+from tests.scheduling.trip import DOWN, UP, Trip
+
+MIB = 1024 * 1024
+RATE = 50e6
+QUANTUM = 100_000
+
+
+def trip(policy: str, *, slots: int | None = None, rates_bps: Rates | None = None) -> Trip:
+    rates = {UP: RATE} if rates_bps is None else rates_bps
+    return Trip(Schedule(POLICIES[policy], slots=slots, rates_bps=rates))
+
+
+def names(turns: Trip) -> list[str]:
+    return [transfer.name for transfer in turns.order()]
+
+
+# Order.
+
+
+def test_fcfs_ends_what_came_first_first() -> None:
+    line, ann = trip("fcfs", slots=1), Account("ann")
+    for size in (300_000, 250_000, 100):
+        line.send(ann, size)
+    line.run()
+    assert names(line) == ["300000"] * 3 + ["250000"] * 3 + ["100"]
+
+
+def test_sjf_takes_what_has_least_left() -> None:
+    line, ann = trip("sjf", slots=1), Account("ann")
+    line.send(ann, 450_000)
+    line.send(ann, 250_000)
+    line.send(ann, 40_000, at=0.00001)
+    line.run()
+    # One turn in twenty is for what waits longest, and the second is the first of them.
+    assert names(line) == ["250000", "450000", "40000", *["250000"] * 2, *["450000"] * 4]
+
+
+def test_a_newcomer_has_its_turn_after_the_quantum_under_way() -> None:
+    for policy in ("sjf", "mlfq", "rr", "fair"):
+        line, ann, bob = trip(policy, slots=1), Account("ann"), Account("bob")
+        line.send(ann, 100 * MIB)
+        small = line.send(bob, 1000, at=0.5)
+        line.run(1.0)
+        assert line.done[small] - 0.5 < 3 * QUANTUM / RATE, policy
+
+
+def test_rr_gives_all_the_same_bytes_in_turn() -> None:
+    line, ann = trip("rr"), Account("ann")
+    for size in (300_000, 300_001, 300_002):
+        line.send(ann, size)
+    line.run()
+    assert names(line)[:9] == ["300000", "300001", "300002"] * 3
+
+
+def test_mlfq_goes_by_what_moved_and_in_turn_within_a_level() -> None:
+    line, ann = trip("mlfq", slots=1), Account("ann")
+    line.send(ann, 250_000)
+    line.send(ann, 250_001)
+    line.run()
+    # Both are in the first level until 100 KiB, and then in the second.
+    assert names(line)[:4] == ["250000", "250001", "250000", "250001"]
+
+
+def test_a_small_transfer_is_charged_what_it_has() -> None:
+    line, ann = trip("rr"), Account("ann")
+    for _ in range(5000):
+        line.send(ann, 2000)
+    line.run()
+    assert line.now == pytest.approx(5000 * 2000 / RATE - 0.03, abs=0.001)
+
+
+def test_a_transfer_of_several_lanes_has_the_share_of_one() -> None:
+    for policy in ("rr", "fair"):
+        line, ann = trip(policy), Account("ann")
+        many, one = line.send(ann, None, lanes=4), line.send(ann, None)
+        line.run(5.0)
+        assert many.moved == pytest.approx(one.moved, rel=0.02), policy
+
+
+# Shares.
+
+
+def test_rr_shares_by_weight_between_transfers() -> None:
+    line, ann, bob = trip("rr"), Account("ann", weight=3), Account("bob")
+    one, two, three = line.send(ann, None), line.send(bob, None), line.send(bob, None)
+    line.run(5.0)
+    assert one.moved == pytest.approx(3 * two.moved, rel=0.02)
+    assert two.moved == pytest.approx(three.moved, rel=0.02)
+
+
+def test_fair_shares_between_accounts_and_then_within_them() -> None:
+    line, ann, bob = trip("fair"), Account("ann", weight=2), Account("bob")
+    many = [line.send(bob, None) for _ in range(20)]
+    line.send(ann, None)
+    line.run(10.0)
+    assert line.moved(0, 10, ann) == pytest.approx(2 * line.moved(0, 10, bob), rel=0.02)
+    moved = [transfer.moved for transfer in many]
+    assert max(moved) - min(moved) <= 2 * QUANTUM
+
+
+def test_fair_saves_up_nothing_for_who_was_away() -> None:
+    line, ann, bob = trip("fair"), Account("ann"), Account("bob")
+    line.send(bob, None)
+    line.send(ann, None, at=5.0)
+    line.run(10.0)
+    assert line.moved(5, 10, ann) == pytest.approx(line.moved(5, 10, bob), rel=0.02)
+
+
+@given(st.lists(st.floats(0.2, 5), min_size=2, max_size=5), st.sampled_from(["rr", "fair"]))
+@settings(max_examples=15, deadline=None)
+def test_weights_are_met(weights: list[float], policy: str) -> None:
+    line = trip(policy, slots=1)
+    accounts = [Account(str(i), weight=weight) for i, weight in enumerate(weights)]
+    for account in accounts:
+        line.send(account, None)
+    line.run(5.0)
+    shares = [line.moved(0, 5, account) / account.weight for account in accounts]
+    least = min(weights)
+    assert max(shares) - min(shares) <= 3 * QUANTUM / least
+
+
+# Limits.
+
+
+def met(line: Trip, rate_bps: float, *accounts: Account, until: float = 20.0) -> None:
+    """Check that 5 s carry the rate, wherever they begin."""
+    for tenth in range(int((until - 5) * 10)):
+        since = tenth / 10
+        moved = line.moved(since, since + 5, *accounts)
+        assert moved == pytest.approx(5 * rate_bps, rel=0.02), since
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rate", [10e3, 1e6, 50e6, 1e9])
+def test_the_rate_is_met(policy: str, rate: float) -> None:
+    line, ann, bob = trip(policy, rates_bps={UP: rate}), Account("ann"), Account("bob")
+    for account in (ann, ann, bob):
+        line.send(account, None)
+    line.run(7.0)
+    met(line, rate, until=7.0)
+
+
+def test_both_directions_have_a_rate_of_their_own() -> None:
+    line, ann = trip("fair", rates_bps={UP: 20e6, DOWN: 5e6}), Account("ann")
+    line.send(ann, None)
+    line.send(ann, None, direction=DOWN)
+    line.run(5.0)
+    up = sum(turn.size for turn in line.turns if turn.transfer.direction is UP)
+    down = sum(turn.size for turn in line.turns if turn.transfer.direction is DOWN)
+    assert up == pytest.approx(100e6, rel=0.02)
+    assert down == pytest.approx(25e6, rel=0.02)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_account_keeps_to_its_rate_and_stands_in_nobodys_way(policy: str) -> None:
+    line = trip(policy)
+    slow, quick = Account("slow", rates_bps={UP: 5e6}), Account("quick")
+    line.send(slow, 10**10)
+    line.send(slow, 10**10 + 1)
+    line.send(quick, 10**12, at=0.01)
+    line.run(8.0)
+    met(line, 5e6, slow, until=8.0)
+    met(line, RATE - 5e6, quick, until=8.0)
+
+
+def test_an_account_under_its_limit_loses_nothing_to_it() -> None:
+    line, ann = trip("rr"), Account("ann", rates_bps={UP: 2 * RATE, DOWN: 1})
+    line.send(ann, None)
+    line.run(5.0)
+    met(line, RATE, until=5.0)
+
+
+def test_an_account_of_files_without_end_keeps_to_its_rate() -> None:
+    line, ann = trip("sjf"), Account("ann", rates_bps={UP: 1e6})
+    for i in range(3000):
+        line.send(ann, 10_000, at=i / 1000)
+    line.run(10.0)
+    met(line, 1e6, until=10.0)
+
+
+def test_the_best_lane_of_a_limited_account_goes_first() -> None:
+    line, ann = trip("sjf"), Account("ann", rates_bps={UP: 1e6})
+    line.send(ann, 10_000_000)
+    small = line.send(ann, 10_000, at=1.0)
+    line.run(2.0)
+    assert line.done[small] < 1.2
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_more_than_the_slots_have_a_turn(policy: str) -> None:
+    line, ann = trip(policy, slots=3, rates_bps={}), Account("ann")
+    line.line_bps = 1e8
+    for i in range(20):
+        line.send(ann, 10 * MIB, direction=(UP, DOWN)[i % 2])
+    line.run()
+    assert (line.most_running, len(line.done)) == (3, 20)
+
+
+def test_the_directions_take_turns_for_a_slot() -> None:
+    line, ann = trip("sjf", slots=1, rates_bps={}), Account("ann")
+    for _ in range(4):
+        line.send(ann, 8 * MIB)
+        line.send(ann, 80 * MIB, direction=DOWN)
+    line.run(0.001)
+    directions = [turn.transfer.direction for turn in line.turns]
+    assert directions == [(UP, DOWN)[i % 2] for i in range(len(directions))]
+
+
+def test_without_limits_all_run_at_once() -> None:
+    line, ann = trip("fcfs", rates_bps={}), Account("ann")
+    for _ in range(50):
+        line.send(ann, MIB)
+    line.run()
+    assert line.most_running == 50
+
+
+def test_turns_are_not_given_before_those_under_way_are_paid_for() -> None:
+    line, ann = trip("rr"), Account("ann")
+    line.line_bps = 1e3
+    for _ in range(100):
+        line.send(ann, None)
+    line.run(0.1)
+    assert line.moved(0, 1) <= RATE * 0.13 + QUANTUM
+
+
+# Nothing starves.
+
+
+@pytest.mark.parametrize("policy", ["sjf", "mlfq"])
+def test_what_waits_longest_has_a_twentieth_of_the_bytes(policy: str) -> None:
+    schedule, now = Schedule(POLICIES[policy], slots=1, rates_bps={UP: RATE}), 0.0
+    ann, bob = Account("ann"), Account("bob")
+    starving = [Transfer(account, "large", UP, 10**9, 0.0, moved=10**8) for account in (ann, bob)]
+    # Whenever it is done, the next one like it comes.
+    favourite = Transfer(ann, "small", UP, QUANTUM, 0.0)
+    for transfer in (*starving, favourite):
+        schedule.ready(schedule.join(transfer), now)
+    for _ in range(4000):
+        lane = schedule.next(now)
+        assert lane is not None
+        schedule.gave_up(lane, lane.size, now)
+        favourite.moved = 0
+        schedule.ready(lane, now)
+        now = schedule.next_at()
+    for transfer in starving:
+        assert transfer.moved - 10**8 == pytest.approx(100 * QUANTUM, abs=QUANTUM)
+
+
+sizes = st.lists(
+    st.tuples(st.integers(1, 3_000_000), st.floats(0, 0.3), st.integers(0, 2), st.integers(1, 3)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(sizes, st.sampled_from(list(POLICIES)), st.sampled_from([None, 1, 4]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_all_ends_and_no_time_is_lost(
+    row: list[tuple[int, float, int, int]], policy: str, slots: int | None, known: bool
+) -> None:
+    line = trip(policy, slots=slots)
+    accounts = [Account("a"), Account("b", weight=3), Account("c", rates_bps={UP: RATE / 2})]
+    for size, at, user, lanes in row:
+        line.send(accounts[user], size, at=at, lanes=lanes, known=known)
+    line.run()
+    assert len(line.done) == len(row)
+    assert line.moved(0, math.inf) == sum(size for size, *_ in row)
+    assert line.most_running <= (slots or 1000)
+    last = max(at for _, at, *_ in row)
+    assert line.now <= last + 2 * sum(size for size, *_ in row) / RATE + 0.1
+    assert line.schedule.snapshot() == []
+    assert line.schedule.next_at() == math.inf
+
+
+# Changes on the way.
+
+
+def test_another_rate_holds_at_once() -> None:
+    line, ann = trip("rr"), Account("ann")
+    line.send(ann, None)
+    line.at(5.0, lambda: configure(line, "rr", {UP: RATE / 10}))
+    line.run(10.0)
+    assert line.moved(5, 10) == pytest.approx(RATE / 2, rel=0.02)
+
+
+def test_a_limit_that_is_taken_away_is_gone() -> None:
+    line, ann = trip("rr", slots=1, rates_bps={UP: 1}), Account("ann", rates_bps={UP: 1})
+    line.send(ann, 10_000)
+    line.at(1.0, lambda: configure(line, "rr", {}))
+    line.at(2.0, lambda: line.schedule.limit(ann, {}, line.now))
+    line.run(3.0)
+    assert list(line.done.values()) == [pytest.approx(2.0, abs=0.1)]
+    assert not line.schedule.shaped
+
+
+def test_an_account_is_limited_on_the_way() -> None:
+    line, ann, bob = trip("fair"), Account("ann"), Account("bob")
+    for account in (ann, ann, bob):
+        line.send(account, None)
+    line.at(5.0, lambda: line.schedule.limit(ann, {UP: 1e6}, line.now))
+    line.run(10.0)
+    assert line.moved(5, 10, ann) == pytest.approx(5e6, rel=0.03)
+    assert line.moved(5, 10) == pytest.approx(5 * RATE, rel=0.02)
+
+
+def test_another_policy_orders_what_waits() -> None:
+    line, ann = trip("fcfs"), Account("ann")
+    line.send(ann, 10**9)
+    small = line.send(ann, 1000, at=0.5)
+    line.at(1.0, lambda: configure(line, "sjf", {UP: RATE}))
+    line.run(1.1)
+    assert 1.0 < line.done[small] < 1.01
+
+
+def test_shares_begin_anew_with_a_policy() -> None:
+    line, ann, bob = trip("sjf"), Account("ann"), Account("bob")
+    line.send(bob, 10**9)
+    line.send(ann, 10**8 * 9)
+    line.at(5.0, lambda: configure(line, "fair", {UP: RATE}))
+    line.run(10.0)
+    assert line.moved(5, 10, ann) == pytest.approx(line.moved(5, 10, bob), rel=0.02)
+
+
+def configure(line: Trip, policy: str, rates_bps: Rates) -> None:
+    line.schedule.configure(POLICIES[policy], slots=None, rates_bps=rates_bps, now=line.now)
+
+
+# States, and leaving.
+
+
+def test_a_transfer_goes_through_its_states() -> None:
+    schedule, ann = Schedule(POLICIES["rr"], slots=1), Account("ann")
+    one, two = (Transfer(ann, name, UP, 10 * MIB, 0.0) for name in "ab")
+    seen = [one.state]
+    lane, other = schedule.join(one), schedule.join(two)
+    seen.append(one.state)
+    schedule.ready(lane, 0.0)
+    seen.append(one.state)
+    assert schedule.next(0.0) is lane
+    seen.append(one.state)
+    schedule.ready(other, 0.0)
+    assert (two.state, schedule.next(0.0)) == (State.READY, None)
+    assert schedule.next_at() == math.inf
+    schedule.gave_up(lane, 1000, 0.0)
+    seen.append(one.state)
+    assert (one.moved, one.left) == (1000, 10 * MIB - 1000)
+    schedule.leave(lane, 0.0)
+    seen.append(one.state)
+    assert seen == ["done", "blocked", "ready", "running", "blocked", "done"]
+
+
+def test_a_transfer_runs_if_one_of_its_lanes_does() -> None:
+    schedule, transfer = Schedule(POLICIES["rr"]), Transfer(Account("ann"), "a", UP, None, 0.0)
+    idle, runs, waits = (schedule.join(transfer) for _ in range(3))
+    schedule.ready(runs, 0.0)
+    assert schedule.next(0.0) is runs
+    schedule.ready(waits, 0.0)
+    assert transfer.state is State.RUNNING
+    assert idle.state is State.BLOCKED
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_who_leaves_gives_back_slot_share_and_rate(running: bool) -> None:
+    schedule, ann = Schedule(POLICIES["fair"], slots=1, rates_bps={UP: RATE}), Account("ann")
+    gone = schedule.join(Transfer(ann, "gone", UP, None, 0.0))
+    stays = schedule.join(Transfer(ann, "stays", UP, None, 0.0))
+    due_s = schedule.next_at()
+    schedule.ready(gone, 0.0)
+    if running:
+        assert schedule.next(0.0) is gone
+    schedule.leave(gone, 0.0)
+    schedule.leave(gone, 0.0)
+    assert schedule.next(0.0) is None
+    assert schedule.next_at() == due_s
+    schedule.ready(stays, 0.0)
+    assert schedule.next(0.0) is stays
+
+
+def test_bytes_moved_after_leaving_or_without_a_turn_are_charged() -> None:
+    schedule, ann = Schedule(POLICIES["fair"], rates_bps={UP: 1000}), Account("ann")
+    transfer = Transfer(ann, "a", UP, None, 0.0)
+    lane = schedule.join(transfer)
+    schedule.gave_up(lane, 530, 1.0)
+    schedule.leave(lane, 1.0)
+    schedule.gave_up(lane, 500, 1.0)
+    assert (transfer.moved, lane.state) == (1030, State.DONE)
+    schedule.ready(schedule.join(transfer), 1.0)
+    assert schedule.next(1.9) is None
+    assert schedule.next_at() == pytest.approx(2.0)
+
+
+def test_a_transfer_that_comes_back_keeps_its_place() -> None:
+    schedule, ann = Schedule(POLICIES["fcfs"], slots=1), Account("ann")
+    old, young = (Transfer(ann, name, UP, None, 0.0) for name in "ab")
+    schedule.leave(schedule.join(old), 0.0)
+    lanes = schedule.join(young), schedule.join(old)
+    for lane in lanes:
+        schedule.ready(lane, 0.0)
+    assert schedule.next(0.0) is lanes[1]
+
+
+@pytest.mark.parametrize(
+    ("slots", "rates", "account", "shaped"),
+    [
+        (None, {}, {}, False),
+        (1, {}, {}, True),
+        (None, {DOWN: 1.0}, {}, True),
+        (None, {}, {DOWN: 1.0}, True),
+    ],
+)
+def test_any_limit_shapes(slots: int | None, rates: Rates, account: Rates, shaped: bool) -> None:
+    schedule = Schedule(POLICIES["fair"], slots=slots, rates_bps=rates)
+    lane = schedule.join(Transfer(Account("ann", rates_bps=account), "a", UP, None, 0.0))
+    assert schedule.shaped is shaped
+    schedule.leave(lane, 0.0)
+    assert schedule.shaped is (shaped and not account)
+
+
+def test_a_weight_is_more_than_nothing() -> None:
+    with pytest.raises(ValueError, match="more than 0"):
+        Account("ann", weight=0)
+
+
+# What people see.
+
+
+def test_a_snapshot_tells_how_each_stands() -> None:
+    schedule, ann, bob = Schedule(POLICIES["sjf"], slots=1), Account("ann"), Account("bob")
+    sizes = {"large": 90 * MIB, "small": MIB, "middle": 20 * MIB}
+    for name, size in sizes.items():
+        schedule.ready(schedule.join(Transfer(ann, name, UP, size, 7.0)), 7.0)
+    schedule.ready(schedule.join(Transfer(bob, "back", DOWN, None, 8.0, moved=200_000)), 8.0)
+    lane = schedule.next(8.0)
+    assert lane is not None
+    schedule.gave_up(lane, 1, 8.0)
+    rows = schedule.snapshot()
+    assert [(row.name, row.state, row.position) for row in rows] == [
+        ("large", State.READY, 2),
+        ("small", State.BLOCKED, None),
+        ("middle", State.READY, 1),
+        ("back", State.READY, 1),
+    ]
+    assert (rows[1].user, rows[1].moved, rows[1].total, rows[1].arrived_s) == ("ann", 1, MIB, 7.0)
+    assert (rows[3].user, rows[3].direction, rows[3].level, rows[3].total) == ("bob", DOWN, 1, None)
+
+
+def test_positions_under_fair_go_between_accounts() -> None:
+    schedule, ann, bob = Schedule(POLICIES["fair"], slots=1), Account("ann"), Account("bob")
+    for account, name in ((ann, "1"), (ann, "3"), (bob, "2"), (bob, "4")):
+        schedule.ready(schedule.join(Transfer(account, name, UP, 100 * MIB, 0.0)), 0.0)
+    assert [row.position for row in schedule.snapshot()] == [1, 3, 2, 4]
