@@ -127,3 +127,11 @@ def test_udp_is_measured_on_a_link(reason_against_links: str | None) -> None:
     assert done.stdout.count(" Mbit/s") == 1 + len({"bbr", "cubic"} & set(congestion_controls()))
     assert "target 88, 1 of 1 verified" in done.stdout
     assert "% of the data, target at most 7.26" in done.stdout
+
+
+def test_scheduling_prints_what_a_turn_costs() -> None:
+    done = run("scheduling", "--transfers", "20", "--turns", "200", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[2:]
+    assert [row.split()[1] for row in rows] == ["fcfs", "sjf", "rr", "mlfq", "fair"]
+    assert all(row.count("µs") == 3 for row in rows)
