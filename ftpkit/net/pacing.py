@@ -1,5 +1,6 @@
 """How long to wait so that bytes keep to a rate."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,7 +12,10 @@ _PIECE_S: Final = 0.02
 
 
 class Pace:
-    """Keeps the bytes that pass to ``rate_bps`` bytes a second over any second or more."""
+    """Keeps the bytes that pass to ``rate_bps`` bytes a second over any second or more.
+
+    Several threads may share it: together they keep to the rate.
+    """
 
     def __init__(
         self,
@@ -24,6 +28,7 @@ class Pace:
             raise ValueError("a rate is more than 0 bytes a second")
         self._rate_bps = rate_bps
         self._clock, self._sleep = clock, sleep
+        self._turn = threading.Lock()
         self._due = clock()
 
     @property
@@ -33,9 +38,10 @@ class Pace:
 
     def passed(self, count: int) -> None:
         """Note that ``count`` bytes moved; sleep for as long as they were early."""
-        now = self._clock()
-        # Time that was not used is not saved up beyond a small burst.
-        self._due = max(self._due, now - _BURST_S) + count / self._rate_bps
-        early = self._due - now
+        with self._turn:
+            now = self._clock()
+            # Time that was not used is not saved up beyond a small burst.
+            self._due = max(self._due, now - _BURST_S) + count / self._rate_bps
+            early = self._due - now
         if early >= _SHORTEST_S:
             self._sleep(early)

@@ -1,5 +1,8 @@
 """Pacing: the rate is kept, in a time that the tests make themselves."""
 
+import threading
+from time import sleep as give_way
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +70,30 @@ def test_a_steady_flow_has_the_whole_rate(rate: float, pieces: int) -> None:
         pace.passed(pace.piece)
     ideal = pieces * pace.piece / rate
     assert ideal - 0.003 <= time.now - start <= ideal * (1 + 1e-6) + 1e-6
+
+
+class Count(int):
+    """Bytes whose time is reckoned so slowly that other threads come in between."""
+
+    def __truediv__(self, rate: float) -> float:
+        give_way(0)
+        return int(self) / rate
+
+
+def test_threads_keep_to_the_rate_together() -> None:
+    pauses = list[float]()
+    pace = Pace(1000.0, clock=lambda: 0.0, sleep=pauses.append)
+
+    def move() -> None:
+        for _ in range(200):
+            pace.passed(Count(100))
+
+    threads = [threading.Thread(target=move) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(pauses) == pytest.approx([0.1 * (number + 1) for number in range(800)])
 
 
 def test_time_that_was_not_used_is_not_saved_up() -> None:
