@@ -1,16 +1,17 @@
-"""The client: one server, one conversation at a time, opened when it is needed."""
+"""The client: one server, and all that can be asked of it."""
 
-import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
+from ftpkit.client.connection import Connection
 from ftpkit.client.datagrams import Carrier, Udp
-from ftpkit.client.link import Link
 from ftpkit.client.retry import Backoff, OnRetry
+from ftpkit.client.stop import Stop
 from ftpkit.client.upload import OnProgress, Source, Upload
 from ftpkit.errors import DamagedError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address
@@ -35,7 +36,8 @@ from ftpkit.protocol.messages import (
 )
 from ftpkit.protocol.names import check_name
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ftpkit.client.pool import Pool, Submitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,10 @@ class Client:
     for the server's no, CannotConnectError and LinkError for the connection,
     LocalFileError for files on this side. Threads take turns.
 
+    ``submit_put`` and ``submit_get`` move files in the background, ``jobs`` at once, each
+    over a connection of its own, and together within ``rate_bps``. Leaving the client's
+    ``with`` block waits for them; leaving it by an exception cancels them.
+
     ``put`` and ``get`` go on over new connections until there was no progress
     for ``retry_for_s``; their ``on_retry`` hears of each failure and of the
     wait that follows. ``memory`` is a directory in which digests of sent blocks are
@@ -77,6 +83,7 @@ class Client:
         retry_for_s: float = 0.0,
         memory: str | os.PathLike[str] | None = None,
         udp: Udp = Udp.NO,
+        jobs: int = 4,
     ) -> None:
         self.address = Address.parse(url) if isinstance(url, str) else url
         self._timeout_s = timeout_s
@@ -84,8 +91,12 @@ class Client:
         self._carrier = Carrier(udp, rate_bps)
         self._retry_for_s = retry_for_s
         self._memory = None if memory is None else os.fspath(memory)
-        self._turn = threading.RLock()
-        self._link: Link | None = None
+        if jobs < 1:
+            raise ValueError("jobs is at least 1")
+        self._jobs = jobs
+        self._submitting = threading.Lock()
+        self._pool: Pool | None = None
+        self._connection = self._connect()
 
     def put(
         self,
@@ -101,29 +112,7 @@ class Client:
         It appears under its name in one step, when all of it is there, verified and on
         stable storage. SourceChangedError says that somebody wrote to it meanwhile.
         """
-        path = os.fspath(path)
-        name = check_name(os.path.basename(path) if name is None else name)
-        started = time.monotonic()
-        backoff = self._backoff()
-        with Source(path) as source:
-            upload = Upload(
-                source,
-                name,
-                overwrite=overwrite,
-                memory=self._memory,
-                on_progress=_watched(backoff, on_progress),
-                on_retry=on_retry or _untold,
-                carrier=self._carrier,
-            )
-            reply = self._persist(upload.run, backoff, on_retry)
-        return Transfer(
-            name=name,
-            path=path,
-            total=source.total,
-            seconds=time.monotonic() - started,
-            version=reply.version,
-            content_digest=reply.content_digest,
-        )
+        return self._put(self._connection, path, name, overwrite, on_progress, on_retry)
 
     def get(
         self,
@@ -138,41 +127,58 @@ class Client:
 
         It appears at ``path`` in one step, when all of it is there and verified.
         """
-        # Here, because a download is staged as on a server: nothing else needs all of storage/.
-        from ftpkit.client.download import Download, Target
+        return self._get(self._connection, name, path, overwrite, on_progress, on_retry)
 
-        check_name(name)
-        path = os.curdir if path is None else os.fspath(path)
-        if os.path.isdir(path):
-            path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
-        started = time.monotonic()
-        backoff = self._backoff()
-        with Target(path, overwrite=overwrite) as target:
-            progress = _watched(backoff, on_progress)
-            download = Download(
-                name,
-                str(self.address),
-                target,
-                progress,
-                on_retry or _untold,
-                self._carrier,
-            )
-            reply, entry = self._persist(download.run, backoff, on_retry)
-        return Transfer(
+    def submit_put(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        overwrite: bool = True,
+        on_progress: OnProgress | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> "Submitted[Transfer]":
+        """As ``put``, in the background: return at once the future of what that returns or raises.
+
+        The callbacks are called in a thread of the transfer. Cancelled, it stops at its next
+        piece; the same upload goes on there later.
+        """
+        work = partial(
+            self._put,
+            path=path,
+            name=name,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_retry=on_retry,
+        )
+        return self._submit(work)
+
+    def submit_get(
+        self,
+        name: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = True,
+        on_progress: OnProgress | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> "Submitted[Transfer]":
+        """As ``get``, in the background, as ``submit_put`` does it."""
+        work = partial(
+            self._get,
             name=name,
             path=path,
-            total=reply.total,
-            seconds=time.monotonic() - started,
-            version=reply.version,
-            content_digest=entry.content_digest,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_retry=on_retry,
         )
+        return self._submit(work)
 
     def list(self, name: str = "", *, recursive: bool = False) -> Iterator[Entry]:
         """Yield what is in a directory, in the byte order of full names, page by page."""
         check_name(name, root=True)
         after: str | None = None
         while True:
-            with self._conversation() as link:
+            with self._connection.link() as link:
                 reply = link.ask(List(name=name, recursive=recursive, after=after), ListReply)
                 if reply.size > MAX_PAGE:
                     raise ProtocolError("the server sent too long a page")
@@ -190,32 +196,32 @@ class Client:
     def stat(self, name: str = "") -> StatReply:
         """Tell what stands under ``name``."""
         check_name(name, root=True)
-        with self._conversation() as link:
+        with self._connection.link() as link:
             return link.ask(Stat(name=name), StatReply)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents; an existing directory is fine."""
         check_name(name)
-        with self._conversation() as link:
+        with self._connection.link() as link:
             link.ask(Mkdir(name=name), Named)
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> None:
         """Move a file or directory."""
         check_name(name)
         check_name(to)
-        with self._conversation() as link:
+        with self._connection.link() as link:
             link.ask(Rename(name=name, to=to, overwrite=overwrite), Named)
 
     def delete(self, name: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty directory; with ``recursive`` also a full one."""
         check_name(name)
-        with self._conversation() as link:
+        with self._connection.link() as link:
             link.ask(Delete(name=name, recursive=recursive), Named)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
         """Let the server read a file, and return the digest of its content."""
         check_name(name)
-        with self._conversation() as link:
+        with self._connection.link() as link:
             reply = link.ask(DigestOf(name=name, digest=algorithm), Published)
         if reply.content_digest is None:
             raise ProtocolError("the server told no digest")
@@ -223,58 +229,115 @@ class Client:
 
     def ping(self) -> float:
         """Return how many seconds a request and its reply take."""
-        with self._conversation() as link:
+        with self._connection.link() as link:
             started = time.monotonic()
             link.ask(Ping(), Done)
             return time.monotonic() - started
 
-    def close(self) -> None:
-        """Hang up; the next operation connects again."""
-        with self._turn:
-            if self._link is not None:
-                self._link.close()
-                self._link = None
+    def close(self, *, cancel_futures: bool = False) -> None:
+        """Wait for what was submitted, and hang up; the next operation connects again.
+
+        With ``cancel_futures`` what was submitted is cancelled first.
+        """
+        with self._submitting:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(cancel_futures=cancel_futures)
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.close(cancel_futures=kind is not None)
 
-    def _backoff(self) -> Backoff:
-        return Backoff(self._retry_for_s)
+    def _connect(self) -> Connection:
+        return Connection(self.address, timeout_s=self._timeout_s, pace=self._pace)
 
-    def _persist(self, work: Callable[[Link], T], backoff: Backoff, on_retry: OnRetry | None) -> T:
-        """Do ``work``, over a new connection after each failure that may pass."""
-        while True:
-            try:
-                with self._conversation() as link:
-                    return work(link)
-            except FtpkitError as error:
-                backoff.wait(error, on_retry or _untold)
+    def _submit(self, work: Callable[[Connection], Transfer]) -> "Submitted[Transfer]":
+        # Here, because a client that never submits should not wait for it.
+        from ftpkit.client.pool import Pool
 
-    @contextlib.contextmanager
-    def _conversation(self) -> Iterator[Link]:
-        """Have the conversation for oneself; after a failure that left it in the middle, end it."""
-        with self._turn:
-            if self._link is None or not self._link.usable:
-                self.close()
-                self._link = Link(self.address, timeout_s=self._timeout_s, pace=self._pace)
-            try:
-                yield self._link
-            except FtpkitError:
-                if not self._link.usable:
-                    self.close()
-                raise
-            except BaseException:
-                self.close()
-                raise
+        with self._submitting:
+            if self._pool is None:
+                self._pool = Pool(self._jobs, self._connect)
+            return self._pool.submit(work)
+
+    def _put(
+        self,
+        connection: Connection,
+        path: str | os.PathLike[str],
+        name: str | None,
+        overwrite: bool,
+        on_progress: OnProgress | None,
+        on_retry: OnRetry | None,
+    ) -> Transfer:
+        path = os.fspath(path)
+        name = check_name(os.path.basename(path) if name is None else name)
+        on_retry = on_retry or _untold
+        started = time.monotonic()
+        backoff = self._backoff(connection)
+        with Source(path) as source:
+            upload = Upload(
+                source,
+                name,
+                overwrite=overwrite,
+                memory=self._memory,
+                on_progress=_watched(backoff, connection.stop, on_progress),
+                on_retry=on_retry,
+                carrier=self._carrier,
+            )
+            reply = connection.persist(upload.run, backoff, on_retry)
+        return Transfer(
+            name=name,
+            path=path,
+            total=source.total,
+            seconds=time.monotonic() - started,
+            version=reply.version,
+            content_digest=reply.content_digest,
+        )
+
+    def _get(
+        self,
+        connection: Connection,
+        name: str,
+        path: str | os.PathLike[str] | None,
+        overwrite: bool,
+        on_progress: OnProgress | None,
+        on_retry: OnRetry | None,
+    ) -> Transfer:
+        # Here, because a download is staged as on a server: nothing else needs all of storage/.
+        from ftpkit.client.download import Download, Target
+
+        check_name(name)
+        path = os.curdir if path is None else os.fspath(path)
+        if os.path.isdir(path):
+            path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
+        on_retry = on_retry or _untold
+        started = time.monotonic()
+        backoff = self._backoff(connection)
+        with Target(path, overwrite=overwrite) as target:
+            progress = _watched(backoff, connection.stop, on_progress)
+            download = Download(name, str(self.address), target, progress, on_retry, self._carrier)
+            reply, entry = connection.persist(download.run, backoff, on_retry)
+        return Transfer(
+            name=name,
+            path=path,
+            total=reply.total,
+            seconds=time.monotonic() - started,
+            version=reply.version,
+            content_digest=entry.content_digest,
+        )
+
+    def _backoff(self, connection: Connection) -> Backoff:
+        return Backoff(self._retry_for_s, sleep=connection.stop.sleep)
 
 
-def _watched(backoff: Backoff, on_progress: OnProgress | None) -> OnProgress:
-    """Return what tells both of them how far a transfer is."""
+def _watched(backoff: Backoff, stop: Stop, on_progress: OnProgress | None) -> OnProgress:
+    """Return what tells all of them how far a transfer is, and ends it when it is to stop."""
 
     def moved(count: int, total: int) -> None:
+        stop.check()
         backoff.progress(count)
         if on_progress is not None:
             on_progress(count, total)

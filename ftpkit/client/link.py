@@ -32,17 +32,27 @@ R = TypeVar("R", bound=Reply)
 Send = Callable[[bytes], None]
 """Sends a header, which it is given, and the body behind it."""
 
+OnSocket = Callable[[socket.socket], None]
+
 
 class Link:
     """One conversation, opened with ``hello``.
 
-    Raises CannotConnectError where nobody answers, or somebody else.
+    Raises CannotConnectError where nobody answers, or somebody else. ``on_socket`` is
+    given the socket before it connects, so that another thread may break it.
     """
 
-    def __init__(self, address: Address, *, timeout_s: float, pace: Pace | None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        timeout_s: float,
+        pace: Pace | None,
+        on_socket: OnSocket | None = None,
+    ) -> None:
         self.address, self.timeout_s = address, timeout_s
         try:
-            sock = socket.create_connection(address, timeout=timeout_s)
+            sock = _connected(address, timeout_s, on_socket)
         except OSError as error:
             reason = error.strerror or str(error)
             unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
@@ -167,3 +177,24 @@ class Link:
     def close(self) -> None:
         """Hang up; safe to call twice."""
         self.stream.close()
+
+
+def _connected(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
+    """As ``socket.create_connection``, which shows nobody what it waits for."""
+    failure = OSError("the host has no address")
+    for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout_s)
+            if on_socket is not None:
+                on_socket(sock)
+            sock.connect(to)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure

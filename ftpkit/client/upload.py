@@ -399,8 +399,10 @@ class Row:
 
     def _differing(self, offsets: Iterable[int]) -> Iterator[int]:
         for offset in self._digested(offsets):
-            if self._digests[offset] != self._held[offset]:
-                self._count(-self._size(offset))
+            differs = self._digests[offset] != self._held[offset]
+            # Told also where nothing moves, so that who listens can end it there.
+            self._count(-self._size(offset) if differs else 0)
+            if differs:
                 yield offset
 
     def _write(self, offsets: Iterable[int]) -> None:

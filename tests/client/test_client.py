@@ -81,8 +81,10 @@ def test_it_connects_again_after_the_server_hung_up(server: Server, client: Clie
         client.ping()
         for session in server._running():
             session.stop(now=False)
-        assert client._link is not None
-        assert select.select([client._link.sock], [], [], 10.0)[0], "the server hangs up"
+        assert client._connection._link is not None
+        assert select.select([client._connection._link.sock], [], [], 10.0)[0], (
+            "the server hangs up"
+        )
     client.ping()
 
 

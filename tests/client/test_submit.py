@@ -1,0 +1,486 @@
+"""Transfers in the background: several at once, cancelled at any moment, and never left behind."""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Address, Client, LinkError, LocalFileError, RefusedError, Server, Transfer, Udp
+from ftpkit.client.stop import Stop, Stopped
+from tests.faults.relay import Hold, Plan, Relay
+from tests.support.hostile import Peer, hostile
+from tests.support.logs import Log
+from tests.support.trees import published, staged
+
+KIB, MIB = 1024, 1024 * 1024
+BLOCK = 4 * MIB
+WAIT_S = 20.0
+
+
+class Gate:
+    """A callback for progress that holds a transfer, until it is opened."""
+
+    def __init__(self, *, at: int = 0) -> None:
+        self._at = at
+        self.open = threading.Event()
+        self.came = threading.Event()
+
+    def __call__(self, moved: int, total: int) -> None:
+        if moved >= self._at:
+            self.came.set()
+            assert self.open.wait(WAIT_S)
+
+
+def made(path: Path, total: int) -> bytes:
+    data = os.urandom(total)
+    path.write_bytes(data)
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+    return data
+
+
+@pytest.fixture
+def relay(server: Server) -> Iterator[Relay]:
+    with Relay(server.address) as relay:
+        yield relay
+
+
+@pytest.fixture
+def through(relay: Relay, tmp_path: Path) -> Iterator[Client]:
+    """A client behind the relay that remembers what it has sent."""
+    with Client(relay.address, timeout_s=WAIT_S, memory=tmp_path / "memory") as client:
+        yield client
+
+
+# Moving
+
+
+def test_files_go_up_and_come_down(client: Client, root: Path, tmp_path: Path) -> None:
+    sources = [(tmp_path / f"f{number}", number * MIB) for number in range(6)]
+    datas = {path.name: made(path, total) for path, total in sources}
+    up = [client.submit_put(path) for path, _ in sources]
+    assert [future.result().name for future in up] == list(datas)
+    assert published(root) == datas
+    seen: list[tuple[int, int]] = []
+    (tmp_path / "down").mkdir()
+    down = [
+        client.submit_get(name, tmp_path / "down", on_progress=lambda *told: seen.append(told))
+        for name in datas
+    ]
+    assert [future.result().content_digest for future in down] == [
+        future.result().content_digest for future in up
+    ]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "down").iterdir()} == datas
+    assert (5 * MIB, 5 * MIB) in seen
+
+
+def test_no_more_than_jobs_run_at_once(server: Server, tmp_path: Path, log: Log) -> None:
+    made(tmp_path / "f", 3)
+    with Client(server.address, jobs=2) as client:
+        gates = [Gate() for _ in range(3)]
+        futures = [
+            client.submit_put(tmp_path / "f", f"f{number}", on_progress=gate)
+            for number, gate in enumerate(gates)
+        ]
+        assert gates[0].came.wait(WAIT_S)
+        assert gates[1].came.wait(WAIT_S)
+        assert [future.running() for future in futures] == [True, True, False]
+        assert not gates[2].came.is_set()
+        gates[0].open.set()
+        assert gates[2].came.wait(WAIT_S)
+        assert futures[0].done()
+        for gate in gates:
+            gate.open.set()
+    requests = [log.wait_for("connection")["requests"] for _ in range(2)]
+    assert sorted(requests) == [2, 3], "hello and put over one, and one more over the other"
+    assert log.so_far("connection") == []
+
+
+def test_other_operations_do_not_wait_for_them(client: Client, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    gate = Gate()
+    held = [client.submit_put(tmp_path / "f", f"f{n}", on_progress=gate) for n in range(9)]
+    assert gate.came.wait(WAIT_S)
+    assert client.put(tmp_path / "f").total == 3
+    assert client.stat("f").total == 3
+    gate.open.set()
+    assert {future.result().total for future in held} == {3}
+
+
+def test_at_least_one_job() -> None:
+    with pytest.raises(ValueError, match="jobs"):
+        Client(jobs=0)
+
+
+def test_errors_come_out_of_the_result(client: Client, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+
+    def broken(moved: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    futures = [
+        client.submit_put(tmp_path / "none"),
+        client.submit_put(tmp_path / "f", "../f"),
+        client.submit_get("none", tmp_path / "copy"),
+        client.submit_put(tmp_path / "f", on_progress=broken),
+    ]
+    kinds = (LocalFileError, RefusedError, RefusedError, ZeroDivisionError)
+    for future, kind in zip(futures, kinds, strict=True):
+        with pytest.raises(kind):
+            future.result()
+        assert not future.cancelled()
+        assert not future.cancel()
+    assert client.submit_put(tmp_path / "f").result().total == 3
+
+
+def test_they_can_be_awaited(client: Client, root: Path, tmp_path: Path) -> None:
+    data = made(tmp_path / "f", 2 * MIB)
+
+    async def both() -> None:
+        await asyncio.wrap_future(client.submit_put(tmp_path / "f"))
+        await asyncio.wrap_future(client.submit_get("f", tmp_path / "copy"))
+
+    asyncio.run(both())
+    assert published(root) == {"f": data}
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+# Cancelling
+
+
+def assert_cancelled(future: "Future[Transfer]") -> None:
+    with pytest.raises(CancelledError):
+        future.result(WAIT_S)
+    assert future.cancelled()
+    assert future.done()
+    assert not future.running()
+    assert future.cancel(), "again is as good"
+
+
+def test_what_is_queued_never_starts(server: Server, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    started: list[str] = []
+    with Client(server.address, jobs=1) as client:
+        gate = Gate()
+        first = client.submit_put(tmp_path / "f", "first", on_progress=gate)
+        queued = client.submit_put(
+            tmp_path / "f", "queued", on_progress=lambda *told: started.append("queued")
+        )
+        last = client.submit_put(tmp_path / "f", "last")
+        assert gate.came.wait(WAIT_S)
+        assert queued.cancel()
+        # Who waits for several hears of it at once, though the pool is busy.
+        assert wait([first, queued], WAIT_S, FIRST_COMPLETED).done == {queued}
+        assert_cancelled(queued)
+        gate.open.set()
+        assert {first.result().name, last.result().name} == {"first", "last"}
+    assert started == []
+    assert sorted(published(root)) == ["first", "last"]
+
+
+def test_a_put_that_runs_stops_and_can_be_continued(
+    relay: Relay, through: Client, root: Path, tmp_path: Path
+) -> None:
+    data = made(tmp_path / "f", 5 * BLOCK)
+    (root / "f").write_bytes(b"old")
+    released = threading.Event()
+    relay.expect(Plan(up=(Hold(3 * BLOCK + MIB, released),)))
+    seen: list[tuple[int, int]] = []
+    future = through.submit_put(tmp_path / "f", on_progress=lambda *told: seen.append(told))
+    relay.wait(lambda relay: relay.up >= 3 * BLOCK + MIB)
+    assert future.running()
+    assert future.cancel()
+    assert_cancelled(future)
+    released.set()
+    assert published(root) == {"f": b"old"}
+    told = len(seen)
+    assert through.submit_put(tmp_path / "f").result().total == 5 * BLOCK
+    assert len(seen) == told, "a transfer that was cancelled says nothing more"
+    assert relay.up < (5 + 3) * BLOCK, "what had arrived was not sent again"
+    assert published(root) == {"f": data}
+    assert staged(root) == []
+
+
+def test_it_can_be_stopped_where_only_what_is_held_is_read_again(
+    relay: Relay, through: Client, server: Server, tmp_path: Path
+) -> None:
+    made(tmp_path / "f", 5 * BLOCK)
+    released = threading.Event()
+    relay.expect(Plan(up=(Hold(4 * BLOCK + MIB, released),)))
+    future = through.submit_put(tmp_path / "f")
+    relay.wait(lambda relay: relay.up >= 4 * BLOCK + MIB)
+    assert future.cancel()
+    assert_cancelled(future)
+    released.set()
+    told: list[int] = []
+    with Client(server.address) as forgetful:
+        forgetful.put(tmp_path / "f", on_progress=lambda moved, total: told.append(moved))
+    assert told.count(5 * BLOCK) > 2, "once behind the last byte, and with each block that is held"
+
+
+def test_a_get_that_runs_stops_and_can_be_continued(
+    relay: Relay, through: Client, root: Path, tmp_path: Path
+) -> None:
+    data = made(root / "f", 5 * BLOCK)
+    (tmp_path / "copy").write_bytes(b"old")
+    released = threading.Event()
+    relay.expect(Plan(down=(Hold(3 * BLOCK + MIB, released),)))
+    future = through.submit_get("f", tmp_path / "copy")
+    relay.wait(lambda relay: relay.down >= 3 * BLOCK + MIB)
+    assert future.cancel()
+    assert_cancelled(future)
+    released.set()
+    assert (tmp_path / "copy").read_bytes() == b"old"
+    assert (tmp_path / ".copy.part").is_dir()
+    assert through.submit_get("f", tmp_path / "copy").result().total == 5 * BLOCK
+    assert relay.down < (5 + 3) * BLOCK
+    assert (tmp_path / "copy").read_bytes() == data
+    assert not (tmp_path / ".copy.part").exists()
+
+
+@pytest.mark.parametrize("udp", [Udp.NO, Udp.ONLY])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_cancelled_at_any_piece_it_ends_whole_or_not_at_all(
+    server: Server, root: Path, tmp_path: Path, way: str, udp: Udp
+) -> None:
+    data = made(tmp_path / "f", BLOCK + 5)
+    (root / "g").write_bytes(data)
+    with Client(server.address, timeout_s=WAIT_S, udp=udp) as client:
+        for step in range(16):
+            cancel = CancelAt(step)
+            target = root / f"up{step}" if way == "up" else tmp_path / f"down{step}"
+            if way == "up":
+                future = client.submit_put(tmp_path / "f", target.name, on_progress=cancel)
+            else:
+                future = client.submit_get("g", target, on_progress=cancel)
+            cancel.future.set_result(future)
+            wait([future], WAIT_S)
+            assert future.cancelled() != target.exists()
+            if target.exists():
+                assert target.read_bytes() == data
+            if cancel.calls <= step:
+                break  # it was never cancelled
+        assert step > 1
+        assert client.ping() >= 0
+
+
+class CancelAt:
+    """A callback for progress that cancels its own transfer with the call of number ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.calls = 0
+        self.future: Future[Future[Transfer]] = Future()
+
+    def __call__(self, moved: int, total: int) -> None:
+        future = self.future.result(WAIT_S)
+        if self.calls == self._step:
+            assert future.cancel()
+        self.calls += 1
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="nobody tells who is connecting")
+def test_while_it_connects(tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        port = full.getsockname()[1]
+        # Who comes behind these is neither let in nor turned away.
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        before = connecting_to(port)
+        with Client(Address(*full.getsockname()), timeout_s=10 * WAIT_S) as client:
+            future = client.submit_put(tmp_path / "f")
+            while connecting_to(port) == before:
+                os.sched_yield()
+            assert future.cancel()
+            assert_cancelled(future)
+
+
+def connecting_to(port: int) -> int:
+    """Return how many sockets wait for a port of this machine to let them in."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    return sum(line.split()[2:4] == [f"0100007F:{port:04X}", "02"] for line in lines)
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_while_the_server_says_nothing(tmp_path: Path, greeted: bool) -> None:
+    made(tmp_path / "f", 3)
+    heard, over = threading.Event(), threading.Event()
+
+    def silent(peer: Peer) -> None:
+        if greeted:
+            peer.greet()
+        peer.request()
+        heard.set()
+        assert over.wait(WAIT_S)
+
+    with hostile(silent) as address, Client(Address(*address), timeout_s=10 * WAIT_S) as client:
+        future = client.submit_put(tmp_path / "f")
+        assert heard.wait(WAIT_S)
+        assert future.cancel()
+        assert_cancelled(future)
+        over.set()
+
+
+def test_while_it_waits_for_the_next_try(tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    told = threading.Event()
+    with Client("127.0.0.1:1", retry_for_s=1e6) as client:
+        future = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: told.set())
+        assert told.wait(WAIT_S)
+        assert future.cancel()
+        assert_cancelled(future)
+
+
+def test_no_retry_is_told_of_what_was_cancelled(relay: Relay, tmp_path: Path) -> None:
+    made(tmp_path / "f", BLOCK)
+    released, told = threading.Event(), []
+    relay.expect(Plan(up=(Hold(MIB, released),)))
+    with Client(relay.address, retry_for_s=1e6) as client:
+        future = client.submit_put(tmp_path / "f", on_retry=lambda *failure: told.append(failure))
+        relay.wait(lambda relay: relay.up >= MIB)
+        assert future.cancel()
+        assert_cancelled(future)
+        released.set()
+    assert told == []
+    assert relay.accepted == 1
+
+
+def test_what_is_done_stays_done(client: Client, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    future = client.submit_put(tmp_path / "f")
+    assert future.result().total == 3
+    assert not future.cancel()
+    assert not future.cancelled()
+    assert future.result().total == 3
+    assert client.submit_put(tmp_path / "f").result().total == 3, "over the same connection"
+
+
+def test_an_await_that_is_cancelled_cancels(relay: Relay, through: Client, tmp_path: Path) -> None:
+    made(tmp_path / "f", BLOCK)
+    released = threading.Event()
+    relay.expect(Plan(up=(Hold(MIB, released),)))
+    future = through.submit_put(tmp_path / "f")
+
+    async def impatient() -> None:
+        task = asyncio.ensure_future(asyncio.wrap_future(future))
+        await asyncio.to_thread(relay.wait, lambda relay: relay.up >= MIB)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(impatient())
+    assert_cancelled(future)
+    released.set()
+
+
+# Closing
+
+
+def test_leaving_the_block_waits(server: Server, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", 2 * MIB)
+    with Client(server.address, jobs=2) as client:
+        futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(8)]
+    assert all(future.done() and not future.cancelled() for future in futures)
+    assert len(published(root)) == 8
+
+
+def test_leaving_it_by_an_exception_cancels(server: Server, root: Path, tmp_path: Path) -> None:
+    made(tmp_path / "f", 2 * BLOCK)
+    released = threading.Event()
+    with Relay(server.address) as relay:
+        relay.expect(*[Plan(up=(Hold(MIB, released),))] * 2)
+        client = Client(relay.address, jobs=2)
+        futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(8)]
+        relay.wait(lambda relay: relay.up >= 2 * MIB)
+        with pytest.raises(ZeroDivisionError), client:
+            raise ZeroDivisionError
+        released.set()
+    assert all(future.cancelled() for future in futures)
+    assert published(root) == {}
+
+
+def test_a_client_that_was_closed_can_go_on(client: Client, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    for _ in range(2):
+        assert client.submit_put(tmp_path / "f").result().total == 3
+        client.close()
+        client.close(cancel_futures=True)
+
+
+def test_whoever_waits_no_longer_ends_it(server: Server, tmp_path: Path) -> None:
+    made(tmp_path / "f", BLOCK)
+    released = threading.Event()
+    with Relay(server.address) as relay:
+        relay.expect(Plan(up=(Hold(MIB, released),)))
+        client = Client(relay.address)
+        future = client.submit_put(tmp_path / "f")
+        relay.wait(lambda relay: relay.up >= MIB)
+        assert client._pool is not None
+        client._pool._executor.shutdown = _interrupted  # type: ignore[assignment]  # Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            client.close()
+        wait([future], WAIT_S)
+        assert future.cancelled()
+        released.set()
+        client.close()
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+# The stop itself
+
+
+def test_a_stop_breaks_its_connection_and_no_other() -> None:
+    stop = Stop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stop.watch(ours)
+        stop.release()
+        stop.set()
+        ours.sendall(b"still")
+        assert theirs.recv(5) == b"still"
+        with pytest.raises(Stopped):
+            stop.watch(ours)
+    assert stop.is_set()
+
+
+@pytest.mark.parametrize("wait_for", [Stop.check, lambda stop: stop.sleep(1e6)])
+def test_a_stop_that_is_set_lets_nothing_wait(wait_for: Callable[[Stop], None]) -> None:
+    stop = Stop()
+    stop.check()
+    stop.sleep(0.0)
+    stop.set()
+    with pytest.raises(Stopped):
+        wait_for(stop)
+
+
+def test_results_come_as_they_are_completed(client: Client, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    gate = Gate()
+    slow = client.submit_put(tmp_path / "f", "slow", on_progress=gate)
+    assert gate.came.wait(WAIT_S)
+    quick = client.submit_put(tmp_path / "f", "quick")
+    order = as_completed([slow, quick], WAIT_S)
+    assert next(order) is quick
+    gate.open.set()
+    assert next(order) is slow
+
+
+def test_a_server_that_stops_ends_them(server: Server, tmp_path: Path) -> None:
+    made(tmp_path / "f", 3)
+    with Client(server.address, jobs=2) as client:
+        assert client.submit_put(tmp_path / "f").result().total == 3
+        server.stop(grace_s=0.0)
+        with pytest.raises(LinkError):
+            client.submit_put(tmp_path / "f").result()
