@@ -1,6 +1,8 @@
 """Whether blocks travel as datagrams; how they do is imported when some do."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ftpkit.client.link import Link
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import BlockedError
-from ftpkit.protocol.messages import Pull, Push
+from ftpkit.protocol.messages import Done, Ping, Pull, Push
 
 if TYPE_CHECKING:
     from ftpkit.client.exchange import SessionStart
@@ -17,6 +19,7 @@ OnMoved = Callable[[int], None]
 """Called with how many more bytes of blocks are over."""
 
 _FEATURE: Final = "datagrams"
+_PING_S: Final = 1.0
 
 
 class Udp(StrEnum):
@@ -30,11 +33,13 @@ class Udp(StrEnum):
 class Carrier:
     """Carries rows of blocks as datagrams, for one client; remembers where UDP is blocked.
 
-    ``rate_bps`` is how many bytes a second may leave, or be asked for, at most.
+    ``rate_bps`` is how many bytes a second may leave, or be asked for, at most. Where
+    several threads share it, one row at a time has the whole rate.
     """
 
     def __init__(self, udp: Udp, rate_bps: float | None) -> None:
         self._udp, self._rate_bps = udp, rate_bps
+        self._turn = threading.Lock()
         self._blocked = False
 
     @property
@@ -100,14 +105,30 @@ class Carrier:
             moved += more
             on_moved(more)
 
-        try:
-            if _FEATURE not in link.features:
-                raise BlockedError(f"{link.address} takes no datagrams")
-            exchange(link, request, start, count, self._rate_bps)
-        except BlockedError as error:
-            if self._udp is Udp.ONLY:
-                raise
-            self._blocked = True
-            on_retry(error, 0.0)
-        link.settle()
+        with self._in_turn(link):
+            if not self.wanted:
+                return 0  # somebody found that out meanwhile
+            try:
+                if _FEATURE not in link.features:
+                    raise BlockedError(f"{link.address} takes no datagrams")
+                exchange(link, request, start, count, self._rate_bps)
+            except BlockedError as error:
+                if self._udp is Udp.ONLY:
+                    raise
+                self._blocked = True
+                on_retry(error, 0.0)
+            link.settle()
         return moved
+
+    @contextlib.contextmanager
+    def _in_turn(self, link: Link) -> Iterator[None]:
+        """Have the rate for oneself; until then, let the server see that we live."""
+        if self._rate_bps is None:
+            yield
+            return
+        while not self._turn.acquire(timeout=_PING_S):
+            link.ask(Ping(), Done)
+        try:
+            yield
+        finally:
+            self._turn.release()
