@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+from itertools import count
 from typing import Final, Never
 
 from tqdm import tqdm
@@ -17,61 +19,74 @@ ROWS: Final = 24
 
 
 class Bars:
-    """The same lines, and on stderr a bar for the file and, with several, one for the whole."""
+    """The same lines, and on stderr a bar for each file that moves and one for the whole.
 
-    def __init__(self, lines: Lines, totals: list[int]) -> None:
+    ``totals`` are the bytes of all files; of one alone there is no other whole.
+    """
+
+    def __init__(self, lines: Lines, totals: list[int], at_once: int) -> None:
         # tqdm's monitor thread redraws bars that seldom move; with miniters=1 it has no use.
         tqdm.monitor_interval = 0
         self._lines = lines
-        self._name = ""
-        self._file: tqdm[Never] | None = None
+        self._turn = threading.RLock()
+        self._files: dict[str, tqdm[Never]] = {}
         self._over = 0
-        self._whole = _bar("all files", sum(totals), position=1) if len(totals) > 1 else None
+        several = len(totals) > 1
+        self._whole = _bar("all files", sum(totals), position=at_once) if several else None
 
     def start(self, name: str, total: int | None) -> None:
         """Wait for the first byte."""
-        self._name = shown(name)
 
-    def moved(self, moved: int, total: int) -> None:
+    def moved(self, name: str, moved: int, total: int) -> None:
         """Draw, unless it was done a moment ago."""
-        if self._file is None:
-            # What an earlier attempt moved must not count as this one's speed.
-            self._file = _bar(self._name, total, position=0, initial=moved)
-        self._file.update(moved - self._file.n)
-        if self._whole is not None:
-            self._whole.update(self._over + moved - self._whole.n)
+        with self._turn:
+            if name not in self._files:
+                # What an earlier attempt moved must not count as this one's speed.
+                self._files[name] = self._file_bar(name, total, moved)
+            self._files[name].update(moved - self._files[name].n)
+            if self._whole is not None:
+                here = sum(bar.n for bar in self._files.values())
+                self._whole.update(self._over + here - self._whole.n)
 
-    def retrying(self, error: FtpkitError, delay: float) -> None:
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Print the line above the bars."""
-        with tqdm.external_write_mode(sys.stderr):
-            self._lines.retrying(error, delay)
+        with self._turn, tqdm.external_write_mode(sys.stderr):
+            self._lines.retrying(name, error, delay)
 
     def done(self, transfer: Transfer) -> None:
         """Print the line above the bars."""
-        self._end_file()
-        with tqdm.external_write_mode(sys.stderr):
-            self._lines.done(transfer)
+        with self._turn:
+            self._end_file(transfer.name)
+            with tqdm.external_write_mode(sys.stderr):
+                self._lines.done(transfer)
 
     def failed(self, name: str, error: FtpkitError) -> None:
         """Print the line above the bars."""
-        self._end_file()
-        with tqdm.external_write_mode(sys.stderr):
-            self._lines.failed(name, error)
+        with self._turn:
+            self._end_file(name)
+            with tqdm.external_write_mode(sys.stderr):
+                self._lines.failed(name, error)
 
     def close(self) -> None:
         """Wipe the bars."""
-        self._end_file()
+        for name in list(self._files):
+            self._end_file(name)
         if self._whole is not None:
             self._whole.close()
             # The lower bar is wiped, but the cursor stays where its end was.
             sys.stderr.write("\r")
             sys.stderr.flush()
 
-    def _end_file(self) -> None:
-        if self._file is not None:
-            self._over += int(self._file.n)
-            self._file.close()
-            self._file = None
+    def _file_bar(self, name: str, total: int, moved: int) -> "tqdm[Never]":
+        taken = {abs(bar.pos) for bar in self._files.values()}
+        free = next(row for row in count() if row not in taken)
+        return _bar(shown(name), total, position=free, initial=moved)
+
+    def _end_file(self, name: str) -> None:
+        bar = self._files.pop(name, None)
+        if bar is not None:
+            self._over += int(bar.n)
+            bar.close()
 
 
 def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Never]":

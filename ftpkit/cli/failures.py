@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ftpkit.cli.display import shown
+from ftpkit.cli.units import format_size
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 
 DONE: Final = 0
@@ -27,6 +28,16 @@ Exit codes:
   3    refused by the server
   4    cannot connect
   130  interrupted"""
+
+
+class InterruptedTransferError(FtpkitError):
+    """Ctrl-C ended a transfer after ``moved`` of ``total`` bytes."""
+
+    code = "interrupted"
+
+    def __init__(self, moved: int, total: int) -> None:
+        where = f" at {format_size(moved)} of {format_size(total)}; the same command goes on there"
+        super().__init__(f"interrupted{where if moved else ''}")
 
 
 def exit_code(error: FtpkitError) -> int:

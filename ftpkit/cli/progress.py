@@ -1,6 +1,7 @@
 """How transfers are told: lines to a person, events to a program."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -17,15 +18,15 @@ EVENT_INTERVAL_S: Final = 0.5
 
 
 class Report(Protocol):
-    """What a command tells of its transfers, one after the other."""
+    """What a command tells of its transfers, by their names; several threads may tell of them."""
 
     def start(self, name: str, total: int | None) -> None:
         """Say that ``name`` begins; ``total`` in bytes, None if not known yet."""
 
-    def moved(self, moved: int, total: int) -> None:
+    def moved(self, name: str, moved: int, total: int) -> None:
         """Say that ``moved`` bytes of ``total`` are over; called often."""
 
-    def retrying(self, error: FtpkitError, delay: float) -> None:
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Say what failed, and that the next try is in ``delay`` seconds."""
 
     def done(self, transfer: Transfer) -> None:
@@ -52,10 +53,10 @@ class Lines:
     def start(self, name: str, total: int | None) -> None:
         """Nothing to say yet."""
 
-    def moved(self, moved: int, total: int) -> None:
+    def moved(self, name: str, moved: int, total: int) -> None:
         """Nothing to say yet."""
 
-    def retrying(self, error: FtpkitError, delay: float) -> None:
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Print what failed, and when it goes on."""
         if not self._quiet:
             on_tcp = isinstance(error, BlockedError)
@@ -80,26 +81,25 @@ class Events:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._name = ""
-        self._next = 0.0
+        self._next: dict[str, float] = {}
+        self._turn = threading.Lock()
 
     def start(self, name: str, total: int | None) -> None:
         """``{"event": "start", "name", "total"}``; ``total`` may be null."""
-        self._name = name
-        self._next = self._clock() + EVENT_INTERVAL_S
-        _emit("start", name=name, total=total)
+        self._next[name] = self._clock() + EVENT_INTERVAL_S
+        self._emit("start", name=name, total=total)
 
-    def moved(self, moved: int, total: int) -> None:
+    def moved(self, name: str, moved: int, total: int) -> None:
         """``{"event": "progress", "name", "moved", "total"}``."""
-        if self._clock() >= self._next:
-            self._next = self._clock() + EVENT_INTERVAL_S
-            _emit("progress", name=self._name, moved=moved, total=total)
+        if self._clock() >= self._next[name]:
+            self._next[name] = self._clock() + EVENT_INTERVAL_S
+            self._emit("progress", name=name, moved=moved, total=total)
 
-    def retrying(self, error: FtpkitError, delay: float) -> None:
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """``{"event": "retry", "name", "code", "message", "seconds"}``."""
-        _emit(
+        self._emit(
             "retry",
-            name=self._name,
+            name=name,
             code=str(error.code),
             message=str(error),
             seconds=round(delay, 3),
@@ -107,7 +107,7 @@ class Events:
 
     def done(self, transfer: Transfer) -> None:
         """``{"event": "done", "name", "path", "total", "seconds", "version", …}``."""
-        _emit(
+        self._emit(
             "done",
             name=transfer.name,
             path=transfer.path,
@@ -119,10 +119,14 @@ class Events:
 
     def failed(self, name: str, error: FtpkitError) -> None:
         """``{"event": "error", "name", "code", "message"}``."""
-        _emit("error", name=name, code=str(error.code), message=str(error))
+        self._emit("error", name=name, code=str(error.code), message=str(error))
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _emit(self, event: str, **values: object) -> None:
+        with self._turn:
+            click.echo(json_line({"event": event, **values}))
 
 
 def summary(transfer: Transfer) -> str:
@@ -130,7 +134,3 @@ def summary(transfer: Transfer) -> str:
     rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
     size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
     return f"{shown(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"
-
-
-def _emit(event: str, **values: object) -> None:
-    click.echo(json_line({"event": event, **values}))

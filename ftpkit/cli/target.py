@@ -48,6 +48,7 @@ def connect(
     rate: float | None = None,
     retry_for: float = 0.0,
     udp: Udp = Udp.NO,
+    jobs: int = 1,
 ) -> Client:
     """Return a client of ``url`` that connects when it is used; ``rate`` in bytes a second."""
     return Client(
@@ -57,6 +58,7 @@ def connect(
         retry_for_s=retry_for,
         memory=_memory_directory(),
         udp=udp,
+        jobs=jobs,
     )
 
 

@@ -1,15 +1,18 @@
 """put and get."""
 
 import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 import click
 
-from ftpkit.cli.failures import Tally
+from ftpkit.cli.failures import InterruptedTransferError, Tally
 from ftpkit.cli.progress import Events, Lines, Report, watched
-from ftpkit.cli.settings import DURATION, RATE, Command, setting
+from ftpkit.cli.settings import COUNT, DURATION, RATE, Command, setting
 from ftpkit.cli.target import connect, target_options
 from ftpkit.client import Client, Transfer, Udp
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
@@ -26,6 +29,15 @@ def transfer_options(command: Command) -> Command:
             type=RATE,
             metavar="RATE",
             help="Move at most so many bytes a second, like 20M or 20Mi; 0 is no limit.",
+        ),
+        setting(
+            "jobs",
+            "--jobs",
+            type=COUNT,
+            metavar="N",
+            default="1",
+            show_default=True,
+            help="Move so many files at once.",
         ),
         setting(
             "retry-for",
@@ -58,13 +70,24 @@ def transfer_options(command: Command) -> Command:
     return command
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """One file to move: its name for a person, its bytes if known, and how."""
+    """One file to move: its name for a person, its bytes if known, how, and how far that is."""
 
     name: str
     total: int | None
-    run: "partial[Transfer]"
+    submit: "Callable[..., Future[Transfer]]"
+    moved: int = 0
+
+    def start(self, report: Report) -> "Future[Transfer]":
+        """Begin to move it."""
+
+        def on_progress(moved: int, total: int) -> None:
+            self.moved, self.total = moved, total
+            report.moved(self.name, moved, total)
+
+        report.start(self.name, self.total)
+        return self.submit(on_progress=on_progress, on_retry=partial(report.retrying, self.name))
 
 
 @click.command()
@@ -79,6 +102,7 @@ def put(
     alias: str | None,
     no_overwrite: bool,
     rate: float | None,
+    jobs: int,
     retry_for: float,
     udp: bool,
     udp_only: bool,
@@ -98,12 +122,13 @@ def put(
         raise click.UsageError("--as names one file, so it goes with one FILE")
     names = [alias] if alias is not None else [_last_part(os.path.abspath(file)) for file in files]
     _refuse_twins(names)
-    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only)) as client:
-        jobs = [
-            Job(name, _size_here(file), partial(client.put, file, name, overwrite=not no_overwrite))
+    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only), jobs) as client:
+        submit = partial(client.submit_put, overwrite=not no_overwrite)
+        work = [
+            Job(name, _size_here(file), partial(submit, file, name))
             for file, name in zip(files, names, strict=True)
         ]
-        return _move(jobs, _report(jobs, json=json, quiet=quiet))
+        return _move(work, jobs, json=json, quiet=quiet)
 
 
 @click.command()
@@ -122,6 +147,7 @@ def get(
     output: str | None,
     no_overwrite: bool,
     rate: float | None,
+    jobs: int,
     retry_for: float,
     udp: bool,
     udp_only: bool,
@@ -140,39 +166,59 @@ def get(
     if len(names) > 1 and output is not None and not os.path.isdir(output):
         raise click.UsageError("with several NAMEs, -o is a directory that exists")
     _refuse_twins([_last_part(name) for name in names])
-    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only)) as client:
+    with connect(url, timeout, rate, retry_for, _udp(udp, udp_only), jobs) as client:
         # Only the bar of the whole has to know all sizes before the first byte.
         ask = len(names) > 1 and not json and not quiet and watched()
-        jobs = [
-            Job(
-                name,
-                _size_there(client, name) if ask else None,
-                partial(client.get, name, output, overwrite=not no_overwrite),
-            )
+        submit = partial(client.submit_get, overwrite=not no_overwrite)
+        work = [
+            Job(name, _size_there(client, name) if ask else None, partial(submit, name, output))
             for name in names
         ]
-        return _move(jobs, _report(jobs, json=json, quiet=quiet))
+        return _move(work, jobs, json=json, quiet=quiet)
 
 
-def _move(jobs: list[Job], report: Report) -> int:
-    """Do one job after the other, on after a failure; return the exit code."""
-    tally = Tally()
-    with closing(report):
-        for job in jobs:
-            report.start(job.name, job.total)
-            try:
-                transfer = job.run(on_progress=report.moved, on_retry=report.retrying)
-            except FtpkitError as error:
-                report.failed(job.name, error)
-                tally.add(error)
-                if isinstance(error, CannotConnectError):
-                    break
-            else:
-                report.done(transfer)
+def _move(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> int:
+    """Do ``at_once`` of the jobs at once, on after a failure; return the exit code."""
+    tally, waiting = Tally(), deque(jobs)
+    running: dict[Future[Transfer], Job] = {}
+    with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    job = waiting.popleft()
+                    running[job.start(report)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    error = _tell(running.pop(future), future, report)
+                    if error is not None:
+                        tally.add(error)
+                    if isinstance(error, CannotConnectError):
+                        waiting.clear()
+        except KeyboardInterrupt:
+            for future in running:
+                future.cancel()
+            for future, job in running.items():
+                _tell(job, future, report)
+            raise
     return tally.exit_code
 
 
-def _report(jobs: list[Job], *, json: bool, quiet: bool) -> Report:
+def _tell(job: Job, future: "Future[Transfer]", report: Report) -> FtpkitError | None:
+    """Wait until a job has ended, and tell how; return why it failed."""
+    error: FtpkitError
+    try:
+        transfer = future.result()
+    except CancelledError:
+        error = InterruptedTransferError(job.moved, job.total or 0)
+    except FtpkitError as failure:
+        error = failure
+    else:
+        report.done(transfer)
+        return None
+    report.failed(job.name, error)
+    return error
+
+
+def _report(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> Report:
     if json:
         return Events()
     lines = Lines(quiet=quiet)
@@ -180,7 +226,7 @@ def _report(jobs: list[Job], *, json: bool, quiet: bool) -> Report:
         return lines
     from ftpkit.cli.bars import Bars
 
-    return Bars(lines, [job.total or 0 for job in jobs])
+    return Bars(lines, [job.total or 0 for job in jobs], min(at_once, len(jobs)))
 
 
 def _udp(first: bool, only: bool) -> Udp:

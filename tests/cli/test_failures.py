@@ -155,6 +155,7 @@ def test_a_source_that_may_not_be_read_fails_alone(run: Run, served: Served) -> 
     Path("good").write_bytes(b"good")
     program = (
         "import encodings.idna, os\n"
+        "import ftpkit.client.pool\n"
         "from ftpkit.cli import main\n"
         "if os.geteuid() == 0:\n"  # who may read everything
         "    os.setgroups([])\n"

@@ -55,7 +55,7 @@ def test_progress_comes_twice_a_second_at_most(capsys: pytest.CaptureFixture[str
     events = Events(clock=lambda: next(ticks) / 20)
     events.start("a", 1000)
     for moved in range(1000):
-        events.moved(moved, 1000)
+        events.moved("a", moved, 1000)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     progress = [event for event in told if event["event"] == "progress"]
     elapsed = next(ticks) / 20

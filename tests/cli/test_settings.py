@@ -61,8 +61,8 @@ def test_a_file_that_was_named_must_exist(run: Run) -> None:
     [
         (
             "speed = 3",
-            "speed: unknown key, expected one of json, quiet, rate, retry-for, timeout, udp,"
-            " udp-only, url",
+            "speed: unknown key, expected one of jobs, json, quiet, rate, retry-for, timeout,"
+            " udp, udp-only, url",
         ),
         ("as = 'x'", "as: unknown key"),
         ("config = 'x'", "config: unknown key"),
