@@ -71,7 +71,9 @@ class Tally:
 
 def complain(message: str, name: str = "") -> None:
     """Tell a person in one line on stderr, and of which file, unless the message says so."""
-    if not any(form in message for form in (name, repr(name), ascii(name))):
+    # In a message a name is quoted, alone or as the end of a path.
+    quoted = (repr(name), ascii(name), f"/{repr(name)[1:]}")
+    if name and not any(form in message for form in quoted):
         message = f"{name}: {message}"
     click.echo(f"ftpkit: {shown(' '.join(message.split()))}", err=True)
 

@@ -233,10 +233,14 @@ def test_what_nobody_expected_is_one_line(
 def test_a_message_names_its_file_once(capsys: pytest.CaptureFixture[str]) -> None:
     complain("there is no 'a'", "a")
     complain("the disk is full", "x")
+    complain("cannot read 'dir/a'", "a")
+    complain("interrupted at 3 B", "a")
     complain("bad name 'x\\x1b'", "x\x1b")
     assert capsys.readouterr().err.splitlines() == [
         "ftpkit: there is no 'a'",
         "ftpkit: x: the disk is full",
+        "ftpkit: cannot read 'dir/a'",
+        "ftpkit: a: interrupted at 3 B",
         "ftpkit: bad name 'x\\x1b'",
     ]
 
