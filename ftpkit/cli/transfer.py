@@ -3,10 +3,11 @@
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 
 import click
 
@@ -181,18 +182,22 @@ def _move(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> int:
     """Do ``at_once`` of the jobs at once, on after a failure; return the exit code."""
     tally, waiting = Tally(), deque(jobs)
     running: dict[Future[Transfer], Job] = {}
+    # Cheaper for many small files than ``wait``, which goes through all that run.
+    ended: SimpleQueue[Future[Transfer]] = SimpleQueue()
     with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     job = waiting.popleft()
-                    running[job.start(report)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    error = _tell(running.pop(future), future, report)
-                    if error is not None:
-                        tally.add(error)
-                    if isinstance(error, CannotConnectError):
-                        waiting.clear()
+                    future = job.start(report)
+                    running[future] = job
+                    future.add_done_callback(ended.put)
+                future = ended.get()
+                error = _tell(running.pop(future), future, report)
+                if error is not None:
+                    tally.add(error)
+                if isinstance(error, CannotConnectError):
+                    waiting.clear()
         except KeyboardInterrupt:
             for future in running:
                 future.cancel()
