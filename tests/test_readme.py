@@ -69,6 +69,14 @@ def test_library_example_brings_the_file_back(tmp_path: Path) -> None:
     assert (tmp_path / "copy.iso").read_bytes() == content
 
 
+def test_future_example_tells_of_each(tmp_path: Path) -> None:
+    (tmp_path / "bigfile.iso").write_bytes(os.urandom(3_000_000))
+    told = run(example("future example"), tmp_path).splitlines()
+    there = [f"copy-{number}.iso is there, verified" for number in range(4)]
+    # The last one waits behind the others, unless these were very quick.
+    assert sorted(told) in (["cancelled", *there], [*there, "copy-4.iso is there, verified"])
+
+
 def test_ten_line_client_just_works(tmp_path: Path) -> None:
     (tmp_path / "bigfile.iso").write_bytes(b"x" * 5000)
     with Server(tmp_path / "root", port=0) as server:
