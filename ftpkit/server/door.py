@@ -47,12 +47,12 @@ class Door:
     that has not proven that it receives.
     """
 
-    def __init__(self, family: int, address: tuple[Any, ...]) -> None:
+    def __init__(self, port: DatagramSocket) -> None:
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._exchanges: dict[int, Exchange] = {}
         self._closed = threading.Event()
-        self._sock = DatagramSocket(bound(family, address))
+        self._port = port
         self._thread = threading.Thread(target=self._serve, name="ftpkit-door", daemon=True)
 
     def open(
@@ -78,8 +78,8 @@ class Door:
     def _serve(self) -> None:
         while not self._closed.is_set():
             with contextlib.suppress(LinkError):
-                self._sock.wait(_WAIT_S)
-                for raw, address in self._sock.arrived():
+                self._port.wait(_WAIT_S)
+                for raw, address in self._port.arrived():
                     try:
                         self._answer(raw, address)
                     except Exception:  # of one session, which must not close the door to all
@@ -87,7 +87,7 @@ class Door:
 
     def send(self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...]) -> None:
         """Send one datagram from the port itself, as if that were bound to ``local``."""
-        self._sock.send_to(parts, address, local)
+        self._port.send_to(parts, address, local)
 
     def proof_for(self, session: int, address: tuple[Any, ...]) -> int:
         """Return the number that only who receives at ``address`` can know."""
@@ -96,10 +96,10 @@ class Door:
     def close(self) -> None:
         """Close the port; every session must have ended."""
         self._closed.set()
-        self._sock.interrupt()
+        self._port.interrupt()
         if self._thread.is_alive():
             self._thread.join()
-        self._sock.close()
+        self._port.close()
 
     def _answer(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         header = read_header(raw)

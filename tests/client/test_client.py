@@ -12,6 +12,7 @@ import pytest
 
 from ftpkit import Client, RefusedError, Server
 from ftpkit.protocol import Decoder, encode_header
+from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.trees import published
@@ -79,7 +80,7 @@ def test_one_connection_serves_many_operations(client: Client, tmp_path: Path, l
 def test_it_connects_again_after_the_server_hung_up(server: Server, client: Client) -> None:
     for _ in range(2):
         client.ping()
-        for session in server._running():
+        for session in service_of(server).sessions():
             session.stop(now=False)
         assert client._connection._link is not None
         assert select.select([client._connection._link.sock], [], [], 10.0)[0], (

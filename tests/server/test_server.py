@@ -16,7 +16,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client, DirectoryStore, Server, system
-from ftpkit.server.door import Door
+from tests.support.inside import service_of
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log
 from tests.support.raw import Raw, frame
@@ -78,9 +78,9 @@ def held_back(server: Server) -> threading.Event:
     """Keep admitted connections from being served until the event is set."""
     gate, serve = threading.Event(), server.serve
 
-    def wait_and_serve(sock: socket.socket, peer: str, door: Door | None) -> None:
+    def wait_and_serve(sock: socket.socket, peer: str, at: int) -> None:
         assert gate.wait(20.0)
-        serve(sock, peer, door)
+        serve(sock, peer, at)
 
     setattr(server, "serve", wait_and_serve)  # noqa: B010  a method of this one server
     return gate
@@ -395,9 +395,10 @@ def test_200_short_connections_leave_nothing(server: Server, log: Log) -> None:
         log.wait_for("connection")
     for thread in [t for t in threading.enumerate() if "process_request" in t.name]:
         thread.join(10.0)
-    assert not server._sessions
-    assert server._store is not None
-    assert not open_uploads(server._store)
+    assert not service_of(server).sessions()
+    store = service_of(server).store
+    assert isinstance(store, DirectoryStore)
+    assert not open_uploads(store)
 
 
 def open_uploads(store: DirectoryStore) -> list[Any]:
@@ -457,8 +458,8 @@ def test_a_put_that_fails_within_is_a_line_in_the_log(server: Server, root: Path
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
-    store = server._store
-    setattr(server, "_store", Broken())  # noqa: B010  it stands before a store
+    store = service_of(server).store
+    setattr(service_of(server), "store", Broken())  # noqa: B010  it stands before a store
     with Raw(server.address) as raw:
         assert raw.refused("put", b"abc", name="f") == "internal"
     assert log.wait_for("transfer", name="f")["outcome"] == "internal"

@@ -11,8 +11,9 @@ from typing import Any
 import blake3
 import pytest
 
-from ftpkit import Server
+from ftpkit import DirectoryStore, Server
 from tests.support.gate import Gated
+from tests.support.inside import service_of
 from tests.support.raw import Raw, Reply
 from tests.support.trees import published, staged
 
@@ -1007,8 +1008,9 @@ def test_a_block_is_taken_over_from_a_silent_connection(
 
 
 def open_uploads(server: Server) -> list[Any]:
-    assert server._store is not None
-    return list(server._store._open.values())
+    store = service_of(server).store
+    assert isinstance(store, DirectoryStore)
+    return list(store._open.values())
 
 
 def test_a_block_that_is_written_again_replaces_the_older(raw: Raw, root: Path) -> None:
@@ -1137,15 +1139,15 @@ def gated(server: Server) -> Any:
 
     Only for connections made after it: each keeps the store that it began with.
     """
-    gated = Gated(server._store)
-    setattr(server, "_store", gated)  # noqa: B010  it stands before a store, and looks like one
-    server._jobs._patience_s = 0.0
+    gated = Gated(service_of(server).store)
+    setattr(service_of(server), "store", gated)  # noqa: B010  it stands before a store, and looks like one
+    service_of(server).jobs._patience_s = 0.0
     yield gated
     gated.gate.set()
 
 
 def opened(server: Server, gated: Gated) -> None:
-    server._jobs._patience_s = 20.0
+    service_of(server).jobs._patience_s = 20.0
     gated.gate.set()
 
 
@@ -1237,7 +1239,7 @@ def test_a_basis_that_nobody_asked_for_again_is_offered_anew(
     assert gated.came.wait(10.0)
     one.close()
     server.admission.wait_for(lambda count: count == 0)
-    (job,) = server._jobs._jobs.values()
+    (job,) = service_of(server).jobs._jobs.values()
     opened(server, gated)
     assert job.finished.wait(10.0)
     assert records(connect().granted("begin", **keys)) == [record(0, b"abc")]
@@ -1266,8 +1268,8 @@ def test_a_failure_of_the_server_has_a_reference_and_no_detail(
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
-    store = server._store
-    setattr(server, "_store", Broken())  # noqa: B010  it stands before a store
+    store = service_of(server).store
+    setattr(service_of(server), "store", Broken())  # noqa: B010  it stands before a store
     # The connection is older than the broken store: it keeps the store it began with.
     raw.granted("ping")
     with Raw(server.address) as other:
@@ -1282,7 +1284,7 @@ def test_a_failure_of_the_server_has_a_reference_and_no_detail(
 
 def test_work_is_refused_while_the_server_stops(raw: Raw, server: Server, root: Path) -> None:
     (root / "f").write_bytes(b"x")
-    server._jobs.stop()
+    service_of(server).jobs.stop()
     assert raw.refused("digest", name="f") == "shutting-down"
 
 
