@@ -55,6 +55,16 @@ class RefusedError(FtpkitError):
         self.code = code
 
 
+class ElsewhereError(FtpkitError):
+    """Another process of this server is to do it: the one with the number ``holder``."""
+
+    code = Code.BUSY
+
+    def __init__(self, holder: int) -> None:
+        super().__init__(f"process {holder} of this server does that")
+        self.holder = holder
+
+
 class DamagedError(FtpkitError):
     """Bytes arrived that do not match their digest; they were thrown away."""
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any, Final, Self
 
 from ftpkit import system
-from ftpkit.errors import Code, RefusedError
+from ftpkit.errors import Code, ElsewhereError, RefusedError
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED
 from ftpkit.storage import journal
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.refusals import refusing
+from ftpkit.storage.sharing import Claims, Share, Unshared
 from ftpkit.storage.staged import FileReader, StagedFile
 from ftpkit.storage.store import Entry, Progress, Upload, Wish
 from ftpkit.storage.tree import Tree
@@ -41,7 +42,8 @@ _IDENTITY: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 class DirectoryStore:
     """Keeps files in a directory, which it has for itself until ``close``.
 
-    ``root`` is made if it is missing. OSError says that it cannot be used.
+    ``root`` is made if it is missing. OSError says that it cannot be used. Other
+    processes may have a ``share`` in it; ``claims`` then keep each upload in one of them.
 
     ============================  ==================================================
     ``.ftpkit/staging/``          files that arrive in one piece; emptied at start
@@ -50,23 +52,35 @@ class DirectoryStore:
     ============================  ==================================================
     """
 
-    def __init__(self, root: str | os.PathLike[str], files: Files | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        files: Files | None = None,
+        *,
+        claims: Claims | None = None,
+        share: Share | None = None,
+    ) -> None:
         self._files = files or Files()
+        self._claims = share.claims if share else claims or Unshared()
         self._lock = threading.Lock()
         self._open: dict[str, tuple[DirectoryUpload, int]] = {}
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self.root = stack.enter_context(self._open_root(os.path.realpath(root)))
             self._private = stack.enter_context(self._make(self.root, RESERVED))
-            stack.enter_context(self._alone())
+            self.lock = stack.enter_context(self._shared(share) if share else self._alone())
             self._staging = stack.enter_context(self._make(self._private, _STAGING))
             self._uploads = stack.enter_context(self._make(self._private, _UPLOADS))
             self._published = stack.enter_context(self._make(self._private, _PUBLISHED))
             self._tree = Tree(self.root, self._files)
-            # What was being deleted must not come back in part.
-            self._files.sync_directory(self._staging)
-            for part, _ in list(self._staging.names()):
-                self._tree.purge(self._staging, part, _ignore)
+            if share:
+                part = str(share.number)
+                self._staging = stack.enter_context(self._make(self._staging, part))
+            else:
+                # What was being deleted must not come back in part.
+                self._files.sync_directory(self._staging)
+                for part, _ in list(self._staging.names()):
+                    self._tree.purge(self._staging, part, _ignore)
             self._stack = stack.pop_all()
 
     def _open_root(self, path: str) -> Directory:
@@ -88,7 +102,7 @@ class DirectoryStore:
         return directory.open_directory(part)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Iterator[int]:
         """Keep other servers off this root: two would not know of each other's uploads."""
         with contextlib.suppress(FileExistsError):
             os.close(self._files.create(self._private, _LOCK))
@@ -97,9 +111,23 @@ class DirectoryStore:
             with system.exclusive(fd) as alone:
                 if not alone:
                     raise BlockingIOError(f"another server uses {self.root.path}")
-                yield
+                yield fd
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def _shared(self, share: Share) -> Iterator[int]:
+        """Help to keep other servers off this root, if it is still the one that was locked."""
+        try:
+            if not os.path.samestat(os.fstat(share.lock), self._private.stat(_LOCK)):
+                raise FileNotFoundError(f"{self.root.path} is not what it was")
+            yield share.lock
+        finally:
+            os.close(share.lock)
+
+    def tidy(self, number: int) -> None:
+        """Remove what is staged in the share ``number``, whose process is gone."""
+        self._tree.purge(self._staging, str(number), _ignore)
 
     def close(self) -> None:
         """Checkpoint and close what is open, and give the root free."""
@@ -153,7 +181,7 @@ class DirectoryStore:
         """Open an upload, or continue the owner's unfinished one of this name, total, block."""
         self._tree.check_target(wish.name, overwrite=wish.overwrite)
         key = _key(owner, wish, block)
-        with refusing(wish.name), self._lock:
+        with refusing(wish.name), self._lock, self._claimed(key):
             upload = self._hold(key) or self._reopen(key)
             if upload is None:
                 upload = self._create(key, wish, block)
@@ -182,7 +210,7 @@ class DirectoryStore:
         """Take hold of an upload that was begun."""
         match = _IDENTITY.fullmatch(identity)
         if match is not None:
-            with refusing(identity), self._lock:
+            with refusing(identity), self._lock, self._claimed(match[1]):
                 upload = self._hold(match[1]) or self._reopen(match[1])
             if upload is not None:
                 if upload.id == identity and _key(owner, upload.wish, upload.block) == match[1]:
@@ -197,7 +225,7 @@ class DirectoryStore:
             upload.abort()
             key = identity.partition("-")[0]
             # In one step: a begin in between would find what is about to be removed.
-            with refusing(upload.wish.name), self._lock:
+            with refusing(upload.wish.name), self._lock, self._claimed(key):
                 self._open.pop(key, None)
                 self._tree.purge(self._uploads, key, _ignore)
         finally:
@@ -210,7 +238,7 @@ class DirectoryStore:
             return None
         state = read_journal(self._published, identity)
         if state is None or state.wish is None:
-            with self._lock:
+            with self._lock, self._claimed(match[1]):
                 self._settle(match[1])
             state = read_journal(self._published, identity)
         if state is None or state.wish is None or _owner_key(state.wish, owner) != match[1]:
@@ -238,7 +266,7 @@ class DirectoryStore:
         """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
         now = time.time()
         for key, _ in list(self._uploads.names()):
-            with self._lock, contextlib.suppress(OSError):
+            with self._lock, contextlib.suppress(OSError, ElsewhereError), self._claimed(key):
                 self._settle(key)
                 if key not in self._open and now - self._touched(key) > uploads_s:
                     self._tree.purge(self._uploads, key, _ignore)
@@ -254,6 +282,22 @@ class DirectoryStore:
             return max(times, default=directory.status().st_mtime)
 
     # Uploads on the disk; all with the lock held
+
+    @contextlib.contextmanager
+    def _claimed(self, key: str) -> Iterator[None]:
+        """Keep other processes off an upload until the block ends, and while it is open here."""
+        if key not in self._open:
+            self._claims.claim(key)
+        try:
+            yield
+        finally:
+            if key not in self._open:
+                self._claims.give_up(key)
+
+    def _forget(self, key: str) -> None:
+        """Let any process open an upload again that is not open here any more."""
+        if self._open.pop(key, None) is not None:
+            self._claims.give_up(key)
 
     def _hold(self, key: str) -> DirectoryUpload | None:
         if key not in self._open:
@@ -353,14 +397,14 @@ class DirectoryStore:
             if not upload.has_data():
                 # It was moved all the same: for a repeated commit _settle will find that out.
                 with self._lock:
-                    self._open.pop(key, None)
+                    self._forget(key)
             raise
         with self._lock:
-            self._open.pop(key, None)
             # The file stands: what fails here, _settle does later.
             with contextlib.suppress(OSError):
                 self._files.rename(upload.directory, JOURNAL, self._published, upload.id)
                 self._files.rmdir(self._uploads, key)
+            self._forget(key)
         return entry
 
     def _let_go(self, upload: DirectoryUpload) -> None:
@@ -374,7 +418,7 @@ class DirectoryStore:
                 return
             # Nobody may open the same files anew before these are closed.
             upload.close()
-            del self._open[key]
+            self._forget(key)
 
 
 def _key(owner: str, wish: Wish, block: int) -> str:

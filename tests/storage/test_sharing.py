@@ -1,0 +1,194 @@
+"""Several stores in one root, as the processes of one server have them."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ftpkit import system
+from ftpkit.errors import Code, ElsewhereError
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.sharing import Share
+from ftpkit.storage.store import Wish
+from tests.storage.stores import (
+    BLOCK,
+    OWNER,
+    QuickFiles,
+    begin,
+    blocks_of,
+    commit,
+    fetch,
+    held,
+    ignore,
+    refused,
+    send,
+    stage,
+)
+
+DATA = random.Random(5).randbytes(2 * BLOCK + 9)
+BLOCKS = blocks_of(DATA)
+KEEPER = 0
+
+
+@dataclass
+class Table:
+    """Who has what."""
+
+    holders: dict[str, int] = field(default_factory=dict)
+
+    def of(self, number: int) -> "Seat":
+        return Seat(self, number)
+
+
+@dataclass
+class Seat:
+    table: Table
+    number: int
+
+    def claim(self, key: str) -> None:
+        holder = self.table.holders.setdefault(key, self.number)
+        if holder != self.number:
+            raise ElsewhereError(holder)
+
+    def give_up(self, key: str) -> None:
+        assert self.table.holders.pop(key) == self.number
+
+
+Join = Callable[[int], DirectoryStore]
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, table: Table) -> Iterator[DirectoryStore]:
+    """The store of the process that opened the root."""
+    with DirectoryStore(tmp_path / "root", QuickFiles(), claims=table.of(KEEPER)) as store:
+        yield store
+
+
+@pytest.fixture
+def join(keeper: DirectoryStore, table: Table) -> Iterator[Join]:
+    """Open the root for one more process."""
+    with ExitStack() as stack:
+
+        def open_share(number: int) -> DirectoryStore:
+            share = Share(os.dup(keeper.lock), number, table.of(number))
+            return stack.enter_context(DirectoryStore(keeper.root.path, QuickFiles(), share=share))
+
+        yield open_share
+
+
+def test_what_one_has_open_the_others_hear_of(join: Join, table: Table) -> None:
+    one, other = join(1), join(2)
+    upload = begin(one, "f", len(DATA))
+    for attempt in (
+        lambda: begin(other, "f", len(DATA)),
+        lambda: other.upload(upload.id, owner=OWNER),
+        lambda: other.abort(upload.id, owner=OWNER),
+        lambda: other.published(upload.id, owner=OWNER),
+    ):
+        with pytest.raises(ElsewhereError) as caught:
+            attempt()
+        assert caught.value.holder == 1
+    begin(one, "f", len(DATA)).release()
+    assert len(table.holders) == 1
+    upload.release()
+    assert table.holders == {}
+
+
+def test_what_one_has_let_go_another_continues(join: Join, table: Table) -> None:
+    one, other = join(1), join(2)
+    upload = begin(one, "f", len(DATA))
+    send(upload, 0, BLOCKS[0])
+    upload.release()
+    upload = begin(other, "f", len(DATA))
+    assert held(upload) == [0]
+    for offset in (BLOCK, 2 * BLOCK):
+        send(upload, offset, BLOCKS[offset])
+    entry = commit(upload, len(DATA))
+    assert table.holders == {}
+    upload.release()
+    assert fetch(one, "f") == DATA
+    assert one.published(upload.id, owner=OWNER) == entry
+    assert table.holders == {}
+
+
+def test_what_is_not_there_is_had_by_nobody(join: Join, table: Table) -> None:
+    one = join(1)
+    upload = begin(one, "f", len(DATA))
+    one.abort(upload.id, owner=OWNER)
+    assert table.holders == {}
+    upload.release()
+    with refused(Code.NOT_FOUND):
+        one.upload(upload.id, owner=OWNER)
+    with refused(Code.IS_A_DIRECTORY):
+        one.mkdir("d")
+        begin(one, "d", 1)
+    assert one.published(upload.id, owner=OWNER) is None
+    assert table.holders == {}
+
+
+def test_an_upload_that_cannot_be_made_is_had_by_nobody(
+    join: Join, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = join(1)
+    monkeypatch.setattr(system, "reserve", lambda *args: os.write(-1, b""))
+    with pytest.raises(OSError, match="descriptor"):
+        begin(one, "f", 2**30)
+    assert table.holders == {}
+
+
+def test_the_keeper_sweeps_what_nobody_has(
+    keeper: DirectoryStore, join: Join, table: Table
+) -> None:
+    one = join(1)
+    kept = begin(one, "kept", len(DATA))
+    begin(one, "left", len(DATA)).release()
+    keeper.sweep(uploads_s=-1.0, publications_s=1e9)
+    uploads = Path(keeper.root.path, ".ftpkit", "uploads")
+    assert [path.name for path in uploads.iterdir()] == [kept.id.partition("-")[0]]
+    assert list(table.holders.values()) == [1]
+    kept.release()
+
+
+def test_the_keeper_tidies_up_behind_a_process_that_is_gone(
+    keeper: DirectoryStore, join: Join
+) -> None:
+    one, other = join(1), join(2)
+    lost = one.stage(Wish(name="lost", total=3), None)
+    lost.write(memoryview(b"abc"))
+    staged = other.stage(Wish(name="kept", total=3), None)
+    staged.write(memoryview(b"xyz"))
+    keeper.tidy(1)
+    keeper.tidy(7)
+    staging = Path(keeper.root.path, ".ftpkit", "staging")
+    assert [path.name for path in staging.iterdir()] == ["2"]
+    staged.commit()
+    assert fetch(keeper, "kept") == b"xyz"
+    lost.discard()
+
+
+def test_each_process_deletes_by_itself(join: Join) -> None:
+    one, other = join(1), join(2)
+    stage(one, "d/e/f", b"1")
+    other.delete("d", recursive=True, progress=ignore)
+    with refused(Code.NOT_FOUND):
+        one.read("d/e/f")
+    stage(one, "d/e/f", b"2")
+    assert fetch(other, "d/e/f") == b"2"
+
+
+def test_a_root_that_was_replaced_is_not_shared(
+    keeper: DirectoryStore, join: Join, tmp_path: Path
+) -> None:
+    (tmp_path / "root").rename(tmp_path / "moved")
+    DirectoryStore(tmp_path / "root", QuickFiles()).close()
+    with pytest.raises(FileNotFoundError, match="not what it was"):
+        join(1)
