@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -39,6 +40,9 @@ O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
 # Fewer wake-ups while a large body streams in.
 MSG_WAITALL: Final = getattr(socket, "MSG_WAITALL", 0)
+MSG_CMSG_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+# Connections can be handed to another process.
+HAS_HANDING_OVER: Final = hasattr(socket, "send_fds")
 
 # Several datagrams in one call; Python does not name Linux's options.
 HAS_UDP_SEGMENTS: Final = sys.platform == "linux" and hasattr(socket, "SOL_UDP")
@@ -56,6 +60,12 @@ _IP_PKTINFO: Final = 8
 _U16: Final = struct.Struct("@H")
 _INT: Final = struct.Struct("@i")
 SEGMENT_NOTE: Final = socket.CMSG_SPACE(_INT.size) if HAS_UDP_SEGMENTS else 0
+
+# What a terminal, a session or a service manager sends to all processes of a group.
+GROUP_SIGNALS: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_PR_SET_PDEATHSIG: Final = 1
 
 _HAS_TIMEO: Final = hasattr(socket, "SO_RCVTIMEO") and os.name == "posix"
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -202,13 +212,22 @@ def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
     The kernel's own timeouts keep the socket blocking underneath, as ``sendfile`` needs it.
     """
     if _HAS_TIMEO:
-        whole = int(seconds)
-        value = _TIMEVAL.pack(whole, max(int((seconds - whole) * 1e6), 0 if whole else 1))
         sock.settimeout(None)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+        limit_sending(sock, seconds)
     else:
         sock.settimeout(seconds)
+
+
+def limit_sending(sock: socket.socket, seconds: float) -> None:
+    """Let sending alone fail where no byte leaves for ``seconds``, if the system can."""
+    if _HAS_TIMEO:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    whole = int(seconds)
+    return _TIMEVAL.pack(whole, max(int((seconds - whole) * 1e6), 0 if whole else 1))
 
 
 def wait_readable(sock: socket.socket, seconds: float) -> bool:
@@ -243,6 +262,27 @@ def exclusive(fd: int) -> Iterator[bool]:
         return
     yield True
     fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process, by SIGKILL, when the thread that started it ends, if the system can.
+
+    ``parent`` is the process of that thread: it may be gone already.
+    """
+    if sys.platform == "linux":
+        import ctypes  # nobody else has a use for it
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def segments_of(size: int) -> list[tuple[int, int, bytes]]:

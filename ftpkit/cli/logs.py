@@ -48,6 +48,8 @@ class JsonFormatter(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
     fields: dict[str, object] = dict(getattr(record, "fields", {}))
+    if (number := str(record.processName)).isdecimal():
+        fields["worker"] = int(number)
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
         # A log of one line a record has room for the places of a traceback, not for its lines.

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 from click.types import BoolParamType, StringParamType
 
+from ftpkit import system
 from ftpkit.cli.display import shown
 from ftpkit.cli.units import parse_duration, parse_size
 from ftpkit.net.address import Address
@@ -65,6 +66,10 @@ def _timeout(text: str) -> float:
 
 PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
 COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
+WORKERS: Final = word(
+    lambda text: system.cores() if text == "auto" else whole(1, 1000)(text),
+    "a whole number from 1 to 1000, or auto",
+)
 RATE: Final = word(_rate, "bytes a second like 20M or 20Mi, or 0 for no limit")
 DURATION: Final = word(_duration, "a time like 30s, 10m or 7d, 24d at most")
 TIMEOUT: Final = word(_timeout, "a time like 30s, 10m or 7d, over 0 and 24d at most")
@@ -107,6 +112,25 @@ def config_option(
         callback=_load,
         help="Read settings from this TOML file: its keys are the options that have a variable.",
     )
+
+
+class Rereadable(click.Command):
+    """A command whose options can be read once more, from wherever they came."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the options, and keep the command line."""
+        return super().make_context(info_name, args, parent, obj=[*args], **extra)
+
+    @staticmethod
+    def read_again(ctx: click.Context) -> dict[str, Any]:
+        """Return all values as they are now; the command line stays what it was."""
+        return ctx.command.make_context(ctx.info_name, [*ctx.obj], ctx.parent).params
 
 
 def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:

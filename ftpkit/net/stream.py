@@ -174,6 +174,16 @@ class Stream:
                 pass
         self.close()
 
+    def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the connection away, behind a header: its socket, and what was read ahead."""
+        ahead, self._ahead = bytes(self._ahead), memoryview(b"")
+        return self._sock, ahead
+
+    def resume(self, header: Header, ahead: bytes) -> None:
+        """Go on where another stream was detached, behind ``header``."""
+        self._ahead = memoryview(ahead)
+        self._size = self.left = header.get("size", 0)
+
     def stop_reading(self) -> None:
         """Let the stream end for the reader, behind what has arrived; safe from another thread."""
         with contextlib.suppress(OSError):

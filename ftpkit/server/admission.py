@@ -29,12 +29,15 @@ class Admission:
                 del self._from[host]
             self._changed.notify_all()
 
-    def wait_for(self, condition: Callable[[int], bool]) -> None:
-        """Wait until ``condition`` holds for the number of those who are connected."""
-        with self._changed:
-            self._changed.wait_for(lambda: condition(self._from.total()))
+    def wait_for(self, condition: Callable[[int], bool], timeout_s: float | None = None) -> bool:
+        """Wait until ``condition`` holds for the number of those who are connected.
 
-    def notify(self) -> None:
-        """Let ``wait_for`` look again: something else that it depends on has changed."""
+        False says that the time has passed.
+        """
         with self._changed:
-            self._changed.notify_all()
+            return self._changed.wait_for(lambda: condition(self._from.total()), timeout_s)
+
+    def change(self, most: int, most_per_address: int) -> None:
+        """Let other numbers hold; whoever is connected stays."""
+        with self._changed:
+            self._most, self._most_per_address = most, most_per_address

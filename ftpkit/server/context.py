@@ -1,16 +1,45 @@
 """What the operations of one connection work with, and what they give."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
+from ftpkit.protocol.frame import Header
 from ftpkit.server.door import Begin, Door, Exchange
 from ftpkit.server.jobs import Jobs
 from ftpkit.storage.store import Reader, Store, Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A conversation that another process goes on with, from the request ``header`` on.
+
+    ``ahead`` is what was read of what follows that; ``requests`` were answered since ``since``.
+    """
+
+    header: Header
+    ahead: bytes
+    owner: str
+    algorithm: str
+    requests: int
+    since: float
+
+
+class Siblings(Protocol):
+    """The other processes that serve the same root, as one connection sees them."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether they are to serve what is not begun here."""
+
+    def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
+        """Let the process with the number ``to`` go on with this conversation; 0 is any."""
 
 
 @dataclass(slots=True)
@@ -25,6 +54,7 @@ class Context:
     owner: str = ""
     algorithm: str = DEFAULT
     door: Door | None = None
+    siblings: Siblings | None = None
     uploads: dict[str, Upload] = field(default_factory=dict)
     exchange: Exchange | None = None
     on_exchanged: Callable[[], None] = lambda: None

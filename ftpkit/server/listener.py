@@ -32,8 +32,8 @@ class Owner(Protocol):
 
     admission: Admission
 
-    def serve(self, sock: socket.socket, peer: str, at: int) -> None:
-        """Serve one connection that listening socket number ``at`` accepted, until it ends."""
+    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
+        """Serve a connection from ``address`` that listening socket number ``at`` accepted."""
 
     def pause(self, seconds: float) -> None:
         """Do nothing for a while, or until the server is to stop."""
@@ -46,7 +46,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         listener = self.server
-        listener.owner.serve(self.request, peer_name(self.client_address), listener.number)
+        listener.owner.serve(self.request, self.client_address, listener.number)
 
 
 class Listener(socketserver.ThreadingTCPServer):
@@ -177,7 +177,14 @@ def _port(family: int, address: tuple[Any, ...]) -> DatagramSocket:
         raise OSError(error.errno, f"{error.strerror or error}, for UDP") from None
 
 
-def listen(owner: Owner, host: str | None, port: int, *, datagrams: bool) -> list[Listener]:
+def listen(
+    owner: Owner,
+    host: str | None,
+    port: int,
+    *,
+    datagrams: bool,
+    kind: type[Listener] = Listener,
+) -> list[Listener]:
     """Listen on every address of ``host``; with port 0 all get the same one."""
     for _ in range(_PORT_TRIES):
         listeners: list[Listener] = []
@@ -186,9 +193,7 @@ def listen(owner: Owner, host: str | None, port: int, *, datagrams: bool) -> lis
                 chosen = listeners[0].address.port if listeners else port
                 try:
                     listeners.append(
-                        Listener(
-                            owner, len(listeners), family, (address, chosen), datagrams=datagrams
-                        )
+                        kind(owner, len(listeners), family, (address, chosen), datagrams=datagrams)
                     )
                 except OSError as error:
                     # The second address may not exist here: no IPv6, say.

@@ -5,13 +5,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 from ftpkit import system
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.server.admission import Admission
 from ftpkit.server.door import Door
-from ftpkit.server.listener import Listener, listen
+from ftpkit.server.listener import Listener, listen, peer_name
 from ftpkit.server.service import DAY_S, Limits, Service, sweep_hourly
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -118,10 +118,18 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def serve(self, sock: socket.socket, peer: str, at: int) -> None:
+    def change(self, limits: Limits) -> None:
+        """Let other limits hold for whatever comes from now on."""
+        self._limits = limits
+        self.admission.change(limits.max_connections, limits.max_connections_per_address)
+        if self.service is not None:
+            self.service.limits = limits
+
+    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Serve one connection that was admitted, in this thread, until it ends."""
         if self.service is not None:
-            self.service.serve(sock, peer, self._doors[at] if self._doors else None)
+            door = self._doors[at] if self._doors else None
+            self.service.serve(sock, peer_name(address), door)
 
     def pause(self, seconds: float) -> None:
         """Do nothing for a while, or until the server is to stop."""

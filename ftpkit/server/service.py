@@ -3,7 +3,6 @@
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +11,7 @@ from ftpkit import __version__
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
 from ftpkit.server.admission import Admission
-from ftpkit.server.context import Context
+from ftpkit.server.context import Context, Moved, Siblings
 from ftpkit.server.door import Door
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
@@ -40,8 +39,8 @@ class Limits:
 class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
 
-    Whoever brings one has entered it with ``admission`` before. New ``limits``
-    hold for the connections that come after them.
+    Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
+    returned. New ``limits`` hold for the connections that come after them.
     """
 
     def __init__(self, store: Store, admission: Admission, limits: Limits) -> None:
@@ -50,10 +49,18 @@ class Service:
         self._admission = admission
         self._buffers = Buffers()
         self._lock = threading.Lock()
-        self._sessions: dict[Session, threading.Thread] = {}
+        self._sessions: set[Session] = set()
+        self._stopping = self._now = False
 
-    def serve(self, sock: socket.socket, peer: str, door: Door | None) -> None:
-        """Serve one connection, in this thread, until it ends."""
+    def serve(
+        self,
+        sock: socket.socket,
+        peer: str,
+        door: Door | None,
+        siblings: Siblings | None = None,
+        moved: Moved | None = None,
+    ) -> None:
+        """Serve one connection, in this thread, until it ends or one of ``siblings`` has it."""
         stream = Stream(
             sock,
             stall_timeout_s=self.limits.stall_timeout_s,
@@ -66,37 +73,38 @@ class Service:
             stream,
             agent=f"ftpkit/{__version__}",
             door=door,
+            siblings=siblings,
         )
-        session = Session(stream, context, peer)
+        session = Session(stream, context, peer, moved)
         with self._lock:
-            self._sessions[session] = threading.current_thread()
-        self._admission.notify()
+            self._sessions.add(session)
+            stopping, now = self._stopping, self._now
+        if stopping:
+            session.stop(now=now)
         try:
             session.run()
         finally:
             with self._lock:
-                del self._sessions[session]
+                self._sessions.remove(session)
 
-    def sessions(self) -> dict[Session, threading.Thread]:
-        """Return those that run, and in which thread each does."""
+    def sessions(self) -> set[Session]:
+        """Return those that run."""
         with self._lock:
-            return dict(self._sessions)
+            return set(self._sessions)
 
     def stop(self, grace_s: float) -> None:
-        """Let running transfers go on for ``grace_s``, then end what is left.
+        """Let running transfers go on for ``grace_s``, then end what is left."""
+        self._end(now=False)
+        if not self._admission.wait_for(lambda count: count == 0, grace_s):
+            self._end(now=True)
+            self._admission.wait_for(lambda count: count == 0)
 
-        Nobody may be admitted any more.
-        """
-        # Whoever was admitted has a session now, or is about to.
-        self._admission.wait_for(lambda count: count == len(self.sessions()))
-        deadline = time.monotonic() + grace_s
-        for session in self.sessions():
-            session.stop(now=False)
-        for thread in self.sessions().values():
-            thread.join(max(0.0, deadline - time.monotonic()))
-        for session, thread in self.sessions().items():
-            session.stop(now=True)
-            thread.join()
+    def _end(self, *, now: bool) -> None:
+        with self._lock:
+            self._stopping, self._now = True, now
+            sessions = set(self._sessions)
+        for session in sessions:
+            session.stop(now=now)
 
     def close(self) -> None:
         """Wait for the work that outlived its session, and close the store."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from ftpkit.errors import (
     Code,
+    ElsewhereError,
     EndOfStreamError,
     LinkError,
     ProtocolError,
@@ -19,8 +20,8 @@ from ftpkit.errors import (
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.protocol.frame import Header
-from ftpkit.protocol.messages import Request
-from ftpkit.server.context import Context, Result
+from ftpkit.protocol.messages import Abort, Begin, Commit, Push, Request, Write
+from ftpkit.server.context import Context, Moved, Result
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.transfers import Transfers
 from ftpkit.storage.store import Reader
@@ -38,7 +39,9 @@ log = logging.getLogger("ftpkit.server")
 class Session:
     """Serves one connection until it ends, in the thread that calls ``run``."""
 
-    def __init__(self, stream: Stream, context: Context, peer: str) -> None:
+    def __init__(
+        self, stream: Stream, context: Context, peer: str, moved: Moved | None = None
+    ) -> None:
         self.peer = peer
         self._stream = stream
         self._context = context
@@ -48,9 +51,15 @@ class Session:
         self._sent = 0
         self._since = time.monotonic()
         self._state = threading.Lock()
-        self._busy = False
+        self._busy = moved is not None
         self._stopping = False
+        self._handed_over = False
+        self._next: Header | None = None
         context.on_exchanged = self._rest
+        if moved is not None:
+            context.owner, context.algorithm = moved.owner, moved.algorithm
+            self._next, self._requests, self._since = moved.header, moved.requests, moved.since
+            stream.resume(moved.header, moved.ahead)
 
     def run(self) -> None:
         """Serve until the client ends, fails, or is shown out; never raises."""
@@ -73,7 +82,8 @@ class Session:
             self._transfers.close()
             self._context.close()
             self._stream.close()
-            log.info("connection", extra={"fields": self._summary(outcome)})
+            if not self._handed_over:
+                log.info("connection", extra={"fields": self._summary(outcome)})
 
     def stop(self, *, now: bool) -> None:
         """End after the transfers that are under way, or ``now``."""
@@ -99,6 +109,8 @@ class Session:
                 self._busy = True
             self._requests += 1
             self._serve(header)
+            if self._handed_over:
+                return
             with self._state:
                 self._busy = False
             self._rest()
@@ -106,6 +118,9 @@ class Session:
 
     def _next_header(self) -> Header:
         """Return the next header; who sends datagrams meanwhile is not silent."""
+        if self._next is not None:
+            header, self._next = self._next, None
+            return header
         while True:
             try:
                 return self._stream.read_header()
@@ -125,10 +140,13 @@ class Session:
         request: Request | None = None
         try:
             request = self._conversation.receive(header)
+            self._stay_for(request)
             result = OPERATIONS[type(request)](self._context, request)
         except RefusedError as refusal:
             self._transfers.refused(request, refusal, started)
             self._refuse(refusal)
+        except ElsewhereError as error:
+            self._hand_over(header, error.holder)
         except (LinkError, SourceChangedError):
             self._transfers.broken(request, header.get("size", 0) - self._stream.left, started)
             raise
@@ -149,6 +167,25 @@ class Session:
                     self._transfers.served(request, result.reply, started, row)
                 raise
             self._transfers.served(request, result.reply, started, row)
+
+    def _stay_for(self, request: Request) -> None:
+        """Let others serve a request, where we only finish what is begun; of uploads they know."""
+        siblings = self._context.siblings
+        if siblings is None or not siblings.leaving or self._transferring:
+            return
+        if not isinstance(request, Begin | Write | Commit | Abort | Push):
+            raise ElsewhereError(0)
+
+    def _hand_over(self, header: Header, to: int) -> None:
+        """Let another process answer this request, and all that follow it."""
+        context, self._handed_over = self._context, True
+        self._transfers.close()
+        context.close()
+        sock, ahead = self._stream.detach()
+        answered = self._requests - 1
+        moved = Moved(header, ahead, context.owner, context.algorithm, answered, self._since)
+        if context.siblings is not None:
+            context.siblings.hand_over(sock, moved, to)
 
     def _answer(self, result: Result) -> None:
         self._sent = 0

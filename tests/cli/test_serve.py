@@ -12,7 +12,7 @@ import pytest
 
 from ftpkit import Client, __version__, system
 from ftpkit.cli.logs import JsonFormatter, TextFormatter
-from ftpkit.cli.serve import first_line
+from ftpkit.cli.serving import first_line
 from ftpkit.net.address import Address
 from ftpkit.protocol import encode_header
 from tests.cli.conftest import WAIT_S, Run, Serve, Served, command

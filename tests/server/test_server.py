@@ -78,9 +78,9 @@ def held_back(server: Server) -> threading.Event:
     """Keep admitted connections from being served until the event is set."""
     gate, serve = threading.Event(), server.serve
 
-    def wait_and_serve(sock: socket.socket, peer: str, at: int) -> None:
+    def wait_and_serve(sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         assert gate.wait(20.0)
-        serve(sock, peer, at)
+        serve(sock, address, at)
 
     setattr(server, "serve", wait_and_serve)  # noqa: B010  a method of this one server
     return gate

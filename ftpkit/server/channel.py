@@ -1,0 +1,98 @@
+"""What the processes of one server tell each other: frames over a Unix socket, descriptors beside.
+
+The frames are those of the protocol. ``fds`` in a header counts the descriptors that
+travel with it.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ftpkit import system
+from ftpkit.errors import LinkError, TruncatedError
+from ftpkit.protocol.frame import Decoder, Header, encode_header
+
+_READ: Final = 64 * 1024
+_MOST_FDS: Final = 16
+# Whoever takes nothing for so long is as good as dead.
+_STUCK_S: Final = 5.0
+
+
+class Channel:
+    """One end; any thread may send, one receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._decoder = Decoder()
+        self._ahead = memoryview(b"")
+        self._arrived: deque[list[int]] = deque()
+        system.limit_sending(sock, _STUCK_S)
+
+    def send(self, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
+        """Send a message; LinkError says that the other side is gone, or takes nothing."""
+        data = encode_header({**header, "size": len(body), "fds": len(fds)}) + body
+        try:
+            with self._sending:
+                sent = socket.send_fds(self._sock, [data], fds) if fds else 0
+                self._sock.sendall(data[sent:])
+        except OSError as error:
+            # Half a frame may have left: nothing can follow it.
+            self.interrupt()
+            raise LinkError(f"a process of this server is gone: {error}") from None
+
+    def receive(self) -> tuple[Header, bytes, list[int]]:
+        """Return the next message: its header, its body and its descriptors.
+
+        Of those none may be left, where this process could not open them. LinkError says
+        that the other side is gone.
+        """
+        while (header := self._decoder.feed(self._take(self._decoder.wanted))) is None:
+            pass
+        body = bytearray()
+        while more := self._take(header["size"] - len(body)):
+            body += more
+        if len(body) < header["size"]:
+            raise TruncatedError(len(body), header["size"])
+        return header, bytes(body), self._arrived.popleft() if header["fds"] else []
+
+    def interrupt(self) -> None:
+        """Let both sides find that the channel has ended; safe from another thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it, and what has arrived and was not received."""
+        self._sock.close()
+        while self._arrived:
+            close_all(self._arrived.popleft())
+
+    def _take(self, most: int) -> memoryview:
+        """Return some bytes, ``most`` at most; none if none are wanted, or none will come."""
+        if not self._ahead and most:
+            self._ahead = memoryview(self._read())
+        taken = self._ahead[:most]
+        self._ahead = self._ahead[len(taken) :]
+        return taken
+
+    def _read(self) -> bytes:
+        try:
+            data, fds, flags, _ = socket.recv_fds(
+                self._sock, _READ, _MOST_FDS, system.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return b""
+        # A read ends behind the message whose descriptors it has brought, or lost.
+        if fds or flags & socket.MSG_CTRUNC:
+            self._arrived.append(fds)
+        return data
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody wants."""
+    for fd in fds:
+        os.close(fd)

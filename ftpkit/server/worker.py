@@ -1,0 +1,187 @@
+"""A worker: a process that serves the connections which its supervisor hands to it."""
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from ftpkit import system
+from ftpkit.errors import ElsewhereError, LinkError
+from ftpkit.protocol.frame import Header
+from ftpkit.server.admission import Admission
+from ftpkit.server.channel import Channel, close_all
+from ftpkit.server.context import Moved
+from ftpkit.server.service import Limits, Service
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.files import Files
+from ftpkit.storage.sharing import Share
+
+log = logging.getLogger("ftpkit.server")
+
+
+def work(sock: socket.socket, number: int, on_start: Callable[[], None]) -> None:
+    """Do what a worker process does, from its start to its end; ``sock`` leads to the supervisor.
+
+    A signal to the whole group of processes is the supervisor's to answer, which then
+    tells us; should it die, so do we.
+    """
+    for each in system.GROUP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        system.die_with_parent(parent.pid)
+    on_start()
+    Worker(Channel(sock), number).run()
+
+
+class Worker:
+    """Follows what the supervisor says, and asks it what concerns the other workers."""
+
+    def __init__(self, channel: Channel, number: int) -> None:
+        self.channel, self.number = channel, number
+        self.leaving = False
+        self._admission = Admission(sys.maxsize, sys.maxsize)
+        self._calls: dict[int, queue.SimpleQueue[int]] = {}
+        self._numbers = count()
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until we are told to end, or the supervisor is gone."""
+        plan, _, fds = self.channel.receive()
+        store = DirectoryStore(
+            plan["root"],
+            Files(durable=plan["durable"]),
+            share=Share(fds[0], self.number, self),
+        )
+        service = Service(store, self._admission, Limits(**plan["limits"]))
+        self.channel.send(op="ready")
+        while True:
+            try:
+                header, body, fds = self.channel.receive()
+            except LinkError:
+                if self._ended:
+                    self.channel.close()
+                    return
+                os._exit(1)
+            self._follow(service, header, body, fds)
+
+    def claim(self, key: str) -> None:
+        """Have an upload; ElsewhereError says which worker has it."""
+        call, answer = next(self._numbers), queue.SimpleQueue[int]()
+        self._calls[call] = answer
+        self.channel.send(op="claim", key=key, call=call)
+        holder = answer.get()
+        if holder != self.number:
+            raise ElsewhereError(holder)
+
+    def give_up(self, key: str) -> None:
+        """Let other workers have an upload."""
+        self.channel.send(op="give_up", key=key)
+
+    def _follow(self, service: Service, header: Header, body: bytes, fds: list[int]) -> None:
+        match header["op"]:
+            case "serve":
+                self._start(_Connection(self, service, header, body), fds)
+            case "answer":
+                self._calls.pop(header["call"]).put(header["holder"])
+            case "leave":
+                self.leaving = True
+            case "stop":
+                args = (service, header["grace_s"])
+                threading.Thread(target=self._stop, args=args, name="ftpkit-stop").start()
+
+    def _start(self, connection: "_Connection", fds: list[int]) -> None:
+        self._admission.enter(connection.host)
+        try:
+            if not fds:
+                raise OSError("too many open files")
+            thread = threading.Thread(
+                target=connection.run, args=fds, name="ftpkit-connection", daemon=True
+            )
+            thread.start()
+        except (OSError, RuntimeError) as error:
+            log.warning("error", extra={"fields": {"error": str(error), "peer": connection.peer}})
+            close_all(fds)
+            connection.leave()
+
+    def leave(self, host: str) -> None:
+        """Note that a connection has gone from here."""
+        self._admission.leave(host)
+
+    def _stop(self, service: Service, grace_s: float) -> None:
+        service.stop(grace_s)
+        service.close()
+        self._ended = True
+        self.channel.interrupt()
+
+
+class _Connection:
+    """A connection while this worker has it."""
+
+    def __init__(self, worker: Worker, service: Service, header: Header, body: bytes) -> None:
+        self.host, self.peer, self._at = header["host"], header["peer"], header["at"]
+        self._worker, self._service = worker, service
+        self._moved = _unpack(header["moved"], body) if "moved" in header else None
+        self._handed_over = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the others are to serve what is not begun here."""
+        return self._worker.leaving
+
+    def run(self, fd: int) -> None:
+        """Serve it."""
+        try:
+            with socket.socket(fileno=fd) as sock:
+                self._service.serve(sock, self.peer, None, self, self._moved)
+        except Exception:
+            log.exception("error", extra={"fields": {"peer": self.peer}})
+        finally:
+            self.leave()
+
+    def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
+        """Let another worker go on with it."""
+        self._handed_over = True
+        fields, body = _pack(moved)
+        self._worker.channel.send(
+            body,
+            [sock.fileno()],
+            op="pass",
+            to=to,
+            host=self.host,
+            peer=self.peer,
+            at=self._at,
+            moved=fields,
+        )
+
+    def leave(self) -> None:
+        """Let its place be free."""
+        if not self._handed_over:
+            self._worker.channel.send(op="left", host=self.host)
+        self._worker.leave(self.host)
+
+
+def _pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
+    """Return what can travel as a header, and what is too much for one."""
+    header = json.dumps(moved.header).encode()
+    fields = {
+        "header": len(header),
+        "owner": moved.owner,
+        "algorithm": moved.algorithm,
+        "requests": moved.requests,
+        "since": moved.since,
+    }
+    return fields, header + moved.ahead
+
+
+def _unpack(fields: dict[str, Any], body: bytes) -> Moved:
+    size = fields["header"]
+    return Moved(**{**fields, "header": json.loads(body[:size])}, ahead=body[size:])

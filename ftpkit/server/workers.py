@@ -1,0 +1,312 @@
+"""Several processes that serve one root: a supervisor starts, replaces and outlives them."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import count
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final
+
+from ftpkit import system
+from ftpkit.errors import LinkError
+from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.server.admission import Admission
+from ftpkit.server.broker import Broker, KeeperClaims, Member, State
+from ftpkit.server.channel import Channel
+from ftpkit.server.listener import Listener, listen
+from ftpkit.server.service import Limits, sweep_hourly
+from ftpkit.server.worker import work
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.files import Files
+
+# A worker that has no more time to end, or to start.
+_ENDING_S: Final = 5.0
+_STARTING_S: Final = 60.0
+# One that lived for less died of something that the next will die of, too.
+_HEALTHY_S: Final = 10.0
+_LEAST_DELAY_S: Final = 0.05
+_MOST_DELAY_S: Final = 2.0
+
+# A fork would copy the locks of our threads as they are just then, and every descriptor; a
+# fork server would be the parent, and be asked for what has become of its children.
+_SPAWN: Final = multiprocessing.get_context("spawn")
+
+log = logging.getLogger("ftpkit.server")
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def next_delay(delay_s: float, lived_s: float) -> float:
+    """Return how long to wait with the next worker, when one has died after ``lived_s``."""
+    if lived_s >= _HEALTHY_S:
+        return 0.0
+    return min(max(2 * delay_s, _LEAST_DELAY_S), _MOST_DELAY_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many workers there are to be, and what they are told.
+
+    ``on_start`` is called in each before it serves; it is pickled.
+    """
+
+    workers: int
+    limits: Limits = field(default_factory=Limits)
+    durable: bool = True
+    on_start: Callable[[], None] = _nothing
+
+
+class Supervisor:
+    """Serves the directory ``root`` with several processes, as ``Server`` does with one.
+
+    This process serves no client: it accepts connections and hands each to a worker. The
+    limits on connections hold for all workers together.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        plan: Plan,
+        *,
+        host: str | None = None,
+        port: int = DEFAULT_PORT,
+        datagrams: bool = True,
+    ) -> None:
+        self._root, self._host, self._port = root, host, port
+        self._datagrams = datagrams and system.HAS_SHARED_PORTS
+        self._plan = plan
+        limits = plan.limits
+        self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
+        self._broker = Broker(self.admission)
+        self._store: DirectoryStore | None = None
+        self._listeners: list[Listener] = []
+        self._threads: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._numbers = count(1)
+        self._processes: dict[Member, _Process] = {}
+        self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._done = False
+        self._delay_s, self._not_before = 0.0, 0.0
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where the server listens."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def address(self) -> Address:
+        """The first address on which the server listens."""
+        return self.addresses[0]
+
+    def start(self) -> None:
+        """Open the root, listen, and serve; OSError says why that is impossible."""
+        claims = KeeperClaims(self._broker)
+        files = Files(durable=self._plan.durable)
+        store = self._store = DirectoryStore(self._root, files, claims=claims)
+        try:
+            self._listeners = listen(
+                self, self._host, self._port, datagrams=self._datagrams, kind=_Desk
+            )
+            # Who connects already waits until there are workers.
+            for listener in self._listeners:
+                self._run("ftpkit-accept", listener.serve_forever)
+            self._run("ftpkit-workers", self._supervise)
+            started = queue.SimpleQueue[bool]()
+            self._todo.put(lambda: started.put(self._replace(self._plan)))
+            if not started.get():
+                raise OSError("the workers do not start")
+        except BaseException:
+            self._shut(0.0)
+            raise
+        self._run(
+            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._plan.limits, self._stopping)
+        )
+        addresses = [str(address) for address in self.addresses]
+        log.info(
+            "listening", extra={"fields": {"addresses": addresses, "workers": self._plan.workers}}
+        )
+
+    def stop(self, grace_s: float = 30.0) -> None:
+        """Accept nobody, let running transfers go on for ``grace_s``, then end what is left."""
+        self._shut(grace_s)
+        log.info("stopped", extra={"fields": {}})
+
+    def _shut(self, grace_s: float) -> None:
+        self._stopping.set()
+        self._broker.stop()
+        for listener in self._listeners:
+            listener.shutdown()
+            listener.server_close()
+        self._todo.put(partial(self._end, grace_s))
+        for thread in self._threads:
+            thread.join()
+        for listener in self._listeners:
+            if listener.port:
+                listener.port.close()
+        self._listeners, self._threads = [], []
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def change(self, plan: Plan) -> None:
+        """Replace the workers by others, which serve as ``plan`` says, and refuse nobody meanwhile.
+
+        It returns at once. Where the new ones do not start, the old ones go on.
+        """
+        self._todo.put(lambda: self._change(plan))
+
+    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
+        """Give a connection that was admitted to a worker."""
+        self._broker.hand_out(sock, address, at)
+
+    def pause(self, seconds: float) -> None:
+        """Do nothing for a while, or until the server is to stop."""
+        self._stopping.wait(seconds)
+
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    # In the thread that starts and joins all processes: they end with it.
+
+    def _supervise(self) -> None:
+        resource_tracker.ensure_running()  # by itself it would unblock what we block
+        # A worker that does not ignore them yet must not die of a Ctrl-C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, system.GROUP_SIGNALS)
+        while not self._done:
+            try:
+                self._todo.get(timeout=self._wait_s())()
+            except queue.Empty:
+                self._start_worker(self._plan)
+
+    def _wait_s(self) -> float | None:
+        """Return after what time to start a worker, because one is missing."""
+        if self._stopping.is_set() or len(self._broker.serving()) >= self._plan.workers:
+            return None
+        return max(0.0, self._not_before - time.monotonic())
+
+    def _replace(self, plan: Plan) -> bool:
+        """Start new workers; when they serve, the old ones finish and end, else they go on."""
+        if self._stopping.is_set():
+            return False
+        deadline = time.monotonic() + _STARTING_S
+        members = [self._start_worker(plan) for _ in range(plan.workers)]
+        for member in members:
+            member.settled.wait(max(0.0, deadline - time.monotonic()))
+        if not all(member.state is State.SERVING for member in members):
+            for member in members:
+                self._processes[member].process.kill()
+            return False
+        self._plan = plan
+        self._broker.replace(members)
+        return True
+
+    def _change(self, plan: Plan) -> None:
+        if self._replace(plan):
+            limits = plan.limits
+            self.admission.change(limits.max_connections, limits.max_connections_per_address)
+            log.info("reloaded", extra={"fields": {"workers": plan.workers}})
+        elif not self._stopping.is_set():
+            log.error("error", extra={"fields": {"error": "the new workers do not start"}})
+
+    def _start_worker(self, plan: Plan) -> Member:
+        ours, theirs = socket.socketpair()
+        number = next(self._numbers)
+        process = _SPAWN.Process(
+            target=work, args=(theirs, number, plan.on_start), name=str(number), daemon=True
+        )
+        with theirs:
+            process.start()
+        member = Member(number, Channel(ours))
+        self._broker.join(member)
+        thread = threading.Thread(
+            target=self._receive, args=(member,), name="ftpkit-broker", daemon=True
+        )
+        self._processes[member] = _Process(process, thread, time.monotonic())
+        if self._store is not None:
+            member.tell(
+                "plan",
+                fds=[self._store.lock],
+                root=self._store.root.path,
+                durable=plan.durable,
+                limits=asdict(plan.limits),
+            )
+        thread.start()
+        return member
+
+    def _receive(self, member: Member) -> None:
+        """Do what a worker asks for, until it has ended."""
+        try:
+            while True:
+                self._broker.receive(member, *member.channel.receive())
+        except LinkError:
+            pass
+        except Exception:  # of which the other workers must hear nothing
+            log.exception("error", extra={"fields": {"worker": member.number}})
+        member.channel.interrupt()
+        member.settled.set()
+        self._todo.put(partial(self._bury, member))
+
+    def _bury(self, member: Member) -> None:
+        """Join a worker that has ended, and tidy up behind it."""
+        held = self._processes.pop(member)
+        held.process.join(_ENDING_S)
+        if held.process.exitcode is None:
+            held.process.kill()
+            held.process.join()
+        code = held.process.exitcode
+        held.process.close()
+        held.thread.join()
+        member.channel.close()
+        expected = member.state is State.ENDED or self._stopping.is_set()
+        self._broker.bury(member)
+        if self._store is not None:
+            with contextlib.suppress(OSError):
+                self._store.tidy(member.number)
+        if not expected:
+            now = time.monotonic()
+            self._delay_s = next_delay(self._delay_s, now - held.since)
+            self._not_before = now + self._delay_s
+            log.warning("worker died", extra={"fields": {"number": member.number, "exit": code}})
+
+    def _end(self, grace_s: float) -> None:
+        """Let all workers end, and end those that do not."""
+        for member in self._processes:
+            member.tell("stop", grace_s=grace_s)
+        deadline = time.monotonic() + grace_s + _ENDING_S
+        while self._processes:
+            try:
+                self._todo.get(timeout=max(0.0, deadline - time.monotonic()))()
+            except queue.Empty:
+                for held in self._processes.values():
+                    held.process.kill()
+                deadline += _ENDING_S
+        self._done = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    process: SpawnProcess
+    thread: threading.Thread
+    since: float
+
+
+class _Desk(Listener):
+    """A listening socket whose connections are handed to workers."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hand a connection that was admitted to a worker: there is no thread for it here."""
+        self.owner.serve(request, client_address, self.number)

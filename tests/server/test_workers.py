@@ -1,0 +1,359 @@
+"""A server of several processes: who serves whom, what holds for all, who comes and goes."""
+
+import os
+import random
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import blake3
+import pytest
+
+from ftpkit import system
+from ftpkit.server.service import Limits
+from ftpkit.server.workers import Plan, Supervisor, next_delay
+from tests.support.logs import Log
+from tests.support.raw import Raw, Reply, frame
+from tests.support.trees import published, staged
+
+pytestmark = pytest.mark.skipif(
+    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+)
+
+BLOCK = 64 * 1024
+DATA = random.Random(3).randbytes(4 * BLOCK + 5)
+WAIT_S = 20.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tracker() -> None:
+    """Start what multiprocessing keeps for the rest of this process's life."""
+    resource_tracker.ensure_running()
+
+
+Serve = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def serve(root: Path) -> Iterator[Serve]:
+    """Start servers of two workers each."""
+    with ExitStack() as stack:
+
+        def start(**limits: Any) -> Supervisor:
+            server = Supervisor(root, Plan(workers=2, limits=Limits(**limits)), port=0)
+            server.start()
+            stack.callback(server.stop, 0.0)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def workers(serve: Serve) -> Supervisor:
+    """A server of two workers."""
+    return serve(stall_timeout_s=10.0, idle_timeout_s=20.0)
+
+
+@pytest.fixture
+def connect(workers: Supervisor) -> Iterator[Callable[[], Raw]]:
+    """Open raw connections, which the end of the test closes."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Raw(workers.address))
+
+
+def b3(data: bytes) -> str:
+    return f"blake3:{blake3.blake3(data).hexdigest()}"
+
+
+def begin(raw: Raw, name: str = "f", total: int = len(DATA)) -> Reply:
+    return raw.granted("begin", name=name, total=total, block=BLOCK)
+
+
+def write(raw: Raw, upload: str, offset: int, data: bytes = DATA) -> Reply:
+    body = data[offset : offset + BLOCK]
+    return raw.ask("write", body, upload=upload, offset=offset, digest=b3(body))
+
+
+def counts(server: Supervisor) -> list[int]:
+    """How many connections each worker has."""
+    return [member.connections for member in server._broker.serving()]
+
+
+def pids(server: Supervisor) -> list[int]:
+    return [held.process.pid or 0 for held in server._processes.values()]
+
+
+def two(connect: Callable[[], Raw], server: Supervisor) -> tuple[Raw, Raw]:
+    """Return two connections that different workers serve."""
+    one, other = connect(), connect()
+    one.granted("ping")
+    other.granted("ping")
+    assert counts(server) == [1, 1]
+    return one, other
+
+
+# Connections
+
+
+def test_each_connection_goes_to_the_worker_that_has_fewest(
+    workers: Supervisor, connect: Callable[[], Raw]
+) -> None:
+    lines = [connect() for _ in range(10)]
+    for line in lines:
+        line.granted("ping")
+    assert counts(workers) == [5, 5]
+    for line in lines[:4]:
+        line.close()
+    workers.admission.wait_for(lambda count: count == 6)
+    for _ in range(4):
+        connect().granted("ping")
+    assert counts(workers) == [5, 5]
+
+
+def test_the_limits_on_connections_hold_for_all_workers_together(serve: Serve) -> None:
+    server = serve(max_connections=3)
+    with ExitStack() as stack:
+        lines = [stack.enter_context(Raw(server.address)) for _ in range(4)]
+        for line in lines[:3]:
+            line.granted("ping")
+        assert lines[3].receive().code == "too-many-connections"
+        lines[0].close()
+        server.admission.wait_for(lambda count: count == 2)
+        stack.enter_context(Raw(server.address)).granted("ping")
+
+
+def test_what_one_worker_has_published_the_other_serves(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    one.granted("put", DATA, name="d/f")
+    assert other.granted("get", name="d/f").body == DATA
+    other.granted("delete", name="d", recursive=True)
+    assert one.refused("get", name="d/f") == "not-found"
+    assert unfinished(root) == []
+
+
+# Uploads
+
+
+def test_connections_of_one_upload_meet_in_one_worker(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    for at, offset in enumerate(range(0, len(DATA), BLOCK)):
+        assert write((one, other)[at % 2], upload, offset).ok
+    assert sorted(counts(workers)) == [0, 2]
+    reply = other.granted("commit", upload=upload, total=len(DATA), content_digest=b3(DATA))
+    assert one.granted("commit", upload=upload, total=len(DATA)).header == reply.header
+    assert published(root) == {"f": DATA}
+    assert unfinished(root) == []
+
+
+def test_what_was_read_ahead_moves_with_its_connection(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    body = DATA[:BLOCK]
+    other.send(
+        {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(body), "id": 7},
+        body + frames({"op": "ping", "id": "p"}, {"op": "stat", "name": "", "id": 9}),
+    )
+    replies = [other.receive() for _ in range(3)]
+    assert [reply["ok"] for reply in replies] == [True] * 3
+    assert [reply["id"] for reply in replies] == [7, "p", 9]
+    assert [record[0] for record in records(begin(one))] == [0]
+
+
+def test_the_digest_that_hello_settled_moves_too(
+    workers: Supervisor, connect: Callable[[], Raw]
+) -> None:
+    one, other = two(connect, workers)
+    third = connect()
+    third.granted("hello", version=1, agent="t", digests=["sha256"])
+    upload = begin(one)["upload"]
+    write(one, upload, 0)
+    assert begin(other)["size"] == 44
+    assert begin(third)["size"] == 0
+    assert third.refused("hello", version=1, agent="t") == "bad-request"
+
+
+def test_a_begin_takes_over_what_a_silent_connection_in_another_worker_holds(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    silent, other = two(connect, workers)
+    upload = begin(silent)["upload"]
+    body = DATA[:BLOCK]
+    head = {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(body)}
+    silent.send(head, body[: BLOCK // 2])
+    assert begin(other)["upload"] == upload
+    for offset in range(0, len(DATA), BLOCK):
+        assert write(other, upload, offset).ok
+    silent.sock.sendall(body[BLOCK // 2 :])
+    assert silent.receive().code == "busy"
+    other.granted("commit", upload=upload, total=len(DATA))
+    assert published(root) == {"f": DATA}
+
+
+def test_a_connection_may_go_from_one_worker_to_the_other_and_back(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    first, second = begin(one, "a")["upload"], begin(other, "b")["upload"]
+    third = connect()
+    for offset in range(0, len(DATA), BLOCK):
+        assert write(third, first, offset).ok
+        assert write(third, second, offset).ok
+    for upload in (first, second):
+        third.granted("commit", upload=upload, total=len(DATA))
+    assert published(root) == {"a": DATA, "b": DATA}
+
+
+def test_uploads_that_are_over_belong_to_nobody(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one, "a")["upload"]
+    one.granted("abort", upload=upload)
+    begin(other, "b")
+    other.close()
+    workers.admission.wait_for(lambda count: count == 1)
+    begin(one, "b")
+    one.close()
+    workers.admission.wait_for(lambda count: count == 0)
+    assert workers._broker._holders == {}
+
+
+# Workers that come and go
+
+
+def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_free(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    write(one, upload, 0)
+    lost = next(m for m in workers._broker.serving() if m.number in holders(workers))
+    os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
+    assert log.wait_for("worker died")["number"] == lost.number
+    with pytest.raises(OSError, match=r"ended|reset"):
+        one.granted("ping")
+    assert [record[0] for record in records(begin(other))] == [0]
+    for offset in range(BLOCK, len(DATA), BLOCK):
+        assert write(other, upload, offset).ok
+    other.granted("commit", upload=upload, total=len(DATA))
+    assert published(root) == {"f": DATA}
+    assert workers.admission.wait_for(lambda count: count == 1, WAIT_S)
+    connect().granted("ping")
+    third = connect()
+    third.granted("ping")
+
+
+def test_new_workers_take_over_and_old_ones_finish(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log
+) -> None:
+    one, other = two(connect, workers)
+    third = connect()
+    upload = begin(one)["upload"]
+    write(one, upload, 0)
+    old = pids(workers)
+    workers.change(Plan(workers=3))
+    log.wait_for("reloaded", workers=3)
+    assert counts(workers) == [0, 0, 0]
+    other.granted("ping")  # it moves, and does not notice
+    third.granted("hello", version=1, agent="t")
+    assert sum(counts(workers)) == 2
+    for offset in range(BLOCK, len(DATA), BLOCK):
+        assert write(one, upload, offset).ok
+    assert [record[0] for record in records(begin(third))][:2] == [0, BLOCK]
+    assert begin(third)["upload"] == upload
+    third.close()
+    one.granted("commit", upload=upload, total=len(DATA))
+    one.granted("ping")
+    assert published(root) == {"f": DATA}
+    assert sum(counts(workers)) == 2
+    gone(workers, old)
+
+
+def test_workers_that_do_not_start_replace_nobody(
+    workers: Supervisor, connect: Callable[[], Raw], log: Log
+) -> None:
+    one, _ = two(connect, workers)
+    before = pids(workers)
+    workers.change(Plan(workers=2, on_start=fail))
+    assert "do not start" in log.wait_for("error")["error"]
+    one.granted("ping")
+    assert pids(workers)[:2] == before
+    assert counts(workers)[:2] == [1, 1]
+
+
+def test_a_server_whose_workers_do_not_start_does_not(root: Path) -> None:
+    server = Supervisor(root, Plan(workers=2, on_start=fail), port=0)
+    with pytest.raises(OSError, match="do not start"):
+        server.start()
+
+
+def test_a_worker_that_dies_at_once_is_started_again_more_and_more_slowly() -> None:
+    delay, delays = 0.0, []
+    for _ in range(8):
+        delay = next_delay(delay, 0.2)
+        delays.append(delay)
+    assert delays == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert next_delay(2.0, 3600.0) == 0.0
+
+
+def test_a_stop_lets_transfers_end(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    stopping = threading.Thread(target=workers.stop, args=(WAIT_S,))
+    stopping.start()
+    assert other.receive().code == "shutting-down"
+    for offset in range(0, len(DATA), BLOCK):
+        assert write(one, upload, offset).ok
+    one.granted("commit", upload=upload, total=len(DATA))
+    assert one.receive().code == "shutting-down"
+    stopping.join(WAIT_S)
+    assert not stopping.is_alive()
+    assert published(root) == {"f": DATA}
+    assert unfinished(root) == []
+    with pytest.raises(ConnectionRefusedError):
+        Raw(("127.0.0.1", 1))
+
+
+def unfinished(root: Path) -> list[str]:
+    """What is staged, beside the empty directories of workers."""
+    return [name for name in staged(root) if not (root / ".ftpkit" / name).is_dir()]
+
+
+def fail() -> None:
+    raise SystemExit(3)
+
+
+def frames(*headers: dict[str, Any]) -> bytes:
+    return b"".join(map(frame, headers))
+
+
+def records(reply: Reply) -> list[tuple[int, int]]:
+    return [(offset, length) for offset, length, _ in struct.iter_unpack("!QI32s", reply.body)]
+
+
+def holders(server: Supervisor) -> set[int]:
+    return set(server._broker._holders.values())
+
+
+def gone(server: Supervisor, old: list[int]) -> None:
+    """Wait until processes have ended and were joined."""
+    deadline = threading.Event()
+    for _ in range(200):
+        if not any(Path(f"/proc/{pid}").exists() for pid in old):
+            return
+        deadline.wait(0.05)
+    raise AssertionError("they run on")
