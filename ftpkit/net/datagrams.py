@@ -56,6 +56,10 @@ class DatagramSocket:
         system.never_fragment(sock)
         system.join_segments(sock)
 
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._sock.fileno()
+
     def connect(self, address: tuple[Any, ...]) -> None:
         """Send to, and hear of, one address alone; safe to call again."""
         self._sock.connect(address)

@@ -13,6 +13,7 @@ from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.listener import peer_name
+from ftpkit.server.relay import is_session_of
 
 # The number of the supervisor itself, which only ever has uploads to sweep them.
 KEEPER: Final = 0
@@ -34,6 +35,8 @@ class Member:
 
     def __init__(self, number: int, channel: Channel) -> None:
         self.number, self.channel = number, channel
+        self.inboxes: list[socket.socket] = []
+        """Where datagrams for its sessions go, one for each port."""
         self.state = State.STARTING
         self.settled = threading.Event()
         """Set when it serves, or never will."""
@@ -51,6 +54,12 @@ class Member:
         """Send a message; that it is gone, who receives from it will find."""
         with contextlib.suppress(LinkError):
             self.channel.send(op=op, **message)
+
+    def close(self) -> None:
+        """Close what leads to it."""
+        self.channel.close()
+        for inbox in self.inboxes:
+            inbox.close()
 
 
 class Broker:
@@ -148,6 +157,14 @@ class Broker:
             self._admission.leave(host)
         for key in free:
             self._answer_waiting(key)
+
+    def inbox(self, at: int, session: int) -> socket.socket | None:
+        """Return where datagrams for a session go that arrived at port number ``at``."""
+        with self._changed:
+            for member in self._members.values():
+                if is_session_of(member.number, session):
+                    return member.inboxes[at]
+        return None
 
     def claim(self, number: int, key: str) -> int | None:
         """Return which worker has an upload from now on; None is told as soon as one is free."""

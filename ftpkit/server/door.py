@@ -6,8 +6,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
 
 from ftpkit import system
 from ftpkit.errors import FtpkitError, LinkError
@@ -40,14 +40,37 @@ Begin = Callable[[int, int, float, float], Row]
 log = logging.getLogger("ftpkit.server")
 
 
+class Port(Protocol):
+    """Where the datagrams arrive that no session's own socket takes."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until something has arrived; False says that the time has passed."""
+
+    def arrived(self) -> Iterator[tuple[memoryview, Any]]:
+        """Yield what has arrived, and from where."""
+
+    def interrupt(self) -> None:
+        """Wake up who waits."""
+
+    def close(self) -> None:
+        """Close it."""
+
+    @property
+    def send_to(self) -> Callable[[Parts, tuple[Any, ...], tuple[Any, ...]], None]:
+        """Send one datagram to an address, from an address of this machine."""
+
+
 class Door:
     """Answers probes on a UDP port; whoever proves an address gets a socket of its own.
 
     Nothing but an echo, which is as long as what it answers, goes to an address
-    that has not proven that it receives.
+    that has not proven that it receives. ``session`` draws a number for a new session.
     """
 
-    def __init__(self, port: DatagramSocket) -> None:
+    def __init__(
+        self, port: Port, session: Callable[[], int] = lambda: secrets.randbits(32)
+    ) -> None:
+        self._session = session
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._exchanges: dict[int, Exchange] = {}
@@ -60,7 +83,7 @@ class Door:
     ) -> "Exchange":
         """Open a session; ``local`` is the family and address that the client knows us by."""
         with self._lock:
-            while (session := secrets.randbits(32)) in self._exchanges:
+            while (session := self._session()) in self._exchanges:
                 pass
             exchange = Exchange(self, session, begin, let_go, local)
             self._exchanges[session] = exchange

@@ -15,10 +15,13 @@ from typing import Any
 
 from ftpkit import system
 from ftpkit.errors import ElsewhereError, LinkError
+from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.context import Moved
+from ftpkit.server.door import Door
+from ftpkit.server.relay import RelayedPort, session_of
 from ftpkit.server.service import Limits, Service
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -48,6 +51,7 @@ class Worker:
     def __init__(self, channel: Channel, number: int) -> None:
         self.channel, self.number = channel, number
         self.leaving = False
+        self.doors: list[Door] = []
         self._admission = Admission(sys.maxsize, sys.maxsize)
         self._calls: dict[int, queue.SimpleQueue[int]] = {}
         self._numbers = count()
@@ -62,6 +66,12 @@ class Worker:
             share=Share(fds[0], self.number, self),
         )
         service = Service(store, self._admission, Limits(**plan["limits"]))
+        sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
+        for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
+            relayed = RelayedPort(DatagramSocket(port), inbox)
+            self.doors.append(Door(relayed, lambda: session_of(self.number)))
+        for door in self.doors:
+            door.start()
         self.channel.send(op="ready")
         while True:
             try:
@@ -118,6 +128,8 @@ class Worker:
 
     def _stop(self, service: Service, grace_s: float) -> None:
         service.stop(grace_s)
+        for door in self.doors:
+            door.close()
         service.close()
         self._ended = True
         self.channel.interrupt()
@@ -140,8 +152,10 @@ class _Connection:
     def run(self, fd: int) -> None:
         """Serve it."""
         try:
+            doors = self._worker.doors
             with socket.socket(fileno=fd) as sock:
-                self._service.serve(sock, self.peer, None, self, self._moved)
+                door = doors[self._at] if doors else None
+                self._service.serve(sock, self.peer, door, self, self._moved)
         except Exception:
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:

@@ -24,6 +24,7 @@ from ftpkit.server.admission import Admission
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
 from ftpkit.server.listener import Listener, listen
+from ftpkit.server.relay import Relay
 from ftpkit.server.service import Limits, sweep_hourly
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
@@ -93,6 +94,7 @@ class Supervisor:
         self._store: DirectoryStore | None = None
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
+        self._relays: list[Relay] = []
         self._stopping = threading.Event()
         self._numbers = count(1)
         self._processes: dict[Member, _Process] = {}
@@ -119,6 +121,10 @@ class Supervisor:
             self._listeners = listen(
                 self, self._host, self._port, datagrams=self._datagrams, kind=_Desk
             )
+            ports = [listener.port for listener in self._listeners if listener.port]
+            self._relays = [
+                Relay(port, partial(self._broker.inbox, at)) for at, port in enumerate(ports)
+            ]
             # Who connects already waits until there are workers.
             for listener in self._listeners:
                 self._run("ftpkit-accept", listener.serve_forever)
@@ -152,10 +158,9 @@ class Supervisor:
         self._todo.put(partial(self._end, grace_s))
         for thread in self._threads:
             thread.join()
-        for listener in self._listeners:
-            if listener.port:
-                listener.port.close()
-        self._listeners, self._threads = [], []
+        for relay in self._relays:
+            relay.close()
+        self._listeners, self._threads, self._relays = [], [], []
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -223,29 +228,41 @@ class Supervisor:
             log.error("error", extra={"fields": {"error": "the new workers do not start"}})
 
     def _start_worker(self, plan: Plan) -> Member:
-        ours, theirs = socket.socketpair()
         number = next(self._numbers)
+        ours, theirs = socket.socketpair()
         process = _SPAWN.Process(
             target=work, args=(theirs, number, plan.on_start), name=str(number), daemon=True
         )
         with theirs:
             process.start()
         member = Member(number, Channel(ours))
+        self._tell_plan(member, plan)
         self._broker.join(member)
         thread = threading.Thread(
             target=self._receive, args=(member,), name="ftpkit-broker", daemon=True
         )
         self._processes[member] = _Process(process, thread, time.monotonic())
-        if self._store is not None:
+        thread.start()
+        return member
+
+    def _tell_plan(self, member: Member, plan: Plan) -> None:
+        """Tell a worker what it is to do, and give it the lock and its side of each UDP port."""
+        if self._store is None:
+            return
+        with contextlib.ExitStack() as stack:
+            fds = [self._store.lock]
+            for relay in self._relays:
+                inbox, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+                inbox.setblocking(False)
+                member.inboxes.append(inbox)
+                fds += [relay.port.fileno(), stack.enter_context(theirs).fileno()]
             member.tell(
                 "plan",
-                fds=[self._store.lock],
+                fds=fds,
                 root=self._store.root.path,
                 durable=plan.durable,
                 limits=asdict(plan.limits),
             )
-        thread.start()
-        return member
 
     def _receive(self, member: Member) -> None:
         """Do what a worker asks for, until it has ended."""
@@ -270,7 +287,7 @@ class Supervisor:
         code = held.process.exitcode
         held.process.close()
         held.thread.join()
-        member.channel.close()
+        member.close()
         expected = member.state is State.ENDED or self._stopping.is_set()
         self._broker.bury(member)
         if self._store is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import blake3
 import pytest
 
-from ftpkit import system
+from ftpkit import Client, Udp, system
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
 from tests.support.logs import Log
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLOCK = 64 * 1024
+MIB = 1024 * 1024
 DATA = random.Random(3).randbytes(4 * BLOCK + 5)
 WAIT_S = 20.0
 
@@ -228,6 +229,23 @@ def test_uploads_that_are_over_belong_to_nobody(
     one.close()
     workers.admission.wait_for(lambda count: count == 0)
     assert workers._broker._holders == {}
+
+
+@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
+def test_datagrams_find_the_worker_that_has_their_session(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
+) -> None:
+    one, other = two(connect, workers)
+    begin(one, "a", 3 * MIB)
+    begin(other, "b", 3 * MIB)
+    for name in ("a", "b", "c", "d"):
+        source = tmp_path / name
+        source.write_bytes(random.Random(name).randbytes(3 * MIB))
+        with Client(workers.address, udp=Udp.ONLY) as client:
+            client.put(source)
+            client.get(name, tmp_path / "back")
+        assert (root / name).read_bytes() == source.read_bytes()
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
 # Workers that come and go
