@@ -1,0 +1,297 @@
+"""Servers of several processes: killed in part or whole, stopped, and told to read again."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ftpkit import system
+from ftpkit.errors import FtpkitError
+from tests.faults.conftest import MIB, Eager, noise, settled, visible
+from tests.faults.crowd import Raw
+from tests.faults.processes import Served
+from tests.faults.relay import WAIT_S, Hold, Plan, Relay
+
+pytestmark = pytest.mark.skipif(
+    not system.HAS_HANDING_OVER or not Path("/proc/self/task").exists(),
+    reason="needs to hand connections over, and Linux's /proc",
+)
+
+SIZE = 20 * MIB
+
+
+@pytest.fixture
+def served(root: Path) -> Iterator[Served]:
+    """A server of two workers."""
+    root.mkdir()
+    with Served(root, ("--workers", "2")) as served:
+        yield served
+
+
+@pytest.fixture
+def source(here: Path) -> Path:
+    return settled(here / "large", noise(SIZE, 1))
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the state of each child of a process ("Z": a zombie)."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if int(parent) == pid:
+                found[int(entry.name)] = state
+    return found
+
+
+def workers(served: Served) -> list[int]:
+    """Return the workers of a server: its children that have sockets (one helper has none)."""
+    return sorted(pid for pid in children(served.process.pid) if sockets(pid))
+
+
+def sockets(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.append(target)
+    return found
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = WAIT_S) -> None:
+    pause, deadline = threading.Event(), time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        pause.wait(0.02)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is more than a zombie, which whoever adopted it may not have joined."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@contextmanager
+def at_last(gate: threading.Event) -> Iterator[None]:
+    """Open a gate when the block ends, however it does."""
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+def holder(served: Served) -> int:
+    """Return the worker that has the only upload open."""
+    (key,) = os.listdir(served.root / ".ftpkit" / "uploads")
+    (found,) = [
+        pid
+        for pid in workers(served)
+        if any(key in os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").glob("*"))
+    ]
+    return found
+
+
+def unfinished(root: Path) -> list[Path]:
+    private = root / ".ftpkit"
+    staged = [path for path in (private / "staging").rglob("*") if not path.is_dir()]
+    return [*staged, *(private / "uploads").iterdir()]
+
+
+def test_a_worker_is_killed_in_the_middle_of_an_upload(served: Served, source: Path) -> None:
+    gate = threading.Event()
+    with Relay(served.address) as relay, Eager(relay.address, retry_for_s=WAIT_S) as client:
+        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
+        with ThreadPoolExecutor(1) as pool, at_last(gate):
+            put = pool.submit(client.put, source)
+            relay.wait(lambda relay: relay.up >= 13 * MIB)
+            wait_until(lambda: bool(os.listdir(served.root / ".ftpkit" / "uploads")))
+            os.kill(holder(served), signal.SIGKILL)
+            gate.set()
+            assert put.result(WAIT_S).total == SIZE
+        assert relay.up < 2 * SIZE
+    assert (served.root / "large").read_bytes() == source.read_bytes()
+    wait_until(lambda: unfinished(served.root) == [])
+    wait_until(lambda: len(workers(served)) == 2)
+
+
+def test_what_a_killed_worker_had_staged_is_removed(served: Served) -> None:
+    with Raw(served.address) as raw:
+        raw.say(b"some", op="put", name="f", size=1000)
+        wait_until(lambda: len(unfinished(served.root)) == 1)
+        for pid in workers(served):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: unfinished(served.root) == [])
+    wait_until(lambda: len(workers(served)) == 2)
+    with Raw(served.address) as raw:
+        assert raw.ask(op="ping")["ok"]
+
+
+def test_no_worker_outlives_a_supervisor_that_is_killed(served: Served, source: Path) -> None:
+    gate = threading.Event()
+    with Relay(served.address) as relay, Eager(relay.address) as client:
+        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
+        with ThreadPoolExecutor(1) as pool, at_last(gate):
+            put = pool.submit(client.put, source)
+            relay.wait(lambda relay: relay.up >= 13 * MIB)
+            pids = [*children(served.process.pid)]
+            served.kill()
+            wait_until(lambda: not any(map(lives, pids)), 1.0)
+            gate.set()
+            assert isinstance(put.exception(WAIT_S), FtpkitError)
+    served.start()
+    with Eager(served.address) as client:
+        client.put(source)
+    assert (served.root / "large").read_bytes() == source.read_bytes()
+
+
+def test_workers_end_with_the_channel_where_nothing_else_tells_them(tmp_path: Path) -> None:
+    """As on systems that send no signal when a parent dies."""
+    (tmp_path / "root").mkdir()
+    portable = Path(__file__).parents[1] / "support" / "orphans"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{portable}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        with Served(tmp_path / "root", ("--workers", "2")) as served:
+            pids = workers(served)
+            served.kill()
+            wait_until(lambda: not any(map(lives, pids)), 1.0)
+
+
+def test_running_transfers_of_all_workers_may_finish(served: Served, here: Path) -> None:
+    gate = threading.Event()
+    with ExitStack() as stack:
+        relay = stack.enter_context(Relay(served.address))
+        clients = [stack.enter_context(Eager(relay.address)) for _ in range(4)]
+        pool = stack.enter_context(ThreadPoolExecutor(4))
+        stack.callback(gate.set)
+        puts = []
+        for at, client in enumerate(clients):
+            relay.expect(Plan(up=(Hold(5 * MIB, gate),)))
+            puts.append(pool.submit(client.put, settled(here / str(at), noise(9 * MIB, at))))
+            relay.wait(lambda relay: relay.up >= 5 * MIB)
+        wait_until(lambda: len(os.listdir(served.root / ".ftpkit" / "uploads")) == 4)
+        before = workers(served)
+        # As a terminal's Ctrl-C, or a service manager, reaches them.
+        for pid in (*before, served.process.pid):
+            os.kill(pid, signal.SIGINT)
+        wait_until(lambda: not listens(served))
+        assert workers(served) == before
+        gate.set()
+        assert [put.result(WAIT_S).total for put in puts] == [9 * MIB] * 4
+        assert served.ended() == (0, "")
+    assert visible(served.root) == ["0", "1", "2", "3"]
+    assert unfinished(served.root) == []
+
+
+def test_a_second_signal_ends_all_of_them_at_once(served: Served, source: Path) -> None:
+    gate = threading.Event()
+    with Relay(served.address) as relay, Eager(relay.address) as client:
+        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
+        with ThreadPoolExecutor(1) as pool, at_last(gate):
+            put = pool.submit(client.put, source)
+            relay.wait(lambda relay: relay.up >= 13 * MIB)
+            pids = workers(served)
+            served.ask_to_end()
+            wait_until(lambda: not listens(served))
+            served.ask_to_end()
+            assert served.ended()[0] == 128 + signal.SIGTERM
+            wait_until(lambda: not any(map(lives, pids)), 1.0)
+            gate.set()
+            assert isinstance(put.exception(WAIT_S), FtpkitError)
+
+
+def listens(served: Served) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((served.address.host, served.address.port)) == 0
+
+
+def reload(served: Served, goes_on: Callable[[], bool] = lambda: True) -> None:
+    """Let a server read its settings again, and wait until other workers alone serve."""
+    old = set(workers(served))
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: goes_on() and len(workers(served)) == 2 and not old & {*workers(served)})
+
+
+def test_nobody_is_refused_while_workers_are_replaced(served: Served) -> None:
+    over, answered = threading.Event(), []
+
+    def storm() -> None:
+        while not over.is_set():
+            with Raw(served.address) as raw:
+                for _ in range(3):
+                    assert raw.ask(op="ping")["ok"]
+                body = b"x" * 100
+                assert raw.ask(body, op="put", name=f"{threading.get_ident()}", size=100)["ok"]
+            answered.append(1)
+
+    lasting = Raw(served.address)
+    with ThreadPoolExecutor(4) as pool, lasting:
+        storms = [pool.submit(storm) for _ in range(4)]
+        try:
+            for _ in range(5):
+                # A connection moves with its next request.
+                reload(served, lambda: bool(lasting.ask(op="ping")["ok"]))
+                before = len(answered)
+                wait_until(lambda before=before: len(answered) > before)  # type: ignore[misc]
+        finally:
+            over.set()
+        for each in storms:
+            each.result(WAIT_S)
+    assert served.process.poll() is None
+
+
+def test_a_put_goes_on_while_workers_are_replaced(served: Served, source: Path) -> None:
+    gate = threading.Event()
+    with Relay(served.address) as relay, Eager(relay.address) as client:
+        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
+        with ThreadPoolExecutor(1) as pool, at_last(gate):
+            put = pool.submit(client.put, source)
+            relay.wait(lambda relay: relay.up >= 13 * MIB)
+            wait_until(lambda: bool(os.listdir(served.root / ".ftpkit" / "uploads")))
+            old = holder(served)
+            served.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: len(workers(served)) == 3)
+            gate.set()
+            assert put.result(WAIT_S).total == SIZE
+        assert relay.accepted == 1
+        client.ping()
+        wait_until(lambda: old not in workers(served))
+        client.ping()
+        assert relay.accepted == 1
+    assert (served.root / "large").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_workers_that_died_or_were_replaced(served: Served) -> None:
+    def held() -> tuple[int, int, int]:
+        states = children(served.process.pid)
+        assert "Z" not in states.values()
+        return len(states), served.descriptors(), served.threads()
+
+    reload(served)
+    wait_until(lambda: len(workers(served)) == 2)
+    before = held()
+    for turn in range(25):
+        if turn % 5:
+            reload(served)
+        else:
+            for pid in workers(served):
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: len(workers(served)) == 2)
+        with Raw(served.address) as raw:
+            assert raw.ask(op="ping")["ok"]
+    wait_until(lambda: held() == before)
