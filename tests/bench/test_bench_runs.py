@@ -135,3 +135,12 @@ def test_scheduling_prints_what_a_turn_costs() -> None:
     rows = done.stdout.splitlines()[2:]
     assert [row.split()[1] for row in rows] == ["fcfs", "sjf", "rr", "mlfq", "fair"]
     assert all(row.count("µs") == 3 for row in rows)
+
+
+def test_workers_reports_both_servers_and_how_they_compare(tmp_path: Path) -> None:
+    done = run("workers", "--files", "20", "--runs", "1", "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("1 worker: ")
+    assert lines[1].startswith("2 workers: ")
+    assert lines[2].endswith(" times as fast")

@@ -16,6 +16,11 @@ from ftpkit.cli.serving import first_line
 from ftpkit.net.address import Address
 from ftpkit.protocol import encode_header
 from tests.cli.conftest import WAIT_S, Run, Serve, Served, command
+from tests.support.raw import Raw
+
+needs_handing_over = pytest.mark.skipif(
+    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+)
 
 
 def test_the_first_line_says_where_and_what_to_type(serve: Serve, tmp_path: Path) -> None:
@@ -172,6 +177,83 @@ def test_a_quiet_log_is_empty(serve: Serve) -> None:
     served = serve("-q")
     put(served)
     assert served.end() == (0, "")
+
+
+# What changes while it runs
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_its_settings_are_read_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    settings = tmp_path / "ftpkit.toml"
+    settings.write_text("max-connections = 1\nport = 1")
+    options = ("--config", str(settings), "--workers", workers, "--log-json")
+    served = serve(*options)
+    address = Address.parse(served.url)
+    with Client(served.url) as client:
+        client.ping()
+        with Raw(address) as other:
+            assert other.receive().code == "too-many-connections"
+        settings.write_text("max-connections = 2\nno-udp = true\nport = 2")
+        served.process.send_signal(signal.SIGHUP)
+        log = lines_until(served, "reloaded" if workers == "2" else "read again")
+        client.ping()
+        with Raw(address) as other:
+            other.granted("ping")
+        settings.write_text("max-connections = -1")
+        served.process.send_signal(signal.SIGHUP)
+        log += lines_until(served, "the settings stay as they are")
+        client.ping()
+    served.end()
+    assert log.count("no-udp changes with the next start only") == 1
+    # The command line says which port, whatever the file does.
+    assert "port changes" not in log
+    assert "max-connections: expected a whole number" in log
+
+
+def lines_until(served: Served, text: str) -> str:
+    """Return what is logged up to a line with ``text``."""
+    assert served.process.stderr is not None
+    lines = []
+    for line in served.process.stderr:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+@needs_handing_over
+def test_a_line_of_the_log_says_which_worker_it_is_of(serve: Serve) -> None:
+    served = serve("--workers", "2", "--log-json")
+    put(served)
+    code, log = served.end()
+    records = [json.loads(line) for line in log.splitlines()]
+    assert code == 0
+    by_event = {record["event"]: record for record in records}
+    assert by_event["transfer"]["worker"] in (1, 2)
+    assert by_event["connection"]["worker"] in (1, 2)
+    assert "worker" not in by_event["listening"]
+    assert [record["event"] for record in records].count("listening") == 1
+
+
+@needs_handing_over
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_workers_cleanly(serve: Serve, number: int) -> None:
+    served = serve("--workers", "auto") if system.cores() > 1 else serve("--workers", "2")
+    code, log = served.end(number)
+    assert code == 0
+    assert "Traceback" not in log
+    assert "died" not in log
+    assert "stopped" in log
+
+
+@pytest.mark.parametrize("word", ["0", "many", "-1", "1001"])
+def test_a_number_of_workers_that_is_none(run: Run, word: str) -> None:
+    result = run("serve", "--workers", word)
+    assert result.exit_code == 2
+    assert "expected a whole number from 1 to 1000, or auto" in result.stderr
 
 
 def put(served: Served) -> None:
