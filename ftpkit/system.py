@@ -206,6 +206,25 @@ def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
     return got
 
 
+def send_file_now(sock: socket.socket, fd: int, offset: int, count: int) -> int:
+    """As ``send_file`` to a socket that is writable, but raise BlockingIOError and do not wait."""
+    if not hasattr(os, "sendfile") or sock.gettimeout() is not None:
+        buffer = memoryview(bytearray(min(count, _COPY)))
+        got = read_at(fd, buffer, offset)
+        return send_now(sock, buffer[:got]) if got else 0
+    # A flag of the call would do, but sendfile has none.
+    os.set_blocking(sock.fileno(), False)
+    try:
+        return os.sendfile(sock.fileno(), fd, offset, count)
+    finally:
+        os.set_blocking(sock.fileno(), True)
+
+
+def send_now(sock: socket.socket, data: memoryview) -> int:
+    """Send what a socket that is writable takes without waiting; BlockingIOError for nothing."""
+    return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
+
+
 def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
     """Let a call that moves no byte for ``seconds`` fail with BlockingIOError or TimeoutError.
 
@@ -232,13 +251,23 @@ def _timeval(seconds: float) -> bytes:
 
 def wait_readable(sock: socket.socket, seconds: float) -> bool:
     """Wait until something, or the end, can be read; False says that ``seconds`` have passed."""
+    return _wait(sock, seconds, to_write=False)
+
+
+def wait_writable(sock: socket.socket, seconds: float) -> bool:
+    """Wait until something can be sent, or has failed; False says that ``seconds`` have passed."""
+    return _wait(sock, seconds, to_write=True)
+
+
+def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if hasattr(select, "poll"):  # unlike select, it takes any descriptor
         poll = select.poll()
-        poll.register(sock, select.POLLIN)
+        poll.register(sock, select.POLLOUT if to_write else select.POLLIN)
         return bool(poll.poll(seconds * 1000))
-    return bool(select.select([sock], [], [], seconds)[0])
+    ready = select.select([] if to_write else [sock], [sock] if to_write else [], [], seconds)
+    return any(ready)
 
 
 def keep_alive(sock: socket.socket) -> None:

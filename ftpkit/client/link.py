@@ -63,7 +63,7 @@ class Link:
             raise CannotConnectError(
                 f"cannot connect to {address}: no such host name is possible", permanent=True
             ) from None
-        self.stream = Stream(sock, stall_timeout_s=timeout_s, pace=pace)
+        self.stream = Stream(sock, stall_timeout_s=timeout_s, turns=pace)
         self.sock = sock
         """The connection beneath ``stream``, for those who tune and measure it."""
         self._conversation = ClientConversation()

@@ -1,14 +1,24 @@
-"""How long to wait so that bytes keep to a rate."""
+"""When bytes may move, and how many: at a rate, or as somebody else decides."""
 
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 # A pause shorter than this is kept as credit: sleeping has a granularity of its own.
 _SHORTEST_S: Final = 0.002
 _BURST_S: Final = 0.05
 _PIECE_S: Final = 0.02
+
+
+class Turns(Protocol):
+    """Says when bytes may move: each turn is waited for, used, and given up."""
+
+    def turn(self) -> int:
+        """Wait for a turn; return how many bytes may move in it, at most."""
+
+    def gave_up(self, moved: int) -> None:
+        """End the turn, in which so many bytes moved."""
 
 
 class Pace:
@@ -28,20 +38,19 @@ class Pace:
             raise ValueError("a rate is more than 0 bytes a second")
         self._rate_bps = rate_bps
         self._clock, self._sleep = clock, sleep
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._due = clock()
 
-    @property
-    def piece(self) -> int:
-        """How many bytes to move between two calls, at most, so that the flow is even."""
+    def turn(self) -> int:
+        """Return how many bytes to move, at most, so that the flow is even."""
         return max(1024, min(int(self._rate_bps * _PIECE_S), 1024 * 1024))
 
-    def passed(self, count: int) -> None:
-        """Note that ``count`` bytes moved; sleep for as long as they were early."""
-        with self._turn:
+    def gave_up(self, moved: int) -> None:
+        """Note that so many bytes moved; sleep for as long as they were early."""
+        with self._lock:
             now = self._clock()
             # Time that was not used is not saved up beyond a small burst.
-            self._due = max(self._due, now - _BURST_S) + count / self._rate_bps
+            self._due = max(self._due, now - _BURST_S) + moved / self._rate_bps
             early = self._due - now
         if early >= _SHORTEST_S:
             self._sleep(early)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.errors import FtpkitError, LinkError, SourceChangedError, StalledError, TruncatedError
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import Turns
 from ftpkit.protocol.frame import Decoder, Header
 
 # Bodies up to this size travel in one call together with their header.
@@ -37,12 +37,11 @@ class Stream:
         *,
         stall_timeout_s: float,
         idle_timeout_s: float | None = None,
-        pace: Pace | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._sock = sock
         self._stall_timeout_s = stall_timeout_s
         self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
-        self._pace = pace
         self._decoder = Decoder()
         self._ahead = memoryview(b"")
         self._read_size = _IDLE_READ
@@ -50,6 +49,8 @@ class Stream:
         self._size = 0
         self.left = 0
         """Bytes of the last frame's body that were not read yet."""
+        self.turns = turns
+        """In whose turns bodies move, if they do not move as they come."""
         system.set_socket_timeout(sock, stall_timeout_s)
         with contextlib.suppress(OSError):  # not TCP: a test's socket pair
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,23 +88,13 @@ class Stream:
 
         It is all of ``view``, or less where the connection is slow; 0 at the body's end.
         """
-        wanted = min(len(view), self.left)
-        if self._pace:
-            wanted = min(wanted, self._pace.piece)
-        count = min(wanted, len(self._ahead))
-        view[:count] = self._ahead[:count]
-        self._ahead = self._ahead[count:]
-        self.left -= count
+        view = view[: self.left]
+        if self.turns is not None and view:
+            return self._read_in_turn(view, self.turns)
+        count = self._take_ahead(view)
         # Not left to the next call: full pieces are hashed and written faster than odd ones.
-        if count < wanted:
-            with _errors_translated():
-                more = self._sock.recv_into(view[count:wanted], 0, system.MSG_WAITALL)
-            if more == 0:
-                raise TruncatedError(self._size - self.left, self._size)
-            self.left -= more
-            count += more
-        if self._pace:
-            self._pace.passed(count)
+        if count < len(view):
+            count += self._receive(view[count:], system.MSG_WAITALL)
         return count
 
     def read_body(self) -> bytes:
@@ -138,7 +129,7 @@ class Stream:
         then unfinished, and the connection of no more use.
         """
         # Nothing would follow a header alone that was sent with MSG_MORE.
-        if count == 0 or (count <= SMALL and self._pace is None):
+        if count == 0 or (count <= SMALL and self.turns is None):
             body = memoryview(bytearray(count))
             _read_all(fd, body, offset)
             self.send(header, body)
@@ -146,19 +137,25 @@ class Stream:
                 on_bytes(count)
             return
         with _sending():
-            self._sock.sendall(header, system.MSG_MORE)
-        piece = self._pace.piece if self._pace else PIECE
+            self._sock.sendall(header, system.MSG_MORE if self.turns is None else 0)
         end = offset + count
         while offset < end:
-            with _sending():
-                sent = system.send_file(self._sock, fd, offset, min(piece, end - offset))
-            if sent == 0:
-                raise SourceChangedError("the file became shorter while it was being sent")
+            sent = self._send_piece(fd, offset, min(PIECE, end - offset))
             offset += sent
-            if self._pace:
-                self._pace.passed(sent)
             if on_bytes:
                 on_bytes(sent)
+
+    def send_body(self, header: bytes, body: memoryview, on_bytes: Moved) -> None:
+        """Send ``header`` and ``body``, which lies in memory."""
+        if self.turns is None:
+            self.send(header, body)
+            on_bytes(len(body))
+            return
+        self.send(header)
+        while body:
+            sent = self._send_in_turn(body, self.turns)
+            body = body[sent:]
+            on_bytes(sent)
 
     def close_gently(self, seconds: float) -> None:
         """Close so that the peer surely sees what was sent last.
@@ -198,6 +195,69 @@ class Stream:
         """Close the socket; safe to call twice."""
         with contextlib.suppress(OSError):
             self._sock.close()
+
+    def _take_ahead(self, view: memoryview) -> int:
+        count = min(len(view), len(self._ahead))
+        view[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        self.left -= count
+        return count
+
+    def _receive(self, view: memoryview, flags: int) -> int:
+        with _errors_translated():
+            count = self._sock.recv_into(view, 0, flags)
+        if count == 0:
+            raise TruncatedError(self._size - self.left, self._size)
+        self.left -= count
+        return count
+
+    def _read_in_turn(self, view: memoryview, turns: Turns) -> int:
+        def arrived(sock: socket.socket, seconds: float) -> bool:
+            return bool(self._ahead) or system.wait_readable(sock, seconds)
+
+        def move(most: int) -> int:
+            return self._take_ahead(view[:most]) or self._receive(view[:most], 0)
+
+        return self._in_turn(turns, arrived, move)
+
+    def _send_in_turn(self, body: memoryview, turns: Turns) -> int:
+        def move(most: int) -> int:
+            return system.send_now(self._sock, body[:most])
+
+        with _sending():
+            return self._in_turn(turns, system.wait_writable, move)
+
+    def _send_piece(self, fd: int, offset: int, count: int) -> int:
+        def move(most: int) -> int:
+            return system.send_file_now(self._sock, fd, offset, min(most, count))
+
+        with _sending():
+            if self.turns is None:
+                sent = system.send_file(self._sock, fd, offset, count)
+            else:
+                sent = self._in_turn(self.turns, system.wait_writable, move)
+        if sent == 0:
+            raise SourceChangedError("the file became shorter while it was being sent")
+        return sent
+
+    def _in_turn(
+        self, turns: Turns, wait: Callable[[socket.socket, float], bool], move: Callable[[int], int]
+    ) -> int:
+        """Wait for the peer, then for a turn, and let ``move`` move so many bytes at most.
+
+        In this order, for nobody is to hold a turn while it waits for its peer.
+        """
+        while True:
+            with _errors_translated():
+                if not wait(self._sock, self._stall_timeout_s):
+                    raise StalledError("the peer moved no byte for too long")
+            most, moved = turns.turn(), 0
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    moved = move(most)
+                    return moved
+                finally:
+                    turns.gave_up(moved)
 
     def _receive_ahead(self) -> bytes:
         with _errors_translated():

@@ -49,12 +49,12 @@ def test_no_second_or_longer_carries_more_than_the_rate(
     moved: list[tuple[float, float, int]] = []
     for share, idle in row:
         time.now += idle if idle > 1 else 0
-        count = max(1, int(pace.piece * share))
+        count = max(1, int(pace.turn() * share))
         before = time.now
-        pace.passed(count)
+        pace.gave_up(count)
         moved.append((before, time.now, count))
     # A burst after idle time, a pause too short to make, and one piece.
-    slack = rate * (0.05 + 0.002) + pace.piece
+    slack = rate * (0.05 + 0.002) + pace.turn()
     for i, (start, _, _) in enumerate(moved):
         carried = 0
         for moment, _, count in moved[i:]:
@@ -67,8 +67,8 @@ def test_a_steady_flow_has_the_whole_rate(rate: float, pieces: int) -> None:
     pace, time = paced(rate)
     start = time.now
     for _ in range(pieces):
-        pace.passed(pace.piece)
-    ideal = pieces * pace.piece / rate
+        pace.gave_up(pace.turn())
+    ideal = pieces * pace.turn() / rate
     assert ideal - 0.003 <= time.now - start <= ideal * (1 + 1e-6) + 1e-6
 
 
@@ -86,7 +86,7 @@ def test_threads_keep_to_the_rate_together() -> None:
 
     def move() -> None:
         for _ in range(200):
-            pace.passed(Count(100))
+            pace.gave_up(Count(100))
 
     threads = [threading.Thread(target=move) for _ in range(4)]
     for thread in threads:
@@ -99,7 +99,7 @@ def test_threads_keep_to_the_rate_together() -> None:
 def test_time_that_was_not_used_is_not_saved_up() -> None:
     pace, time = paced(1_000_000)
     time.now += 3600
-    pace.passed(1_000_000)
+    pace.gave_up(1_000_000)
     assert sum(time.slept) == pytest.approx(0.95)
 
 
@@ -107,14 +107,14 @@ def test_a_slow_sender_never_sleeps() -> None:
     pace, time = paced(1_000_000)
     for _ in range(100):
         time.now += 0.1
-        pace.passed(50_000)
+        pace.gave_up(50_000)
     assert time.slept == []
 
 
 def test_pauses_too_short_for_a_sleep_add_up_to_one() -> None:
     pace, time = paced(1_000_000)
     for _ in range(10):
-        pace.passed(1_000)
+        pace.gave_up(1_000)
     assert time.slept
     assert all(pause >= 0.002 for pause in time.slept)
     assert sum(time.slept) == pytest.approx(0.01, abs=0.002)
@@ -122,4 +122,4 @@ def test_pauses_too_short_for_a_sleep_add_up_to_one() -> None:
 
 @given(st.floats(0.001, 1e15))
 def test_a_piece_is_of_a_sensible_size(rate: float) -> None:
-    assert 1024 <= paced(rate)[0].piece <= 1024 * 1024
+    assert 1024 <= paced(rate)[0].turn() <= 1024 * 1024

@@ -21,7 +21,7 @@ from ftpkit.errors import (
     StalledError,
     TruncatedError,
 )
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import Pace, Turns
 from ftpkit.net.stream import PIECE, SMALL, Stream
 from ftpkit.protocol.frame import Header, encode_header
 
@@ -48,12 +48,12 @@ class Pair:
         *,
         stall_timeout_s: float = PATIENT_S,
         idle_timeout_s: float | None = None,
-        pace: Pace | None = None,
+        turns: Turns | None = None,
     ) -> None:
         ours, self.peer = socket.socketpair()
         self.peer.settimeout(PATIENT_S)
         self.stream = Stream(
-            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, pace=pace
+            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, turns=turns
         )
 
     def __enter__(self) -> "Pair":
@@ -333,7 +333,7 @@ def test_a_range_of_a_file_follows_its_header(
     big: int, offset: int, count: int, paced: bool
 ) -> None:
     pace = Pace(1e12) if paced else None
-    with Pair(pace=pace) as pair:
+    with Pair(turns=pace) as pair:
         moved: list[int] = []
         header = encode_header({"size": count})
 
@@ -375,7 +375,7 @@ def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
         now[0] += seconds
 
     pace = Pace(1e6, clock=lambda: now[0], sleep=sleep)
-    with Pair(pace=pace) as pair:
+    with Pair(turns=pace) as pair:
         thread = feed(pair.peer, [frame(bytes(1_000_000))])
         pair.stream.read_header()
         pair.stream.skip_body()
@@ -388,6 +388,98 @@ def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
             left -= len(pair.peer.recv(left))
         thread.join()
         assert now[0] == pytest.approx(2.0, abs=0.1)
+
+
+class Held:
+    """Turns of so many bytes, each of which waits until it is let."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.asked = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+        self.given_up = threading.Semaphore(0)
+        self.moved: list[int] = []
+
+    def turn(self) -> int:
+        self.asked.release()
+        assert self.let.acquire(timeout=PATIENT_S)
+        return self.most
+
+    def gave_up(self, moved: int) -> None:
+        self.moved.append(moved)
+        self.given_up.release()
+
+
+def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there() -> None:
+    turns = Held(3)
+    with Pair(turns=turns) as pair:
+        pair.peer.sendall(encode_header({"size": 5}))
+        pair.stream.read_header()
+        view = memoryview(bytearray(8))
+        counts: list[int] = []
+        thread = threading.Thread(target=lambda: counts.append(pair.stream.read_into(view)))
+        thread.start()
+        assert not turns.asked.acquire(timeout=0.05)
+        pair.peer.sendall(b"12345")
+        turns.let.release()
+        thread.join()
+        assert turns.asked.acquire(timeout=PATIENT_S)
+        assert (counts, bytes(view[:3])) == ([3], b"123")
+        turns.let.release()
+        assert pair.stream.read_into(view) == 2
+        assert pair.stream.read_into(view) == 0
+        assert turns.moved == [3, 2]
+
+
+def test_what_came_with_its_header_waits_for_a_turn_too() -> None:
+    turns = Held(3)
+    with Pair(turns=turns) as pair:
+        pair.peer.sendall(frame(b"12345"))
+        pair.stream.read_header()
+        turns.let.release(2)
+        assert pair.stream.read_body() == b"12345"
+        assert turns.moved == [3, 2]
+
+
+@pytest.mark.parametrize("way", ["file", "memory"])
+def test_a_peer_that_takes_nothing_holds_no_turn(big: int, way: str) -> None:
+    turns = Held(BIG)
+    turns.let.release(1_000_000)
+    body, counts = memoryview(pattern(BIG)), list[int]()
+    with Pair(turns=turns) as pair:
+
+        def send() -> None:
+            if way == "file":
+                pair.stream.send_range(frame(), big, 0, BIG, counts.append)
+            else:
+                pair.stream.send_body(frame(), body, counts.append)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        # More than the kernel takes was allowed, and nobody has read a byte.
+        assert turns.given_up.acquire(timeout=PATIENT_S)
+        assert thread.is_alive()
+        left = len(frame()) + BIG
+        while left:
+            left -= len(pair.peer.recv(left))
+        thread.join()
+        assert sum(turns.moved) == sum(counts) == BIG
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_turn_is_given_up_when_the_peer_is_gone(big: int, way: str) -> None:
+    turns = Held(BIG)
+    turns.let.release(1_000_000)
+    with Pair(turns=turns) as pair:
+        pair.peer.sendall(encode_header({"size": BIG}) + b"some")
+        pair.peer.close()
+        pair.stream.read_header()
+        with pytest.raises(LinkError):
+            pair.stream.skip_body() if way == "up" else pair.stream.send_range(b"", big, 0, BIG)
+        asked = 0
+        while turns.asked.acquire(blocking=False):
+            asked += 1
+        assert len(turns.moved) == asked
 
 
 # TCP alone
@@ -448,7 +540,7 @@ def test_a_header_without_a_body_is_not_held_back(
 ) -> None:
     fcntl = pytest.importorskip("fcntl", reason="nobody tells how much is unsent here")
     ours, _ = tcp
-    stream = Stream(ours, stall_timeout_s=PATIENT_S, pace=Pace(1e9) if paced else None)
+    stream = Stream(ours, stall_timeout_s=PATIENT_S, turns=Pace(1e9) if paced else None)
     stream.send_range(frame(n=1), big, 0, 0)
     siocoutqnsd = 0x894B  # how many bytes the kernel has not sent yet (Linux)
     try:
