@@ -8,6 +8,9 @@ from ftpkit.cli.settings import (
     COUNT,
     DURATION,
     PORT,
+    RATE,
+    SCHEDULE,
+    SLOTS,
     TIMEOUT,
     WORKERS,
     Rereadable,
@@ -90,6 +93,30 @@ from ftpkit.net.address import DEFAULT_PORT
     help="Acknowledge before stable storage: for scratch data that a power cut may take.",
 )
 @setting("no-udp", "--no-udp", is_flag=True, help="Take no datagrams on the UDP port.")
+@setting(
+    "rate",
+    "--rate",
+    type=RATE,
+    metavar="RATE",
+    help="Move at most so many bytes a second each way, like 100M; a little less than the line "
+    "carries lets --schedule decide and not the line.",
+)
+@setting(
+    "slots",
+    "--slots",
+    type=SLOTS,
+    metavar="N",
+    help="Let at most so many transfers move at a time; 0 is no limit.",
+)
+@setting(
+    "schedule",
+    "--schedule",
+    type=SCHEDULE,
+    metavar="POLICY",
+    default="fair",
+    show_default=True,
+    help="Who moves next where --rate or --slots make transfers wait: fcfs, sjf, rr, mlfq or fair.",
+)
 @setting(
     "workers",
     "--workers",

@@ -45,6 +45,9 @@ class Settings:
     expire_uploads: float
     no_fsync: bool
     no_udp: bool
+    rate: float | None
+    slots: int | None
+    schedule: str
     workers: int
     grace: float
     verbose: bool
@@ -59,6 +62,9 @@ class Settings:
             idle_timeout_s=self.idle_timeout,
             stall_timeout_s=self.stall_timeout,
             expire_uploads_s=self.expire_uploads,
+            schedule=self.schedule,
+            slots=self.slots,
+            rate_bps=self.rate,
         )
 
     def plan(self) -> Plan:

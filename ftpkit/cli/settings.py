@@ -64,12 +64,25 @@ def _timeout(text: str) -> float:
     return seconds
 
 
+def _schedule(text: str) -> str:
+    # A client's command has no use for it.
+    from ftpkit.scheduling.policies import POLICIES
+
+    if text not in POLICIES:
+        raise ValueError(text)
+    return text
+
+
 PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
 COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
 WORKERS: Final = word(
     lambda text: system.cores() if text == "auto" else whole(1, 1000)(text),
     "a whole number from 1 to 1000, or auto",
 )
+SLOTS: Final = word(
+    lambda text: whole(0, 10**9 - 1)(text) or None, "a whole number, or 0 for no limit"
+)
+SCHEDULE: Final = word(_schedule, "fcfs, sjf, rr, mlfq or fair")
 RATE: Final = word(_rate, "bytes a second like 20M or 20Mi, or 0 for no limit")
 DURATION: Final = word(_duration, "a time like 30s, 10m or 7d, 24d at most")
 TIMEOUT: Final = word(_timeout, "a time like 30s, 10m or 7d, over 0 and 24d at most")

@@ -63,6 +63,7 @@ class Policy:
     ages: bool = False
 
 
+DEFAULT_POLICY: Final = "fair"
 POLICIES: Final = {
     "fcfs": Policy(first_come),
     "sjf": Policy(shortest_first, ages=True),

@@ -41,7 +41,7 @@ class Account:
     ``rates_bps`` are bytes a second, over all its connections.
     """
 
-    __slots__ = ("gates", "user", "weight")
+    __slots__ = ("__weakref__", "gates", "user", "weight")
 
     def __init__(self, user: str, *, weight: float = 1.0, rates_bps: Rates | None = None) -> None:
         if not weight > 0:
@@ -56,7 +56,7 @@ class Account:
         return any(gate.limit.rate_bps is not None for gate in self.gates.values())
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Transfer:
     """One file on its way up or down; ``total`` is None where nobody knows the size.
 

@@ -11,8 +11,10 @@ from ftpkit.net.stream import Stream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
+from ftpkit.scheduling.transfer import Account
 from ftpkit.server.door import Begin, Door, Exchange
 from ftpkit.server.jobs import Jobs
+from ftpkit.server.traffic import Traffic
 from ftpkit.storage.store import Reader, Store, Upload
 
 
@@ -52,6 +54,8 @@ class Context:
     stream: Stream
     agent: str
     owner: str = ""
+    account: Account = field(default_factory=lambda: Account(""))
+    traffic: Traffic = field(default_factory=Traffic)
     algorithm: str = DEFAULT
     door: Door | None = None
     siblings: Siblings | None = None
@@ -59,6 +63,8 @@ class Context:
     exchange: Exchange | None = None
     on_exchanged: Callable[[], None] = lambda: None
     """Called when a session of datagrams has ended, perhaps in its own thread."""
+    passed: Callable[[int], None] = lambda count: None
+    """Called with the bytes of each piece of a body that has arrived."""
 
     def hold(self, upload: Upload) -> Upload:
         """Keep an upload open as long as the connection is."""

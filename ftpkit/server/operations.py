@@ -266,6 +266,7 @@ def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
     with context.buffers.lend() as buffer:
         while count := context.stream.read_into(buffer):
             sink(buffer[:count])
+            context.passed(count)
 
 
 def _kept(mode: int | None) -> int | None:

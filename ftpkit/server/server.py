@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ftpkit import system
 from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.scheduling.policies import DEFAULT_POLICY
 from ftpkit.server.admission import Admission
 from ftpkit.server.door import Door
 from ftpkit.server.listener import Listener, listen, peer_name
@@ -24,8 +25,9 @@ class Server:
 
     ``host`` is an address or a name to listen on; None means this machine
     alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
-    TCP and, with ``datagrams``, UDP. Use it as a context manager, or call ``start``
-    and ``stop``.
+    TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
+    direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
+    Use it as a context manager, or call ``start`` and ``stop``.
     """
 
     def __init__(
@@ -41,6 +43,9 @@ class Server:
         expire_uploads_s: float = 7 * DAY_S,
         durable: bool = True,
         datagrams: bool = True,
+        schedule: str = DEFAULT_POLICY,
+        slots: int | None = None,
+        rate_bps: float | None = None,
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._durable = durable
@@ -51,6 +56,9 @@ class Server:
             idle_timeout_s=idle_timeout_s,
             stall_timeout_s=stall_timeout_s,
             expire_uploads_s=expire_uploads_s,
+            schedule=schedule,
+            slots=slots,
+            rate_bps=rate_bps,
         )
         self.admission = Admission(max_connections, max_connections_per_address)
         self._listeners: list[Listener] = []
@@ -119,11 +127,11 @@ class Server:
         self.stop()
 
     def change(self, limits: Limits) -> None:
-        """Let other limits hold for whatever comes from now on."""
+        """Let other limits hold: timeouts for what comes from now on, the rest for all."""
         self._limits = limits
         self.admission.change(limits.max_connections, limits.max_connections_per_address)
         if self.service is not None:
-            self.service.limits = limits
+            self.service.change(limits)
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Serve one connection that was admitted, in this thread, until it ends."""

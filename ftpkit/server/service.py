@@ -10,11 +10,16 @@ from typing import Final
 from ftpkit import __version__
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
+from ftpkit.scheduling.dispatcher import Dispatcher
+from ftpkit.scheduling.limit import Direction, Rates
+from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
+from ftpkit.scheduling.schedule import Schedule
 from ftpkit.server.admission import Admission
 from ftpkit.server.context import Context, Moved, Siblings
 from ftpkit.server.door import Door
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
+from ftpkit.server.traffic import Traffic
 from ftpkit.storage.store import Store
 
 DAY_S: Final = 86_400.0
@@ -34,23 +39,43 @@ class Limits:
     idle_timeout_s: float = 300.0
     stall_timeout_s: float = 30.0
     expire_uploads_s: float = 7 * DAY_S
+    schedule: str = DEFAULT_POLICY
+    slots: int | None = None
+    rate_bps: float | None = None
+
+    @property
+    def rates_bps(self) -> Rates:
+        """The limit of each direction."""
+        return {} if self.rate_bps is None else dict.fromkeys(Direction, self.rate_bps)
 
 
 class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
 
     Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
-    returned. New ``limits`` hold for the connections that come after them.
+    returned.
     """
 
     def __init__(self, store: Store, admission: Admission, limits: Limits) -> None:
-        self.store, self.limits = store, limits
+        self.store = store
+        self._limits = limits
+        schedule = Schedule(
+            POLICIES[limits.schedule], slots=limits.slots, rates_bps=limits.rates_bps
+        )
+        self.traffic = Traffic(Dispatcher(schedule))
         self.jobs = Jobs()
         self._admission = admission
         self._buffers = Buffers()
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
         self._stopping = self._now = False
+
+    def change(self, limits: Limits) -> None:
+        """Let other limits hold: timeouts for new connections, and the rest for all."""
+        self._limits = limits
+        self.traffic.dispatcher.configure(
+            POLICIES[limits.schedule], slots=limits.slots, rates_bps=limits.rates_bps
+        )
 
     def serve(
         self,
@@ -63,8 +88,8 @@ class Service:
         """Serve one connection, in this thread, until it ends or one of ``siblings`` has it."""
         stream = Stream(
             sock,
-            stall_timeout_s=self.limits.stall_timeout_s,
-            idle_timeout_s=self.limits.idle_timeout_s,
+            stall_timeout_s=self._limits.stall_timeout_s,
+            idle_timeout_s=self._limits.idle_timeout_s,
         )
         context = Context(
             self.store,
@@ -72,6 +97,8 @@ class Service:
             self._buffers,
             stream,
             agent=f"ftpkit/{__version__}",
+            account=self.traffic.account(peer.rpartition(":")[0]),
+            traffic=self.traffic,
             door=door,
             siblings=siblings,
         )

@@ -46,7 +46,7 @@ class Session:
         self._stream = stream
         self._context = context
         self._conversation = ServerConversation()
-        self._transfers = Transfers(peer)
+        self._transfers = Transfers(peer, context)
         self._requests = 0
         self._sent = 0
         self._since = time.monotonic()
@@ -56,6 +56,7 @@ class Session:
         self._handed_over = False
         self._next: Header | None = None
         context.on_exchanged = self._rest
+        context.passed = self._transfers.passed
         if moved is not None:
             context.owner, context.algorithm = moved.owner, moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
@@ -91,6 +92,7 @@ class Session:
             self._stopping = True
             if now:
                 self._stream.interrupt()
+                self._transfers.interrupt()
         self._rest()
 
     @property
@@ -141,6 +143,7 @@ class Session:
         try:
             request = self._conversation.receive(header)
             self._stay_for(request)
+            self._transfers.arriving(request)
             result = OPERATIONS[type(request)](self._context, request)
         except RefusedError as refusal:
             self._transfers.refused(request, refusal, started)
@@ -158,6 +161,7 @@ class Session:
             self._refuse(failure)
         else:
             row = self._context.exchange
+            self._transfers.leaving(result.reply)
             try:
                 self._answer(result)
             except (LinkError, SourceChangedError):
@@ -205,6 +209,7 @@ class Session:
 
         def check(count: int) -> None:
             self._sent += count
+            self._transfers.passed(count)
             if not reader.unchanged():
                 raise SourceChangedError("the file was written to while it was sent")
 
@@ -215,10 +220,12 @@ class Session:
         end = bytearray(last)
         if reader.read_into(memoryview(end), offset + count - last) != last:
             raise SourceChangedError("the file became shorter while it was sent")
-        check(last)
-        self._stream.send(header, memoryview(end))
+        check(0)
+        self._sent += last
+        self._stream.send_body(header, memoryview(end), self._transfers.passed)
 
     def _refuse(self, refusal: RefusedError) -> None:
+        self._transfers.still()
         close = self._stream.left > MAX_DROPPED
         if not close:
             self._stream.skip_body()

@@ -1,4 +1,4 @@
-"""One log line for each transfer, however many requests it takes."""
+"""The transfers of one connection: how each moves, and one log line when it has ended."""
 
 import logging
 import time
@@ -7,6 +7,9 @@ from typing import Protocol
 
 from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
+from ftpkit.scheduling.dispatcher import Carrier
+from ftpkit.scheduling.limit import Direction
+from ftpkit.server.context import Context
 
 log = logging.getLogger("ftpkit.server")
 
@@ -25,24 +28,73 @@ class Row(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Running:
+    direction: Direction
     name: str
     since: float
+    carrier: Carrier | None = None
     count: int = 0
 
 
 class Transfers:
-    """Follows the requests of one connection: its uploads by id, and the file it downloads."""
+    """Follows the requests of one connection: its uploads by id, and the file it downloads.
 
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    Tell it of each request before its body is read, of each piece of a body that has
+    moved, and of what became of the request.
+    """
+
+    def __init__(self, peer: str, context: Context) -> None:
+        self._peer, self._context = peer, context
         self._uploads: dict[str, _Running] = {}
+        self._put: _Running | None = None
         self._download: tuple[str, _Running] | None = None
         self._row: tuple[_Running, Row] | None = None
+        self._moving: Carrier | None = None
 
     @property
     def downloading(self) -> bool:
         """Whether a file was asked for and its end was not."""
         return self._download is not None
+
+    # What moves
+
+    def arriving(self, request: m.Request) -> None:
+        """Let the body of ``request`` move as part of its transfer."""
+        match request:
+            case m.Put():
+                carrier = self._context.traffic.put(
+                    self._context.account, request.name, request.size
+                )
+                self._put = _Running(Direction.UP, request.name, time.monotonic(), carrier)
+                self._move(carrier)
+            case m.Write():
+                self._move(self._upload(request.upload).carrier)
+            case _:
+                self._move(None)
+
+    def leaving(self, reply: m.Reply | m.Pending) -> None:
+        """Let the body of ``reply`` move as part of its transfer."""
+        if isinstance(reply, m.GetReply):
+            self._move(self._downloaded(reply).carrier)
+
+    def passed(self, count: int) -> None:
+        """Note that so many bytes of a body have moved."""
+        if self._moving is not None:
+            if self._context.stream.turns is None:
+                self._moving.gave_up(count)
+            # Limits may have come, or gone, on a running server.
+            self._move(self._moving)
+
+    def still(self) -> None:
+        """Let what moves now move without turns."""
+        self._move(None)
+
+    def interrupt(self) -> None:
+        """Let who waits for a turn wait no longer; safe from another thread."""
+        carrier = self._moving
+        if carrier is not None:
+            carrier.leave()
+
+    # What became of it
 
     def served(
         self, request: m.Request, reply: m.Reply | m.Pending, since: float, row: Row | None = None
@@ -52,28 +104,24 @@ class Transfers:
             self._end_row()
         match request, reply:
             case m.Put(), m.Published():
-                self._log("up", _Running(request.name, since, request.size), "ok")
+                self._end_put(request.size, "ok")
             case m.Begin(), m.BeginReply():
-                self._uploads.setdefault(reply.upload, _Running(request.name, since))
+                self._upload(reply.upload)
             case m.Write(), _:
-                running = self._uploads.setdefault(
-                    request.upload, _Running(f"upload {request.upload}", since)
-                )
-                running.count += request.size
+                self._upload(request.upload).count += request.size
             case m.Commit(), m.Published():
-                self._uploads.setdefault(request.upload, _Running(reply.name, since))
+                self._uploads.setdefault(request.upload, _Running(Direction.UP, reply.name, since))
                 self._end_upload(request.upload, "ok")
             case m.Push(), _ if row is not None:
-                upload = self._uploads.setdefault(
-                    request.upload, _Running(f"upload {request.upload}", since)
-                )
-                self._row = upload, row
+                self._row = self._upload(request.upload), row
             case m.Pull(), _ if row is not None:
-                self._row = _Running(request.name, since), row
+                self._row = _Running(Direction.DOWN, request.name, since), row
             case m.Abort(), m.Done():
                 self._end_upload(request.upload, "aborted")
             case m.Get(), m.GetReply():
-                self._downloaded(reply, since)
+                self._downloaded(reply).count += reply.size
+                if reply.offset + reply.size == reply.total:
+                    self._end_download("ok")
             case _:
                 pass
 
@@ -81,11 +129,11 @@ class Transfers:
         """Note a request that was refused."""
         match request:
             case m.Put():
-                self._log("up", _Running(request.name, since), refusal.code)
+                self._end_put(0, refusal.code)
             case m.Get():
-                self._log("down", _Running(request.name, since), refusal.code)
+                self._log(_Running(Direction.DOWN, request.name, since), refusal.code)
             case m.Begin():
-                self._log("up", _Running(request.name, since), refusal.code)
+                self._log(_Running(Direction.UP, request.name, since), refusal.code)
             case _:
                 pass
 
@@ -93,10 +141,10 @@ class Transfers:
         """Note a request in the middle of whose ``count`` bytes of body the connection ended."""
         match request:
             case m.Put():
-                self._log("up", _Running(request.name, since, count), "unfinished")
+                self._end_put(count, "unfinished")
             case m.Get():
                 if self._download is None:
-                    self._download = "", _Running(request.name, since)
+                    self._download = "", _Running(Direction.DOWN, request.name, since)
                 self._download[1].count += count
             case _:
                 pass
@@ -108,13 +156,37 @@ class Transfers:
             self._end_upload(upload, "unfinished")
         self._end_download("unfinished")
 
-    def _downloaded(self, reply: m.GetReply, since: float) -> None:
+    def _move(self, carrier: Carrier | None) -> None:
+        self._moving = carrier
+        shaped = carrier is not None and self._context.traffic.dispatcher.shaped
+        self._context.stream.turns = carrier if shaped else None
+
+    def _upload(self, identity: str) -> _Running:
+        running = self._uploads.get(identity)
+        if running is None:
+            context, upload = self._context, self._context.upload(identity)
+            name = upload.wish.name
+            carrier = context.traffic.upload(context.account, upload)
+            running = _Running(Direction.UP, name, time.monotonic(), carrier)
+            self._uploads[identity] = running
+        return running
+
+    def _downloaded(self, reply: m.GetReply) -> _Running:
         if self._download is None or self._download[0] != reply.version:
             self._end_download("unfinished")
-            self._download = reply.version, _Running(reply.name, since)
-        self._download[1].count += reply.size
-        if reply.offset + reply.size == reply.total:
-            self._end_download("ok")
+            context = self._context
+            carrier = context.traffic.download(
+                context.account, reply.name, reply.total, reply.offset
+            )
+            running = _Running(Direction.DOWN, reply.name, time.monotonic(), carrier)
+            self._download = reply.version, running
+        return self._download[1]
+
+    def _end_put(self, count: int, outcome: str) -> None:
+        running, self._put = self._put, None
+        if running is not None:
+            running.count = count
+            self._log(running, outcome)
 
     def _end_row(self) -> None:
         if self._row is None:
@@ -123,22 +195,24 @@ class Transfers:
         self._row = None
         running.count += row.moved
         if running not in self._uploads.values():
-            self._log("down", running, "ok" if row.done else "unfinished")
+            self._log(running, "ok" if row.done else "unfinished")
 
     def _end_download(self, outcome: str) -> None:
         if self._download is not None:
-            self._log("down", self._download[1], outcome)
+            self._log(self._download[1], outcome)
             self._download = None
 
     def _end_upload(self, upload: str, outcome: str) -> None:
         running = self._uploads.pop(upload, None)
         if running is not None:
-            self._log("up", running, outcome)
+            self._log(running, outcome)
 
-    def _log(self, direction: str, running: _Running, outcome: str) -> None:
+    def _log(self, running: _Running, outcome: str) -> None:
+        if running.carrier is not None:
+            running.carrier.leave()
         seconds = time.monotonic() - running.since
         fields = {
-            "direction": direction,
+            "direction": running.direction,
             "name": running.name,
             "bytes": running.count,
             "seconds": round(seconds, 3),

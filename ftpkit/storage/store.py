@@ -101,6 +101,10 @@ class Upload(Protocol):
     wish: Wish
     block: int
 
+    @property
+    def held(self) -> int:
+        """Bytes of the blocks that have arrived."""
+
     def records(self, algorithm: str) -> list[Record]:
         """Return the blocks that need not be sent again, by offset."""
 

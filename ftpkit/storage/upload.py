@@ -155,6 +155,12 @@ class DirectoryUpload:
                 self._recover(state)
             undo.pop_all()
 
+    @property
+    def held(self) -> int:
+        """Bytes of the blocks that have arrived."""
+        with self._lock:
+            return sum(held.length for held in self._blocks.values())
+
     def records(self, algorithm: str) -> list[Record]:
         """Return the blocks that need not be sent again, held or from the basis, by offset."""
         with self._lock:

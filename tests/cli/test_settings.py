@@ -157,7 +157,7 @@ def test_serve_names_file_and_key(run: Run, tmp_path: Path) -> None:
         ("port = 'http'", "port: expected a port from 0 to 65535, got 'http'"),
         ("host = 5", "host: expected text in quotes, got 5"),
         ("root = 5", "root: expected text in quotes, got 5"),
-        ("rate = 5", "rate: unknown key"),
+        ("jobs = 5", "jobs: unknown key"),
     ]:
         path.write_text(text)
         result = run("serve", "--config", str(path))

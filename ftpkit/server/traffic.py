@@ -1,0 +1,54 @@
+"""The transfers of a server: each once, however many connections carry it."""
+
+import threading
+import time
+from weakref import WeakValueDictionary
+
+from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
+from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
+from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.transfer import Account, Transfer
+from ftpkit.storage.store import Upload
+
+
+class Traffic:
+    """Lets connections join transfers, and knows which of them carry the same one."""
+
+    def __init__(self, dispatcher: Dispatcher | None = None) -> None:
+        self.dispatcher = dispatcher or Dispatcher(Schedule(POLICIES[DEFAULT_POLICY]))
+        self._lock = threading.Lock()
+        self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._uploads: WeakValueDictionary[str, Transfer] = WeakValueDictionary()
+
+    def account(self, user: str) -> Account:
+        """Return the account of ``user``, the same for all who ask for it at a time."""
+        with self._lock:
+            account = self._accounts.get(user)
+            if account is None:
+                account = self._accounts[user] = Account(user)
+            return account
+
+    def upload(self, account: Account, upload: Upload) -> Carrier:
+        """Join an upload; what the server holds of it counts as moved."""
+        with self._lock:
+            transfer = self._uploads.get(upload.id)
+            if transfer is None:
+                wish = upload.wish
+                transfer = _transfer(account, wish.name, Direction.UP, wish.total, upload.held)
+                self._uploads[upload.id] = transfer
+            return self.dispatcher.join(transfer)
+
+    def put(self, account: Account, name: str, total: int) -> Carrier:
+        """Join a file that arrives in one piece."""
+        return self.dispatcher.join(_transfer(account, name, Direction.UP, total, 0))
+
+    def download(self, account: Account, name: str, total: int, offset: int) -> Carrier:
+        """Join a file that is read from ``offset`` on."""
+        return self.dispatcher.join(_transfer(account, name, Direction.DOWN, total, offset))
+
+
+def _transfer(
+    account: Account, name: str, direction: Direction, total: int | None, moved: int
+) -> Transfer:
+    return Transfer(account, name, direction, total, time.monotonic(), moved)
