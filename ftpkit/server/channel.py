@@ -10,6 +10,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
+from struct import Struct
 from typing import Any, Final
 
 from ftpkit import system
@@ -17,7 +18,8 @@ from ftpkit.errors import LinkError, TruncatedError
 from ftpkit.protocol.frame import Decoder, Header, encode_header
 
 _READ: Final = 64 * 1024
-_MOST_FDS: Final = 16
+_INT: Final = Struct("@i")
+_NOTES: Final = 1024
 # Whoever takes nothing for so long is as good as dead.
 _STUCK_S: Final = 5.0
 
@@ -81,11 +83,11 @@ class Channel:
 
     def _read(self) -> bytes:
         try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._sock, _READ, _MOST_FDS, system.MSG_CMSG_CLOEXEC
-            )
+            # Not recv_fds, which forgets the flags in some versions of Python.
+            data, notes, flags, _ = self._sock.recvmsg(_READ, _NOTES, system.MSG_CMSG_CLOEXEC)
         except OSError:
             return b""
+        fds = [fd for _, _, raw in notes for (fd,) in _INT.iter_unpack(raw)]
         # A read ends behind the message whose descriptors it has brought, or lost.
         if fds or flags & socket.MSG_CTRUNC:
             self._arrived.append(fds)
