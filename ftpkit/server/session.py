@@ -90,7 +90,7 @@ class Session:
         """End after the transfers that are under way, or ``now``."""
         with self._state:
             self._stopping = True
-            if now:
+            if now and not self._handed_over:
                 self._stream.interrupt()
                 self._transfers.interrupt()
         self._rest()
@@ -182,7 +182,9 @@ class Session:
 
     def _hand_over(self, header: Header, to: int) -> None:
         """Let another process answer this request, and all that follow it."""
-        context, self._handed_over = self._context, True
+        context = self._context
+        with self._state:
+            self._handed_over = True
         self._transfers.close()
         context.close()
         sock, ahead = self._stream.detach()
