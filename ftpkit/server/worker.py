@@ -1,5 +1,6 @@
 """A worker: a process that serves the connections which its supervisor hands to it."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -72,7 +73,7 @@ class Worker:
             self.doors.append(Door(relayed, lambda: session_of(self.number)))
         for door in self.doors:
             door.start()
-        self.channel.send(op="ready")
+        self.tell("ready")
         while True:
             try:
                 header, body, fds = self.channel.receive()
@@ -87,14 +88,19 @@ class Worker:
         """Have an upload; ElsewhereError says which worker has it."""
         call, answer = next(self._numbers), queue.SimpleQueue[int]()
         self._calls[call] = answer
-        self.channel.send(op="claim", key=key, call=call)
+        self.tell("claim", key=key, call=call)
         holder = answer.get()
         if holder != self.number:
             raise ElsewhereError(holder)
 
     def give_up(self, key: str) -> None:
         """Let other workers have an upload."""
-        self.channel.send(op="give_up", key=key)
+        self.tell("give_up", key=key)
+
+    def tell(self, op: str, **message: Any) -> None:
+        """Send a message; where nobody takes it any more, this process is about to end."""
+        with contextlib.suppress(LinkError):
+            self.channel.send(op=op, **message)
 
     def _follow(self, service: Service, header: Header, body: bytes, fds: list[int]) -> None:
         match header["op"]:
@@ -165,10 +171,10 @@ class _Connection:
         """Let another worker go on with it."""
         self._handed_over = True
         fields, body = _pack(moved)
-        self._worker.channel.send(
-            body,
-            [sock.fileno()],
-            op="pass",
+        self._worker.tell(
+            "pass",
+            body=body,
+            fds=[sock.fileno()],
             to=to,
             host=self.host,
             peer=self.peer,
@@ -179,7 +185,7 @@ class _Connection:
     def leave(self) -> None:
         """Let its place be free."""
         if not self._handed_over:
-            self._worker.channel.send(op="left", host=self.host)
+            self._worker.tell("left", host=self.host)
         self._worker.leave(self.host)
 
 

@@ -193,9 +193,14 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, system.GROUP_SIGNALS)
         while not self._done:
             try:
-                self._todo.get(timeout=self._wait_s())()
+                step = self._todo.get(timeout=self._wait_s())
             except queue.Empty:
-                self._start_worker(self._plan)
+                step = partial(self._start_worker, self._plan)
+            try:
+                step()
+            except Exception:  # no process could be started, say: the others need this thread
+                self._not_before = time.monotonic() + _MOST_DELAY_S
+                log.exception("error", extra={"fields": {}})
 
     def _wait_s(self) -> float | None:
         """Return after what time to start a worker, because one is missing."""
@@ -207,11 +212,15 @@ class Supervisor:
         """Start new workers; when they serve, the old ones finish and end, else they go on."""
         if self._stopping.is_set():
             return False
-        deadline = time.monotonic() + _STARTING_S
-        members = [self._start_worker(plan) for _ in range(plan.workers)]
-        for member in members:
-            member.settled.wait(max(0.0, deadline - time.monotonic()))
-        if not all(member.state is State.SERVING for member in members):
+        deadline, members = time.monotonic() + _STARTING_S, list[Member]()
+        try:
+            for _ in range(plan.workers):
+                members.append(self._start_worker(plan))
+            for member in members:
+                member.settled.wait(max(0.0, deadline - time.monotonic()))
+        except OSError:
+            log.exception("error", extra={"fields": {}})
+        if [member.state for member in members] != [State.SERVING] * plan.workers:
             for member in members:
                 self._processes[member].process.kill()
             return False
@@ -230,11 +239,13 @@ class Supervisor:
     def _start_worker(self, plan: Plan) -> Member:
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
-        process = _SPAWN.Process(
-            target=work, args=(theirs, number, plan.on_start), name=str(number), daemon=True
-        )
-        with theirs:
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(ours.close)
+            process = _SPAWN.Process(
+                target=work, args=(theirs, number, plan.on_start), name=str(number), daemon=True
+            )
             process.start()
+            undo.pop_all()
         member = Member(number, Channel(ours))
         self._tell_plan(member, plan)
         self._broker.join(member)

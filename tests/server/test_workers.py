@@ -5,6 +5,7 @@ import random
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
@@ -15,6 +16,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, Udp, system
+from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
 from tests.support.logs import Log
@@ -311,6 +313,35 @@ def test_workers_that_do_not_start_replace_nobody(
     assert counts(workers)[:2] == [1, 1]
 
 
+def test_a_system_without_room_for_processes_costs_nobody_a_connection(
+    workers: Supervisor, connect: Callable[[], Raw], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def Process(self, **args: Any) -> None:
+            raise OSError("no process is left")
+
+    one, other = two(connect, workers)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers_module, "_SPAWN", Full())
+        workers.change(Plan(workers=2))
+        log.wait_for("error", error="the new workers do not start")
+        one.granted("ping")
+        lost = workers._broker.serving()[0]
+        os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
+        log.wait_for("worker died")
+        log.wait_for("error")
+    connect().granted("ping")
+    assert {one_alive(one), one_alive(other)} == {True, False}
+    wait_until(lambda: len(workers._broker.serving()) == 2)
+
+
+def one_alive(raw: Raw) -> bool:
+    try:
+        return raw.ask("ping").ok
+    except OSError:
+        return False
+
+
 def test_a_server_whose_workers_do_not_start_does_not(root: Path) -> None:
     server = Supervisor(root, Plan(workers=2, on_start=fail), port=0)
     with pytest.raises(OSError, match="do not start"):
@@ -369,9 +400,11 @@ def holders(server: Supervisor) -> set[int]:
 
 def gone(server: Supervisor, old: list[int]) -> None:
     """Wait until processes have ended and were joined."""
-    deadline = threading.Event()
-    for _ in range(200):
-        if not any(Path(f"/proc/{pid}").exists() for pid in old):
-            return
-        deadline.wait(0.05)
-    raise AssertionError("they run on")
+    wait_until(lambda: not set(old) & {*pids(server)})
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    pause, deadline = threading.Event(), time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        pause.wait(0.02)
