@@ -43,6 +43,13 @@ from ftpkit.protocol.messages import (
     request_from_header,
 )
 from ftpkit.protocol.names import MAX_NAME, MAX_PART
+from ftpkit.protocol.status import (
+    MAX_STATUS,
+    ServerStatus,
+    Totals,
+    TransferStatus,
+    WorkerStatus,
+)
 from tests.protocol.reading import Frame, read
 
 PAGE = (Path(protocol.__file__).parent / "WIRE.md").read_text("utf-8")
@@ -160,6 +167,22 @@ def test_every_key_of_every_operation_is_named(op: str) -> None:
         # The reply to digest is what it was asked for, with nothing left out.
         optional = field.default is not dataclasses.MISSING and kind is not DigestOf
         assert re.search(rf"`{field.name}`" + (r"\?" if optional else r"(?!\?)"), reply), field.name
+
+
+def test_every_key_of_a_status_is_named() -> None:
+    text = section("status")
+    assert f"{MAX_STATUS:,} bytes at most" in text
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", text, re.MULTILINE)
+    of_server, of_transfers = rows[:9], rows[9:]
+    assert named(of_server) == list(ServerStatus.__annotations__)
+    assert named(of_transfers) == list(TransferStatus.__annotations__)
+    told = dict(of_server)
+    for key, kind in (("`workers`", WorkerStatus), ("`totals`", Totals)):
+        assert re.findall(r"`(\w+)`", told[key]) == list(kind.__annotations__)
+
+
+def named(rows: list[tuple[str, str]]) -> list[str]:
+    return [key for cell, _ in rows for key in re.findall(r"`(\w+)`", cell)]
 
 
 DATAGRAMS = [
