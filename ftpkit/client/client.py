@@ -32,9 +32,12 @@ from ftpkit.protocol.messages import (
     Rename,
     Stat,
     StatReply,
+    Status,
+    StatusReply,
     entry_from_line,
 )
 from ftpkit.protocol.names import check_name
+from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status
 
 if TYPE_CHECKING:
     from ftpkit.client.pool import Pool, Submitted
@@ -233,6 +236,14 @@ class Client:
             started = time.monotonic()
             link.ask(Ping(), Done)
             return time.monotonic() - started
+
+    def status(self) -> ServerStatus:
+        """Tell what the server does now: a dict with the keys that WIRE.md, section 6, lists."""
+        with self._connection.link() as link:
+            reply = link.ask(Status(), StatusReply)
+            if reply.size > MAX_STATUS:
+                raise ProtocolError("the server sent too long a status")
+            return decode_status(link.stream.read_body())
 
     def close(self, *, cancel_futures: bool = False) -> None:
         """Wait for what was submitted, and hang up; the next operation connects again.

@@ -22,7 +22,9 @@ from ftpkit import (
     Server,
 )
 from ftpkit.errors import StalledError
+from ftpkit.protocol.status import encode_status
 from tests.support.hostile import HELLO, Peer, Script, hostile, relay
+from tests.support.status import status, transfer
 
 BLOCK = 4 * 1024 * 1024
 BIG = 3 * BLOCK
@@ -379,3 +381,56 @@ def test_a_line_that_damages_headers_is_no_line(tmp_path: Path) -> None:
             assert all(p.read_bytes() == b"x" * 10 for p in found)
             for path in found:
                 path.unlink()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff\xfe",
+        b'{"uptime_s": NaN}',
+        b"[" * 100_000,
+        encode_status(status(uptime_s=-1)),
+        encode_status(status(transfer(total="all"))),
+        encode_status(status())[:-1],
+    ],
+    ids=range(9),
+)
+def test_a_status_that_makes_no_sense(body: bytes) -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.reply({"ok": True, "size": len(body)}, body)
+        peer.request()
+        peer.reply({"ok": True})
+
+    with hostile(script) as address, talking_to(address) as client:
+        with pytest.raises(ProtocolError):
+            client.status()
+        client.ping()
+
+
+def test_a_status_without_an_end() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.reply({"ok": True, "size": 2**62}, bytes(100))
+
+    with (
+        hostile(script) as address,
+        talking_to(address) as client,
+        pytest.raises(ProtocolError, match="too long a status"),
+    ):
+        client.status()
+
+
+def test_a_status_that_breaks_off() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.request()
+        peer.reply({"ok": True, "size": 100}, bytes(99))
+
+    with hostile(script) as address, talking_to(address) as client, pytest.raises(LinkError):
+        client.status()
