@@ -62,7 +62,7 @@ class Dispatcher:
     def snapshot(self) -> list[Standing]:
         """Return how all transfers stand, in the order in which they came."""
         with self._lock:
-            return self._schedule.snapshot()
+            return self._schedule.snapshot(self._clock())
 
     def _take(self, carrier: "Carrier") -> int:
         lane = carrier.lane

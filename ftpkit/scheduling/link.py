@@ -66,7 +66,7 @@ class Link:
     def end(self, lane: Lane, moved: int, now: float) -> None:
         """Note that ``lane`` moved so many bytes in its turn, or outside of any."""
         gate, transfer = lane.gate, lane.transfer
-        transfer.moved += moved
+        transfer.move(moved, now)
         more, lane.size = moved - lane.size, 0
         if more:
             self.limit.charge(more, now)

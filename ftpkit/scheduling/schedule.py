@@ -4,11 +4,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.link import Link
 from ftpkit.scheduling.policies import Policy, level
 from ftpkit.scheduling.transfer import Account, Lane, State, Transfer
+
+_JUST_NOW_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +19,14 @@ class Standing:
     """How a transfer stands; ``position`` counts those that wait in its direction from 1."""
 
     user: str
+    peer: str
     name: str
     direction: Direction
     state: State
     level: int
     moved: int
     total: int | None
+    rate_bps: float
     arrived_s: float
     position: int | None
 
@@ -129,23 +134,32 @@ class Schedule:
             self._links[direction].reorder(self._policy, now)
         self._limited = sum(len(each.lanes) for each in self._transfers if each.account.limited)
 
-    def snapshot(self) -> list[Standing]:
+    def snapshot(self, now: float) -> list[Standing]:
         """Return how all transfers stand, in the order in which they came."""
         positions = self._positions()
         return [
             Standing(
                 user=transfer.account.user,
+                peer=transfer.peer,
                 name=transfer.name,
                 direction=transfer.direction,
-                state=transfer.state,
+                state=self._state(transfer, now),
                 level=level(transfer.moved),
                 moved=transfer.moved,
                 total=transfer.total,
+                rate_bps=transfer.meter.rate_bps(now),
                 arrived_s=transfer.arrived_s,
                 position=positions.get(transfer),
             )
             for transfer in self._transfers
         ]
+
+    def _state(self, transfer: Transfer, now: float) -> State:
+        """Return its state; without turns it runs if it has moved just now."""
+        state = transfer.state
+        if state is State.BLOCKED and not self.shaped and now - transfer.moved_s < _JUST_NOW_S:
+            return State.RUNNING
+        return state
 
     def _positions(self) -> Mapping[Transfer, int]:
         positions: dict[Transfer, int] = {}

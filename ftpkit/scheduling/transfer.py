@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from ftpkit.scheduling.limit import Direction, Limit, Rates
+from ftpkit.scheduling.meter import Meter
 from ftpkit.scheduling.queue import Queue
 
 if TYPE_CHECKING:
@@ -70,10 +71,23 @@ class Transfer:
     total: int | None
     arrived_s: float
     moved: int = 0
+    peer: str = ""
     order: int | None = None
     start: float = 0.0
     finish: float = 0.0
     lanes: "list[Lane]" = field(default_factory=list)
+    meter: Meter = field(init=False)
+    moved_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter, self.moved_s = Meter(self.arrived_s), self.arrived_s
+
+    def move(self, count: int, now: float) -> None:
+        """Note that so many bytes have moved."""
+        if count:
+            self.moved += count
+            self.moved_s = now
+            self.meter.moved(count, now)
 
     @property
     def left(self) -> int | None:

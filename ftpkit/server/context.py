@@ -11,6 +11,7 @@ from ftpkit.net.stream import Stream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
+from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.transfer import Account
 from ftpkit.server.door import Begin, Door, Exchange
 from ftpkit.server.jobs import Jobs
@@ -53,6 +54,8 @@ class Context:
     buffers: Buffers
     stream: Stream
     agent: str
+    status: Callable[[], ServerStatus]
+    """Tells what the whole server does."""
     owner: str = ""
     account: Account = field(default_factory=lambda: Account(""))
     traffic: Traffic = field(default_factory=Traffic)

@@ -17,6 +17,7 @@ from ftpkit.protocol.digest import (
     split_digest,
 )
 from ftpkit.protocol.frame import MAX_HEADER
+from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Context, Result
 from ftpkit.server.rows import pull, push
 from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
@@ -43,8 +44,14 @@ def ping(context: Context, request: m.Ping) -> Result:
     return Result(m.Done())
 
 
-def unsupported(context: Context, request: m.Auth | m.Status) -> Result:
-    raise RefusedError(Code.UNSUPPORTED, f"this server has no {request.op}")
+def auth(context: Context, request: m.Auth) -> Result:
+    raise RefusedError(Code.UNSUPPORTED, "this server has no auth")
+
+
+def status(context: Context, request: m.Status) -> Result:
+    # Without access control everybody is an admin.
+    body = encode_status(context.status())
+    return Result(m.StatusReply(size=len(body)), body)
 
 
 def stat(context: Context, request: m.Stat) -> Result:
@@ -241,7 +248,7 @@ def abort(context: Context, request: m.Abort) -> Result:
 
 OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
     m.Hello: hello,
-    m.Auth: unsupported,
+    m.Auth: auth,
     m.Ping: ping,
     m.Stat: stat,
     m.List: list_names,
@@ -257,7 +264,7 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
     m.Abort: abort,
     m.Push: push,
     m.Pull: pull,
-    m.Status: unsupported,
+    m.Status: status,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ftpkit import system
 from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
 from ftpkit.server.admission import Admission
 from ftpkit.server.door import Door
@@ -138,6 +139,12 @@ class Server:
         if self.service is not None:
             door = self._doors[at] if self._doors else None
             self.service.serve(sock, peer_name(address), door)
+
+    def status(self) -> ServerStatus:
+        """Tell what the server does now; WIRE.md, section 6, has the keys."""
+        if self.service is None:
+            raise RuntimeError("the server was not started")
+        return self.service.status()
 
     def pause(self, seconds: float) -> None:
         """Do nothing for a while, or until the server is to stop."""

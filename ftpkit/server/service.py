@@ -1,8 +1,10 @@
 """What serves connections, wherever they were accepted: a store, and the sessions of now."""
 
 import logging
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +12,7 @@ from typing import Final
 from ftpkit import __version__
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
+from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Dispatcher
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
@@ -19,6 +22,7 @@ from ftpkit.server.context import Context, Moved, Siblings
 from ftpkit.server.door import Door
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
+from ftpkit.server.status import told
 from ftpkit.server.traffic import Traffic
 from ftpkit.storage.store import Store
 
@@ -66,6 +70,7 @@ class Service:
         self.jobs = Jobs()
         self._admission = admission
         self._buffers = Buffers()
+        self._since = time.monotonic()
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
         self._stopping = self._now = False
@@ -97,6 +102,7 @@ class Service:
             self._buffers,
             stream,
             agent=f"ftpkit/{__version__}",
+            status=self.status,
             account=self.traffic.account(peer.rpartition(":")[0]),
             traffic=self.traffic,
             door=door,
@@ -113,6 +119,28 @@ class Service:
         finally:
             with self._lock:
                 self._sessions.remove(session)
+
+    def status(self) -> ServerStatus:
+        """Tell what is going on here; WIRE.md, section 6, has the keys."""
+        limits, now = self._limits, time.monotonic()
+        uptime_s = round(now - self._since, 3)
+        with self._lock:
+            connections = len(self._sessions)
+        shaped = self.traffic.dispatcher.shaped
+        return {
+            "version": __version__,
+            "uptime_s": uptime_s,
+            "connections": connections,
+            "max_connections": limits.max_connections,
+            "policy": limits.schedule if shaped else None,
+            "slots": limits.slots,
+            "rate_bps": limits.rate_bps,
+            "workers": [
+                {"number": 1, "pid": os.getpid(), "uptime_s": uptime_s, "connections": connections}
+            ],
+            "totals": self.traffic.ended.totals(),
+            "transfers": [told(each, now) for each in self.traffic.dispatcher.snapshot()],
+        }
 
     def sessions(self) -> set[Session]:
         """Return those that run."""

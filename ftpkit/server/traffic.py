@@ -9,6 +9,7 @@ from ftpkit.scheduling.limit import Direction
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
 from ftpkit.scheduling.schedule import Schedule
 from ftpkit.scheduling.transfer import Account, Transfer
+from ftpkit.server.status import Ended
 from ftpkit.storage.store import Upload
 
 
@@ -17,6 +18,7 @@ class Traffic:
 
     def __init__(self, dispatcher: Dispatcher | None = None) -> None:
         self.dispatcher = dispatcher or Dispatcher(Schedule(POLICIES[DEFAULT_POLICY]))
+        self.ended = Ended()
         self._lock = threading.Lock()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._uploads: WeakValueDictionary[str, Transfer] = WeakValueDictionary()
@@ -29,26 +31,28 @@ class Traffic:
                 account = self._accounts[user] = Account(user)
             return account
 
-    def upload(self, account: Account, upload: Upload) -> Carrier:
+    def upload(self, account: Account, peer: str, upload: Upload) -> Carrier:
         """Join an upload; what the server holds of it counts as moved."""
         with self._lock:
             transfer = self._uploads.get(upload.id)
             if transfer is None:
                 wish = upload.wish
-                transfer = _transfer(account, wish.name, Direction.UP, wish.total, upload.held)
+                transfer = _transfer(
+                    account, peer, wish.name, Direction.UP, wish.total, upload.held
+                )
                 self._uploads[upload.id] = transfer
             return self.dispatcher.join(transfer)
 
-    def put(self, account: Account, name: str, total: int) -> Carrier:
+    def put(self, account: Account, peer: str, name: str, total: int) -> Carrier:
         """Join a file that arrives in one piece."""
-        return self.dispatcher.join(_transfer(account, name, Direction.UP, total, 0))
+        return self.dispatcher.join(_transfer(account, peer, name, Direction.UP, total, 0))
 
-    def download(self, account: Account, name: str, total: int, offset: int) -> Carrier:
+    def download(self, account: Account, peer: str, name: str, total: int, offset: int) -> Carrier:
         """Join a file that is read from ``offset`` on."""
-        return self.dispatcher.join(_transfer(account, name, Direction.DOWN, total, offset))
+        return self.dispatcher.join(_transfer(account, peer, name, Direction.DOWN, total, offset))
 
 
 def _transfer(
-    account: Account, name: str, direction: Direction, total: int | None, moved: int
+    account: Account, peer: str, name: str, direction: Direction, total: int | None, moved: int
 ) -> Transfer:
-    return Transfer(account, name, direction, total, time.monotonic(), moved)
+    return Transfer(account, name, direction, total, time.monotonic(), moved, peer)

@@ -62,7 +62,7 @@ class Transfers:
         match request:
             case m.Put():
                 carrier = self._context.traffic.put(
-                    self._context.account, request.name, request.size
+                    self._context.account, self._peer, request.name, request.size
                 )
                 self._put = _Running(Direction.UP, request.name, time.monotonic(), carrier)
                 self._move(carrier)
@@ -166,7 +166,7 @@ class Transfers:
         if running is None:
             context, upload = self._context, self._context.upload(identity)
             name = upload.wish.name
-            carrier = context.traffic.upload(context.account, upload)
+            carrier = context.traffic.upload(context.account, self._peer, upload)
             running = _Running(Direction.UP, name, time.monotonic(), carrier)
             self._uploads[identity] = running
         return running
@@ -176,7 +176,7 @@ class Transfers:
             self._end_download("unfinished")
             context = self._context
             carrier = context.traffic.download(
-                context.account, reply.name, reply.total, reply.offset
+                context.account, self._peer, reply.name, reply.total, reply.offset
             )
             running = _Running(Direction.DOWN, reply.name, time.monotonic(), carrier)
             self._download = reply.version, running
@@ -220,4 +220,6 @@ class Transfers:
             "outcome": outcome,
             "peer": self._peer,
         }
+        ended = self._context.traffic.ended
+        ended.add(running.direction, running.count, whole=outcome == "ok")
         log.info("transfer", extra={"fields": fields})

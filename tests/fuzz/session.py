@@ -23,6 +23,7 @@ with atheris.instrument_imports(include=["ftpkit"]):
 
 from tests.fuzz.decoder import headers_in
 from tests.support.cut import CutSocket
+from tests.support.status import status
 
 ROOT = tempfile.mkdtemp()
 
@@ -43,7 +44,9 @@ def one(data: bytes) -> None:
         with DirectoryStore(ROOT) as store:
             sock = CutSocket(stream, [])
             line = Stream(cast(socket.socket, sock), stall_timeout_s=1.0)
-            Session(line, Context(store, Jobs(), Buffers(), line, agent="fuzz"), "fuzz").run()
+            Session(
+                line, Context(store, Jobs(), Buffers(), line, agent="fuzz", status=status), "fuzz"
+            ).run()
         for reply in headers_in(bytes(sock.sent)):
             assert reply.get("code") != "internal", encode_header(reply)
 

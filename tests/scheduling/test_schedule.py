@@ -280,7 +280,7 @@ def test_all_ends_and_no_time_is_lost(
     assert line.most_running <= (slots or 1000)
     last = max(at for _, at, *_ in row)
     assert line.now <= last + 2 * sum(size for size, *_ in row) / RATE + 0.1
-    assert line.schedule.snapshot() == []
+    assert line.schedule.snapshot(line.now) == []
     assert line.schedule.next_at() == math.inf
 
 
@@ -445,7 +445,7 @@ def test_a_snapshot_tells_how_each_stands() -> None:
     lane = schedule.next(8.0)
     assert lane is not None
     schedule.gave_up(lane, 1, 8.0)
-    rows = schedule.snapshot()
+    rows = schedule.snapshot(8.0)
     assert [(row.name, row.state, row.position) for row in rows] == [
         ("large", State.READY, 2),
         ("small", State.BLOCKED, None),
@@ -460,4 +460,4 @@ def test_positions_under_fair_go_between_accounts() -> None:
     schedule, ann, bob = Schedule(POLICIES["fair"], slots=1), Account("ann"), Account("bob")
     for account, name in ((ann, "1"), (ann, "3"), (bob, "2"), (bob, "4")):
         schedule.ready(schedule.join(Transfer(account, name, UP, 100 * MIB, 0.0)), 0.0)
-    assert [row.position for row in schedule.snapshot()] == [1, 3, 2, 4]
+    assert [row.position for row in schedule.snapshot(0.0)] == [1, 3, 2, 4]

@@ -15,6 +15,7 @@ from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
 from tests.support.cut import CutSocket
 from tests.support.raw import frame, frames_in
+from tests.support.status import status
 
 
 class Changing:
@@ -52,7 +53,7 @@ def answers(store: Any, stream: bytes) -> bytes:
     """Return what a session says to a recorded stream."""
     sock = CutSocket(stream, [])
     line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
-    Session(line, Context(store, Jobs(), Buffers(), line, agent="t"), "test").run()
+    Session(line, Context(store, Jobs(), Buffers(), line, agent="t", status=status), "test").run()
     return bytes(sock.sent)
 
 

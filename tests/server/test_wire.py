@@ -136,9 +136,8 @@ def test_a_bad_hello_is_a_bad_request(raw: Raw, keys: dict[str, Any]) -> None:
     raw.granted("ping")
 
 
-def test_auth_and_status_are_unsupported_so_far(raw: Raw) -> None:
+def test_auth_is_unsupported_so_far(raw: Raw) -> None:
     assert raw.refused("auth", token="secret") == "unsupported"
-    assert raw.refused("status") == "unsupported"
     raw.granted("ping")
 
 

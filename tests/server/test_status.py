@@ -1,0 +1,140 @@
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ftpkit import Client, Server, __version__
+from ftpkit.protocol import encode_header
+from ftpkit.protocol.digest import digest_of
+from ftpkit.server.status import Ended, added, left_s, merged, nothing
+from tests.support.logs import Log
+from tests.support.raw import Raw
+from tests.support.status import status, transfer
+
+BLOCK: Final = 65_536
+
+
+def test_a_server_at_rest(server: Server, client: Client) -> None:
+    told = client.status()
+    assert told["version"] == __version__
+    assert (told["connections"], told["max_connections"]) == (1, 1024)
+    assert (told["policy"], told["slots"], told["rate_bps"]) == (None, None, None)
+    (worker,) = told["workers"]
+    assert (worker["number"], worker["pid"], worker["connections"]) == (1, os.getpid(), 1)
+    assert told["totals"] == nothing()
+    assert told["transfers"] == []
+
+
+def test_the_uptime_goes_on_and_begins_anew(tmp_path: Path) -> None:
+    server = Server(tmp_path, port=0)
+    with server:
+        first = server.status()["uptime_s"]
+        assert first <= server.status()["uptime_s"]
+        with Client(server.address) as client:
+            client.ping()
+        (tmp_path / "f").write_bytes(b"12345")
+        with Client(server.address) as client:
+            client.get("f", tmp_path / "copy")
+        assert server.status()["totals"]["downloads"] == 1
+    with server:
+        assert server.status()["totals"] == nothing()
+
+
+def test_it_counts_what_has_ended(
+    server: Server, root: Path, client: Client, tmp_path: Path, log: Log
+) -> None:
+    (tmp_path / "f").write_bytes(bytes(1000))
+    client.put(tmp_path / "f")
+    client.put(tmp_path / "f", "g")
+    client.get("f", tmp_path / "h")
+    assert client.status()["totals"] == {
+        "uploads": 2, "downloads": 1, "unfinished": 0, "up_bytes": 2000, "down_bytes": 1000,
+    }  # fmt: skip
+    with socket.create_connection(server.address) as sock:
+        sock.sendall(encode_header({"op": "put", "name": "x", "size": 500}) + bytes(100))
+    log.wait_for("transfer", outcome="unfinished")
+    totals = client.status()["totals"]
+    assert (totals["uploads"], totals["unfinished"], totals["up_bytes"]) == (2, 1, 2100)
+
+
+def test_what_goes_on_is_told(server: Server, client: Client, raw: Raw) -> None:
+    begun = raw.granted("begin", name="d/f", total=3 * BLOCK, block=BLOCK)
+    data = bytes(BLOCK)
+    raw.granted("write", data, upload=begun["upload"], offset=0, digest=digest_of(data))
+    (told,) = client.status()["transfers"]
+    assert (told["name"], told["direction"]) == ("d/f", "up")
+    assert (told["moved"], told["total"]) == (BLOCK, 3 * BLOCK)
+    assert told["user"]
+    assert told["peer"].startswith(told["user"])
+    raw.granted("abort", upload=begun["upload"])
+    assert client.status()["transfers"] == []
+
+
+def test_many_may_ask_in_a_row(raw: Raw) -> None:
+    for _ in range(3):
+        reply = raw.granted("status")
+        assert len(reply.body) == reply["size"]
+    raw.granted("ping")
+
+
+def test_ended_counts_both_ways() -> None:
+    ended = Ended()
+    ended.add("up", 10, whole=True)
+    ended.add("up", 5, whole=False)
+    ended.add("down", 7, whole=True)
+    ended.add("down", 1, whole=False)
+    before = ended.totals()
+    assert before == {
+        "uploads": 1, "downloads": 1, "unfinished": 2, "up_bytes": 15, "down_bytes": 8,
+    }  # fmt: skip
+    ended.add("up", 10, whole=True)
+    assert before["uploads"] == 1, "what was told stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("moved", "total", "rate_bps", "expected"),
+    [
+        (0, 100, 10.0, 10),
+        (90, 100, 10.0, 1),
+        (100, 100, 0.1, 0),
+        (110, 100, 1.0, 0),
+        (0, None, 10.0, None),
+        (0, 100, 0.0, None),
+    ],
+)
+def test_time_left(moved: int, total: int | None, rate_bps: float, expected: float | None) -> None:
+    assert left_s(moved, total, rate_bps) == expected
+
+
+def test_workers_are_one_server() -> None:
+    ended = nothing() | {"uploads": 1, "up_bytes": 100}
+    old = status(
+        transfer(name="old"), uptime_s=100.0, connections=2, policy="fcfs", slots=3,
+        workers=[{"number": 1, "pid": 11, "uptime_s": 100.0, "connections": 2}], totals=ended,
+    )  # fmt: skip
+    new = status(
+        transfer(name="new"), uptime_s=1.0, connections=1, policy="fair", slots=4,
+        workers=[{"number": 1, "pid": 22, "uptime_s": 1.0, "connections": 1}], totals=ended,
+    )  # fmt: skip
+    before = nothing() | {"downloads": 5, "unfinished": 1}
+    whole = merged({7: new, 2: old}, uptime_s=500.0, before=before)
+    assert (whole["uptime_s"], whole["connections"]) == (500.0, 3)
+    assert (whole["policy"], whole["slots"]) == ("fair", 4), "what the newest knows"
+    assert [(each["number"], each["pid"]) for each in whole["workers"]] == [(2, 11), (7, 22)]
+    assert whole["totals"] == {
+        "uploads": 2, "downloads": 5, "unfinished": 1, "up_bytes": 200, "down_bytes": 0,
+    }  # fmt: skip
+    assert {each["name"] for each in whole["transfers"]} == {"old", "new"}
+    assert old["connections"] == 2, "the parts stay as they were"
+
+
+def test_one_worker_is_the_server() -> None:
+    alone = status(transfer())
+    assert merged({1: alone}, uptime_s=alone["uptime_s"], before=nothing()) == alone
+
+
+def test_sums() -> None:
+    one = nothing() | {"uploads": 1, "down_bytes": 5}
+    assert added(one, one) == nothing() | {"uploads": 2, "down_bytes": 10}
