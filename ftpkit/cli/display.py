@@ -1,12 +1,15 @@
 """How names, entries and other answers are shown: escaped, aligned, or as JSON."""
 
 import json
+import unicodedata
 from dataclasses import asdict
 from datetime import datetime
+from itertools import accumulate
 
 from ftpkit.cli.units import format_size
 from ftpkit.protocol.messages import Entry, StatReply
 
+_CUT = "..."
 _MARKS = {"dir": "/", "link": "@", "other": "?"}
 
 
@@ -19,6 +22,36 @@ def shown(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal ``text`` takes, as ``shown`` has made it."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def clipped(text: str, room: int) -> str:
+    """Return as much of the start of ``text`` as ``room`` columns hold."""
+    used = accumulate(map(_columns, text))
+    return text[: sum(1 for columns in used if columns <= room)]
+
+
+def fitted(text: str, room: int) -> str:
+    """Return a name in ``room`` columns; the end of a path tells more than its start."""
+    if width(text) <= room:
+        return text
+    start = len(text)
+    room -= width(_CUT)
+    while start and (room := room - _columns(text[start - 1])) >= 0:
+        start -= 1
+    return _CUT + text[start:]
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def json_line(values: dict[str, object]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import shown, width
 
 _GAP: Final = "  "
 
@@ -50,10 +50,11 @@ def _words(column: Column, rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Return what stands in ``column``, its title first, all of one width."""
     values = [row.get(column.key) for row in rows]
     words = [column.title, *("-" if value is None else column.show(value) for value in values)]
-    width = max(map(len, words))
+    room = max(map(width, words))
+    blanks = [" " * (room - width(word)) for word in words]
     if any(value is not None for value in values) and all(map(_is_number, values)):
-        return [word.rjust(width) for word in words]
-    return [word.ljust(width) for word in words]
+        return [blank + word for blank, word in zip(blanks, words, strict=True)]
+    return [word + blank for blank, word in zip(blanks, words, strict=True)]
 
 
 def _is_number(value: object) -> bool:

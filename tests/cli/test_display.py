@@ -2,7 +2,17 @@ import json
 
 import pytest
 
-from ftpkit.cli.display import format_time, json_line, ls_json, ls_line, shown, stat_lines
+from ftpkit.cli.display import (
+    clipped,
+    fitted,
+    format_time,
+    json_line,
+    ls_json,
+    ls_line,
+    shown,
+    stat_lines,
+    width,
+)
 from ftpkit.protocol.messages import Entry, StatReply
 
 
@@ -73,3 +83,40 @@ def test_stat_tells_what_there_is() -> None:
 @pytest.mark.parametrize("mtime", [2**70, -(2**70)])
 def test_a_time_that_cannot_be_is_no_failure(mtime: int) -> None:
     assert format_time(mtime) == "?"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", 0), ("abc", 3), ("é", 1), ("e\u0301", 1), ("名字", 4), ("\uff21", 2)]
+)
+def test_columns_of_a_terminal_are_no_characters(text: str, columns: int) -> None:
+    assert width(text) == columns
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "expected"),
+    [
+        ("a/b.iso", 7, "a/b.iso"),
+        ("a/bc.iso", 7, "....iso"),
+        ("dir/名字", 8, "dir/名字"),
+        ("dirs/名字", 8, ".../名字"),
+        ("dir/名字", 6, "...字"),
+        ("abcdef", 3, "..."),
+        ("abcdef", 0, "..."),
+    ],
+)
+def test_of_a_long_name_the_end_is_shown(text: str, room: int, expected: str) -> None:
+    assert fitted(text, room) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "expected"),
+    [
+        ("abc", 3, "abc"),
+        ("abc", 2, "ab"),
+        ("名字", 3, "名"),
+        ("e\u0301x", 1, "e\u0301"),
+        ("a", 0, ""),
+    ],
+)
+def test_a_long_line_is_clipped(text: str, room: int, expected: str) -> None:
+    assert clipped(text, room) == expected

@@ -24,6 +24,15 @@ def test_numbers_stand_under_each_other_and_text_begins_in_line() -> None:
     ]
 
 
+def test_wide_characters_take_two_columns() -> None:
+    rows = [{"a": "名字", "b": "x"}, {"a": "abcd", "b": "y"}]
+    assert table([Column("a", "a"), Column("b", "b")], rows).splitlines() == [
+        "a     b",
+        "名字  x",
+        "abcd  y",
+    ]
+
+
 def test_a_table_without_rows_is_its_heading() -> None:
     assert table([Column("a", "one"), Column("b", "two")], []) == "one  two"
 
