@@ -17,6 +17,11 @@ try:
     import fcntl
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]  # probed below
+try:
+    import termios
+    import tty
+except ImportError:  # not a Unix
+    termios = None  # type: ignore[assignment]  # probed below
 
 # Held directory descriptors: without them paths are joined and checked part by part.
 HAS_DIR_FD: Final = {
@@ -31,6 +36,8 @@ HAS_DIR_FD: Final = {
 # Blocks reserved before they are written; without it promises are counted.
 HAS_ALLOCATE: Final = hasattr(os, "posix_fallocate")
 HAS_LOCKS: Final = fcntl is not None
+# Terminals whose keys are heard one by one.
+HAS_TERMINALS: Final = termios is not None
 HAS_NOFOLLOW: Final = hasattr(os, "O_NOFOLLOW")
 O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
@@ -363,3 +370,24 @@ def sent_from(family: int, address: tuple[Any, ...]) -> list[tuple[int, int, byt
 def share_port(sock: socket.socket) -> None:
     """Let several sockets of this user be bound to one port."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+@contextlib.contextmanager
+def unbuffered_keys(fd: int) -> Iterator[None]:
+    """Hear the keys of a terminal one by one, and do not show them, until the block ends."""
+    before = termios.tcgetattr(fd)
+    tty.setcbreak(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # nobody is there any more
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
+
+
+def read_keys(fd: int, seconds: float) -> bytes:
+    """Return what is typed within ``seconds``, perhaps nothing; EOFError where that has ended."""
+    if not select.select([fd], [], [], seconds)[0]:
+        return b""
+    if not (typed := os.read(fd, 64)):
+        raise EOFError
+    return typed

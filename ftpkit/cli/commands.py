@@ -11,6 +11,7 @@ from ftpkit.cli import failures
 from ftpkit.cli.compare import compare
 from ftpkit.cli.files import ls, mkdir, mv, ping, rm, stat
 from ftpkit.cli.serve import serve
+from ftpkit.cli.status import status
 from ftpkit.cli.transfer import get, put
 from ftpkit.cli.verify import verify
 
@@ -60,5 +61,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (serve, put, get, ls, stat, mv, rm, mkdir, verify, ping, compare):
+for _command in (serve, put, get, ls, stat, mv, rm, mkdir, verify, ping, status, compare):
     main.add_command(_command)

@@ -19,6 +19,16 @@ from ftpkit.client import Client, Transfer, Udp
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 from ftpkit.net.address import Address
 
+retry_option = setting(
+    "retry-for",
+    "--retry-for",
+    type=DURATION,
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="Try again after a lost connection until there was no progress for so long.",
+)
+
 
 def transfer_options(command: Command) -> Command:
     """Add what put and get have in common, beside the target."""
@@ -40,15 +50,7 @@ def transfer_options(command: Command) -> Command:
             show_default=True,
             help="Move so many files at once.",
         ),
-        setting(
-            "retry-for",
-            "--retry-for",
-            type=DURATION,
-            metavar="TIME",
-            default="10m",
-            show_default=True,
-            help="Try again after a lost connection until there was no progress for so long.",
-        ),
+        retry_option,
         setting(
             "udp",
             "--udp",

@@ -9,20 +9,14 @@ class Admission:
     """Counts connections from their accept to their end."""
 
     def __init__(self, most: int, most_per_address: int) -> None:
-        self.most, self._most_per_address = most, most_per_address
+        self._most, self._most_per_address = most, most_per_address
         self._changed = threading.Condition()
         self._from: Counter[str] = Counter()
-
-    @property
-    def count(self) -> int:
-        """How many are connected."""
-        with self._changed:
-            return self._from.total()
 
     def enter(self, host: str) -> bool:
         """Let a connection from ``host`` in, if there is a place for it."""
         with self._changed:
-            if self._from.total() >= self.most or self._from[host] >= self._most_per_address:
+            if self._from.total() >= self._most or self._from[host] >= self._most_per_address:
                 return False
             self._from[host] += 1
             return True

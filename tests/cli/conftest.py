@@ -98,3 +98,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return CliRunner().invoke(main, list(args), prog_name="ftpkit")
 
     return run
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let commands hear SIGINT, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -3,7 +3,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -100,14 +99,6 @@ def test_4_cannot_connect(run: Run) -> None:
     result = run("put", "a", "b", "--to", "127.0.0.1:1")
     assert result.exit_code == 4
     assert result.stderr.count("\n") == 1
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let commands hear SIGINT, also where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

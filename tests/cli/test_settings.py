@@ -12,7 +12,7 @@ from tests.cli.conftest import Run, Serve, Served
 
 CONF = Path(ftpkit.__file__).parent.parent / "conf" / "ftpkit.toml"
 
-CLIENT = ("put", "get", "ls", "stat", "mv", "rm", "mkdir", "ping")
+CLIENT = ("put", "get", "ls", "stat", "mv", "rm", "mkdir", "ping", "status")
 
 # Says which server a command was about to talk to: nobody listens on port 1.
 ASK = "ping"
