@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -67,7 +68,7 @@ def status(
             _Watch(client, backoff, order).run()
         else:
             with client:
-                for each in answers(client, backoff, Lines(quiet=False).retrying):
+                for each in answers(client, backoff, partial(Lines(quiet=False).retrying, "")):
                     _print(each, url, order, json=json)
                     if not json:
                         click.echo()

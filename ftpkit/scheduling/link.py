@@ -9,7 +9,8 @@ from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.queue import Queue
 from ftpkit.scheduling.transfer import Gate, Lane
 
-_AGED_SHARE: Final = 0.05
+# What waits longest has one byte in so many.
+_AGED: Final = 20
 
 
 class Link:
@@ -26,15 +27,14 @@ class Link:
         self._open: Queue[Gate] = Queue()
         self._shut: Queue[Gate] = Queue()
         self._tickets = itertools.count()
-        self._owed = 0.0
+        self._aged = 0
 
     def push(self, lane: Lane, now: float) -> None:
         """Let ``lane`` wait for a turn."""
         transfer, gate = lane.transfer, lane.gate
         size = min(self.limit.quantum, gate.limit.quantum)
         lane.size = min(size, transfer.left or size)
-        virtual = gate.virtual if self._policy.by_account else self._virtual
-        lane.start = transfer.start = max(virtual, transfer.finish)
+        lane.start = transfer.start = max(self._virtual, transfer.finish)
         transfer.finish = lane.start + lane.size / transfer.account.weight
         if not gate.waiting.by_age:
             gate.start = gate.finish = max(self._virtual, gate.finish)
@@ -56,10 +56,9 @@ class Link:
             self._place(entry[2], now)
         if not self._open.by_age:
             return None
-        if self._policy.ages and self._owed > 0:
-            lane = self._oldest()
-        else:
-            lane = self._open.best()[2].waiting.best()[2]
+        lane = self._open.best()[2].waiting.best()[2]
+        if self._policy.ages:
+            lane = self._unless_starved(lane)
         self._give(lane, now)
         return lane
 
@@ -67,12 +66,14 @@ class Link:
         """Note that ``lane`` moved so many bytes in its turn, or outside of any."""
         gate, transfer = lane.gate, lane.transfer
         transfer.move(moved, now)
-        more, lane.size = moved - lane.size, 0
+        size, lane.size = lane.size, 0
+        more = moved - size
         if more:
             self.limit.charge(more, now)
             gate.limit.charge(more, now)
-            transfer.finish += more / transfer.account.weight
-            gate.finish += more / transfer.account.weight
+            if size:  # what was free of turns is not held against anybody
+                transfer.finish += more / transfer.account.weight
+                gate.finish += more / transfer.account.weight
             self._place(gate, now)
 
     def next_at(self) -> float:
@@ -113,12 +114,20 @@ class Link:
         else:
             self._open.push(gate, gate.start if self._policy.by_account else rank, ticket)
 
-    def _oldest(self) -> Lane:
-        """Return what waited longest, of the account that had no such turn for longest."""
+    def _unless_starved(self, lane: Lane) -> Lane:
+        """Return ``lane``, or what waited longest if that went short.
+
+        That is, of the account that had no such turn for longest. When ``_aged`` reaches 0
+        others have had all but its share since such a turn, which may come by rank as well.
+        """
         gate = next(iter(self._open.by_age))
-        self._open.by_age.move_to_end(gate)
-        lane = next(iter(gate.waiting.by_age))
-        self._owed -= lane.size
+        oldest = next(iter(gate.waiting.by_age))
+        if self._aged >= 0:
+            lane = oldest
+        if lane is oldest:
+            self._open.by_age.move_to_end(gate)
+            self._aged = -_AGED * lane.size
+        self._aged += lane.size
         return lane
 
     def _give(self, lane: Lane, now: float) -> None:
@@ -126,12 +135,11 @@ class Link:
         gate.waiting.discard(lane)
         start = lane.start
         if self._policy.by_account:
-            gate.virtual, start = max(gate.virtual, start), gate.start
+            start = gate.start
+            gate.finish += size / lane.transfer.account.weight
+            gate.start = gate.finish
         if start > self._virtual:
             self._virtual = start
-        gate.finish += size / lane.transfer.account.weight
-        gate.start = gate.finish
         self.limit.charge(size, now)
         gate.limit.charge(size, now)
-        self._owed += size * _AGED_SHARE
         self._place(gate, now)

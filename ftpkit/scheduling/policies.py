@@ -52,10 +52,10 @@ def least_served(transfer: Transfer) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A rank; ``by_account``: take turns between accounts first, and rank within each.
+    """A rank. ``by_account``: accounts take turns by bytes and weight, and it ranks within each.
 
-    ``ages``: 5 % of the bytes go to what has waited longest, so that nothing starves, as
-    Homa (Montazeri et al., SIGCOMM 2018) keeps them for the oldest message.
+    ``ages``: what waits longest has 5 % of the bytes, so that nothing starves; Homa
+    (Montazeri et al., SIGCOMM 2018) keeps as much for the oldest message.
     """
 
     rank: Callable[[Transfer], float]
@@ -66,8 +66,9 @@ class Policy:
 DEFAULT_POLICY: Final = "fair"
 POLICIES: Final = {
     "fcfs": Policy(first_come),
-    "sjf": Policy(shortest_first, ages=True),
+    "sjf": Policy(shortest_first),
     "rr": Policy(by_turns),
     "mlfq": Policy(least_served, ages=True),
-    "fair": Policy(by_turns, by_account=True),
+    # Start-time fair queueing, as in rr, but between accounts.
+    "fair": Policy(shortest_first, by_account=True),
 }

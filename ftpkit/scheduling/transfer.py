@@ -24,15 +24,15 @@ class State(StrEnum):
 class Gate:
     """What an account has in one direction: its limit, and its lanes that wait.
 
-    ``virtual``, ``start`` and ``finish`` are the tags of start-time fair queueing.
+    ``start`` and ``finish`` are its tags of start-time fair queueing between accounts.
     """
 
-    __slots__ = ("finish", "limit", "start", "virtual", "waiting")
+    __slots__ = ("finish", "limit", "start", "waiting")
 
     def __init__(self, rate_bps: float | None) -> None:
         self.limit = Limit(rate_bps)
         self.waiting: Queue[Lane] = Queue()
-        self.virtual = self.start = self.finish = 0.0
+        self.start = self.finish = 0.0
 
 
 class Account:

@@ -16,8 +16,10 @@ from typing import IO, Final
 import pytest
 
 from ftpkit import Server
+from ftpkit.protocol.status import TransferStatus
 from tests.cli.conftest import WAIT_S, Run, command
 from tests.support.hostile import Peer, hostile
+from tests.support.inside import service_of
 from tests.support.status import transfer
 
 ENTER: Final = "\x1b[?1049h"
@@ -30,10 +32,19 @@ def _of_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command finds the server, on which two transfers go on."""
     monkeypatch.setenv("FTPKIT_URL", str(server.address))
     monkeypatch.setenv("TERM", "xterm")
-    server.transfers = lambda: [
+    transfers = [
         transfer(name="slow", user="ada", rate_bps=1.0, position=1),
         transfer(name="quick\x1b[31m", user="bob", rate_bps=5e6, position=2),
     ]
+    let_go_on(server, transfers, monkeypatch)
+
+
+def let_go_on(
+    server: Server, transfers: list[TransferStatus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the server tell of these."""
+    told = server.status()
+    monkeypatch.setattr(service_of(server), "status", lambda: {**told, "transfers": transfers})
 
 
 def names(printed: str) -> list[str]:
@@ -54,7 +65,7 @@ def test_json_is_what_the_server_said(run: Run, server: Server) -> None:
     assert result.stdout.count("\n") == 1
     told = json.loads(result.stdout)
     assert told.keys() == server.status().keys()
-    assert told["transfers"] == server.transfers()
+    assert told == server.status()
 
 
 def test_an_order_that_there_is_not(run: Run) -> None:
@@ -228,9 +239,9 @@ def test_keys_sort() -> None:
         assert screen.end()[0] == 0
 
 
-def test_a_new_size_is_followed(server: Server) -> None:
+def test_a_new_size_is_followed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [transfer(name=f"f{number}-" + "n" * 100) for number in range(50)]
-    server.transfers = lambda: many
+    let_go_on(server, many, monkeypatch)
     with terminal(rows=30, columns=120) as screen:
         screen.wait("and 29 more\r\n\r\nq quit")
         screen.resize(10, 50)
