@@ -1,7 +1,7 @@
-"""The goodput of transports as bars, drawn into a file."""
+"""What was compared as a drawing, in a file."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import click
@@ -14,7 +14,7 @@ _UNVERIFIED: Final = "#b0b0b0"
 _ROW_INCHES: Final = 0.45
 
 
-class Bars:
+class Plot:
     """A drawing at ``path``, whose ending says in which format.
 
     It is made before anything is measured, for where there can be none it says so.
@@ -36,8 +36,8 @@ class Bars:
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise LocalFileError(f"cannot write {path!r}: there is no such directory")
 
-    def draw(self, rows: Iterable[tuple[str, float, bool]]) -> None:
-        """Draw rows from top to bottom: their label, bits a second, and if they are verified."""
+    def goodput(self, rows: Iterable[tuple[str, float, bool]]) -> None:
+        """Draw bars from top to bottom: their label, bits a second, and if they are verified."""
         labels, bits, verified = zip(*rows, strict=True)
         self._figure.set_size_inches(8, 1.2 + _ROW_INCHES * len(labels))
         axes = self._figure.subplots()
@@ -50,6 +50,24 @@ class Bars:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel("Mbit/s of the file (grey: not verified)")
+        self._save()
+
+    def flow_times(self, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
+        """Draw a panel for each title, and in it a line for each label: load, seconds."""
+        self._figure.set_size_inches(3.6 * len(panels), 3.6)
+        [row] = self._figure.subplots(1, len(panels), squeeze=False)
+        for axes, (title, lines) in zip(row, panels.items(), strict=True):
+            for label, points in lines.items():
+                loads, seconds = zip(*points, strict=True)
+                axes.plot(loads, seconds, marker="o", label=label)
+            axes.set_title(title)
+            axes.set_xlabel("load")
+            axes.set_yscale("log")
+        row[0].set_ylabel("mean flow time, s")
+        row[0].legend()
+        self._save()
+
+    def _save(self) -> None:
         try:
             self._figure.savefig(self._path)
         except OSError as error:

@@ -16,7 +16,6 @@ from ftpkit.cli.units import format_bit_rate, format_duration, format_size
 from ftpkit.net.address import Address
 
 if TYPE_CHECKING:
-    from ftpkit.cli.plot import Bars
     from ftpkit.compare.link import Counts, Shape
     from ftpkit.compare.transports import Outcome
 
@@ -82,11 +81,12 @@ def transports(
     Example:  ftpkit compare transports bigfile.iso --link 100M,50ms,1%
     """
     # No other command has a use for it, and each should start at once.
+    from ftpkit.cli.plot import Plot
     from ftpkit.compare.transports import comparing
 
     if url is not None and shape is not None:
         raise click.UsageError("--link leads to a server that is made, so it goes without --to")
-    bars = _bars(plot)
+    drawing = None if plot is None else Plot(plot)
     outcomes: list[Outcome] = []
     with comparing(file, to=url, shape=shape, limit_s=limit) as comparison:
         for transport in comparison.transports():
@@ -96,22 +96,14 @@ def transports(
             if json:
                 click.echo(json_line(asdict(outcomes[-1])))
         counts = comparison.link_counts()
-    if bars is not None:
-        bars.draw([(_label(each), each.goodput_bps, each.verified) for each in outcomes])
+    if drawing is not None:
+        drawing.goodput([(_label(each), each.goodput_bps, each.verified) for each in outcomes])
     if not json:
         _show(outcomes, counts)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         complain(f"{_label(outcome)}: {outcome.error}")
     return FAILED if failed else DONE
-
-
-def _bars(path: str | None) -> "Bars | None":
-    if path is None:
-        return None
-    from ftpkit.cli.plot import Bars
-
-    return Bars(path)
 
 
 def _label(outcome: "Outcome") -> str:
