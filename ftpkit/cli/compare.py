@@ -7,6 +7,7 @@ import click
 
 from ftpkit.cli.display import json_line
 from ftpkit.cli.files import json_option
+from ftpkit.cli.schedules import schedules
 from ftpkit.cli.settings import whole, word
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.transports import transports
@@ -45,6 +46,7 @@ def compare(ctx: click.Context) -> None:
     \b
     Example:  ftpkit compare framing
               ftpkit compare transports bigfile.iso --link 100M,50ms,1%
+              ftpkit compare schedules --simulate
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -99,3 +101,4 @@ def framing(messages: int, size: int, json: bool) -> None:
 
 
 compare.add_command(transports)
+compare.add_command(schedules)

@@ -56,6 +56,7 @@ def test_compare_alone_shows_what_there_is(run: Run) -> None:
     assert result.exit_code == 0
     assert result.stdout == run("compare", "--help").stdout
     assert "framing     Count sticky packets and lost datagrams." in result.stdout
+    assert "schedules   Serve the same uploads under each policy." in result.stdout
     assert (
         "transports  Send FILE over TCP and over UDP, in one way after the other." in result.stdout
     )

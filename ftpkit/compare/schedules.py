@@ -1,0 +1,145 @@
+"""The same trace under each policy, and how long its files took."""
+
+import heapq
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ftpkit.compare.trace import Arrival
+from ftpkit.scheduling.limit import Direction, Limit
+from ftpkit.scheduling.policies import Policy
+from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.transfer import Account, Lane, Transfer
+
+# Small files have less; the largest hundredth is called large, and what is between, middle.
+SMALL: Final = 100_000
+_LARGE_SHARE: Final = 0.01
+# What limits a turn is the rate that is shaped; the bytes of one pass as if over loopback.
+LINE_BPS: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the files of one class fared under a policy: all, small, middle or large ones.
+
+    The flow time of a file is from its arrival until its last byte is through. A slowdown
+    is the flow time over the time that the file takes alone, and a wait the difference of
+    the two. ``jain`` is Jain's index of the files' speeds, 1 if all are equal;
+    ``makespan_s`` is when the last of them is through.
+    """
+
+    policy: str
+    load: float
+    size_class: str
+    flows: int
+    mean_s: float
+    median_s: float
+    p99_s: float
+    mean_slowdown: float
+    p99_slowdown: float
+    max_wait_s: float
+    jain: float
+    makespan_s: float
+
+
+def simulate(
+    trace: Sequence[Arrival], policy: Policy, rate_bps: float, line_bps: float = LINE_BPS
+) -> list[float]:
+    """Return when each file is through, in simulated time, on a server that is shaped."""
+    schedule = Schedule(policy, rates_bps={Direction.UP: rate_bps})
+    accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
+    through_s = [math.inf] * len(trace)
+    numbers: dict[Transfer, int] = {}
+    ends: list[tuple[float, int, Lane]] = []
+    now, come, turns = 0.0, 0, 0
+    while True:
+        while (lane := schedule.next(now)) is not None:
+            turns += 1
+            heapq.heappush(ends, (now + lane.size / line_bps, turns, lane))
+        arrives_s = trace[come].at_s if come < len(trace) else math.inf
+        ends_s = ends[0][0] if ends else math.inf
+        now = min(arrives_s, ends_s, schedule.next_at())
+        if now == arrives_s < math.inf:
+            arrival = trace[come]
+            transfer = Transfer(accounts[arrival.user], "", Direction.UP, arrival.size, now)
+            numbers[transfer] = come
+            come += 1
+            schedule.ready(schedule.join(transfer), now)
+        elif now == ends_s < math.inf:
+            lane = heapq.heappop(ends)[2]
+            schedule.gave_up(lane, lane.size, now)
+            if lane.transfer.left:
+                schedule.ready(lane, now)
+            else:
+                schedule.leave(lane, now)
+                through_s[numbers.pop(lane.transfer)] = now
+        elif now == math.inf:
+            return through_s
+
+
+def outcomes(
+    policy: str, load: float, trace: Sequence[Arrival], through_s: Sequence[float], rate_bps: float
+) -> Iterator[Outcome]:
+    """Yield how the files of each class fared that has any, all of them first.
+
+    A shaped server lets a turn pass at once, and then waits until it is paid for. Over a
+    link of that rate the last turn would take its time as well: so much is added here, and
+    a small file that has the server to itself has a slowdown of 1.
+    """
+    quantum = Limit(rate_bps).quantum
+    flows = [
+        _Flow(each.size, end - each.at_s + min(each.size, quantum) / rate_bps, end, rate_bps)
+        for each, end in zip(trace, through_s, strict=True)
+    ]
+    large = large_from(trace)
+    classes = {
+        "all": flows,
+        "small": [flow for flow in flows if flow.size < SMALL],
+        "middle": [flow for flow in flows if SMALL <= flow.size < large],
+        "large": [flow for flow in flows if flow.size >= large],
+    }
+    for name, members in classes.items():
+        if members:
+            yield _outcome(policy, load, name, members)
+
+
+def large_from(trace: Sequence[Arrival]) -> int:
+    """Return the size from which files are large: the largest hundredth, if that is not small."""
+    sizes = sorted(arrival.size for arrival in trace)
+    return max(SMALL, sizes[math.floor(len(sizes) * (1 - _LARGE_SHARE))])
+
+
+class _Flow:
+    __slots__ = ("end_s", "flow_s", "size", "slowdown", "wait_s")
+
+    def __init__(self, size: int, flow_s: float, end_s: float, rate_bps: float) -> None:
+        alone_s = size / rate_bps
+        self.size, self.flow_s, self.end_s = size, flow_s, end_s
+        self.slowdown, self.wait_s = flow_s / alone_s, max(0.0, flow_s - alone_s)
+
+
+def _outcome(policy: str, load: float, name: str, flows: Sequence[_Flow]) -> Outcome:
+    times = sorted(flow.flow_s for flow in flows)
+    slowdowns = sorted(flow.slowdown for flow in flows)
+    speeds = [1 / slowdown for slowdown in slowdowns]
+    return Outcome(
+        policy=policy,
+        load=load,
+        size_class=name,
+        flows=len(flows),
+        mean_s=statistics.fmean(times),
+        median_s=statistics.median(times),
+        p99_s=_p99(times),
+        mean_slowdown=statistics.fmean(slowdowns),
+        p99_slowdown=_p99(slowdowns),
+        max_wait_s=max(flow.wait_s for flow in flows),
+        jain=sum(speeds) ** 2 / (len(speeds) * sum(speed * speed for speed in speeds)),
+        makespan_s=max(flow.end_s for flow in flows),
+    )
+
+
+def _p99(ordered: Sequence[float]) -> float:
+    """Return the value that 99 % do not exceed."""
+    return ordered[math.ceil(len(ordered) * 0.99) - 1]

@@ -1,0 +1,90 @@
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, command
+
+KEYS = [
+    "policy", "load", "class", "flows", "mean_s", "median_s", "p99_s", "mean_slowdown",
+    "p99_slowdown", "max_wait_s", "jain", "makespan_s",
+]  # fmt: skip
+POLICIES = ["fcfs", "sjf", "rr", "mlfq", "fair"]
+CLASSES = ["all", "small", "middle", "large"]
+SHORT = ["compare", "schedules", "--simulate", "--flows", "500"]
+
+
+def test_a_table_for_each_load_and_what_its_words_mean(run: Run) -> None:
+    result = run(*SHORT, "--load", "0.5", "--load", "1.2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    first, table, legend, second, _, _ = result.stdout.rstrip("\n").split("\n\n")
+    assert first == "Load 0.5, where ideal processor sharing has a slowdown of 2:"
+    assert second == "Load 1.2, where ideal processor sharing has ever longer flow times:"
+    heading, *rows = table.splitlines()
+    assert heading.split()[:5] == ["files", "number", "mean", "median", "p99"]
+    assert [row.split()[:2] for row in rows] == [[p, c] for p in POLICIES for c in CLASSES]
+    assert re.search(r"small: less than 100 kB; large: [0-9.]+ [kM]B or more\.$", legend)
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_as_json_an_object_for_each_class(run: Run) -> None:
+    result = run(*SHORT, "--json", "--load", "0.8", "--policy", "rr", "--policy", "sjf")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [list(row) for row in rows] == [KEYS] * 8
+    expected = [[policy, name] for policy in ("rr", "sjf") for name in CLASSES]
+    assert [[row["policy"], row["class"]] for row in rows] == expected
+    assert {row["load"] for row in rows} == {0.8}
+    assert [row["flows"] for row in rows[:1]] == [500]
+    assert result.stdout == run(*SHORT, "--json", "--load", "0.8", "--policy", "rr",
+                                "--policy", "sjf").stdout  # fmt: skip
+
+
+def test_a_trace_of_ones_own(run: Run) -> None:
+    Path("trace.csv").write_text("0,1000000,ann\n1,2000000,bob\n")
+    result = run("compare", "schedules", "--simulate", "--json", "--trace", "trace.csv",
+                 "--rate", "4M", "--policy", "fcfs")  # fmt: skip
+    assert (result.exit_code, result.stderr) == (0, "")
+    row = json.loads(result.stdout.splitlines()[0])
+    assert (row["flows"], row["load"]) == (2, pytest.approx(0.5))
+    assert row["mean_s"] == pytest.approx(0.375, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--simulate", "--load", "0"],
+        ["--simulate", "--load", "2"],
+        ["--simulate", "--load", "much"],
+        ["--simulate", "--policy", "lottery"],
+        ["--simulate", "--flows", "0"],
+        ["--simulate", "--rate", "1"],
+        ["--simulate", "--rate", "0"],
+        ["--simulate", "--seed", "-1"],
+        ["--simulate", "--trace", "a", "--load", "0.5"],
+        ["--simulate", "--trace", "a", "--seed", "1"],
+    ],
+)
+def test_usage(run: Run, args: list[str]) -> None:
+    result = run("compare", "schedules", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("ftpkit: ")
+
+
+def test_what_is_no_trace_is_told_in_a_line(run: Run) -> None:
+    Path("trace").write_text("0,5,ann\nnonsense\n")
+    result = run("compare", "schedules", "--simulate", "--trace", "trace")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == ("ftpkit: 'trace' is no trace: line 2 has no seconds, bytes and user\n")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="there is no matplotlib")
+def test_a_plot_is_drawn(run: Run) -> None:
+    # Not in this process, whose threads and descriptors are counted.
+    argv = command(*SHORT, "--plot", "a.svg")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "<svg" in Path("a.svg").read_text()
