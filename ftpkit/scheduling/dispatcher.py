@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from ftpkit.errors import Code, LinkError, RefusedError
 from ftpkit.scheduling.limit import Rates
@@ -11,16 +12,26 @@ from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.schedule import Schedule, Standing
 from ftpkit.scheduling.transfer import Account, Lane, State, Transfer
 
+# WIRE.md promises that within 5 seconds a request is answered, or bytes move for it.
+LONGEST_WAIT_S: Final = 4.0
+
 
 class Dispatcher:
     """Gives the turns of a ``Schedule`` to threads, and wakes only the one whose turn it is.
 
     Where nobody may go on before a certain time, one of those that wait watches the
-    clock for all of them: there is no thread for it.
+    clock for all of them: there is no thread for it. Whoever has waited for
+    ``longest_wait_s`` is given a small turn, so that nobody's peer takes us for dead.
     """
 
-    def __init__(self, schedule: Schedule, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._schedule, self._clock = schedule, clock
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        longest_wait_s: float = LONGEST_WAIT_S,
+    ) -> None:
+        self._schedule, self._clock, self._longest_wait_s = schedule, clock, longest_wait_s
         self._lock = threading.Lock()
         self._waiting: dict[Lane, Carrier] = {}
         self._watch: Carrier | None = None
@@ -72,11 +83,16 @@ class Dispatcher:
             self._schedule.ready(lane, now)
             self._waiting[lane] = carrier
             self._hand_out(now)
+            hurry_at = now + self._longest_wait_s
             while lane in self._waiting:
-                carrier.woken.wait(self._patience_s(carrier))
-                if carrier is self._watch:
+                carrier.woken.wait(min(self._patience_s(carrier), hurry_at - now))
+                now = self._clock()
+                if lane in self._waiting and now >= hurry_at:
+                    self._schedule.hurry(lane, now)
+                    self._wake(lane)
+                elif carrier is self._watch:
                     self._watch_until_s = math.inf
-                    self._hand_out(self._clock())
+                self._hand_out(now)
             self._check(lane)
             return lane.size
 
@@ -117,9 +133,9 @@ class Dispatcher:
         if carrier is not None:
             carrier.woken.notify()
 
-    def _patience_s(self, carrier: "Carrier") -> float | None:
-        if carrier is not self._watch or self._watch_until_s == math.inf:
-            return None
+    def _patience_s(self, carrier: "Carrier") -> float:
+        if carrier is not self._watch:
+            return math.inf
         return max(0.0, self._watch_until_s - self._clock())
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,14 @@ def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
     made: list[Dispatcher] = []
 
     def make(
-        policy: str = "rr", *, slots: int | None = None, rates_bps: Rates | None = None
+        policy: str = "rr",
+        *,
+        slots: int | None = None,
+        rates_bps: Rates | None = None,
+        longest_wait_s: float = LONG_S,
     ) -> Dispatcher:
-        made.append(Dispatcher(Schedule(POLICIES[policy], slots=slots, rates_bps=rates_bps)))
+        schedule = Schedule(POLICIES[policy], slots=slots, rates_bps=rates_bps)
+        made.append(Dispatcher(schedule, longest_wait_s=longest_wait_s))
         return made[-1]
 
     yield make
@@ -234,3 +240,17 @@ def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecu
     for future in futures:
         future.result(LONG_S)
     assert turns.snapshot() == []
+
+
+@pytest.mark.parametrize(
+    "limits", [{"slots": 1}, {"rates_bps": {UP: 1.0}}, {"slots": 1, "rates_bps": {UP: 1.0}}]
+)
+def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> None:
+    turns = dispatcher("fcfs", longest_wait_s=0.05, **limits)
+    first, second = join(turns), join(turns)
+    first.turn()
+    for _ in range(3):
+        assert 0 < second.turn() <= 64 * 1024
+        second.gave_up(1)
+    first.gave_up(1)
+    assert turns.snapshot()[1].moved == 3

@@ -504,3 +504,11 @@ def test_positions_under_fair_go_between_accounts() -> None:
     for account, name in ((ann, "1"), (ann, "3"), (bob, "2"), (bob, "4")):
         schedule.ready(schedule.join(Transfer(account, name, UP, 100 * MIB, 0.0)), 0.0)
     assert [row.position for row in schedule.snapshot(0.0)] == [1, 3, 2, 4]
+
+
+def test_without_turns_who_has_just_moved_runs() -> None:
+    schedule = Schedule(POLICIES["rr"])
+    lane = schedule.join(Transfer(Account("ann"), "a", UP, MIB, 0.0))
+    schedule.gave_up(lane, 1, 5.0)
+    assert [row.state for row in schedule.snapshot(5.01)] == [State.RUNNING]
+    assert [row.state for row in schedule.snapshot(7.0)] == [State.BLOCKED]
