@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any, Final
 
@@ -99,12 +100,18 @@ class DatagramSocket:
         """Wait until something has arrived; False says that the time has passed."""
         return bool(self._handed) or system.wait_readable(self._sock, seconds)
 
-    def arrived(self) -> Iterator[tuple[memoryview, Any]]:
-        """Yield what has arrived, and from where; each is gone when the next is asked for."""
+    def arrived(self, most: int | None = None) -> Iterator[tuple[memoryview, Any]]:
+        """Yield what has arrived, and from where; each is gone when the next is asked for.
+
+        Behind ``most`` bytes, what has arrived stays for the next time.
+        """
+        taken = 0
         while self._handed:
             handed, address = self._handed.popleft()
             yield memoryview(handed), address
         for _ in range(_MOST_AT_ONCE):
+            if most is not None and taken >= most:
+                return
             try:
                 count, ancillary, _, address = self._sock.recvmsg_into(
                     [self._buffer], system.SEGMENT_NOTE
@@ -115,6 +122,7 @@ class DatagramSocket:
                 if error.errno in _LOSSES:
                     return
                 raise LinkError(f"connection lost: {error.strerror or error}") from None
+            taken += count
             segment = system.segment_size(ancillary) or max(count, 1)
             for start in range(0, count, segment):
                 yield self._buffer[start : min(start + segment, count)], address
@@ -147,23 +155,33 @@ class DatagramSocket:
             self._send(pair)
 
 
-def carry(sock: DatagramSocket, seal: Seal, end: End, *, while_: Callable[[float], bool]) -> None:
+def carry(
+    sock: DatagramSocket,
+    seal: Seal,
+    end: End,
+    *,
+    while_: Callable[[float], bool],
+    turn: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
+) -> None:
     """Let ``end`` talk over ``sock`` while ``while_``, asked with the time, says so.
 
-    ProtocolError says that a peer who holds the key sent nonsense; LinkError that
-    the socket is of no more use.
+    What has arrived is taken in, and what is due leaves, in a ``turn``, which gives how many
+    bytes may be taken in: where it is None, all. ProtocolError says
+    that a peer who holds the key sent nonsense; LinkError that the socket is of no more use.
     """
-    while while_(now := time.monotonic()):
-        datagrams = end.datagrams_to_send(now)
-        if datagrams:
-            sock.send(seal.close(*datagrams))
-        wait_s = end.next_event(now) - time.monotonic()
-        if wait_s <= 0 or sock.wait(wait_s):
+    while while_(time.monotonic()):
+        with turn() as most:
             now = time.monotonic()
-            for raw, _ in sock.arrived():
+            for raw, _ in sock.arrived(most):
                 opened = seal.open(raw)
                 if opened is not None:
                     end.receive(*opened, now)
+            datagrams = end.datagrams_to_send(now)
+            if datagrams:
+                sock.send(seal.close(*datagrams))
+        wait_s = end.next_event(now) - time.monotonic()
+        if wait_s > 0:
+            sock.wait(wait_s)
 
 
 def _batches(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:

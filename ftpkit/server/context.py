@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,10 +13,11 @@ from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
+from ftpkit.scheduling.dispatcher import Carrier
 from ftpkit.scheduling.transfer import Account
 from ftpkit.server.door import Begin, Door, Exchange
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.traffic import Traffic
+from ftpkit.server.traffic import Traffic, in_turn
 from ftpkit.storage.store import Reader, Store, Upload
 
 
@@ -56,6 +58,7 @@ class Context:
     agent: str
     status: Callable[[], ServerStatus]
     """Tells what the whole server does."""
+    peer: str = ""
     owner: str = ""
     account: Account = field(default_factory=lambda: Account(""))
     traffic: Traffic = field(default_factory=Traffic)
@@ -64,6 +67,7 @@ class Context:
     siblings: Siblings | None = None
     uploads: dict[str, Upload] = field(default_factory=dict)
     exchange: Exchange | None = None
+    _carrier: Carrier | None = None
     on_exchanged: Callable[[], None] = lambda: None
     """Called when a session of datagrams has ended, perhaps in its own thread."""
     passed: Callable[[int], None] = lambda count: None
@@ -88,25 +92,33 @@ class Context:
         if upload is not None:
             upload.release()
 
-    def exchange_datagrams(self, begin: Begin, let_go: Callable[[], None]) -> m.SessionReply:
+    def exchange_datagrams(
+        self, begin: Begin, let_go: Callable[[], None], join: Callable[[], Carrier]
+    ) -> m.SessionReply:
         """Open a session of datagrams, in place of an earlier one of this connection.
 
-        ``let_go`` is called when it has ended.
+        It moves as part of what ``join`` joins, and ``let_go`` is called when it has ended.
         """
 
         def ended() -> None:
+            carrier.leave()
             let_go()
             self.on_exchanged()
+
+        def turn(moved: Callable[[], int]) -> AbstractContextManager[int | None]:
+            return in_turn(self.traffic.dispatcher, carrier, moved)
 
         if self.door is None:
             raise RefusedError(Code.UNSUPPORTED, "this server takes no datagrams")
         self.end_exchange()
-        self.exchange = self.door.open(begin, ended, self.stream.local)
+        carrier = self._carrier = join()
+        self.exchange = self.door.open(begin, ended, turn, self.stream.local)
         return m.SessionReply(session=self.exchange.session, key=self.exchange.key.hex())
 
     def end_exchange(self) -> None:
         """End the session of datagrams, if there is one."""
-        if self.exchange is not None:
+        if self.exchange is not None and self._carrier is not None:
+            self._carrier.leave()
             self.exchange.stop()
             self.exchange = None
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from ftpkit import system
@@ -34,6 +35,8 @@ _WAIT_S: Final = 1.0
 # A client that has measured none says 0.
 _LEAST_RTT_S: Final = 0.001
 
+Turn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
+"""Makes the turn in which a row moves, given what tells how many bytes it has moved."""
 Begin = Callable[[int, int, float, float], Row]
 """Makes the server's half of a row: session, bytes a piece, seconds a round trip, the time now."""
 
@@ -79,13 +82,17 @@ class Door:
         self._thread = threading.Thread(target=self._serve, name="ftpkit-door", daemon=True)
 
     def open(
-        self, begin: Begin, let_go: Callable[[], None], local: tuple[int, tuple[Any, ...]]
+        self,
+        begin: Begin,
+        let_go: Callable[[], None],
+        turn: Turn,
+        local: tuple[int, tuple[Any, ...]],
     ) -> "Exchange":
         """Open a session; ``local`` is the family and address that the client knows us by."""
         with self._lock:
             while (session := self._session()) in self._exchanges:
                 pass
-            exchange = Exchange(self, session, begin, let_go, local)
+            exchange = Exchange(self, session, begin, let_go, turn, local)
             self._exchanges[session] = exchange
         return exchange
 
@@ -151,11 +158,13 @@ class Exchange:
         session: int,
         begin: Begin,
         let_go: Callable[[], None],
+        turn: Turn,
         local: tuple[int, tuple[Any, ...]],
     ) -> None:
         self.session = session
         self.key = secrets.token_bytes(KEY)
         self._door, self._begin, self._let_go, self._local = door, begin, let_go, local
+        self._turn = turn
         self._seal = Seal(self.key)
         self._lock = threading.Lock()
         self._last_probe = 0
@@ -271,7 +280,7 @@ class Exchange:
 
         seal = Seal(self.key)
         try:
-            carry(sock, seal, end, while_=goes_on)
+            carry(sock, seal, end, while_=goes_on, turn=lambda: self._turn(lambda: end.row.moved))
         except (FtpkitError, OSError) as error:
             self._tell(error)
         except Exception:  # the thread ends, and the log says why

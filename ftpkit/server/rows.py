@@ -11,6 +11,7 @@ from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
 from ftpkit.protocol.rate import BottleneckRate
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
+from ftpkit.scheduling.dispatcher import Carrier
 from ftpkit.server.context import Context, Result
 from ftpkit.storage.store import Reader, Upload, hold_block
 
@@ -36,7 +37,10 @@ def push(context: Context, request: m.Push) -> Result:
             allocate=system.memory,
         )
 
-    return Result(context.exchange_datagrams(begin, lambda: None))
+    def join() -> Carrier:
+        return context.traffic.upload(context.account, context.peer, upload)
+
+    return Result(context.exchange_datagrams(begin, lambda: None, join))
 
 
 def pull(context: Context, request: m.Pull) -> Result:
@@ -61,7 +65,14 @@ def pull(context: Context, request: m.Pull) -> Result:
                 now=now,
             )
 
-        return Result(context.exchange_datagrams(begin, reader.__exit__))
+        def join() -> Carrier:
+            total = reader.entry.total
+            moved = total - sum(sizes.values())
+            return context.traffic.download(
+                context.account, context.peer, request.name, total, moved
+            )
+
+        return Result(context.exchange_datagrams(begin, reader.__exit__, join))
     except BaseException:
         reader.__exit__()
         raise

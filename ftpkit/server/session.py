@@ -42,11 +42,11 @@ class Session:
     def __init__(
         self, stream: Stream, context: Context, peer: str, moved: Moved | None = None
     ) -> None:
-        self.peer = peer
+        self.peer = context.peer = peer
         self._stream = stream
         self._context = context
         self._conversation = ServerConversation()
-        self._transfers = Transfers(peer, context)
+        self._transfers = Transfers(context)
         self._requests = 0
         self._sent = 0
         self._since = time.monotonic()

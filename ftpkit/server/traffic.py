@@ -1,7 +1,9 @@
 """The transfers of a server: each once, however many connections carry it."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
 from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
@@ -50,6 +52,24 @@ class Traffic:
     def download(self, account: Account, peer: str, name: str, total: int, offset: int) -> Carrier:
         """Join a file that is read from ``offset`` on."""
         return self.dispatcher.join(_transfer(account, peer, name, Direction.DOWN, total, offset))
+
+
+@contextlib.contextmanager
+def in_turn(
+    dispatcher: Dispatcher, carrier: Carrier, moved: Callable[[], int]
+) -> Iterator[int | None]:
+    """Let the block be a turn of ``carrier``, of so many bytes, where there are such.
+
+    ``moved`` counts the bytes.
+    """
+    before, shaped = moved(), dispatcher.shaped
+    most = carrier.turn() if shaped else None
+    try:
+        yield most
+    finally:
+        count = moved() - before
+        if shaped or count:
+            carrier.gave_up(count)
 
 
 def _transfer(

@@ -42,8 +42,8 @@ class Transfers:
     moved, and of what became of the request.
     """
 
-    def __init__(self, peer: str, context: Context) -> None:
-        self._peer, self._context = peer, context
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._uploads: dict[str, _Running] = {}
         self._put: _Running | None = None
         self._download: tuple[str, _Running] | None = None
@@ -62,7 +62,7 @@ class Transfers:
         match request:
             case m.Put():
                 carrier = self._context.traffic.put(
-                    self._context.account, self._peer, request.name, request.size
+                    self._context.account, self._context.peer, request.name, request.size
                 )
                 self._put = _Running(Direction.UP, request.name, time.monotonic(), carrier)
                 self._move(carrier)
@@ -166,7 +166,7 @@ class Transfers:
         if running is None:
             context, upload = self._context, self._context.upload(identity)
             name = upload.wish.name
-            carrier = context.traffic.upload(context.account, self._peer, upload)
+            carrier = context.traffic.upload(context.account, self._context.peer, upload)
             running = _Running(Direction.UP, name, time.monotonic(), carrier)
             self._uploads[identity] = running
         return running
@@ -176,7 +176,7 @@ class Transfers:
             self._end_download("unfinished")
             context = self._context
             carrier = context.traffic.download(
-                context.account, self._peer, reply.name, reply.total, reply.offset
+                context.account, self._context.peer, reply.name, reply.total, reply.offset
             )
             running = _Running(Direction.DOWN, reply.name, time.monotonic(), carrier)
             self._download = reply.version, running
@@ -218,7 +218,7 @@ class Transfers:
             "seconds": round(seconds, 3),
             "rate": round(running.count / seconds) if seconds else 0,
             "outcome": outcome,
-            "peer": self._peer,
+            "peer": self._context.peer,
         }
         ended = self._context.traffic.ended
         ended.add(running.direction, running.count, whole=outcome == "ok")
