@@ -69,6 +69,7 @@ def test_what_goes_on_is_told(server: Server, client: Client, raw: Raw) -> None:
     assert told["user"]
     assert told["peer"].startswith(told["user"])
     raw.granted("abort", upload=begun["upload"])
+    raw.granted("ping")
     assert client.status()["transfers"] == []
 
 
