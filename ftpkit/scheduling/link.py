@@ -37,7 +37,9 @@ class Link:
         lane.start = transfer.start = max(self._virtual, transfer.finish)
         transfer.finish = lane.start + lane.size / transfer.account.weight
         if not gate.waiting.by_age:
-            gate.start = gate.finish = max(self._virtual, gate.finish)
+            # Who was away is ahead of those who always wait, by this turn and no more.
+            back = self._virtual - lane.size / transfer.account.weight
+            gate.start = gate.finish = max(back, gate.finish)
         gate.waiting.push(lane, self._policy.rank(transfer), next(self._tickets))
         if gate.waiting.best()[2] is lane:
             self._place(gate, now)

@@ -118,6 +118,16 @@ def test_fair_takes_the_shortest_of_each_account() -> None:
     assert names(line) == ["200000", "100001", "200000", "100001", *ends]
 
 
+def test_fair_does_not_let_who_needs_little_wait_for_a_round() -> None:
+    line, ann = trip("fair", slots=1), Account("ann")
+    for number in range(8):
+        line.send(Account(f"bulk{number}"), None)
+    small = [line.send(ann, QUANTUM, at=0.5 + number / 20) for number in range(40)]
+    line.run(3.0)
+    waits = [line.done[each] - each.arrived_s for each in small]
+    assert max(waits) < 1.1 * QUANTUM / RATE
+
+
 def test_fair_saves_up_nothing_for_who_was_away() -> None:
     line, ann, bob = trip("fair"), Account("ann"), Account("bob")
     line.send(bob, None)
@@ -365,11 +375,11 @@ def test_shares_begin_anew_with_a_policy(before: str) -> None:
 
 @pytest.mark.parametrize("policy", ["rr", "fair"])
 def test_what_moved_without_turns_is_not_held_against_anybody(policy: str) -> None:
-    line, ann, bob = trip(policy, rates_bps={}), Account("ann"), Account("bob")
+    line, ann, bob = trip(policy, slots=1, rates_bps={}), Account("ann"), Account("bob")
     old = Transfer(ann, "old", UP, None, 0.0)
     lane = line.schedule.join(old)
     line.schedule.gave_up(lane, 10**12, 0.0)
-    configure(line, policy, {UP: RATE})
+    line.schedule.configure(POLICIES[policy], slots=1, rates_bps={UP: RATE}, now=0.0)
     line.schedule.ready(lane, 0.0)
     line.send(bob, None)
     line.run(5.0)
@@ -416,19 +426,34 @@ def test_a_transfer_runs_if_one_of_its_lanes_does() -> None:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_who_leaves_gives_back_slot_share_and_rate(running: bool) -> None:
-    schedule, ann = Schedule(POLICIES["fair"], slots=1, rates_bps={UP: RATE}), Account("ann")
+    schedule, ann = Schedule(POLICIES["fair"], slots=1, rates_bps={UP: 1000}), Account("ann")
     gone = schedule.join(Transfer(ann, "gone", UP, None, 0.0))
     stays = schedule.join(Transfer(ann, "stays", UP, None, 0.0))
-    due_s = schedule.next_at()
     schedule.ready(gone, 0.0)
     if running:
         assert schedule.next(0.0) is gone
     schedule.leave(gone, 0.0)
     schedule.leave(gone, 0.0)
     assert schedule.next(0.0) is None
-    assert schedule.next_at() == due_s
     schedule.ready(stays, 0.0)
     assert schedule.next(0.0) is stays
+
+
+def test_a_lane_that_leaves_gives_back_the_share_of_its_transfer() -> None:
+    schedule, ann = Schedule(POLICIES["rr"], slots=1), Account("ann")
+    one, two = (Transfer(ann, name, UP, None, 0.0) for name in "ab")
+    gone = schedule.join(one)
+    for lane in (schedule.join(one), gone, schedule.join(two)):
+        schedule.ready(lane, 0.0)
+    schedule.leave(gone, 0.0)
+    order = []
+    for _ in range(6):
+        given = schedule.next(0.0)
+        assert given is not None
+        order.append(given.transfer)
+        schedule.gave_up(given, given.size, 0.0)
+        schedule.ready(given, 0.0)
+    assert order == [one, two] * 3
 
 
 def test_bytes_moved_after_leaving_or_without_a_turn_are_charged() -> None:
