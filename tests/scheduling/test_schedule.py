@@ -380,10 +380,10 @@ def test_what_moved_without_turns_is_not_held_against_anybody(policy: str) -> No
     lane = line.schedule.join(old)
     line.schedule.gave_up(lane, 10**12, 0.0)
     line.schedule.configure(POLICIES[policy], slots=1, rates_bps={UP: RATE}, now=0.0)
-    line.schedule.ready(lane, 0.0)
     line.send(bob, None)
+    line.at(0.1, lambda: line.schedule.ready(lane, line.now))
     line.run(5.0)
-    assert line.moved(0, 5, ann) == pytest.approx(line.moved(0, 5, bob), rel=0.02)
+    assert line.moved(0.1, 5, ann) == pytest.approx(line.moved(0.1, 5, bob), rel=0.02)
 
 
 def configure(line: Trip, policy: str, rates_bps: Rates) -> None:
