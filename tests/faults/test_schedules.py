@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def bulk(served: Served, client: Client, tmp_path: Path) -> Iterator[None]:
     """Let eight uploads go on that are far from their end."""
     with (tmp_path / "big").open("wb") as file:
-        file.truncate(2048 * MIB)
+        file.truncate(256 * MIB)
     with ExitStack() as stack:
         for number in range(BULK):
             put = start(
