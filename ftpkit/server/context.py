@@ -46,6 +46,9 @@ class Siblings(Protocol):
     def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
         """Let the process with the number ``to`` go on with this conversation; 0 is any."""
 
+    def status(self) -> ServerStatus:
+        """Tell what all of them do; RefusedError says that it cannot be told."""
+
 
 @dataclass(slots=True)
 class Context:

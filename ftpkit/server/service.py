@@ -102,7 +102,7 @@ class Service:
             self._buffers,
             stream,
             agent=f"ftpkit/{__version__}",
-            status=self.status,
+            status=self.status if siblings is None else siblings.status,
             account=self.traffic.account(peer.rpartition(":")[0]),
             traffic=self.traffic,
             door=door,

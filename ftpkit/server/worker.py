@@ -12,12 +12,13 @@ import sys
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import ElsewhereError, LinkError
+from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.frame import Header
+from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.context import Moved
@@ -27,6 +28,9 @@ from ftpkit.server.service import Limits, Service
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
 from ftpkit.storage.sharing import Share
+
+# Longer than the supervisor waits for all workers, and less than a client does.
+_STATUS_S: Final = 3.0
 
 log = logging.getLogger("ftpkit.server")
 
@@ -54,7 +58,7 @@ class Worker:
         self.leaving = False
         self.doors: list[Door] = []
         self._admission = Admission(sys.maxsize, sys.maxsize)
-        self._calls: dict[int, queue.SimpleQueue[int]] = {}
+        self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
         self._ended = False
 
@@ -86,33 +90,56 @@ class Worker:
 
     def claim(self, key: str) -> None:
         """Have an upload; ElsewhereError says which worker has it."""
-        call, answer = next(self._numbers), queue.SimpleQueue[int]()
-        self._calls[call] = answer
-        self.tell("claim", key=key, call=call)
-        holder = answer.get()
-        if holder != self.number:
-            raise ElsewhereError(holder)
+        header, _ = self._ask("claim", key=key)
+        if header["holder"] != self.number:
+            raise ElsewhereError(header["holder"])
 
     def give_up(self, key: str) -> None:
         """Let other workers have an upload."""
         self.tell("give_up", key=key)
+
+    def status(self) -> ServerStatus:
+        """Tell what all workers do."""
+        try:
+            header, body = self._ask("status", timeout_s=_STATUS_S)
+        except queue.Empty:
+            raise RefusedError(Code.BUSY, "the server does not tell what it does") from None
+        if "refused" in header:
+            raise RefusedError(Code.BUSY, header["refused"])
+        return decode_status(body)
 
     def tell(self, op: str, **message: Any) -> None:
         """Send a message; where nobody takes it any more, this process is about to end."""
         with contextlib.suppress(LinkError):
             self.channel.send(op=op, **message)
 
+    def _ask(self, op: str, timeout_s: float | None = None, **message: Any) -> tuple[Header, bytes]:
+        """Send a message and return the answer to it; queue.Empty says that none came."""
+        call, answer = next(self._numbers), queue.SimpleQueue[tuple[Header, bytes]]()
+        self._calls[call] = answer
+        try:
+            self.tell(op, call=call, **message)
+            return answer.get(timeout=timeout_s)
+        finally:
+            del self._calls[call]
+
     def _follow(self, service: Service, header: Header, body: bytes, fds: list[int]) -> None:
         match header["op"]:
             case "serve":
                 self._start(_Connection(self, service, header, body), fds)
             case "answer":
-                self._calls.pop(header["call"]).put(header["holder"])
+                answer = self._calls.get(header["call"])
+                if answer is not None:
+                    answer.put((header, body))
+            case "status":
+                # Not in this thread: it must go on receiving while a long message leaves.
+                args = (service, header["call"])
+                threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
             case "leave":
                 self.leaving = True
             case "stop":
-                args = (service, header["grace_s"])
-                threading.Thread(target=self._stop, args=args, name="ftpkit-stop").start()
+                stop = (service, header["grace_s"])
+                threading.Thread(target=self._stop, args=stop, name="ftpkit-stop").start()
 
     def _start(self, connection: "_Connection", fds: list[int]) -> None:
         self._admission.enter(connection.host)
@@ -132,8 +159,12 @@ class Worker:
         """Note that a connection has gone from here."""
         self._admission.leave(host)
 
+    def _tell_part(self, service: Service, call: int | None = None) -> None:
+        self.tell("part", body=encode_status(service.status()), call=call)
+
     def _stop(self, service: Service, grace_s: float) -> None:
         service.stop(grace_s)
+        self._tell_part(service)
         for door in self.doors:
             door.close()
         service.close()
@@ -181,6 +212,10 @@ class _Connection:
             at=self._at,
             moved=fields,
         )
+
+    def status(self) -> ServerStatus:
+        """Tell what all workers do."""
+        return self._worker.status()
 
     def leave(self) -> None:
         """Let its place be free."""

@@ -18,14 +18,17 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import LinkError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.protocol.frame import Header
+from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.admission import Admission
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
 from ftpkit.server.listener import Listener, listen
 from ftpkit.server.relay import Relay
 from ftpkit.server.service import Limits, sweep_hourly
+from ftpkit.server.survey import Survey
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -91,6 +94,7 @@ class Supervisor:
         limits = plan.limits
         self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
         self._broker = Broker(self.admission)
+        self._survey = Survey()
         self._store: DirectoryStore | None = None
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
@@ -171,6 +175,10 @@ class Supervisor:
         It returns at once. Where the new ones do not start, the old ones go on.
         """
         self._todo.put(lambda: self._change(plan))
+
+    def status(self) -> ServerStatus:
+        """Tell what all workers do; RefusedError says that none answers."""
+        return self._survey.status(lambda member, call: member.tell("status", call=call))
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Give a connection that was admitted to a worker."""
@@ -279,14 +287,34 @@ class Supervisor:
         """Do what a worker asks for, until it has ended."""
         try:
             while True:
-                self._broker.receive(member, *member.channel.receive())
+                self._follow(member, *member.channel.receive())
         except LinkError:
             pass
         except Exception:  # of which the other workers must hear nothing
             log.exception("error", extra={"fields": {"worker": member.number}})
         member.channel.interrupt()
         member.settled.set()
+        self._survey.leave(member)
         self._todo.put(partial(self._bury, member))
+
+    def _follow(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
+        match header["op"]:
+            case "status":
+                # Not in this thread: it is to receive this worker's own part.
+                args = (member, header["call"])
+                threading.Thread(target=self._answer_status, args=args, daemon=True).start()
+            case "part":
+                self._survey.heard(member, header["call"], decode_status(body))
+            case op:
+                if op == "ready":
+                    self._survey.join(member)
+                self._broker.receive(member, header, body, fds)
+
+    def _answer_status(self, member: Member, call: int) -> None:
+        try:
+            member.tell("answer", body=encode_status(self.status()), call=call)
+        except RefusedError as refusal:
+            member.tell("answer", call=call, refused=str(refusal))
 
     def _bury(self, member: Member) -> None:
         """Join a worker that has ended, and tidy up behind it."""

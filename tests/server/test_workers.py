@@ -1,5 +1,6 @@
 """A server of several processes: who serves whom, what holds for all, who comes and goes."""
 
+import json
 import os
 import random
 import signal
@@ -248,6 +249,72 @@ def test_datagrams_find_the_worker_that_has_their_session(
             client.get(name, tmp_path / "back")
         assert (root / name).read_bytes() == source.read_bytes()
         assert (tmp_path / "back").read_bytes() == source.read_bytes()
+
+
+# Status
+
+
+def test_any_worker_tells_what_all_do(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    write(one, begin(one, "a")["upload"], 0)
+    begin(other, "b")
+    other.granted("put", DATA, name="c")
+    for line in (one, other):
+        told = status(line)
+        assert {(each["name"], each["moved"]) for each in told["transfers"]} == {
+            ("a", BLOCK),
+            ("b", 0),
+        }
+        assert [(each["number"], each["connections"]) for each in told["workers"]] == [
+            (1, 1),
+            (2, 1),
+        ]
+        assert [each["pid"] for each in told["workers"]] == pids(workers)
+        assert (told["connections"], told["totals"]["uploads"]) == (2, 1)
+    assert workers.status()["connections"] == 2
+
+
+def test_status_during_a_reload_and_after_counts_what_old_workers_did(
+    workers: Supervisor, connect: Callable[[], Raw], log: Log
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one, "a")["upload"]
+    other.granted("put", DATA, name="b")
+    old = pids(workers)
+    workers.change(Plan(workers=2, limits=Limits(max_connections=77)))
+    while log.so_far("reloaded") == []:
+        assert {each["name"] for each in status(one)["transfers"]} == {"a"}
+    told = status(other)
+    assert (told["max_connections"], told["totals"]["uploads"]) == (77, 1)
+    assert {each["name"] for each in told["transfers"]} == {"a"}
+    one.granted("abort", upload=upload)
+    one.granted("ping")
+    gone(workers, old)
+    told = status(one)
+    assert [each["number"] for each in told["workers"]] == [3, 4]
+    assert (told["totals"]["uploads"], told["totals"]["unfinished"]) == (1, 1)
+
+
+def test_a_worker_that_is_killed_or_stands_still_leaves_nobody_waiting(
+    workers: Supervisor, connect: Callable[[], Raw], log: Log
+) -> None:
+    one, other = two(connect, workers)
+    other.granted("put", DATA, name="b")
+    assert status(one)["totals"]["uploads"] == 1
+    mine, lost = pids(workers)
+    os.kill(lost, signal.SIGSTOP)
+    assert [each["pid"] for each in status(one)["workers"]] == [mine]
+    one.send({"op": "status"})
+    os.kill(lost, signal.SIGKILL)
+    assert one.receive().ok
+    log.wait_for("worker died")
+    assert status(one)["totals"]["uploads"] == 1
+
+
+def status(raw: Raw) -> Any:
+    return json.loads(raw.granted("status").body)
 
 
 # Workers that come and go
