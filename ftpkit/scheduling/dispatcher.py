@@ -9,6 +9,7 @@ from typing import Final
 from ftpkit.errors import Code, LinkError, RefusedError
 from ftpkit.scheduling.limit import Rates
 from ftpkit.scheduling.policies import Policy
+from ftpkit.scheduling.remote import Remote
 from ftpkit.scheduling.schedule import Schedule, Standing
 from ftpkit.scheduling.transfer import Account, Lane, State, Transfer
 
@@ -26,7 +27,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: Schedule | Remote,
         *,
         clock: Callable[[], float] = time.monotonic,
         longest_wait_s: float = LONGEST_WAIT_S,
@@ -62,6 +63,11 @@ class Dispatcher:
             self._schedule.limit(account, rates_bps, now)
             self._hand_out(now)
 
+    def hand_out(self) -> None:
+        """Give the turns that others have given to the schedule."""
+        with self._lock:
+            self._hand_out(self._clock())
+
     def stop(self) -> None:
         """Give no more turns: whoever waits for one, or asks for one later, is refused."""
         with self._lock:
@@ -88,8 +94,10 @@ class Dispatcher:
                 carrier.woken.wait(min(self._patience_s(carrier), hurry_at - now))
                 now = self._clock()
                 if lane in self._waiting and now >= hurry_at:
+                    hurry_at = now + self._longest_wait_s
                     self._schedule.hurry(lane, now)
-                    self._wake(lane)
+                    if lane.state is State.RUNNING:
+                        self._wake(lane)
                 elif carrier is self._watch:
                     self._watch_until_s = math.inf
                 self._hand_out(now)

@@ -20,6 +20,7 @@ _SMALL_TURN: Final = 64 * 1024
 class Standing:
     """How a transfer stands; ``position`` counts those that wait in its direction from 1."""
 
+    order: int | None
     user: str
     peer: str
     name: str
@@ -144,9 +145,10 @@ class Schedule:
 
     def snapshot(self, now: float) -> list[Standing]:
         """Return how all transfers stand, in the order in which they came."""
-        positions = self._positions()
+        positions = self.positions()
         return [
             Standing(
+                order=transfer.order,
                 user=transfer.account.user,
                 peer=transfer.peer,
                 name=transfer.name,
@@ -162,16 +164,17 @@ class Schedule:
             for transfer in self._transfers
         ]
 
+    def positions(self) -> Mapping[Transfer, int]:
+        """Return the places of those that wait, each in its direction, from 1."""
+        positions: dict[Transfer, int] = {}
+        for link in self._rotation:
+            waiting = dict.fromkeys(lane.transfer for lane in link.lanes())
+            positions.update((transfer, i) for i, transfer in enumerate(waiting, 1))
+        return positions
+
     def _state(self, transfer: Transfer, now: float) -> State:
         """Return its state; without turns it runs if it has moved just now."""
         state = transfer.state
         if state is State.BLOCKED and not self.shaped and now - transfer.moved_s < _JUST_NOW_S:
             return State.RUNNING
         return state
-
-    def _positions(self) -> Mapping[Transfer, int]:
-        positions: dict[Transfer, int] = {}
-        for link in self._rotation:
-            waiting = dict.fromkeys(lane.transfer for lane in link.lanes())
-            positions.update((transfer, i) for i, transfer in enumerate(waiting, 1))
-        return positions

@@ -52,6 +52,12 @@ class Account:
         self.gates = {direction: Gate(rates.get(direction)) for direction in Direction}
 
     @property
+    def rates_bps(self) -> Rates:
+        """Its own limits."""
+        rates = {direction: gate.limit.rate_bps for direction, gate in self.gates.items()}
+        return {direction: rate for direction, rate in rates.items() if rate is not None}
+
+    @property
     def limited(self) -> bool:
         """Whether it has a limit of its own in either direction."""
         return any(gate.limit.rate_bps is not None for gate in self.gates.values())
