@@ -15,7 +15,8 @@ from ftpkit.net.stream import Stream
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Dispatcher
 from ftpkit.scheduling.limit import Direction, Rates
-from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
+from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
+from ftpkit.scheduling.remote import Remote
 from ftpkit.scheduling.schedule import Schedule
 from ftpkit.server.admission import Admission
 from ftpkit.server.context import Context, Moved, Siblings
@@ -52,6 +53,15 @@ class Limits:
         """The limit of each direction."""
         return {} if self.rate_bps is None else dict.fromkeys(Direction, self.rate_bps)
 
+    @property
+    def policy(self) -> Policy:
+        """Who moves next."""
+        return POLICIES[self.schedule]
+
+    def new_schedule(self) -> Schedule:
+        """Return a schedule that keeps these limits."""
+        return Schedule(self.policy, slots=self.slots, rates_bps=self.rates_bps)
+
 
 class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
@@ -60,13 +70,16 @@ class Service:
     returned.
     """
 
-    def __init__(self, store: Store, admission: Admission, limits: Limits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        admission: Admission,
+        limits: Limits,
+        schedule: Schedule | Remote | None = None,
+    ) -> None:
         self.store = store
         self._limits = limits
-        schedule = Schedule(
-            POLICIES[limits.schedule], slots=limits.slots, rates_bps=limits.rates_bps
-        )
-        self.traffic = Traffic(Dispatcher(schedule))
+        self.traffic = Traffic(Dispatcher(schedule or limits.new_schedule()))
         self.jobs = Jobs()
         self._admission = admission
         self._buffers = Buffers()
@@ -79,7 +92,7 @@ class Service:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
         self._limits = limits
         self.traffic.dispatcher.configure(
-            POLICIES[limits.schedule], slots=limits.slots, rates_bps=limits.rates_bps
+            limits.policy, slots=limits.slots, rates_bps=limits.rates_bps
         )
 
     def serve(

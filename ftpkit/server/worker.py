@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
+from ftpkit.scheduling.remote import Remote
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.context import Moved
@@ -58,6 +60,7 @@ class Worker:
         self.leaving = False
         self.doors: list[Door] = []
         self._admission = Admission(sys.maxsize, sys.maxsize)
+        self._remote = Remote(Limits().new_schedule(), partial(self.tell, "schedule"))
         self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
         self._ended = False
@@ -70,7 +73,9 @@ class Worker:
             Files(durable=plan["durable"]),
             share=Share(fds[0], self.number, self),
         )
-        service = Service(store, self._admission, Limits(**plan["limits"]))
+        limits = Limits(**plan["limits"])
+        service = Service(store, self._admission, limits, self._remote)
+        service.change(limits)
         sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
             relayed = RelayedPort(DatagramSocket(port), inbox)
@@ -133,8 +138,14 @@ class Worker:
                     answer.put((header, body))
             case "status":
                 # Not in this thread: it must go on receiving while a long message leaves.
+                self._remote.positions = {int(order): at for order, at in json.loads(body)}
                 args = (service, header["call"])
                 threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
+            case "turn":
+                self._remote.arrived(header["lane"], header["most"])
+                service.traffic.dispatcher.hand_out()
+            case "limits":
+                service.change(Limits(**header["limits"]))
             case "leave":
                 self.leaving = True
             case "stop":

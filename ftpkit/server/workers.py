@@ -1,6 +1,7 @@
 """Several processes that serve one root: a supervisor starts, replaces and outlives them."""
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from ftpkit.server.listener import Listener, listen
 from ftpkit.server.relay import Relay
 from ftpkit.server.service import Limits, sweep_hourly
 from ftpkit.server.survey import Survey
+from ftpkit.server.turns import Turns
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -95,6 +97,7 @@ class Supervisor:
         self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
         self._broker = Broker(self.admission)
         self._survey = Survey()
+        self._turns = Turns(limits)
         self._store: DirectoryStore | None = None
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
@@ -121,6 +124,7 @@ class Supervisor:
         claims = KeeperClaims(self._broker)
         files = Files(durable=self._plan.durable)
         store = self._store = DirectoryStore(self._root, files, claims=claims)
+        self._turns.start()
         try:
             self._listeners = listen(
                 self, self._host, self._port, datagrams=self._datagrams, kind=_Desk
@@ -132,9 +136,10 @@ class Supervisor:
             # Who connects already waits until there are workers.
             for listener in self._listeners:
                 self._run("ftpkit-accept", listener.serve_forever)
-            self._run("ftpkit-workers", self._supervise)
             started = queue.SimpleQueue[bool]()
+            # First, for the thread that finds nothing to do starts the workers that are missing.
             self._todo.put(lambda: started.put(self._replace(self._plan)))
+            self._run("ftpkit-workers", self._supervise)
             if not started.get():
                 raise OSError("the workers do not start")
         except BaseException:
@@ -162,6 +167,7 @@ class Supervisor:
         self._todo.put(partial(self._end, grace_s))
         for thread in self._threads:
             thread.join()
+        self._turns.stop()
         for relay in self._relays:
             relay.close()
         self._listeners, self._threads, self._relays = [], [], []
@@ -178,7 +184,12 @@ class Supervisor:
 
     def status(self) -> ServerStatus:
         """Tell what all workers do; RefusedError says that none answers."""
-        return self._survey.status(lambda member, call: member.tell("status", call=call))
+
+        def ask(member: Member, call: int) -> None:
+            positions = list(self._turns.positions(member).items())
+            member.tell("status", body=json.dumps(positions).encode(), call=call)
+
+        return self._survey.status(ask)
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Give a connection that was admitted to a worker."""
@@ -240,6 +251,9 @@ class Supervisor:
         if self._replace(plan):
             limits = plan.limits
             self.admission.change(limits.max_connections, limits.max_connections_per_address)
+            self._turns.configure(limits)
+            for member in self._processes:
+                member.tell("limits", limits=asdict(limits))
             log.info("reloaded", extra={"fields": {"workers": plan.workers}})
         elif not self._stopping.is_set():
             log.error("error", extra={"fields": {"error": "the new workers do not start"}})
@@ -295,6 +309,7 @@ class Supervisor:
         member.channel.interrupt()
         member.settled.set()
         self._survey.leave(member)
+        self._turns.leave(member)
         self._todo.put(partial(self._bury, member))
 
     def _follow(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
@@ -305,6 +320,8 @@ class Supervisor:
                 threading.Thread(target=self._answer_status, args=args, daemon=True).start()
             case "part":
                 self._survey.heard(member, header["call"], decode_status(body))
+            case "schedule":
+                self._turns.receive(member, header)
             case op:
                 if op == "ready":
                     self._survey.join(member)

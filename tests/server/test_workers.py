@@ -8,7 +8,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, Udp, system
+from ftpkit.scheduling.transfer import State
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
@@ -311,6 +313,97 @@ def test_a_worker_that_is_killed_or_stands_still_leaves_nobody_waiting(
     assert one.receive().ok
     log.wait_for("worker died")
     assert status(one)["totals"]["uploads"] == 1
+
+
+# Limits
+
+
+def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -> None:
+    rate = 16 * MIB
+    server = serve(rate_bps=rate)
+    started = time.monotonic()
+    with uploads(server, tmp_path, count=4, size=4 * MIB):
+        pass
+    seconds = time.monotonic() - started
+    assert 1.2 * rate * seconds >= 4 * 4 * MIB, "that many bytes need more time"
+    assert server.status()["totals"]["uploads"] == 4
+    wait_until(lambda: not server._turns._lanes)
+
+
+def test_one_slot_lets_one_of_all_workers_move_at_a_time(serve: Serve, tmp_path: Path) -> None:
+    server = serve(slots=1, rate_bps=8 * MIB, schedule="rr")
+    places = set()
+    with uploads(server, tmp_path, count=4, size=2 * MIB) as done:
+        while not all(each.done() for each in done):
+            told = server.status()
+            states = [each["state"] for each in told["transfers"]]
+            assert states.count("running") <= 2, "one, and one that another worker told of before"
+            assert server._turns._schedule._running <= 1
+            places |= {each["position"] for each in told["transfers"]}
+            if len(told["transfers"]) == 4:
+                assert [each["connections"] for each in told["workers"]] == [2, 2]
+    assert {1, 2} < places
+    assert server.status()["totals"]["uploads"] == 4
+
+
+def test_the_slot_of_a_worker_that_is_killed_is_free(
+    serve: Serve, tmp_path: Path, log: Log
+) -> None:
+    server = serve(slots=1, rate_bps=2 * MIB, schedule="fcfs")
+    with uploads(server, tmp_path, count=2, size=2 * MIB) as done:
+        wait_until(lambda: server._turns._schedule._running == 1)
+        with server._turns._changed:  # so that the slot stays where it is
+            (owner,) = (
+                key[0]
+                for key, lane in server._turns._lanes.items()
+                if lane.transfer.order == 0 and lane.state is State.RUNNING
+            )
+            os.kill(server._processes[owner].process.pid or 0, signal.SIGKILL)
+        assert log.wait_for("worker died")["number"] == owner.number
+        for each in done:
+            each.result(WAIT_S)
+    wait_until(lambda: not server._turns._schedule._running)
+
+
+def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
+    workers: Supervisor, connect: Callable[[], Raw], log: Log
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    write(one, upload, 0)
+    assert status(one)["policy"] is None
+    workers.change(Plan(workers=2, limits=Limits(slots=1, schedule="fcfs")))
+    log.wait_for("reloaded")
+    wait_until(lambda: bool(status(one)["policy"] == "fcfs"))
+    write(one, upload, BLOCK)
+    lanes = workers._turns._lanes
+    wait_until(lambda: [lane.transfer.moved for lane in lanes.values()] == [2 * BLOCK])
+    workers.change(Plan(workers=2))
+    log.wait_for("reloaded")
+    wait_until(lambda: status(one)["policy"] is None)
+    assert write(one, upload, 2 * BLOCK).ok
+    other.granted("put", DATA, name="b")
+    one.granted("abort", upload=upload)
+    wait_until(lambda: not lanes)
+
+
+@contextmanager
+def uploads(
+    server: Supervisor, here: Path, *, count: int, size: int
+) -> Iterator[list["Future[None]"]]:
+    """Let clients upload at a time, and wait for the end of all."""
+
+    def put(number: int) -> None:
+        source = here / f"{number}"
+        source.write_bytes(bytes(size))
+        with Client(server.address, retry_for_s=WAIT_S) as client:
+            client.put(source)
+
+    with ThreadPoolExecutor(max_workers=count) as threads:
+        futures = [threads.submit(put, number) for number in range(count)]
+        yield futures
+        for future in futures:
+            future.result(WAIT_S)
 
 
 def status(raw: Raw) -> Any:

@@ -1,0 +1,150 @@
+"""One schedule for the transfers of all workers."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+from weakref import WeakValueDictionary
+
+from ftpkit.protocol.frame import Header
+from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.transfer import Account, Lane, State, Transfer
+from ftpkit.server.broker import Member
+from ftpkit.server.service import Limits
+
+# A number counts what one worker has.
+_Key: TypeAlias = tuple[Member, int]
+
+
+class Turns:
+    """Gives the turns of a ``Schedule`` to workers, which have a ``Remote`` each.
+
+    A thread of its own gives them: whoever receives from a worker never waits for one that
+    takes nothing.
+    """
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._schedule, self._clock = limits.new_schedule(), clock
+        self._changed = threading.Condition()
+        self._lanes: dict[_Key, Lane] = {}
+        self._keys: dict[Lane, _Key] = {}
+        self._transfers: WeakValueDictionary[_Key, Transfer] = WeakValueDictionary()
+        self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
+        self._hurried: list[Lane] = []
+        self._until_s = -math.inf
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="ftpkit-turns", daemon=True)
+
+    def start(self) -> None:
+        """Begin to give turns."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give no more turns."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def configure(self, limits: Limits) -> None:
+        """Go on with other limits."""
+        with self._changed:
+            self._schedule.configure(
+                limits.policy, slots=limits.slots, rates_bps=limits.rates_bps, now=self._clock()
+            )
+            self._look()
+
+    def receive(self, member: Member, header: Header) -> None:
+        """Note what a worker says of one of its lanes; ``Remote`` has the messages."""
+        with self._changed:
+            now = self._clock()
+            match header["what"]:
+                case "limit":
+                    account = self._accounts.get(header["user"])
+                    if account is not None:
+                        self._schedule.limit(account, _rates(header), now)
+                case "joins":
+                    self._join((member, header["lane"]), header, now)
+                case what:
+                    self._note(what, self._lanes[member, header["lane"]], header, now)
+            self._look()
+
+    def leave(self, member: Member) -> None:
+        """Take out all that a worker had: it has ended."""
+        with self._changed:
+            now = self._clock()
+            for lane in [lane for (owner, _), lane in self._lanes.items() if owner is member]:
+                self._leave(lane, now)
+            self._look()
+
+    def positions(self, member: Member) -> dict[int, int]:
+        """Return the places in their queues of the transfers of a worker that wait."""
+        with self._changed:
+            places = self._schedule.positions()
+            mine = [each for each in self._transfers.items() if each[0][0] is member]
+        return {order: places[each] for (_, order), each in mine if each in places}
+
+    def _join(self, key: _Key, header: Header, now: float) -> None:
+        member, user = key[0], header["user"]
+        account = self._accounts.get(user)
+        if account is None:
+            account = Account(user, weight=header["weight"], rates_bps=_rates(header))
+            self._accounts[user] = account
+        transfer = self._transfers.get((member, header["order"]))
+        if transfer is None:
+            direction, moved = Direction(header["direction"]), header["moved"]
+            transfer = Transfer(account, header["name"], direction, header["total"], now, moved)
+            self._transfers[member, header["order"]] = transfer
+        lane = self._lanes[key] = self._schedule.join(transfer)
+        self._keys[lane] = key
+
+    def _note(self, what: str, lane: Lane, header: Header, now: float) -> None:
+        match what:
+            case "ready":
+                self._schedule.ready(lane, now)
+            case "hurries":
+                if lane.state is State.READY:  # else its turn is on the way
+                    self._schedule.hurry(lane, now)
+                    self._hurried.append(lane)
+            case "gave_up":
+                self._schedule.gave_up(lane, header["moved"], now)
+            case "leaves":
+                self._leave(lane, now)
+
+    def _leave(self, lane: Lane, now: float) -> None:
+        self._schedule.leave(lane, now)
+        del self._lanes[self._keys.pop(lane)]
+
+    def _look(self) -> None:
+        """Wake the thread if there may be a turn before it looks by itself."""
+        if self._hurried or self._schedule.next_at() < self._until_s:
+            self._until_s = -math.inf
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while turns := self._next():
+            for (member, number), size in turns:
+                member.tell("turn", lane=number, most=size)
+
+    def _next(self) -> list[tuple[_Key, int]]:
+        """Wait for turns and return them; there are none at the end."""
+        with self._changed:
+            while not (lanes := self._due()) and not self._stopped:
+                self._until_s = self._schedule.next_at()
+                never = self._until_s == math.inf
+                self._changed.wait(None if never else max(0.0, self._until_s - self._clock()))
+                self._until_s = -math.inf
+            return [] if self._stopped else [(self._keys[lane], lane.size) for lane in lanes]
+
+    def _due(self) -> list[Lane]:
+        lanes = [lane for lane in self._hurried if lane.state is State.RUNNING]
+        self._hurried.clear()
+        now = self._clock()
+        while (lane := self._schedule.next(now)) is not None:
+            lanes.append(lane)
+        return lanes
+
+
+def _rates(header: Header) -> dict[Direction, float]:
+    return {Direction(direction): rate for direction, rate in header["rates_bps"].items()}

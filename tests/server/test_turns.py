@@ -1,0 +1,178 @@
+"""Turns of one schedule for several workers, which are given and taken over real channels."""
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ftpkit import system
+from ftpkit.protocol.frame import Header
+from ftpkit.server.broker import Member
+from ftpkit.server.channel import Channel
+from ftpkit.server.service import Limits
+from ftpkit.server.turns import Turns
+
+MIB = 1024 * 1024
+QUANTUM = 4 * MIB
+LONG_S = 20.0
+
+
+class Worker:
+    """A worker that says what it is told to say."""
+
+    def __init__(self, turns: Turns, number: int) -> None:
+        ours, self._sock = socket.socketpair()
+        self.member, self._channel = Member(number, Channel(ours)), Channel(self._sock)
+        self._turns = turns
+
+    def say(self, what: str, lane: int, **message: Any) -> None:
+        header: Header = {"what": what, "lane": lane, **message}
+        self._turns.receive(self.member, header)
+
+    def ready(self, lane: int, user: str = "ann", order: int | None = None, **keys: Any) -> None:
+        """Let a new lane ask for a turn."""
+        joins = {
+            "order": lane if order is None else order, "user": user, "weight": 1.0, "name": "a",
+            "rates_bps": {}, "direction": "up", "total": 100 * MIB, "moved": 0, **keys,
+        }  # fmt: skip
+        self.say("joins", lane, **joins)
+        self.say("ready", lane)
+
+    def turn(self) -> tuple[int, int]:
+        """Return the lane and the size of the next turn."""
+        assert system.wait_readable(self._sock, LONG_S), "a turn was lost"
+        header, _, _ = self._channel.receive()
+        assert header["op"] == "turn"
+        return header["lane"], header["most"]
+
+    def heard_nothing(self) -> bool:
+        return not system.wait_readable(self._sock, 0.05)
+
+    def close(self) -> None:
+        self.member.close()
+        self._channel.close()
+
+
+Start = Callable[..., tuple[Turns, Worker, Worker]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Make turns and two workers."""
+    ends: list[Callable[[], None]] = []
+
+    def make(**limits: Any) -> tuple[Turns, Worker, Worker]:
+        turns = Turns(Limits(**limits))
+        workers = [Worker(turns, number) for number in (1, 2)]
+        turns.start()
+        ends.extend((turns.stop, *(each.close for each in workers)))
+        return turns, workers[0], workers[1]
+
+    yield make
+    for end in ends:
+        end()
+
+
+def test_slots_hold_for_all_workers(start: Start) -> None:
+    turns, one, other = start(slots=1, schedule="fcfs")
+    one.ready(0)
+    assert one.turn() == (0, QUANTUM)
+    other.ready(0)
+    other.ready(1)
+    assert other.heard_nothing()
+    assert turns.positions(other.member) == {0: 1, 1: 2}
+    assert turns.positions(one.member) == {}
+    one.say("gave_up", 0, moved=QUANTUM)
+    assert other.turn() == (0, QUANTUM)
+    other.say("leaves", 0)
+    assert other.turn() == (1, QUANTUM)
+    other.say("gave_up", 1, moved=5)
+    one.say("ready", 0)
+    assert one.turn() == (0, QUANTUM)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_worker_that_ends_leaves_all_its_turns(start: Start, running: bool) -> None:
+    turns, one, other = start(slots=1, schedule="fcfs")
+    first, second = (one, other) if running else (other, one)
+    first.ready(0)
+    first.turn()
+    second.ready(0)
+    turns.leave(one.member)
+    if running:
+        assert other.turn() == (0, QUANTUM)
+    other.say("gave_up", 0, moved=1)
+    other.ready(7)
+    assert other.turn() == (7, QUANTUM)
+    assert turns.positions(one.member) == {}
+
+
+def test_the_clock_is_watched_while_nobody_says_anything(start: Start) -> None:
+    _, one, other = start(rate_bps=1e6)
+    one.ready(0)
+    other.ready(0)
+    for _ in range(3):
+        for worker in (one, other):
+            lane, size = worker.turn()
+            worker.say("gave_up", lane, moved=size)
+            worker.say("ready", lane)
+
+
+def test_an_account_is_one_in_all_workers(start: Start) -> None:
+    turns, one, other = start(slots=4, schedule="fcfs")
+    one.ready(0, rates_bps={"up": 0.001})
+    assert one.turn() == (0, 1)
+    one.say("gave_up", 0, moved=1)
+    other.ready(0)
+    other.ready(1, "bob")
+    assert other.turn() == (1, QUANTUM), "it shares the debt of ann"
+    turns.receive(other.member, {"what": "limit", "user": "ann", "rates_bps": {}})
+    turns.receive(other.member, {"what": "limit", "user": "nobody", "rates_bps": {}})
+    assert other.turn() == (0, QUANTUM)
+
+
+def test_lanes_of_one_transfer_count_together(start: Start) -> None:
+    turns, one, _ = start(slots=1, schedule="fcfs")
+    one.ready(0, order=5, total=QUANTUM + 10)
+    one.ready(1, order=5, total=QUANTUM + 10)
+    one.turn()
+    assert turns.positions(one.member) == {5: 1}
+    one.say("gave_up", 0, moved=QUANTUM)
+    assert one.turn()[0] == 1
+    one.say("gave_up", 1, moved=0)
+    one.say("ready", 0)
+    assert one.turn() == (0, 10)
+
+
+def test_who_waits_too_long_gets_a_small_turn_once(start: Start) -> None:
+    _, one, other = start(slots=1, schedule="fcfs")
+    one.ready(0)
+    one.turn()
+    other.ready(0)
+    other.say("hurries", 0)
+    assert other.turn() == (0, 64 * 1024)
+    other.say("hurries", 0)
+    assert other.heard_nothing(), "it has one"
+    other.say("gave_up", 0, moved=1)
+    other.say("ready", 0)
+    assert other.heard_nothing()
+    one.say("gave_up", 0, moved=1)
+    assert other.turn() == (0, QUANTUM)
+
+
+def test_other_limits_hold_at_once(start: Start) -> None:
+    turns, one, other = start(slots=1, schedule="fcfs")
+    one.ready(0)
+    one.turn()
+    other.ready(0)
+    turns.configure(Limits(slots=2))
+    assert other.turn() == (0, QUANTUM)
+
+
+def test_a_worker_that_takes_nothing_any_more_is_in_nobodys_way(start: Start) -> None:
+    _, one, other = start(slots=2)
+    one.member.channel.interrupt()
+    one.ready(0)
+    other.ready(0)
+    assert other.turn() == (0, QUANTUM)
