@@ -18,7 +18,6 @@ import blake3
 import pytest
 
 from ftpkit import Client, Udp, system
-from ftpkit.scheduling.transfer import State
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
@@ -344,25 +343,6 @@ def test_one_slot_lets_one_of_all_workers_move_at_a_time(serve: Serve, tmp_path:
                 assert [each["connections"] for each in told["workers"]] == [2, 2]
     assert {1, 2} < places
     assert server.status()["totals"]["uploads"] == 4
-
-
-def test_the_slot_of_a_worker_that_is_killed_is_free(
-    serve: Serve, tmp_path: Path, log: Log
-) -> None:
-    server = serve(slots=1, rate_bps=2 * MIB, schedule="fcfs")
-    with uploads(server, tmp_path, count=2, size=2 * MIB) as done:
-        wait_until(lambda: server._turns._schedule._running == 1)
-        with server._turns._changed:  # so that the slot stays where it is
-            (owner,) = (
-                key[0]
-                for key, lane in server._turns._lanes.items()
-                if lane.transfer.order == 0 and lane.state is State.RUNNING
-            )
-            os.kill(server._processes[owner].process.pid or 0, signal.SIGKILL)
-        assert log.wait_for("worker died")["number"] == owner.number
-        for each in done:
-            each.result(WAIT_S)
-    wait_until(lambda: not server._turns._schedule._running)
 
 
 def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
