@@ -160,17 +160,19 @@ class Session:
             self._transfers.refused(request, failure, started)
             self._refuse(failure)
         else:
-            row = self._context.exchange
+            if result.reader is None:
+                # What was done stays done, whether its reply arrives or not.
+                row = self._context.exchange
+                self._transfers.served(request, result.reply, started, row)
+                self._answer(result)
+                return
             self._transfers.leaving(result.reply)
             try:
                 self._answer(result)
             except (LinkError, SourceChangedError):
-                if result.reader is not None:
-                    self._transfers.broken(request, self._sent, started)
-                else:  # what was done stays done: only its reply is lost
-                    self._transfers.served(request, result.reply, started, row)
+                self._transfers.broken(request, self._sent, started)
                 raise
-            self._transfers.served(request, result.reply, started, row)
+            self._transfers.served(request, result.reply, started)
 
     def _stay_for(self, request: Request) -> None:
         """Let others serve a request, where we only finish what is begun; of uploads they know."""
