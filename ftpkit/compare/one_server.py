@@ -14,11 +14,10 @@ from ftpkit.server import Server
 
 
 def main(job: str) -> None:
-    """Serve on the ``host`` that ``job`` (a JSON object) tells, or on loopback."""
-    host = json.loads(job)["host"]
+    """Serve as ``job`` tells: a JSON object of what ``Server`` is called with."""
     with (
         TemporaryDirectory(prefix="ftpkit-compare-") as root,
-        Server(root, host=host, port=0) as server,
+        Server(root, port=0, **json.loads(job)) as server,
     ):
         _say({"host": server.address.host, "port": server.address.port})
         for _ in sys.stdin:

@@ -1,0 +1,164 @@
+"""A trace of uploads to a real server, and when each of them was through."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from ftpkit.client.datagrams import Carrier, Udp
+from ftpkit.client.link import Link
+from ftpkit.client.upload import Source, Upload
+from ftpkit.compare.child import Child
+from ftpkit.compare.trace import Arrival
+from ftpkit.errors import LinkError, LocalFileError
+from ftpkit.net.address import Address
+
+_HOST: Final = "127.0.0.1"
+# What comes while so many are under way waits for one of them, and that counts.
+_MOST_UPLOADS: Final = 400
+_MOST_LINKS: Final = 10_000
+# Some wait for their turn as long as the whole trace takes.
+_PATIENCE_S: Final = 86400.0
+
+
+def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]:
+    """Return when the reply to each upload came, in seconds, from a real server that is shaped.
+
+    The server is a process of its own, and an upload a thread of this one: it begins at its time,
+    whoever else is under way, over a connection that its user has open already if one is idle.
+    The server tells users apart by their addresses, where loopback has more than one of them;
+    elsewhere all are one. Nothing is left behind.
+
+    Raises LocalFileError for a size that no file can have here, and what ends an upload.
+    """
+    with (
+        TemporaryDirectory(prefix="ftpkit-compare-") as directory,
+        Child("ftpkit.compare.one_server", _job(policy, rate_bps)) as server,
+    ):
+        address = Address(_HOST, server.hear()["port"])
+        zeros = _zeros(directory, max(arrival.size for arrival in trace))
+        uploads = _Uploads(address, zeros, {arrival.user for arrival in trace})
+        with ThreadPoolExecutor(_MOST_UPLOADS) as pool, contextlib.closing(uploads):
+            try:
+                return _run(trace, uploads, pool)
+            except BaseException:
+                uploads.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _job(policy: str, rate_bps: float) -> dict[str, Any]:
+    return {
+        "host": _HOST,
+        "schedule": policy,
+        "rate_bps": rate_bps,
+        "durable": False,
+        "datagrams": False,
+        "max_connections": _MOST_LINKS,
+        "max_connections_per_address": _MOST_LINKS,
+        "idle_timeout_s": _PATIENCE_S,
+    }
+
+
+def _zeros(directory: str, size: int) -> str:
+    """Return a file of so many zeros that takes no room, of which every upload is the beginning."""
+    path = Path(directory, "zeros")
+    try:
+        with path.open("wb") as file:
+            file.truncate(size)
+    except OSError as error:
+        raise LocalFileError(f"cannot make a file of {size:,} bytes: {error.strerror}") from None
+    return str(path)
+
+
+def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor) -> list[float]:
+    through_s = [0.0] * len(trace)
+    failed = threading.Event()
+    start_s = time.monotonic()
+
+    def upload(number: int) -> None:
+        try:
+            uploads.upload(trace[number])
+        except BaseException:
+            failed.set()
+            raise
+        through_s[number] = time.monotonic() - start_s
+
+    begun = []
+    for number, arrival in enumerate(trace):
+        pause_s = start_s + arrival.at_s - time.monotonic()
+        if failed.wait(min(max(0.0, pause_s), threading.TIMEOUT_MAX)):
+            break
+        begun.append(pool.submit(upload, number))
+    for ended in wait(begun, return_when=FIRST_EXCEPTION).done:
+        ended.result()
+    return through_s
+
+
+class _Uploads:
+    """Uploads of many threads, over connections that come from the address of their user."""
+
+    def __init__(self, address: Address, path: str, users: set[str]) -> None:
+        self._address, self._path = address, path
+        first = IPv4Address(_HOST)
+        self._hosts = {user: str(first + at) for at, user in enumerate(sorted(users))}
+        self._idle: dict[str, list[tuple[Link, str]]] = defaultdict(list)
+        self._links: list[Link] = []
+        self._stopped = False
+
+    def upload(self, arrival: Arrival) -> None:
+        """Upload as many bytes as arrive; a connection replaces what it brought before."""
+        idle = self._idle[arrival.user]
+        try:
+            link, name = idle.pop()
+        except IndexError:
+            link, name = self._open(arrival.user)
+        with Source(self._path) as source:
+            source.total = arrival.size
+            Upload(
+                source,
+                name,
+                overwrite=True,
+                memory=None,
+                on_progress=lambda moved, total: None,
+                on_retry=lambda error, delay: None,
+                carrier=Carrier(Udp.NO, None),
+            ).run(link)
+        idle.append((link, name))
+
+    def stop(self) -> None:
+        """Break off whatever is under way."""
+        self._stopped = True
+        for link in list(self._links):
+            link.stream.interrupt()
+
+    def close(self) -> None:
+        """Hang up; nobody may be uploading."""
+        for link in self._links:
+            link.close()
+
+    def _open(self, user: str) -> tuple[Link, str]:
+        link = Link(
+            self._address,
+            timeout_s=_PATIENCE_S,
+            pace=None,
+            on_socket=partial(_come_from, self._hosts[user]),
+        )
+        self._links.append(link)
+        if self._stopped:
+            raise LinkError("the uploads were stopped")
+        return link, "-".join(map(str, link.sock.getsockname()))
+
+
+def _come_from(host: str, sock: socket.socket) -> None:
+    """Give a connection an address of this machine, if that is one."""
+    with contextlib.suppress(OSError):
+        sock.bind((host, 0))
