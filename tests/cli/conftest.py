@@ -42,6 +42,18 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "ftpkit", *args]
 
 
+def processes_with(mark: str) -> dict[int, str]:
+    """The command lines of processes that inherited a mark from the test, by their numbers."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes():
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of who runs the tests gets in."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit.compare.link import Link, LinkUnavailableError, Shape
-from tests.cli.conftest import WAIT_S, Run, Serve, command
+from tests.cli.conftest import WAIT_S, Run, Serve, command, processes_with
 from tests.support.trees import published, staged
 
 COUNTS = ["messages", "reads", "whole", "glued", "split", "lost"]
@@ -198,18 +198,6 @@ def test_a_plot_is_drawn(run: Run, file: str) -> None:
     assert done.stderr == "ftpkit: cannot write 'nowhere/a.png': there is no such directory\n"
 
 
-def processes_with(mark: str) -> list[str]:
-    """The command lines of processes that inherited a mark from the test."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
 @pytest.mark.parametrize("where", ["loopback", pytest.param("link", marks=pytest.mark.net)])
 def test_after_ctrl_c_nothing_is_left(run: Run, tmp_path: Path, where: str) -> None:
     shape = ["--link", "2M,5ms"] if where == "link" else []
@@ -237,5 +225,5 @@ def test_after_ctrl_c_nothing_is_left(run: Run, tmp_path: Path, where: str) -> N
         os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=WAIT_S)
     assert (process.returncode, told) == (130, "ftpkit: interrupted\n")
-    assert processes_with(mark) == []
+    assert not processes_with(mark)
     assert not list((tmp_path / "tmp").iterdir())

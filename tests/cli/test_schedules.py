@@ -1,12 +1,17 @@
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, command
+from tests.cli.conftest import WAIT_S, Run, command, processes_with
 
 KEYS = [
     "policy", "load", "class", "flows", "mean_s", "median_s", "p99_s", "mean_slowdown",
@@ -42,6 +47,64 @@ def test_as_json_an_object_for_each_class(run: Run) -> None:
                                 "--policy", "sjf").stdout  # fmt: skip
 
 
+def test_a_server_serves_them_in_the_order_of_each_policy(run: Run) -> None:
+    # One that is long under way, and eleven of another user that come meanwhile.
+    arrivals = ["0,2000000,ann", *(f"0.{at:02},20000,bob" for at in range(5, 16))]
+    Path("trace.csv").write_text("\n".join(arrivals))
+    result = run("compare", "schedules", "--json", "--trace", "trace.csv", "--rate", "4M",
+                 "--policy", "fcfs", "--policy", "fair")  # fmt: skip
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [list(row) for row in rows] == [KEYS] * 6
+    assert [row["flows"] for row in rows] == [12, 11, 1] * 2
+    assert min(row["makespan_s"] for row in rows if row["class"] == "large") > 0.4
+    under_fcfs, under_fair = [row["median_s"] for row in rows if row["class"] == "small"]
+    assert under_fcfs > 2 * under_fair
+
+
+@pytest.fixture
+def under_way(run: Run, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A comparison whose second policy is under way; its processes are marked."""
+    Path("trace.csv").write_text("0,1000,ann\n0,200000,ann\n0.1,1000,bob\n")
+    (tmp_path / "tmp").mkdir()
+    with subprocess.Popen(
+        command("compare", "schedules", "--json", "--trace", "trace.csv", "--rate", "100k",
+                "--policy", "fcfs", "--policy", "rr"),
+        env={**os.environ, "COMPARISON": str(tmp_path), "TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for _ in range(3):
+            assert json.loads(process.stdout.readline())["policy"] == "fcfs"
+        yield process
+
+
+def test_after_ctrl_c_nothing_is_left(under_way: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    os.killpg(under_way.pid, signal.SIGINT)
+    _, told = under_way.communicate(timeout=WAIT_S)
+    assert (under_way.returncode, told) == (130, "ftpkit: interrupted\n")
+    assert not processes_with(f"COMPARISON={tmp_path}")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_server_that_dies_ends_it(under_way: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    deadline, pause, servers = time.monotonic() + WAIT_S, threading.Event(), list[int]()
+    while not servers:
+        assert time.monotonic() < deadline
+        pause.wait(0.05)
+        found = processes_with(f"COMPARISON={tmp_path}")
+        servers = [number for number, line in found.items() if "one_server" in line]
+    os.kill(servers[0], signal.SIGKILL)
+    _, told = under_way.communicate(timeout=WAIT_S)
+    assert under_way.returncode in (1, 4)
+    assert told.startswith("ftpkit: ")
+    assert told.count("\n") == 1
+    assert not processes_with(f"COMPARISON={tmp_path}")
+
+
 def test_a_trace_of_ones_own(run: Run) -> None:
     Path("trace.csv").write_text("0,1000000,ann\n1,2000000,bob\n")
     result = run("compare", "schedules", "--simulate", "--json", "--trace", "trace.csv",
@@ -55,7 +118,8 @@ def test_a_trace_of_ones_own(run: Run) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        [],
+        ["--flows", "0"],
+        ["--trace", "a", "--flows", "5"],
         ["--simulate", "--load", "0"],
         ["--simulate", "--load", "2"],
         ["--simulate", "--load", "much"],
@@ -72,6 +136,15 @@ def test_usage(run: Run, args: list[str]) -> None:
     result = run("compare", "schedules", *args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("ftpkit: ")
+
+
+def test_what_no_disk_can_bear_is_told_in_a_line(run: Run) -> None:
+    Path("trace").write_text(f"0,{2**50},ann\n")
+    result = run("compare", "schedules", "--trace", "trace", "--policy", "rr")
+    assert (result.exit_code, result.stdout) != (0, "")
+    assert result.stderr.startswith("ftpkit: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_what_is_no_trace_is_told_in_a_line(run: Run) -> None:
