@@ -180,7 +180,8 @@ def carry(
             if datagrams:
                 sock.send(seal.close(*datagrams))
         wait_s = end.next_event(now) - time.monotonic()
-        if wait_s > 0:
+        # Whoever has just heard the last word waits for nothing more.
+        if wait_s > 0 and while_(time.monotonic()):
             sock.wait(wait_s)
 
 

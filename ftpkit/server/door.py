@@ -28,6 +28,7 @@ from ftpkit.protocol.datagram import (
 from ftpkit.protocol.digest import keyed_number
 from ftpkit.protocol.exchange import Row, ServerEnd
 from ftpkit.protocol.path import echo_of
+from ftpkit.protocol.sender import Sender
 
 # A client that is not heard for so long has gone, or fallen back to its conversation.
 _SILENCE_S: Final = 30.0
@@ -280,7 +281,9 @@ class Exchange:
 
         seal = Seal(self.key)
         try:
-            carry(sock, seal, end, while_=goes_on, turn=lambda: self._turn(lambda: end.row.moved))
+            carry(
+                sock, seal, end, while_=goes_on, turn=lambda: self._turn(lambda: _passed(end.row))
+            )
         except (FtpkitError, OSError) as error:
             self._tell(error)
         except Exception:  # the thread ends, and the log says why
@@ -297,6 +300,11 @@ class Exchange:
     def _tell(self, error: Exception) -> None:
         # The conversation gives the client the same answer, and a person reads it there.
         log.info("datagrams", extra={"fields": {"session": self.session, "error": str(error)}})
+
+
+def _passed(row: Row) -> int:
+    """Return how many bytes have passed here: what has left counts before it has arrived."""
+    return row.sent.once if isinstance(row, Sender) else row.moved
 
 
 def bound(family: int, address: tuple[Any, ...]) -> socket.socket:
