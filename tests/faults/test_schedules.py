@@ -24,6 +24,7 @@ def bulk(served: Served, client: Client, tmp_path: Path) -> Iterator[None]:
     """Let eight uploads go on that are far from their end."""
     with (tmp_path / "big").open("wb") as file:
         file.truncate(256 * MIB)
+    puts = []
     with ExitStack() as stack:
         for number in range(BULK):
             put = start(
@@ -31,8 +32,9 @@ def bulk(served: Served, client: Client, tmp_path: Path) -> Iterator[None]:
             )
             stack.enter_context(put)
             stack.callback(put.kill)
+            puts.append(put)
         while sum(each["moved"] > 0 for each in client.status()["transfers"]) < BULK:
-            pass
+            assert all(put.poll() is None for put in puts)
         yield
 
 
