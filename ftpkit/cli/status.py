@@ -87,6 +87,7 @@ def answers(client: Client, backoff: Backoff, on_retry: OnRetry) -> Iterator[Ser
             continue
         backoff.progress(number)
         yield status
+        # A server does not call: it is asked anew, each second.
         time.sleep(INTERVAL_S)
 
 

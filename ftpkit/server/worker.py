@@ -204,7 +204,7 @@ class _Connection:
             with socket.socket(fileno=fd) as sock:
                 door = doors[self._at] if doors else None
                 self._service.serve(sock, self.peer, door, self, self._moved)
-        except Exception:
+        except Exception:  # of which the other connections of this worker must hear nothing
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
             self.leave()
