@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
@@ -162,6 +163,22 @@ def get_note(fd: int, key: str) -> bytes | None:
         with contextlib.suppress(OSError):
             return os.getxattr(fd, f"user.{key}")
     return None
+
+
+@contextlib.contextmanager
+def secret_file(data: bytes) -> Iterator[str]:
+    """Hold ``data`` in a file for those who read nothing else; yield its path."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd"):
+            fd = os.memfd_create("ftpkit", os.MFD_CLOEXEC)
+            path = f"/proc/self/fd/{fd}"
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            path = os.path.join(directory, "secret")
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | O_CLOEXEC | O_BINARY, 0o600)
+        stack.callback(os.close, fd)
+        append(fd, data)
+        yield path
 
 
 def sync_data(fd: int) -> None:

@@ -17,6 +17,7 @@ OS_POWERS: Final = (
     "copy_file_range",
     "fchmod",
     "fdatasync",
+    "memfd_create",
     "posix_fadvise",
     "posix_fallocate",
     "pread",
