@@ -112,6 +112,25 @@ class BlockedError(CannotConnectError):
         super().__init__(message, permanent=True)
 
 
+class UntrustedError(CannotConnectError):
+    """The server is another one than is meant, or nobody knows; nothing was sent to it."""
+
+    code = "untrusted"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=True)
+
+
+class HandshakeError(LinkError):
+    """The peer speaks no TLS, or none that we do; ``reason`` is OpenSSL's word for it."""
+
+    code = "tls-failed"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"no TLS 1.3: {message}")
+        self.reason = reason
+
+
 class StalledError(LinkError):
     """The peer moved no byte for too long."""
 

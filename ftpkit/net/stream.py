@@ -3,12 +3,21 @@
 import contextlib
 import errno
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import FtpkitError, LinkError, SourceChangedError, StalledError, TruncatedError
+from ftpkit.errors import (
+    FtpkitError,
+    HandshakeError,
+    LinkError,
+    SourceChangedError,
+    StalledError,
+    TruncatedError,
+)
+from ftpkit.net.line import Accept, Line, Plain, Tls
 from ftpkit.net.pacing import Turns
 from ftpkit.protocol.frame import Decoder, Header
 
@@ -19,6 +28,10 @@ PIECE: Final = 1024 * 1024
 # An idle connection asks for little, so that a thousand of them cost little.
 _IDLE_READ: Final = 4 * 1024
 _AHEAD_READ: Final = 128 * 1024
+
+# How a frame begins, and how TLS does.
+PLAINTEXT: Final = b"\0"
+HANDSHAKE: Final = b"\x16"
 
 Moved = Callable[[int], None]
 
@@ -40,6 +53,7 @@ class Stream:
         turns: Turns | None = None,
     ) -> None:
         self._sock = sock
+        self._line: Line = Plain(sock)
         self._stall_timeout_s = stall_timeout_s
         self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
         self._decoder = Decoder()
@@ -65,6 +79,42 @@ class Stream:
     def remote(self) -> tuple[int, tuple[Any, ...]]:
         """Family and address of the peer."""
         return self._sock.family, self._sock.getpeername()
+
+    def peek(self, seconds: float) -> bytes:
+        """Return the first byte that comes within ``seconds``, and leave it; none at the end.
+
+        For what has read nothing yet.
+        """
+        with _errors_translated():
+            if not system.wait_readable(self._sock, seconds):
+                raise StalledError("the peer was silent for too long")
+            return self._sock.recv(1, socket.MSG_PEEK)
+
+    def secure(
+        self,
+        context: ssl.SSLContext,
+        limit_s: float,
+        *,
+        host: str | None = None,
+        accept: Accept | None = None,
+    ) -> bool:
+        """Go on with TLS, as a client of ``host`` or as a server, as ``context`` is for one.
+
+        False says that a server answers with a frame in plaintext, which can be read.
+        Raises HandshakeError, or what ``accept`` raises, which is given the certificate of
+        the peer before that hears more of us than that we want to speak TLS.
+        """
+        tls = Tls(self._sock, context, host, self._stall_timeout_s)
+        with _errors_translated():
+            tls.greet()
+            if self.peek(limit_s) == PLAINTEXT:
+                return False
+            try:
+                tls.shake_hands(limit_s, accept)
+            except ssl.SSLError as error:
+                raise HandshakeError(error.reason or "", _reason(error)) from None
+        self._line = tls
+        return True
 
     def read_header(self) -> Header:
         """Return the next header; its body, ``left`` bytes, must be read before the next call.
@@ -94,8 +144,12 @@ class Stream:
         count = self._take_ahead(view)
         # Not left to the next call: full pieces are hashed and written faster than odd ones.
         if count < len(view):
-            count += self._receive(view[count:], system.MSG_WAITALL)
+            count += self._receive(self._line.receive_into, view[count:])
         return count
+
+    def arrived(self, seconds: float) -> bool:
+        """Wait until there is something to read, or the end; False after ``seconds``."""
+        return bool(self._ahead) or self._line.wait_readable(seconds)
 
     def read_body(self) -> bytes:
         """Return the whole body; for bodies that are known to be small."""
@@ -115,10 +169,10 @@ class Stream:
         """Send ``parts``, one behind the other."""
         with _sending():
             if sum(map(len, parts)) <= SMALL:
-                self._sock.sendall(b"".join(parts))
+                self._line.send(b"".join(parts))
             else:
                 for part in parts:
-                    self._sock.sendall(part)
+                    self._line.send(part)
 
     def send_range(
         self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved | None = None
@@ -137,13 +191,14 @@ class Stream:
                 on_bytes(count)
             return
         with _sending():
-            self._sock.sendall(header, system.MSG_MORE if self.turns is None else 0)
+            self._line.send(header, more=self.turns is None)
         end = offset + count
         while offset < end:
             sent = self._send_piece(fd, offset, min(PIECE, end - offset))
             offset += sent
             if on_bytes:
                 on_bytes(sent)
+        self._flush()
 
     def send_body(self, header: bytes, body: memoryview, on_bytes: Moved) -> None:
         """Send ``header`` and ``body``, which lies in memory."""
@@ -156,6 +211,7 @@ class Stream:
             sent = self._send_in_turn(body, self.turns)
             body = body[sent:]
             on_bytes(sent)
+        self._flush()
 
     def close_gently(self, seconds: float) -> None:
         """Close so that the peer surely sees what was sent last.
@@ -165,8 +221,8 @@ class Stream:
         """
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
             system.set_socket_timeout(self._sock, min(seconds, 2.0))
+            self._line.end()
             while time.monotonic() < deadline and self._sock.recv(PIECE):
                 pass
         self.close()
@@ -203,45 +259,47 @@ class Stream:
         self.left -= count
         return count
 
-    def _receive(self, view: memoryview, flags: int) -> int:
+    def _receive(self, receive: Callable[[memoryview], int], view: memoryview) -> int:
         with _errors_translated():
-            count = self._sock.recv_into(view, 0, flags)
+            count = receive(view)
         if count == 0:
             raise TruncatedError(self._size - self.left, self._size)
         self.left -= count
         return count
 
     def _read_in_turn(self, view: memoryview, turns: Turns) -> int:
-        def arrived(sock: socket.socket, seconds: float) -> bool:
-            return bool(self._ahead) or system.wait_readable(sock, seconds)
-
         def move(most: int) -> int:
-            return self._take_ahead(view[:most]) or self._receive(view[:most], 0)
+            piece = view[:most]
+            return self._take_ahead(piece) or self._receive(self._line.receive_now, piece)
 
-        return self._in_turn(turns, arrived, move)
+        return self._in_turn(turns, self.arrived, move)
 
     def _send_in_turn(self, body: memoryview, turns: Turns) -> int:
         def move(most: int) -> int:
-            return system.send_now(self._sock, body[:most])
+            return self._line.send_now(body[:most])
 
         with _sending():
-            return self._in_turn(turns, system.wait_writable, move)
+            return self._in_turn(turns, self._line.wait_writable, move)
 
     def _send_piece(self, fd: int, offset: int, count: int) -> int:
         def move(most: int) -> int:
-            return system.send_file_now(self._sock, fd, offset, min(most, count))
+            return self._line.send_file_now(fd, offset, min(most, count))
 
         with _sending():
             if self.turns is None:
-                sent = system.send_file(self._sock, fd, offset, count)
+                sent = self._line.send_file(fd, offset, count)
             else:
-                sent = self._in_turn(self.turns, system.wait_writable, move)
+                sent = self._in_turn(self.turns, self._line.wait_writable, move)
         if sent == 0:
             raise SourceChangedError("the file became shorter while it was being sent")
         return sent
 
+    def _flush(self) -> None:
+        with _sending():
+            self._line.flush()
+
     def _in_turn(
-        self, turns: Turns, wait: Callable[[socket.socket, float], bool], move: Callable[[int], int]
+        self, turns: Turns, wait: Callable[[float], bool], move: Callable[[int], int]
     ) -> int:
         """Wait for the peer, then for a turn, and let ``move`` move so many bytes at most.
 
@@ -249,7 +307,7 @@ class Stream:
         """
         while True:
             with _errors_translated():
-                if not wait(self._sock, self._stall_timeout_s):
+                if not wait(self._stall_timeout_s):
                     raise StalledError("the peer moved no byte for too long")
             most, moved = turns.turn(), 0
             with contextlib.suppress(BlockingIOError):
@@ -262,11 +320,11 @@ class Stream:
     def _receive_ahead(self) -> bytes:
         with _errors_translated():
             if self._decoder.at_border:
-                if not system.wait_readable(self._sock, self._idle_timeout_s):
+                if not self._line.wait_readable(self._idle_timeout_s):
                     raise StalledError("the peer was silent for too long")
             else:
                 self._check_begun()
-            data = self._sock.recv(self._read_size)
+            data = self._line.receive(self._read_size)
         self._read_size = _AHEAD_READ if len(data) == self._read_size else _IDLE_READ
         return data
 
@@ -284,6 +342,12 @@ def _read_all(fd: int, view: memoryview, offset: int) -> None:
         if count == 0:
             raise SourceChangedError("the file became shorter while it was being sent")
         view, offset = view[count:], offset + count
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """Return what OpenSSL says, without where in its source."""
+    said = getattr(error, "verify_message", "") or error.reason or "it failed"
+    return said.replace("_", " ").lower()
 
 
 @contextlib.contextmanager
@@ -305,6 +369,8 @@ def _errors_translated() -> Iterator[None]:
         raise StalledError("the peer moved no byte for too long") from None
     except FtpkitError:
         raise
+    except ssl.SSLError as error:
+        raise LinkError(f"connection lost: {_reason(error)}") from None
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOMEM, errno.EMFILE):
             raise

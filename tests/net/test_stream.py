@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -23,16 +24,18 @@ from ftpkit.errors import (
 )
 from ftpkit.net.pacing import Pace, Turns
 from ftpkit.net.stream import PIECE, SMALL, Stream
+from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header, encode_header
 
 PATIENT_S = 30.0
 SHORT_S = 0.05
 
 
-@pytest.fixture(autouse=True, params=["linux", "plain"])
+@pytest.fixture(autouse=True, params=["linux", "plain", "linux, tls", "plain, tls"])
 def powers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs once more with what every system has."""
-    if request.param == "plain":
+    """Each test runs once more with what every system has, and both times over TLS."""
+    monkeypatch.setattr(Pair, "secured", request.param.endswith("tls"))
+    if request.param.startswith("plain"):
         for name in ("MSG_MORE", "MSG_WAITALL"):
             monkeypatch.setattr(system, name, 0)
         for name in ("sendfile", "preadv", "pwrite"):
@@ -40,8 +43,16 @@ def powers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(system, "_HAS_TIMEO", False)
 
 
+SERVER = Identity.make().context()
+CLIENT = ssl.create_default_context()
+CLIENT.check_hostname = False
+CLIENT.verify_mode = ssl.CERT_NONE
+
+
 class Pair:
-    """A stream, and the bare socket of its peer."""
+    """A stream, and the bare socket of its peer, or that under Python's own TLS."""
+
+    secured = False
 
     def __init__(
         self,
@@ -55,6 +66,11 @@ class Pair:
         self.stream = Stream(
             ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, turns=turns
         )
+        if self.secured:
+            thread = threading.Thread(target=self.stream.secure, args=(SERVER, PATIENT_S))
+            thread.start()
+            self.peer = CLIENT.wrap_socket(self.peer)
+            thread.join()
 
     def __enter__(self) -> "Pair":
         return self
