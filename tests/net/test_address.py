@@ -1,10 +1,18 @@
-"""Addresses: what people write, and what it means."""
+"""Addresses and links: what people write, what it means, and what shells make of it."""
+
+import re
+import shutil
+import subprocess
+import traceback
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.net.address import DEFAULT_PORT, Address, Url
+
+TOKEN = "t0ken_-." + "x" * 24
+PIN = "p1n-_" + "y" * 38
 
 
 @pytest.mark.parametrize(
@@ -22,45 +30,161 @@ from ftpkit.net.address import DEFAULT_PORT, Address
         ("[fe80::1%eth0]:9", "fe80::1%eth0", 9),
         ("[::ffff:1.2.3.4]", "::ffff:1.2.3.4", DEFAULT_PORT),
         ("ftpk://my-host_1", "my-host_1", DEFAULT_PORT),
+        ("ftpk://2001-db8--1.ipv6-literal.net:9", "2001:db8::1", 9),
+        ("fe80--1seth0.1.IPv6-Literal.NET", "fe80::1%eth0.1", DEFAULT_PORT),
+        ("bücher.example", "bücher.example", DEFAULT_PORT),
     ],
 )
 def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
     assert Address.parse(text) == Address(host, port)
+    assert Url.parse(text) == Url(Address(host, port))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "ftpk://", ":9", "ftpk://:9", "host:9:9", "::1", "::1:9", "[::1", "::1]", "[]", "[]:9",
-     "host:", "host:x", "host:-1", "http://host", "ftpk:///host", "ftpk://host/path", "ftpk://user@host",
-     "ftpk://host?x", "ftpk://host#x", "my host", "host\n", " host", "ftpk://host:9 ", "[::1]9"],
-)  # fmt: skip
+NO_ADDRESS = [
+    "", "ftpk://", ":9", "ftpk://:9", "host:9:9", "::1", "::1:9", "[::1", "::1]", "[]", "[]:9",
+    "host:", "host:x", "host:-1", "http://host", "ftpk:///host", "ftpk://host/path", "@host",
+    "ftpk://host?x", "ftpk://host#x", "my host", "host\n", " host", "ftpk://host:9 ", "[::1]9",
+    "$(reboot)", "a;b", "a'b", "a|b", "a&b", "ftpk://@host", "host:٣",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*NO_ADDRESS, "ftpk://user@host", f"ftpk://:{PIN}@host"])
 def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no address: expected ftpk://HOST:PORT$"):
         Address.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *NO_ADDRESS,
+        f"ftpk://{TOKEN}:short@host",
+        f"ftpk://{TOKEN}:{PIN}z@host",
+        f"ftpk://{TOKEN}:@host",
+        f"ftpk://{'t' * 129}@host",
+        f"ftpk://{TOKEN}:{PIN}@",
+        f"ftpk://{TOKEN}@{TOKEN}@host",
+        f"ftpk+plain://{TOKEN}:{PIN}@host",
+        f"ftpk+plain://:{PIN}@host",
+        f"ftpk+tls://{TOKEN}@host",
+        f"ftpk://{TOKEN}:{PIN}",
+        f"ftpk://to%20ken:{PIN}@host",
+    ],
+)
+def test_what_is_no_link_is_refused_and_not_said_again(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^that is no link: expected ftpk://HOST:PORT or") as told:
+        Url.parse(text)
+    assert TOKEN not in "".join(traceback.format_exception(told.value))
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "99999999", "9" * 30, "9" * 5000])
 def test_a_port_that_does_not_exist_is_refused_with_a_sentence(port: str) -> None:
-    with pytest.raises(ValueError, match=r"(no such port: expected 1 to 65535|is no address.*)$"):
-        Address.parse(f"host:{port}")
+    for parse in (Address.parse, Url.parse):
+        with pytest.raises(ValueError, match=r"no such port: expected 1 to 65535$"):
+            parse(f"host:{port}")
 
 
-hosts = st.from_regex(r"[a-zA-Z0-9._-]{1,40}", fullmatch=True)
+HOST = Address("example.org", 9)
+
+
+@pytest.mark.parametrize(
+    ("link", "url"),
+    [
+        (f"ftpk://{TOKEN}:{PIN}@example.org:9", Url(HOST, pin=PIN, token=TOKEN)),
+        (f"ftpk://{TOKEN}@example.org:9", Url(HOST, token=TOKEN)),
+        (f"ftpk://:{PIN}@example.org:9", Url(HOST, pin=PIN)),
+        ("ftpk://example.org:9", Url(HOST)),
+        ("ftpk+plain://example.org:9", Url(HOST, plain=True)),
+        (f"ftpk+plain://{TOKEN}@example.org:9", Url(HOST, token=TOKEN, plain=True)),
+        (
+            f"ftpk://{TOKEN}:{PIN}@2001-db8--1.ipv6-literal.net:9",
+            Url(Address("2001:db8::1", 9), pin=PIN, token=TOKEN),
+        ),
+    ],
+)
+def test_a_link_of_every_kind(link: str, url: Url) -> None:
+    assert Url.parse(link) == url
+    assert url.link() == link
+
+
+def test_an_ipv6_address_in_a_link_may_stand_in_brackets() -> None:
+    url = Url.parse(f"ftpk://{TOKEN}:{PIN}@[2001:db8::1]:9")
+    assert url == Url(Address("2001:db8::1", 9), pin=PIN, token=TOKEN)
+
+
+def test_a_host_beyond_ascii_is_linked_to_by_its_name_in_the_dns() -> None:
+    assert Url(Address("bücher.example")).link() == "ftpk://xn--bcher-kva.example:9021"
+
+
+hosts = st.one_of(
+    st.from_regex(r"[a-zA-Z0-9._-]{1,40}", fullmatch=True), st.ip_addresses().map(str)
+)
 ports = st.integers(1, 65535)
+addresses = st.builds(Address, hosts, ports)
+tokens = st.none() | st.from_regex(r"[A-Za-z0-9_.-]{16,40}", fullmatch=True)
+pins = st.none() | st.from_regex(r"[A-Za-z0-9_-]{43}", fullmatch=True)
+urls = st.one_of(
+    st.builds(Url, addresses, pins, tokens),
+    st.builds(Url, addresses, st.none(), tokens, st.just(True)),
+)
 
 
-@given(st.one_of(hosts, st.ip_addresses().map(str)), ports)
-def test_an_address_written_as_text_is_read_back(host: str, port: int) -> None:
-    address = Address(host, port)
+@given(addresses)
+def test_an_address_written_as_text_is_read_back(address: Address) -> None:
     assert Address.parse(str(address)) == address
     assert Address.parse(str(address).removeprefix("ftpk://")) == address
 
 
-@given(st.text(max_size=30))
+@given(urls)
+def test_a_link_is_read_back(url: Url) -> None:
+    assert Url.parse(url.link()) == url
+    assert Url.parse(str(url)) == Url(url.address, plain=url.plain)
+
+
+# What stands between words, begins a comment, an option or a pattern, or is expanded: in POSIX
+# shells and zsh, in fish and in PowerShell none of these is among them.
+UNTOUCHED = re.compile(r"ftpk(\+plain)?://[A-Za-z0-9._:/@+-]+")
+
+
+@given(urls)
+def test_no_shell_touches_a_link(url: Url) -> None:
+    assert UNTOUCHED.fullmatch(url.link())
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "fish"])
+def test_a_link_is_pasted_unquoted(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+    links = [
+        Url(Address("fe80::1%eth0", 9), pin="-_" * 21 + "-", token="-_-" * 10).link(),
+        Url(Address("10.0.0.1"), token="--help").link(),
+        Url(Address("bücher.example"), token=TOKEN, plain=True).link(),
+    ]
+    done = subprocess.run(
+        [shell, "-c", "".join(f"echo {link}\n" for link in links)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout.splitlines() == links
+
+
+@given(urls)
+def test_the_secrets_are_shown_in_a_link_alone(url: Url) -> None:
+    for shown in (str(url), repr(url), f"{url}", repr([url])):
+        assert url.token is None or url.token not in shown.replace(url.address.host, "")
+    scheme = "ftpk+plain" if url.plain else "ftpk"
+    assert str(url) == repr(url) == f"{scheme}:{str(url.address).partition(':')[2]}"
+
+
+@given(st.text(max_size=30) | st.from_regex(r"(ftpk(\+plain)?://)?[a-z]*:?@?[a-z.0-9-]+(:[0-9]+)?"))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
-    try:
-        address = Address.parse(text)
-    except ValueError:
-        return
-    assert 0 < address.port < 65536
-    assert Address.parse(str(address)) == address
+    for parse in (Address.parse, Url.parse):
+        try:
+            found = parse(text)
+        except ValueError:
+            continue
+        address = found.address if isinstance(found, Url) else found
+        assert 0 < address.port < 65536
+        assert parse(str(found)) == found or isinstance(found, Url)
