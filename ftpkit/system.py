@@ -37,6 +37,8 @@ HAS_DIR_FD: Final = {
 # Blocks reserved before they are written; without it promises are counted.
 HAS_ALLOCATE: Final = hasattr(os, "posix_fallocate")
 HAS_LOCKS: Final = fcntl is not None
+# Files belong to somebody, and say who else may read them.
+HAS_OWNERS: Final = hasattr(os, "geteuid")
 # Terminals whose keys are heard one by one.
 HAS_TERMINALS: Final = termios is not None
 HAS_NOFOLLOW: Final = hasattr(os, "O_NOFOLLOW")
@@ -220,6 +222,18 @@ def set_mtime(fd: int, path: str, mtime: int) -> None:
     os.utime(fd if os.utime in os.supports_fd else path, ns=(mtime, mtime))
 
 
+def may_be_trusted(status: os.stat_result) -> bool:
+    """Whether what has this status is ours alone to give away; root may look at everybody's."""
+    return not HAS_OWNERS or os.geteuid() in (0, status.st_uid)
+
+
+def give_to_owner(fd: int, directory: str) -> None:
+    """Let a file that root has made in a directory belong to the owner of that directory."""
+    if HAS_OWNERS and os.geteuid() == 0:
+        status = os.stat(directory)
+        os.fchown(fd, status.st_uid, status.st_gid)
+
+
 def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
     """Send up to ``count`` bytes of a file; return how many went out (0: the file has ended)."""
     if hasattr(os, "sendfile") and sock.gettimeout() is None:
@@ -303,13 +317,16 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(fd: int) -> Iterator[bool]:
-    """Hold a lock on an open file until the block ends; False says that another process does."""
+def exclusive(fd: int, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock on an open file until the block ends; False says that another process does.
+
+    With ``wait`` the other one is waited for.
+    """
     if not HAS_LOCKS:
         yield True
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
         return

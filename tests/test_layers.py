@@ -17,6 +17,7 @@ PACKAGE: Final = Path(ftpkit.__file__).parent
 FLOORS: Final = {
     "errors": 0,
     "system": 0,
+    "private": 1,
     "protocol": 1,
     "scheduling": 1,
     "storage": 2,

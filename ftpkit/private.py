@@ -1,0 +1,137 @@
+"""Small files with secrets: nobody else can read them, and each change of one is whole."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from ftpkit import system
+from ftpkit.errors import LocalFileError
+
+_OTHERS_WRITE: Final = 0o022
+_OTHERS: Final = 0o077
+_PLAIN: Final = system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+
+
+def make_directory(path: str) -> None:
+    """Make a directory, with its parents, that nobody else can look into; it may exist."""
+    parent = os.path.dirname(path)
+    if parent and not os.path.isdir(parent):
+        make_directory(parent)
+    with _told("make", path), contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        with contextlib.suppress(OSError):  # we need not be allowed to look there
+            system.sync_directory(parent or os.curdir)
+    _check_directory(path)
+
+
+def read(path: str) -> bytes | None:
+    """Return what is in a file, or None where there is none.
+
+    Raises LocalFileError for a file that others can read or may have put there.
+    """
+    with _told("read", path):
+        try:
+            _check_directory(os.path.dirname(path))
+            # Opening a FIFO can block, so the kind is looked at first, and again afterwards.
+            _check_file(path, os.lstat(path))
+            with open(path, "rb", opener=_open) as file:
+                _check_file(path, os.fstat(file.fileno()))
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+
+def replace(path: str, data: bytes) -> None:
+    """Put ``data`` on stable storage as ``path``, in one step; hold its lock meanwhile.
+
+    The file's mtime grows with each change, however soon it follows: who remembers a file by
+    its status misses none.
+    """
+    directory, temporary = os.path.dirname(path), f"{path}.new"
+    with _told("write", path):
+        _check_directory(directory)
+        with contextlib.suppress(FileNotFoundError):  # left by a process that was killed
+            os.unlink(temporary)
+        try:
+            with _created(temporary) as fd:
+                system.write_at(fd, memoryview(data), 0)
+                system.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, _mtime(path) + 1))
+                os.fsync(fd)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        system.sync_directory(directory or os.curdir)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Keep other processes from changing ``path`` until the block ends; wait for those that do."""
+    lock = f"{path}.lock"
+    with contextlib.ExitStack() as stack:
+        with _told("lock", path):
+            _check_directory(os.path.dirname(path))
+            try:
+                fd = stack.enter_context(_created(lock))
+            except FileExistsError:
+                fd = _open(lock, os.O_RDWR)
+                stack.callback(os.close, fd)
+            stack.enter_context(system.exclusive(fd, wait=True))
+        yield
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | _PLAIN)
+
+
+@contextlib.contextmanager
+def _created(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
+    try:
+        system.set_mode(fd, path, 0o600)
+        system.give_to_owner(fd, os.path.dirname(path) or os.curdir)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _mtime(path: str) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _check_directory(path: str) -> None:
+    path = path or os.curdir
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise LocalFileError(f"{path} is not a directory")
+    _check_owner(path, status)
+    if system.HAS_OWNERS and status.st_mode & _OTHERS_WRITE:
+        raise LocalFileError(f"others can change what is in {path}: chmod 700 {path}")
+
+
+def _check_file(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise LocalFileError(f"{path} is not a regular file")
+    _check_owner(path, status)
+    if system.HAS_OWNERS and status.st_mode & _OTHERS:
+        raise LocalFileError(f"others have access to {path}: chmod 600 {path}")
+
+
+def _check_owner(path: str, status: os.stat_result) -> None:
+    if not system.may_be_trusted(status):
+        raise LocalFileError(f"{path} belongs to another user")
+
+
+@contextlib.contextmanager
+def _told(what: str, path: str) -> Iterator[None]:
+    """Make a sentence of what the operating system says."""
+    try:
+        yield
+    except OSError as error:
+        raise LocalFileError(f"cannot {what} {path}: {error.strerror or error}") from error
