@@ -1,0 +1,415 @@
+"""Tokens: whom they admit, from when and until when, whatever happens to their file."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ftpkit import private, system
+from ftpkit.access import EVERYTHING, Can, Grant, Tokens, decode_grant, encode_grant
+from ftpkit.errors import LocalFileError
+from tests.support.logs import Log
+
+WAIT_S = 20
+FULL = Grant(
+    user="alice",
+    can=frozenset({Can.READ, Can.WRITE}),
+    under="people/alice",
+    quota=10**10,
+    rate_bps=5e7,
+    weight=2.0,
+    connections=4,
+    expires_at=2e9,
+)
+needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
+needs_locks = pytest.mark.skipif(not system.HAS_LOCKS, reason="files cannot be locked here")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the tokens are."""
+    return tmp_path / "tokens.json"
+
+
+@pytest.fixture
+def tokens(path: Path) -> Tokens:
+    """Tokens that nobody has added to."""
+    return Tokens(path)
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What tokens log during the test."""
+    handler, logger = Log(), logging.getLogger("ftpkit.access")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+class Clock:
+    """Time that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_token_is_found_and_no_other(tokens: Tokens) -> None:
+    token = tokens.add(FULL)
+    other = tokens.add(Grant(user="bob"))
+    assert re.fullmatch("[A-Za-z0-9_-]{32}", token)
+    found = tokens.find(token)
+    assert found is not None
+    assert replace(found, key="") == FULL
+    assert replace(tokens.find(other) or FULL, key="") == Grant(user="bob", can=EVERYTHING)
+    for wrong in ("", token[:-1], token + "=", token.swapcase(), found.key, "\ud800", "a\0b"):
+        assert tokens.find(wrong) is None
+
+
+def test_the_file_and_a_grant_do_not_tell_the_token(tokens: Tokens, path: Path) -> None:
+    token = tokens.add(FULL)
+    found = tokens.find(token)
+    assert found is not None
+    assert token not in path.read_text()
+    assert token not in repr((found, tokens))
+    assert found.key not in repr(found)
+
+
+def test_a_token_may_be_given(tokens: Tokens) -> None:
+    assert tokens.add(FULL, "a word") == "a word"
+    assert tokens.find("a word") is not None
+
+
+def test_a_user_has_one_token(tokens: Tokens) -> None:
+    token = tokens.add(FULL)
+    with pytest.raises(ValueError, match="there is a token alice already"):
+        tokens.add(Grant(user="alice"))
+    with pytest.raises(ValueError, match="there is a token alice already"):
+        tokens.add(Grant(user="alice"), token)
+    assert [grant.user for grant in tokens.grants()] == ["alice"]
+
+
+def test_one_word_is_not_two_users(tokens: Tokens) -> None:
+    tokens.add(FULL, "a word")
+    with pytest.raises(ValueError, match="that is the token of alice"):
+        tokens.add(Grant(user="bob"), "a word")
+    assert [grant.user for grant in tokens.grants()] == ["alice"]
+
+
+def test_what_is_removed_holds_no_more(tokens: Tokens) -> None:
+    token, kept = tokens.add(FULL), tokens.add(Grant(user="bob"))
+    grant = tokens.find(token)
+    assert grant is not None
+    assert tokens.holds(grant)
+    assert tokens.remove("alice")
+    assert not tokens.remove("alice")
+    assert not tokens.holds(grant)
+    assert tokens.find(token) is None
+    assert tokens.find(kept) is not None
+    # Who comes back under the same name has another token.
+    tokens.add(FULL)
+    assert not tokens.holds(grant)
+    assert tokens.find(token) is None
+
+
+def test_a_grant_that_was_changed_holds_no_more(tokens: Tokens, path: Path) -> None:
+    token = tokens.add(FULL)
+    grant = tokens.find(token)
+    assert grant is not None
+    content = json.loads(path.read_text())
+    content["tokens"][0]["can"] = ["read"]
+    private.replace(str(path), json.dumps(content).encode())
+    assert not tokens.holds(grant)
+    changed = tokens.find(token)
+    assert changed == replace(grant, can=frozenset({Can.READ}))
+    assert tokens.holds(changed)
+
+
+def test_a_made_up_grant_does_not_hold(tokens: Tokens) -> None:
+    grant = tokens.find(tokens.add(FULL))
+    assert grant is not None
+    for made_up in (FULL, replace(grant, can=EVERYTHING), replace(grant, key="0" * 64)):
+        assert not tokens.holds(made_up)
+
+
+def test_a_token_ends_when_it_expires(path: Path) -> None:
+    clock = Clock()
+    tokens = Tokens(path, clock=clock)
+    token = tokens.add(replace(FULL, expires_at=clock.now + 10))
+    clock.now += 9.5
+    grant = tokens.find(token)
+    assert grant is not None
+    assert tokens.holds(grant)
+    clock.now += 0.5
+    assert not tokens.holds(grant)
+    assert tokens.find(token) is None
+    assert tokens.grants() == [grant]
+
+
+def test_changes_of_another_process_count_at_once(tokens: Tokens, path: Path) -> None:
+    others = Tokens(path)
+    # Several changes within one tick of the file system's clock, and all of one length.
+    users = ["ann", "bob", "cat", "dan"]
+    held: list[tuple[str, Grant]] = []
+    for user in users * 5:
+        for token, grant in held:
+            assert others.remove(grant.user)
+            assert not tokens.holds(grant)
+            assert tokens.find(token) is None
+        token = others.add(Grant(user=user))
+        found = tokens.find(token)
+        assert found is not None
+        assert found.user == user
+        assert tokens.holds(found)
+        held = [(token, found)]
+
+
+def test_the_file_is_read_only_when_it_changed(
+    tokens: Tokens, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = tokens.find(tokens.add(FULL))
+    assert grant is not None
+    assert tokens.holds(grant)
+    reads: list[str] = []
+
+    def read(path: str) -> bytes | None:
+        reads.append(path)
+        return data
+
+    data = private.read(str(path))
+    assert data is not None
+    monkeypatch.setattr(private, "read", read)
+    assert all(tokens.holds(grant) for _ in range(10))
+    assert reads == []
+    private.replace(str(path), data)
+    assert all(tokens.holds(grant) for _ in range(10))
+    assert reads == [str(path)]
+
+
+def make_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_a_link(path: Path) -> None:
+    path.rename(f"{path}.old")
+    path.symlink_to(f"{path}.old")
+
+
+def let_others_in(path: Path) -> None:
+    path.parent.chmod(0o777)
+    path.touch()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "not text": lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
+    "a directory": make_a_directory,
+    "a link": make_a_link,
+}
+if system.HAS_OWNERS:
+    DAMAGES["others can read it"] = partial(Path.chmod, mode=0o644)
+    DAMAGES["others can replace it"] = let_others_in
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    status = path.lstat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_with_a_fault_admits_nobody(
+    tokens: Tokens, path: Path, log: Log, damage: str
+) -> None:
+    token = tokens.add(FULL)
+    grant = tokens.find(token)
+    assert grant is not None
+    good = path.read_bytes()
+    DAMAGES[damage](path)
+    assert not tokens.holds(grant)
+    assert tokens.find(token) is None
+    with pytest.raises(LocalFileError, match=str(path.parent)) as caught:
+        tokens.grants()
+    assert len(log.so_far(f"no token is admitted: {caught.value}")) == 1
+    # It is what it was, and all is well.
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.parent.chmod(0o700)
+    private.replace(str(path), good)
+    assert tokens.holds(grant)
+    assert tokens.find(token) == grant
+
+
+@pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"missing"}))
+def test_a_file_with_a_fault_is_not_replaced(tokens: Tokens, path: Path, damage: str) -> None:
+    tokens.add(FULL)
+    DAMAGES[damage](path)
+    before = stamp(path)
+    for change in (lambda: tokens.add(Grant(user="bob")), lambda: tokens.remove("alice")):
+        with pytest.raises(LocalFileError):
+            change()
+    assert stamp(path) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("content", "version", 2),
+        ("content", "more", 1),
+        ("content", "tokens", None),
+        ("content", "tokens", {"user": "alice"}),
+        ("content", "tokens", ["alice"]),
+        ("token", "user", "al ice"),
+        ("token", "user", "\u0430lice"),
+        ("token", "user", ""),
+        ("token", "user", 5),
+        ("token", "user", "bob"),
+        ("token", "can", "read"),
+        ("token", "can", ["all"]),
+        ("token", "can", [["read"]]),
+        ("token", "can", None),
+        ("token", "under", ".."),
+        ("token", "under", "/etc"),
+        ("token", "under", ".ftpkit"),
+        ("token", "under", None),
+        ("token", "quota", -1),
+        ("token", "quota", True),
+        ("token", "quota", 1e3),
+        ("token", "rate_bps", 0),
+        ("token", "rate_bps", "50M"),
+        ("token", "rate_bps", float("nan")),
+        ("token", "weight", 0),
+        ("token", "weight", None),
+        ("token", "weight", float("inf")),
+        ("token", "weight", 10**400),
+        ("token", "connections", 0),
+        ("token", "connections", 1.5),
+        ("token", "expires_at", "never"),
+        ("token", "expires_at", False),
+        ("token", "key", "abc"),
+        ("token", "key", None),
+        ("token", "only_from", "192.0.2.7"),
+    ],
+)
+def test_no_value_is_taken_for_another(
+    tokens: Tokens, path: Path, where: str, key: str, value: object
+) -> None:
+    tokens.add(Grant(user="bob"))
+    token = tokens.add(FULL)
+    content = json.loads(path.read_text())
+    (content if where == "content" else content["tokens"][1])[key] = value
+    private.replace(str(path), json.dumps(content).encode())
+    assert tokens.find(token) is None
+    with pytest.raises(LocalFileError, match=f"{path} is damaged: "):
+        tokens.grants()
+
+
+def test_a_value_that_is_missing_is_a_fault(tokens: Tokens, path: Path) -> None:
+    tokens.add(FULL)
+    content = json.loads(path.read_text())
+    for key in encode_grant(FULL):
+        token = {name: value for name, value in content["tokens"][0].items() if name != key}
+        private.replace(str(path), json.dumps({"version": 1, "tokens": [token]}).encode())
+        with pytest.raises(LocalFileError, match="is damaged"):
+            tokens.grants()
+
+
+def test_deep_json_is_a_fault(tokens: Tokens, path: Path) -> None:
+    private.replace(str(path), b"[" * 200_000)
+    with pytest.raises(LocalFileError, match="is damaged"):
+        tokens.grants()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        replace(FULL, user="-rf"),
+        replace(FULL, user=".hidden"),
+        replace(FULL, user="a" * 65),
+        replace(FULL, user="a\n"),
+        replace(FULL, user="\u00e9mile"),
+        replace(FULL, under="a/../b"),
+        replace(FULL, quota=-1),
+        replace(FULL, weight=float("nan")),
+    ],
+    ids=repr,
+)
+def test_a_grant_that_cannot_be_is_not_added(tokens: Tokens, path: Path, wrong: Grant) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        tokens.add(wrong)
+    assert not path.exists()
+
+
+def test_a_grant_survives_its_way_through_json(tokens: Tokens) -> None:
+    grant = tokens.find(tokens.add(FULL))
+    assert grant is not None
+    assert decode_grant(json.loads(json.dumps(encode_grant(grant)))) == grant
+
+
+@needs_owners
+def test_the_file_is_for_its_owner_alone(tokens: Tokens, path: Path) -> None:
+    before = os.umask(0)
+    try:
+        tokens.add(FULL)
+        tokens.remove("alice")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert tokens.grants() == []
+
+
+ADD = """
+import sys
+from ftpkit.access import Grant, Tokens
+tokens = Tokens(sys.argv[1])
+for number in range(20):
+    tokens.add(Grant(user=f"{sys.argv[2]}{number}"))
+    tokens.remove(f"{sys.argv[2]}{number - 10}")
+"""
+
+
+@needs_locks
+def test_processes_that_change_it_at_once_lose_nothing(tokens: Tokens, path: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", ADD, str(path), name]) for name in ("a", "b", "c")
+    ]
+    assert [process.wait(WAIT_S) for process in processes] == [0, 0, 0]
+    users = {grant.user for grant in tokens.grants()}
+    assert users == {f"{name}{number}" for name in "abc" for number in range(10, 20)}
+
+
+def test_threads_that_look_while_it_changes_see_whole_files(tokens: Tokens, path: Path) -> None:
+    token = tokens.add(FULL)
+    grant = tokens.find(token)
+    assert grant is not None
+    ended, faults = threading.Event(), []
+
+    def look() -> None:
+        while not ended.is_set():
+            if not tokens.holds(grant) or tokens.find(token) != grant:
+                faults.append(grant)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    others = Tokens(path)
+    for number in range(50):
+        others.add(Grant(user=f"user{number}"))
+    ended.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert faults == []
