@@ -34,6 +34,11 @@ def split_name(name: str) -> list[str]:
     return name.split("/") if name else []
 
 
+def is_in(top: str, name: str) -> bool:
+    """Whether ``name`` is ``top`` or lies in it; in the root, "", lies everything."""
+    return top in ("", name) or name.startswith(f"{top}/")
+
+
 def is_reserved(part: str) -> bool:
     """Whether ``part`` begins with ``.ftpkit``, also to a file system that folds case or forms.
 

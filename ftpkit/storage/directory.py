@@ -6,17 +6,18 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Self
 
 from ftpkit import system
 from ftpkit.errors import Code, ElsewhereError, RefusedError
 from ftpkit.protocol.digest import digest_of, split_digest
-from ftpkit.protocol.names import RESERVED
+from ftpkit.protocol.names import RESERVED, split_name
 from ftpkit.storage import journal
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.refusals import refusing
+from ftpkit.storage.room import UNLIMITED, Room
 from ftpkit.storage.sharing import Claims, Share, Unshared
 from ftpkit.storage.staged import FileReader, StagedFile
 from ftpkit.storage.store import Entry, Progress, Upload, Wish
@@ -29,6 +30,7 @@ from ftpkit.storage.upload import (
     read_journal,
     reopen_upload,
 )
+from ftpkit.storage.usage import promised_in, stored_in
 
 _LOCK: Final = "lock"
 _STAGING: Final = "staging"
@@ -170,27 +172,57 @@ class DirectoryStore:
         """Open a file; it stays the same file whatever happens to its name."""
         return FileReader(name, self._tree.open(name))
 
+    def used(self, name: str, go_on: Callable[[], bool]) -> int:
+        """Return how many bytes are stored under ``name``, or promised to unfinished uploads.
+
+        It looks as long as ``go_on`` is true. OSError says that it was moved meanwhile.
+        """
+        # The unfinished first: what gets its name meanwhile counts twice rather than never.
+        total = promised_in(self._uploads, name, go_on)
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            self._tree.directory(split_name(name)) as directory,
+        ):
+            total += stored_in(directory, go_on)
+        return total
+
     # Files that arrive
 
-    def stage(self, wish: Wish, digest: str | None) -> StagedFile:
+    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> StagedFile:
         """Open a place for a file that arrives in one piece."""
         self._tree.check_target(wish.name, overwrite=wish.overwrite)
-        return StagedFile(wish, digest, self._staging, self._tree, self._files, self._unfinished())
+        return StagedFile(
+            wish, digest, self._staging, self._tree, self._files, self._unfinished(), room
+        )
 
-    def begin(self, wish: Wish, *, owner: str, block: int) -> DirectoryUpload:
+    def begin(
+        self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED
+    ) -> DirectoryUpload:
         """Open an upload, or continue the owner's unfinished one of this name, total, block."""
         self._tree.check_target(wish.name, overwrite=wish.overwrite)
         key = _key(owner, wish, block)
-        with refusing(wish.name), self._lock, self._claimed(key):
-            upload = self._hold(key) or self._reopen(key)
-            if upload is None:
-                upload = self._create(key, wish, block)
+        upload = self._continue(key, wish)
+        if upload is None:
+            # Not with the lock held: it may take long.
+            taken = room.take(wish.name, wish.total or 0)
+            try:
+                with refusing(wish.name), self._lock, self._claimed(key):
+                    upload = self._hold(key) or self._reopen(key)
+                    if upload is None:
+                        upload = self._create(key, wish, block)
+                        taken.keep()
+            finally:
+                taken.give_back()
         try:
-            upload.renew(wish)
+            upload.renew(wish, room)
         except BaseException:
             upload.release()
             raise
         return upload
+
+    def _continue(self, key: str, wish: Wish) -> DirectoryUpload | None:
+        with refusing(wish.name), self._lock, self._claimed(key):
+            return self._hold(key) or self._reopen(key)
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the upload's name, if there is one."""
@@ -206,7 +238,7 @@ class DirectoryStore:
             reader.close()
             raise
 
-    def upload(self, identity: str, *, owner: str) -> DirectoryUpload:
+    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> DirectoryUpload:
         """Take hold of an upload that was begun."""
         match = _IDENTITY.fullmatch(identity)
         if match is not None:
@@ -214,6 +246,7 @@ class DirectoryStore:
                 upload = self._hold(match[1]) or self._reopen(match[1])
             if upload is not None:
                 if upload.id == identity and _key(owner, upload.wish, upload.block) == match[1]:
+                    upload.room = room
                     return upload
                 upload.release()
         raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
@@ -399,6 +432,9 @@ class DirectoryStore:
                 with self._lock:
                     self._forget(key)
             raise
+        finally:
+            # A count that is under way may find it at both places.
+            upload.room.freed(wish.name)
         with self._lock:
             # The file stands: what fails here, _settle does later.
             with contextlib.suppress(OSError):

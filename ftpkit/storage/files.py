@@ -1,5 +1,6 @@
 """Held directories, and every change to the disk."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -61,6 +62,17 @@ class Directory:
             self._refuse_link(part)
             raise
 
+    def above(self, expected: os.stat_result) -> "Directory":
+        """Open the directory that it is in; OSError says that this is another one meanwhile."""
+        path = os.path.dirname(self.path)
+        if self._fd is None:
+            return Directory(path, None)
+        above = Directory(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
+        if os.path.samestat(above.status(), expected):
+            return above
+        above.close()
+        raise _error(errno.ESTALE, path)
+
     def open_file(self, part: str, *, write: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
 
@@ -89,6 +101,16 @@ class Directory:
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
             for entry in entries:
                 yield entry.name, entry.is_dir(follow_symlinks=False)
+
+    def sizes(self) -> Iterator[tuple[str, int | None]]:
+        """Yield the names of its files, with their lengths, and of directories, with None."""
+        with os.scandir(self.path if self._fd is None else self._fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.name, None
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.name, entry.stat(follow_symlinks=False).st_size
 
     def close(self) -> None:
         """Let go of the directory; safe to call twice."""

@@ -25,6 +25,8 @@ _BLOCK: Final = Struct(f"!QI{DIGEST_BYTES}s")
 _OFFSET: Final = Struct("!Q")
 _MAX_PAYLOAD: Final = 64 * 1024
 
+MAX_RECORD: Final = _HEAD.size + _MAX_PAYLOAD + _CRC.size
+
 
 @dataclass(frozen=True, slots=True)
 class HeldBlock:

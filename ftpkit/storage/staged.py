@@ -11,6 +11,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
 from ftpkit.storage.files import Directory, Files, remembered
 from ftpkit.storage.refusals import refusing
+from ftpkit.storage.room import UNLIMITED, Room
 from ftpkit.storage.store import Entry, Wish
 from ftpkit.storage.tree import Tree, entry_of
 
@@ -63,19 +64,22 @@ class StagedFile:
         tree: Tree,
         files: Files,
         beside: Iterable[os.stat_result],
+        room: Room = UNLIMITED,
     ) -> None:
-        self._wish, self._digest = wish, digest
+        self._wish, self._digest, self._room = wish, digest, room
         self._staging, self._tree, self._files = staging, tree, files
         self._hasher = new_hasher(split_digest(digest)[0] if digest else DEFAULT)
         self._part = secrets.token_hex(16)
         self._length = 0
-        with refusing(wish.name):
-            self._fd = files.create(staging, self._part, 0o666)
-            try:
+        self._fd = -1
+        self._taken = room.take(wish.name, wish.total or 0)
+        try:
+            with refusing(wish.name):
+                self._fd = files.create(staging, self._part, 0o666)
                 files.reserve(self._fd, wish.total or 0, beside)
-            except BaseException:
-                self.discard()
-                raise
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, view: memoryview) -> None:
         """Take the next bytes."""
@@ -100,13 +104,21 @@ class StagedFile:
             self._files.describe(self._fd, path, wish.mode, wish.mtime)
             self._files.remember(self._fd, actual)
             self._files.sync(self._fd)
-        entry = self._tree.publish(
-            self._staging,
-            self._part,
-            wish.name,
-            overwrite=wish.overwrite,
-            content_digest=actual,
-        )
+        try:
+            entry = self._tree.publish(
+                self._staging,
+                self._part,
+                wish.name,
+                overwrite=wish.overwrite,
+                content_digest=actual,
+                room=self._room,
+            )
+        except BaseException:
+            # It may stand there all the same: the next count tells.
+            self._taken.keep()
+            self._room.freed(wish.name)
+            raise
+        self._taken.keep()
         self._close()
         return entry
 
@@ -116,6 +128,7 @@ class StagedFile:
             self._close()
             with contextlib.suppress(OSError):
                 self._files.unlink(self._staging, self._part)
+        self._taken.give_back()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from ftpkit.errors import Code, RefusedError
+from ftpkit.storage.room import UNLIMITED, Room
 
 Progress = Callable[[int, int], None]
 """Called with how many bytes of how many are done, while work takes long."""
@@ -143,16 +144,24 @@ class Store(Protocol):
 
     def read(self, name: str) -> Reader: ...
 
-    def stage(self, wish: Wish, digest: str | None) -> Staged:
-        """Open a place for a file that arrives in one piece and should match ``digest``."""
+    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> Staged:
+        """Open a place for a file that arrives in one piece and should match ``digest``.
 
-    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
-        """Open an upload, or continue the owner's unfinished one of this name, total and block."""
+        Its total is taken from ``room`` before anything is made, and given back if it is not
+        published.
+        """
+
+    def begin(self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED) -> Upload:
+        """Open an upload, or continue the owner's unfinished one of this name, total and block.
+
+        One that is not continued takes its total from ``room``; where that is not known, each
+        block does.
+        """
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the upload's name, if there is one."""
 
-    def upload(self, identity: str, *, owner: str) -> Upload:
+    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> Upload:
         """Take hold of an upload that was begun, here or on another connection."""
 
     def abort(self, identity: str, *, owner: str) -> None:

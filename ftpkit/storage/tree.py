@@ -14,6 +14,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import is_reserved, split_name
 from ftpkit.storage.files import Directory, Files, remembered
 from ftpkit.storage.refusals import refusing
+from ftpkit.storage.room import UNLIMITED, Room
 from ftpkit.storage.store import Entry, Progress
 
 # What link() says on disks that have no hard links.
@@ -150,8 +151,12 @@ class Tree:
         *,
         overwrite: bool,
         content_digest: str | None = None,
+        room: Room = UNLIMITED,
     ) -> Entry:
-        """Move a finished file from ``source`` to its name: in one step, and durably."""
+        """Move a finished file from ``source`` to its name: in one step, and durably.
+
+        ``room`` is told if another file stood there.
+        """
         *parents, last = split_name(name)
         with refusing(name), self.directory(parents, make=True) as directory:
             if _is_same_file(source, part, directory, last):
@@ -159,8 +164,10 @@ class Tree:
                 self._files.unlink(source, part)
                 self._files.sync_directory(directory)
                 return entry_of(name, directory.stat(last), content_digest)
-            _check_replaceable(directory, last, overwrite=overwrite)
+            replaced = _check_replaceable(directory, last, overwrite=overwrite)
             self._move(source, part, directory, last, overwrite=overwrite)
+            if replaced:
+                room.freed(name)
             return entry_of(name, directory.stat(last), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
@@ -350,15 +357,19 @@ def _check_known(directory: Directory, part: str) -> None:
             raise RefusedError(Code.NOT_FOUND, f"there is no {part!a}")
 
 
-def _check_replaceable(directory: Directory, part: str, *, overwrite: bool) -> None:
-    """Refuse to put a file where a directory, a link or a special file stands."""
+def _check_replaceable(directory: Directory, part: str, *, overwrite: bool) -> bool:
+    """Refuse to put a file where a directory, a link or a special file stands.
+
+    Return whether a file stands there.
+    """
     try:
         mode = directory.stat(part).st_mode
     except FileNotFoundError:
-        return
+        return False
     if stat.S_ISDIR(mode):
         raise FileExistsError if not overwrite else IsADirectoryError
     if not stat.S_ISREG(mode):
         raise FileNotFoundError
     if not overwrite:
         raise FileExistsError
+    return True

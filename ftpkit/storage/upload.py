@@ -21,6 +21,7 @@ from ftpkit.storage import journal
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.journal import HeldBlock, JournalState
 from ftpkit.storage.refusals import refusing
+from ftpkit.storage.room import NOTHING, UNLIMITED, Room, Taken
 from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
 from ftpkit.storage.writer import PartWriter, taken_over
 
@@ -95,14 +96,14 @@ def reopen_upload(
     return upload
 
 
-def read_journal(directory: Directory, part: str) -> JournalState | None:
-    """Return what the journal ``part`` says, or None if there is none."""
+def read_journal(directory: Directory, part: str, most: int = -1) -> JournalState | None:
+    """Return what the journal ``part`` says, or its first ``most`` bytes; None: there is none."""
     try:
         fd = directory.open_file(part)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
-        return journal.replay(file.read())
+        return journal.replay(file.read(most))
 
 
 class DirectoryUpload:
@@ -127,6 +128,8 @@ class DirectoryUpload:
         self.id: str = values.pop("id")
         self.block: int = values.pop("block")
         self.wish = Wish(**values)
+        self.room: Room = UNLIMITED
+        """Where blocks take what they need, if the total is not known."""
         self.directory = directory
         self._files = files
         self._publish, self._let_go = publish, let_go
@@ -171,10 +174,11 @@ class DirectoryUpload:
             if split_digest(held.digest)[0] == algorithm
         ]
 
-    def renew(self, wish: Wish) -> None:
+    def renew(self, wish: Wish, room: Room = UNLIMITED) -> None:
         """Take over what a later ``begin`` wishes for the same file."""
         with self._lock:
             self._check_open()
+            self.room = room
             if wish != self.wish:
                 self.wish = wish
                 self._append(journal.encode_wish({**self._identity(), **asdict(wish)}))
@@ -203,28 +207,30 @@ class DirectoryUpload:
                 f" {self.block} bytes and only the last may be shorter",
             )
         hasher = new_hasher(split_digest(digest)[0])
-        with self._lock:
-            self._check_open()
-            if self._committing:
-                raise RefusedError(Code.BUSY, "the upload is being committed now")
-            # In one step with what follows: a third writer must not slip in between.
-            older = self._writers.pop(offset, None)
-            if older is not None:
-                older.revoke()
-            held = self._blocks.get(offset)
-            if held is not None and held.digest != digest:
-                self._forget(offset)
-            writer = PartWriter(
-                self,
-                offset,
-                size,
-                digest,
-                hasher,
-                whole=self._whole.fork(offset),
-                keep=held is None or held.digest != digest,
-            )
-            self._writers[offset] = writer
-        return writer
+        taken: Taken | None = None if self.wish.total is None else NOTHING
+        try:
+            while True:
+                with self._lock:
+                    keep = self._make_way(offset, digest)
+                    if taken is not None or not keep:
+                        writer = PartWriter(
+                            self,
+                            offset,
+                            size,
+                            digest,
+                            hasher,
+                            whole=self._whole.fork(offset),
+                            keep=keep,
+                            taken=taken or NOTHING,
+                        )
+                        self._writers[offset] = writer
+                        return writer
+                # Not with the lock held: it may take long.
+                taken = self.room.take(self.wish.name, size)
+        except BaseException:
+            if taken is not None:
+                taken.give_back()
+            raise
 
     def put(self, view: memoryview, offset: int) -> None:
         """Write bytes of a block into the staged file."""
@@ -246,6 +252,7 @@ class DirectoryUpload:
             self._blocks[writer.offset] = HeldBlock(
                 writer.size, writer.digest, self._journal_length
             )
+            writer.taken.keep()
             self._whole.join(writer.whole, writer.offset, writer.size)
             self._unsafe_bytes += writer.size
             late = time.monotonic() - self._checkpoint_at >= _CHECKPOINT_S
@@ -427,6 +434,21 @@ class DirectoryUpload:
             _, writer = self._writers.popitem()
             writer.revoke()
 
+    def _make_way(self, offset: int, digest: str) -> bool:
+        """End what an older writer does with a block; return whether it is to be written."""
+        self._check_open()
+        if self._committing:
+            raise RefusedError(Code.BUSY, "the upload is being committed now")
+        older = self._writers.pop(offset, None)
+        if older is not None:
+            older.revoke()
+        held = self._blocks.get(offset)
+        if held is not None and held.digest == digest:
+            return False
+        if held is not None:
+            self._forget(offset)
+        return True
+
     def _append(self, record: bytes) -> None:
         # Not at the end of the file: half a record that a full disk left there
         # would hide this one from every replay.
@@ -440,6 +462,8 @@ class DirectoryUpload:
             self._files.sync_data(self._journal)
         del self._blocks[offset]
         self._whole.forget(offset)
+        if self.wish.total is None:
+            self.room.freed(self.wish.name)
 
     def _identity(self) -> dict[str, Any]:
         return {"id": self.id, "block": self.block}
@@ -485,19 +509,31 @@ class DirectoryUpload:
         """Copy what was never sent from the standing file (without the lock)."""
         if not missing or self._basis is None:
             return
-        reader, offered = self._basis
-        buffer = memoryview(bytearray(self.block))
-        for offset in missing:
-            held = offered[offset]
-            piece = buffer[: self._length_at(offset, total)]
-            got = reader.read_into(piece, offset)
-            if digest_of(piece[:got], split_digest(held.digest)[0]) != held.digest:
-                raise RefusedError(Code.CHANGED, "the standing file has changed meanwhile")
-            self.put(piece, offset)
-            with self._lock, refusing(self.wish.name):
-                self._check_open()
-                self._append(journal.encode_block(offset, held.length, held.digest))
-                self._blocks[offset] = HeldBlock(held.length, held.digest, self._journal_length)
+        taken: Taken = NOTHING
+        if self.wish.total is None:
+            count = sum(self._length_at(offset, total) for offset in missing)
+            taken = self.room.take(self.wish.name, count)
+        try:
+            for offset in missing:
+                self._copy_from_basis(*self._basis, offset, total)
+        finally:
+            # What was copied before a failure is held; how much that is the next count tells.
+            taken.keep()
+            self.room.freed(self.wish.name)
+
+    def _copy_from_basis(
+        self, reader: Reader, offered: dict[int, HeldBlock], offset: int, total: int
+    ) -> None:
+        held = offered[offset]
+        piece = memoryview(bytearray(self._length_at(offset, total)))
+        got = reader.read_into(piece, offset)
+        if digest_of(piece[:got], split_digest(held.digest)[0]) != held.digest:
+            raise RefusedError(Code.CHANGED, "the standing file has changed meanwhile")
+        self.put(piece, offset)
+        with self._lock, refusing(self.wish.name):
+            self._check_open()
+            self._append(journal.encode_block(offset, held.length, held.digest))
+            self._blocks[offset] = HeldBlock(held.length, held.digest, self._journal_length)
 
     def _check_blocks(self, total: int, blocks_digest: str | None) -> None:
         if blocks_digest is None:

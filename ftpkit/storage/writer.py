@@ -5,6 +5,7 @@ from typing import Protocol
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import Hasher, format_digest, split_digest
+from ftpkit.storage.room import NOTHING, Taken
 
 
 class Owner(Protocol):
@@ -33,9 +34,10 @@ class PartWriter:
         *,
         whole: Hasher | None,
         keep: bool,
+        taken: Taken = NOTHING,
     ) -> None:
         self.offset, self.size, self.digest = offset, size, digest
-        self.whole, self.keep = whole, keep
+        self.whole, self.keep, self.taken = whole, keep, taken
         self._owner = owner
         self._hasher = hasher
         self._at = offset
@@ -66,11 +68,13 @@ class PartWriter:
     def release(self) -> None:
         """Let go of the block."""
         self._owner.leave(self)
+        self.taken.give_back()
 
     def revoke(self) -> None:
         """Make sure that not one more byte of this writer reaches the file."""
         with self._lock:
             self._revoked = True
+        self.taken.give_back()
 
 
 def taken_over() -> RefusedError:
