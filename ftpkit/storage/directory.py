@@ -213,8 +213,9 @@ class DirectoryStore:
                         taken.keep()
             finally:
                 taken.give_back()
+        upload.room = room
         try:
-            upload.renew(wish, room)
+            upload.renew(wish)
         except BaseException:
             upload.release()
             raise
@@ -251,9 +252,9 @@ class DirectoryStore:
                 upload.release()
         raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
 
-    def abort(self, identity: str, *, owner: str) -> None:
+    def abort(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> None:
         """Throw an unfinished upload away."""
-        upload = self.upload(identity, owner=owner)
+        upload = self.upload(identity, owner=owner, room=room)
         try:
             upload.abort()
             key = identity.partition("-")[0]
@@ -262,6 +263,7 @@ class DirectoryStore:
                 self._open.pop(key, None)
                 self._tree.purge(self._uploads, key, _ignore)
         finally:
+            room.freed(upload.wish.name)
             upload.release()
 
     def published(self, identity: str, *, owner: str) -> Entry | None:

@@ -144,24 +144,16 @@ class Store(Protocol):
 
     def read(self, name: str) -> Reader: ...
 
-    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> Staged:
-        """Open a place for a file that arrives in one piece and should match ``digest``.
+    def stage(self, wish: Wish, digest: str | None) -> Staged:
+        """Open a place for a file that arrives in one piece and should match ``digest``."""
 
-        Its total is taken from ``room`` before anything is made, and given back if it is not
-        published.
-        """
-
-    def begin(self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED) -> Upload:
-        """Open an upload, or continue the owner's unfinished one of this name, total and block.
-
-        One that is not continued takes its total from ``room``; where that is not known, each
-        block does.
-        """
+    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
+        """Open an upload, or continue the owner's unfinished one of this name, total and block."""
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the upload's name, if there is one."""
 
-    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> Upload:
+    def upload(self, identity: str, *, owner: str) -> Upload:
         """Take hold of an upload that was begun, here or on another connection."""
 
     def abort(self, identity: str, *, owner: str) -> None:
@@ -174,6 +166,26 @@ class Store(Protocol):
         """Return what ``commit`` of this upload answered, if that was within a day."""
 
     def close(self) -> None: ...
+
+
+class MeteredStore(Store, Protocol):
+    """A store whose files take what they need from a room, before anything is made of them."""
+
+    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> Staged:
+        """Take the total, and give it back if the file is not published."""
+
+    def begin(self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED) -> Upload:
+        """Take the total, unless an upload is continued; without a total, each block takes."""
+
+    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> Upload: ...
+
+    def abort(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> None: ...
+
+    def used(self, name: str, go_on: Callable[[], bool]) -> int:
+        """Return the bytes that are stored under ``name``, or promised to unfinished uploads.
+
+        It looks as long as ``go_on`` is true. OSError says that it could not look everywhere.
+        """
 
 
 def hold_block(upload: Upload, offset: int, data: memoryview, digest: str) -> bool:

@@ -174,11 +174,10 @@ class DirectoryUpload:
             if split_digest(held.digest)[0] == algorithm
         ]
 
-    def renew(self, wish: Wish, room: Room = UNLIMITED) -> None:
+    def renew(self, wish: Wish) -> None:
         """Take over what a later ``begin`` wishes for the same file."""
         with self._lock:
             self._check_open()
-            self.room = room
             if wish != self.wish:
                 self.wish = wish
                 self._append(journal.encode_wish({**self._identity(), **asdict(wish)}))
