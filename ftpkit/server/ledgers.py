@@ -48,24 +48,26 @@ class Ledgers:
 
     def take(self, name: str, count: int, under: str, quota: int | None) -> int:
         """Take ``count`` bytes for ``name`` and return their number, or refuse; it may wait."""
-        since: int | None = None
+        if quota is None:
+            with self._changed:
+                return self._enter(name, count)
         deadline = self._clock() + self._patience_s
         with self._changed:
-            while True:
-                if quota is None or self._fits(under, quota, count, since):
-                    return self._enter(name, count)
-                ledger = self._ledgers[under]
-                since = ledger.begun if since is None else since
-                if ledger.begun - since >= _MOST_COUNTS and not ledger.counting:
-                    raise _unknown()
-                self._begin(under, ledger)
+            ledger = self._ledger(under)
+            most = ledger.begun + _MOST_COUNTS
+            while not self._fits(ledger, quota, count):
+                if ledger.thread is None:
+                    if ledger.begun >= most:
+                        raise _unknown()
+                    self._start(under, ledger)
                 if not self._changed.wait(max(0.0, deadline - self._clock())):
                     raise _unknown()
+            return self._enter(name, count)
 
     def take_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
         """Do as ``take`` does, if that is possible at once."""
         with self._changed:
-            if quota is None or self._fits(under, quota, count, None):
+            if quota is None or self._fits(self._ledger(under), quota, count):
                 return self._enter(name, count)
             return None
 
@@ -76,9 +78,10 @@ class Ledgers:
             for ledger, begun in taken.ledgers:
                 ledger.taken -= taken.count
                 ledger.stored += taken.count
-                # A count that began since may have found it already.
-                ledger.less = ledger.less or ledger.begun != begun
                 ledger.kept += taken.count
+                if ledger.begun != begun or ledger.thread is not None:
+                    # A count that has begun since, or is under way, may have found it as well.
+                    ledger.note(less=True)
 
     def give_back(self, number: int) -> None:
         """Note that what was taken is not on the disk."""
@@ -91,16 +94,17 @@ class Ledgers:
         """Note that there may be less of ``name`` than was counted."""
         with self._changed:
             for under, ledger in self._ledgers.items():
-                ledger.less = ledger.less or _touch(under, name)
+                ledger.note(less=_touch(under, name))
 
     def moved(self, name: str, to: str) -> None:
         """Note that what was counted under ``name`` may be under ``to``."""
         with self._changed:
             for under, ledger in self._ledgers.items():
-                ledger.less = ledger.less or _touch(under, name) or _touch(under, to)
-                # A count that is under way may have looked there before, and here too early.
-                if _touch(under, to) and (ledger.counting or not is_in(under, name)):
-                    ledger.more = True
+                # A count that is under way may have looked here too early, and there too late.
+                comes = ledger.thread is not None or not is_in(under, name)
+                ledger.note(
+                    less=_touch(under, name) or _touch(under, to), more=_touch(under, to) and comes
+                )
 
     def close(self) -> None:
         """End the counts that are under way."""
@@ -113,56 +117,45 @@ class Ledgers:
 
     # All that follows is called with the lock held, but for _run.
 
-    def _fits(self, under: str, quota: int, count: int, since: int | None) -> bool:
-        """Whether there is room for certain; refuse it if there is certainly none.
-
-        ``since`` tells counts that began after the question from earlier ones.
-        """
-        ledger = self._ledgers.get(under) or self._open(under)
+    def _fits(self, ledger: "_Ledger", quota: int, count: int) -> bool:
+        """Whether there is room for certain; refuse what there is certainly none for."""
         if self._closed:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
-        if ledger.more:
-            return False
         left = quota - ledger.stored - ledger.taken
-        if count <= left:
-            return True
-        asked = since is not None and ledger.ended > since
-        if asked or not (ledger.less or self._clock() - ledger.at >= _FRESH_S):
-            raise RefusedError(
-                Code.QUOTA_EXCEEDED,
-                f"{count:,} bytes are more than the {max(0, left):,} that are left"
-                f" of a quota of {quota:,}",
-            )
-        return False
+        if ledger.more or count <= left:
+            return not ledger.more
+        if ledger.less or self._clock() - ledger.at >= _FRESH_S:
+            return False
+        raise RefusedError(
+            Code.QUOTA_EXCEEDED,
+            f"{count:,} bytes are more than the {max(0, left):,} that are left"
+            f" of a quota of {quota:,}",
+        )
 
-    def _open(self, under: str) -> "_Ledger":
-        ledger = self._ledgers[under] = _Ledger()
-        for taken in self._taken.values():
-            if is_in(under, taken.name):
-                taken.ledgers.append((ledger, ledger.begun))
-                ledger.taken += taken.count
+    def _ledger(self, under: str) -> "_Ledger":
+        ledger = self._ledgers.get(under)
+        if ledger is None:
+            ledger = self._ledgers[under] = _Ledger()
+            for taken in self._taken.values():
+                taken.enter(under, ledger)
         return ledger
 
     def _enter(self, name: str, count: int) -> int:
         number = next(self._numbers)
         taken = self._taken[number] = _Taken(name, count)
         for under, ledger in self._ledgers.items():
-            if is_in(under, name):
-                taken.ledgers.append((ledger, ledger.begun))
-                ledger.taken += count
+            taken.enter(under, ledger)
         return number
 
-    def _begin(self, under: str, ledger: "_Ledger") -> None:
-        """Count, unless that is being done."""
-        if ledger.thread is not None:
-            return
+    def _start(self, under: str, ledger: "_Ledger") -> None:
+        """Count what is stored."""
         thread = threading.Thread(
             target=self._run, args=(under, ledger), name="ftpkit-count", daemon=True
         )
         thread.start()
         ledger.thread = thread
         ledger.begun += 1
-        ledger.less = ledger.more = False
+        ledger.less_since = ledger.more_since = False
         ledger.kept = 0
 
     def _run(self, under: str, ledger: "_Ledger") -> None:
@@ -173,13 +166,10 @@ class Ledgers:
             log.exception("error", extra={"fields": {"at": "count", "under": under}})
         with self._changed:
             ledger.thread = None
-            ledger.ended, ledger.at = ledger.begun, self._clock()
-            if stored is None:
-                ledger.more = True
-            else:
-                # What was kept meanwhile was found as well, or not.
+            ledger.at = self._clock()
+            if stored is not None:
                 ledger.stored = stored + ledger.kept
-                ledger.less = ledger.less or ledger.kept > 0
+                ledger.less, ledger.more = ledger.less_since, ledger.more_since
             self._changed.notify_all()
 
 
@@ -187,22 +177,25 @@ class Ledgers:
 class _Ledger:
     """One directory: ``stored`` and ``taken`` bytes, and how sure that is.
 
-    ``less`` says that a new count may find less, ``more`` that it may find more.
+    ``less`` says that a count may find less, ``more`` that it may find more; ``_since`` the
+    last one has begun. ``kept`` came to be stored since then.
     """
 
     stored: int = 0
     taken: int = 0
+    kept: int = 0
     less: bool = False
     more: bool = True
+    less_since: bool = False
+    more_since: bool = False
     begun: int = 0
-    ended: int = 0
     at: float = 0.0
-    kept: int = 0
     thread: threading.Thread | None = None
 
-    @property
-    def counting(self) -> bool:
-        return self.thread is not None
+    def note(self, *, less: bool, more: bool = False) -> None:
+        """Note what a count may find."""
+        self.less, self.less_since = self.less or less, self.less_since or less
+        self.more, self.more_since = self.more or more, self.more_since or more
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +203,13 @@ class _Taken:
     name: str
     count: int
     ledgers: list[tuple[_Ledger, int]] = field(default_factory=list)
+    """Where it is counted, and which count had begun there before."""
+
+    def enter(self, under: str, ledger: _Ledger) -> None:
+        """Count it as taken, if it lies there."""
+        if is_in(under, self.name):
+            self.ledgers.append((ledger, ledger.begun))
+            ledger.taken += self.count
 
 
 def _touch(under: str, name: str) -> bool:
