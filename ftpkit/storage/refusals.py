@@ -42,7 +42,19 @@ def refusing(name: str) -> Iterator[None]:
         if number not in _MEANING:
             raise
         code, text = _MEANING[number]
-        raise RefusedError(code, text.format(ascii(name))) from error
+        raise NamedRefusalError(code, text, name) from error
+
+
+class NamedRefusalError(RefusedError):
+    """A refusal whose ``text`` has a place for a ``name``."""
+
+    def __init__(self, code: Code, text: str, name: str) -> None:
+        super().__init__(code, text.format(ascii(name)))
+        self.text, self.name = text, name
+
+    def of(self, name: str) -> "NamedRefusalError":
+        """Return the same refusal with another name."""
+        return NamedRefusalError(Code(self.code), self.text, name)
 
 
 _PLAIN: Final[dict[type[OSError], int]] = {

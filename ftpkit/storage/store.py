@@ -98,13 +98,21 @@ class BlockWriter(Protocol):
 class Upload(Protocol):
     """A file that arrives in blocks, in any order, over any connection of its owner."""
 
-    id: str
-    wish: Wish
-    block: int
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def wish(self) -> Wish: ...
+
+    @property
+    def block(self) -> int: ...
 
     @property
     def held(self) -> int:
         """Bytes of the blocks that have arrived."""
+
+    def renew(self, wish: Wish) -> None:
+        """Take over a later wish for the same name and total."""
 
     def records(self, algorithm: str) -> list[Record]:
         """Return the blocks that need not be sent again, by offset."""

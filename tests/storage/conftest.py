@@ -6,26 +6,35 @@ from pathlib import Path
 import pytest
 
 from ftpkit import system
-from ftpkit.storage import DirectoryStore
-from tests.storage.stores import Place, take_powers
+from ftpkit.storage import Store
+from tests.storage.stores import JAIL, Place, take_powers
 
 HELD = "held-descriptors"
 JOINED = "joined-paths"
+UNDER = "under-a-directory"
 
 
-@pytest.fixture(params=[HELD, JOINED])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what holds for every store with every kind, and the rest with directory stores."""
+    if "place" in metafunc.fixturenames:
+        for_all = any(word in metafunc.module.__name__ for word in ("contract", "jail"))
+        kinds = [HELD, JOINED, UNDER] if for_all else [HELD, JOINED]
+        metafunc.parametrize("place", kinds, indirect=True)
+
+
+@pytest.fixture
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A place for each kind of store; one kind more is one parameter more."""
-    if request.param == HELD and not system.HAS_DIR_FD:
+    if request.param != JOINED and not system.HAS_DIR_FD:
         pytest.skip("there are no held directory descriptors here")
     if request.param == JOINED:
         take_powers(monkeypatch)
-    with Place(tmp_path / "root") as place:
+    with Place(tmp_path / "root", JAIL if request.param == UNDER else "") as place:
         yield place
 
 
 @pytest.fixture
-def store(place: Place) -> DirectoryStore:
-    return place.open()
+def store(place: Place) -> Store:
+    return place.store()

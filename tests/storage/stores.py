@@ -16,10 +16,13 @@ from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore, Entry, Store, Upload, files
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.store import Wish
+from ftpkit.storage.under import Under
 from tests.support.portable import sitecustomize
 
 BLOCK = 64 * 1024
 OWNER = "ada"
+# Nothing that a store under it says may tell that there is such a name.
+JAIL = "unheard/of"
 
 
 class QuickFiles(Files):
@@ -110,14 +113,23 @@ class Fault:
 
 
 class Place:
-    """Where a store keeps its files; it may be opened again and again."""
+    """Where a store keeps its files, in ``under``; it may be opened again and again."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, top: Path, under: str = "") -> None:
+        self.top, self.root = top, top / under
+        self._under = under
         self._stack = contextlib.ExitStack()
 
     def open(self, files: Files | None = None) -> DirectoryStore:
-        return self._stack.enter_context(DirectoryStore(self.root, files or QuickFiles()))
+        return self._stack.enter_context(DirectoryStore(self.top, files or QuickFiles()))
+
+    def store(self) -> Store:
+        """Open it as the store that names are relative to."""
+        store = self.open()
+        if not self._under:
+            return store
+        store.mkdir(self._under)
+        return Under(store, self._under)
 
     def __enter__(self) -> Self:
         return self
@@ -137,8 +149,9 @@ class Place:
 
     def private(self) -> list[str]:
         """What lies unfinished in the store's own directory."""
-        staging = list((self.root / ".ftpkit" / "staging").iterdir())
-        return [path.name for path in [*staging, *(self.root / ".ftpkit" / "uploads").iterdir()]]
+        private = self.top / ".ftpkit"
+        unfinished = [*(private / "staging").iterdir(), *(private / "uploads").iterdir()]
+        return [path.name for path in unfinished]
 
 
 def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +180,7 @@ def refused(*codes: Code) -> Iterator[None]:
     with pytest.raises(RefusedError) as caught:
         yield
     assert caught.value.code in codes, f"{caught.value.code}: {caught.value}"
+    assert JAIL not in str(caught.value)
 
 
 def stage(

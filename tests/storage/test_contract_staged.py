@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -85,11 +86,11 @@ def test_nothing_stands_under_the_name_before_commit(store: Store) -> None:
 
 
 def test_what_was_staged_when_a_server_died_is_gone_at_the_next_start(place: Place) -> None:
-    with place.open() as store:
-        (place.root / ".ftpkit" / "staging" / "rest").write_bytes(b"half")
-        (place.root / ".ftpkit" / "staging" / "tree" / "inner").mkdir(parents=True)
+    with closing(place.store()) as store:
+        (place.top / ".ftpkit" / "staging" / "rest").write_bytes(b"half")
+        (place.top / ".ftpkit" / "staging" / "tree" / "inner").mkdir(parents=True)
         stage(store, "f", b"one")
-    with place.open() as store:
+    with closing(place.store()) as store:
         assert place.private() == []
         assert fetch(store, "f") == b"one"
 

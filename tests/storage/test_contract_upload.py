@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -229,17 +230,17 @@ def test_an_upload_is_continued_after_release(store: Store) -> None:
 
 
 def test_an_upload_is_continued_by_another_server(place: Place) -> None:
-    with place.open() as store:
+    with closing(place.store()) as store:
         upload = begin(store, "f", len(DATA))
         identity = upload.id
         send(upload, BLOCK, BLOCKS[BLOCK])
         send(upload, TAIL, BLOCKS[TAIL])
         upload.release()
-    with place.open() as store:
+    with closing(place.store()) as store:
         upload = store.upload(identity, owner=OWNER)
         assert held(upload) == [BLOCK, TAIL]
         send(upload, 0, BLOCKS[0])
-    with place.open() as store:
+    with closing(place.store()) as store:
         upload = begin(store, "f", len(DATA))
         assert (upload.id, held(upload)) == (identity, [0, BLOCK, TAIL])
         send(upload, 2 * BLOCK, BLOCKS[2 * BLOCK])
@@ -405,7 +406,7 @@ def test_the_digest_of_the_blocks_decides(store: Store, algorithm: str) -> None:
 
 
 def test_commit_may_be_repeated(place: Place) -> None:
-    with place.open() as store:
+    with closing(place.store()) as store:
         upload = begin(store, "f", 5)
         send(upload, 0, b"right")
         first = commit(upload, 5)
@@ -416,7 +417,7 @@ def test_commit_may_be_repeated(place: Place) -> None:
         assert store.published(upload.id, owner=OWNER) == first
         with refused(Code.NOT_FOUND):
             store.upload(upload.id, owner=OWNER)
-    with place.open() as store:
+    with closing(place.store()) as store:
         assert store.published(upload.id, owner=OWNER) == first
         assert store.published(upload.id, owner="bob") is None
 
@@ -469,7 +470,7 @@ def test_a_huge_total_costs_nothing(store: Store, place: Place) -> None:
             commit(upload, total)
         upload.release()
         store.abort(upload.id, owner=OWNER)
-    used = sum(path.stat().st_blocks * 512 for path in place.root.rglob("*") if path.is_file())
+    used = sum(path.stat().st_blocks * 512 for path in place.top.rglob("*") if path.is_file())
     assert used < 64 * 1024
 
 

@@ -101,7 +101,7 @@ OPERATIONS: Final[dict[str, Callable[[Store, str], object]]] = {
 def test_a_link_is_never_followed_and_answered_as_what_is_not_there(
     place: Place, outside: Path, operation: str, absolute: bool, link: str, target: str, name: str
 ) -> None:
-    store = place.open()
+    store = place.store()
     stage(store, "mine", b"mine")
     stage(store, "dir/f", b"mine")
     store.mkdir("a")
@@ -117,7 +117,7 @@ def test_a_link_is_never_followed_and_answered_as_what_is_not_there(
 
 
 def test_a_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path) -> None:
-    store = place.open()
+    store = place.store()
     stage(store, "a/f", b"mine")
     (place.root / "a" / "l").symlink_to(outside)
     (place.root / "loop").symlink_to(place.root)
@@ -128,7 +128,7 @@ def test_a_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path)
 def test_delete_removes_links_in_a_directory_and_not_what_they_point_to(
     place: Place, outside: Path
 ) -> None:
-    store = place.open()
+    store = place.store()
     store.mkdir("a/b")
     (place.root / "a" / "l").symlink_to(outside)
     (place.root / "a" / "b" / "l").symlink_to(outside / "f")
@@ -139,7 +139,7 @@ def test_delete_removes_links_in_a_directory_and_not_what_they_point_to(
 def test_a_link_that_came_while_a_file_was_staged_is_not_followed(
     place: Place, outside: Path
 ) -> None:
-    store = place.open()
+    store = place.store()
     for link, target, name in [("l", outside / "f", "l"), ("m", outside, "m/f")]:
         for overwrite in (True, False):
             staged = store.stage(Wish(name=name, total=0, overwrite=overwrite), None)
@@ -155,7 +155,7 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with Place(tmp_path / "link") as place:
-        stage(place.open(), "f", b"one")
+        stage(place.store(), "f", b"one")
     assert (tmp_path / "real" / "f").read_bytes() == b"one"
 
 
@@ -193,7 +193,7 @@ SPECIAL: Final = {"fifo": make_fifo, "socket": make_socket, "device": make_devic
 def test_a_special_file_never_blocks_and_is_answered_as_what_is_not_there(
     place: Place, special: str, operation: str
 ) -> None:
-    store = place.open()
+    store = place.store()
     stage(store, "mine", b"mine")
     stage(store, "dir/f", b"mine")
     SPECIAL[special](place.root / "s")
@@ -209,7 +209,7 @@ def test_a_special_file_never_blocks_and_is_answered_as_what_is_not_there(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no special files here")
 @pytest.mark.parametrize("special", SPECIAL)
 def test_a_special_file_is_no_directory(place: Place, special: str) -> None:
-    store = place.open()
+    store = place.store()
     SPECIAL[special](place.root / "s")
     for operation in ("mkdir", "list"):
         with refused(Code.NOT_FOUND, Code.NOT_A_DIRECTORY):
@@ -222,7 +222,7 @@ def test_a_special_file_is_no_directory(place: Place, special: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no special files here")
 def test_special_files_in_a_directory_are_deleted_with_it(place: Place) -> None:
-    store = place.open()
+    store = place.store()
     store.mkdir("d")
     for name, make in SPECIAL.items():
         make(place.root / "d" / name)
@@ -248,7 +248,7 @@ def test_special_files_in_a_directory_are_deleted_with_it(place: Place) -> None:
     ],
 )
 def test_what_looks_like_the_private_directory_is_never_listed(place: Place, part: str) -> None:
-    store = place.open()
+    store = place.store()
     for directory in (place.root, place.root / "d"):
         (directory / part).mkdir(parents=True, exist_ok=True)
         (directory / part / "f").write_bytes(b"")
@@ -258,7 +258,7 @@ def test_what_looks_like_the_private_directory_is_never_listed(place: Place, par
 
 @pytest.mark.skipif(not system.HAS_DIR_FD, reason="file names are not bytes here")
 def test_a_name_that_is_not_utf8_is_left_out_of_lists(place: Place) -> None:
-    store = place.open()
+    store = place.store()
     (place.root / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
     stage(store, "f", b"")
     assert listed(store) == ["f"]
@@ -316,7 +316,7 @@ def test_an_attacker_who_swaps_links_in_a_loop_gets_nothing_outside(
     tmp_path: Path, outside: Path
 ) -> None:
     with Place(tmp_path / "root") as place:
-        store = place.open()
+        store = place.store()
         stage(store, "d/f", b"inside")
         stage(store, "f", b"inside")
         work: list[Callable[[], object]] = [
