@@ -1,0 +1,114 @@
+"""What each request needs: every request, with every set of permissions, over real connections."""
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, cast
+
+import pytest
+
+from ftpkit import Server
+from ftpkit.access import Can, Grant, Tokens
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol import messages as m
+from ftpkit.server.permissions import NEEDS, permitted
+from tests.support.raw import Raw
+
+BLOCK: Final = 64 * 1024
+DIGEST: Final = f"blake3:{'0' * 64}"
+UPLOAD: Final = f"{'0' * 32}-{'0' * 16}"
+
+# A request of each kind, which would fail or not: what matters is whether it is forbidden.
+REQUESTS: Final[dict[str, tuple[dict[str, Any], set[str]]]] = {
+    "hello": ({"version": 1}, set()),
+    "auth": ({"token": "again"}, set()),
+    "ping": ({}, set()),
+    "stat": ({"name": "f"}, {"read"}),
+    "list": ({}, {"read"}),
+    "get": ({"name": "f"}, {"read"}),
+    "digest": ({"name": "f"}, {"read"}),
+    "pull": (
+        {"name": "f", "version": "v", "block": BLOCK, "ranges": [[0, 1]], "rate": 1},
+        {"read"},
+    ),
+    "mkdir": ({"name": "d"}, {"write"}),
+    "put": ({"name": "p"}, {"write"}),
+    "begin": ({"name": "b", "total": 0, "block": BLOCK}, {"write"}),
+    "write": ({"upload": UPLOAD, "offset": 0, "digest": DIGEST}, {"write"}),
+    "commit": ({"upload": UPLOAD, "total": 0}, {"write"}),
+    "abort": ({"upload": UPLOAD}, {"write"}),
+    "push": ({"upload": UPLOAD}, {"write"}),
+    "delete": ({"name": "missing"}, {"delete"}),
+    "rename": ({"name": "missing", "to": "r"}, {"write", "delete"}),
+    "status": ({}, {"admin"}),
+}
+SUBSETS: Final = [
+    frozenset(subset) for size in range(len(Can) + 1) for subset in combinations(Can, size)
+]
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    return Tokens(tmp_path / "tokens.json")
+
+
+@pytest.fixture
+def guarded(root: Path, tokens: Tokens) -> Iterator[Server]:
+    (root / "f").write_bytes(b"one")
+    with Server(root, port=0, durable=False, tokens=tokens) as server:
+        yield server
+
+
+def test_every_request_has_its_row() -> None:
+    assert set(NEEDS) == set(m.REQUESTS.values())
+    assert set(REQUESTS) == set(m.REQUESTS)
+
+
+def test_what_has_no_row_nobody_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(cast(dict[type, object], NEEDS), m.Ping)
+    with pytest.raises(RefusedError) as caught:
+        permitted(m.Ping(), Grant(user="ada"))
+    assert caught.value.code == Code.FORBIDDEN
+
+
+@pytest.mark.parametrize("can", SUBSETS, ids=lambda can: "+".join(sorted(can)) or "nothing")
+def test_a_request_is_forbidden_to_whoever_lacks_what_it_needs(
+    guarded: Server, tokens: Tokens, can: frozenset[Can]
+) -> None:
+    token = tokens.add(Grant(user="ada", can=can))
+    with Raw(guarded.address) as raw:
+        assert set(raw.granted("auth", token=token)["can"]) == can
+        for op, (keys, needs) in REQUESTS.items():
+            body = b"x" if op in ("put", "write") else b""
+            reply = raw.ask(op, body, **keys)
+            assert (reply.code == "forbidden") == (not needs <= can), (op, reply)
+        basis = raw.ask("begin", name="b", total=0, block=BLOCK, basis=True)
+        assert (basis.code == "forbidden") == (not {"read", "write"} <= can)
+
+
+def test_without_access_control_everybody_may_do_everything(raw: Raw) -> None:
+    for op, (keys, _) in REQUESTS.items():
+        body = b"x" if op in ("put", "write") else b""
+        assert raw.ask(op, body, **keys).code != "forbidden"
+
+
+def test_a_refusal_names_what_the_token_lacks() -> None:
+    writer = Grant(user="ada", can=frozenset({Can.WRITE}))
+    with pytest.raises(RefusedError, match="this token does not allow to delete"):
+        permitted(m.Rename(name="a", to="b"), writer)
+    nobody = Grant(user="ada", can=frozenset())
+    with pytest.raises(RefusedError, match="not allow to write and delete"):
+        permitted(m.Rename(name="a", to="b"), nobody)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [m.Put(name="f", size=1), m.Begin(name="f", total=1, block=BLOCK)],
+    ids=["put", "begin"],
+)
+def test_nothing_is_replaced_without_delete(request_: m.Put | m.Begin) -> None:
+    writer = Grant(user="ada", can=frozenset({Can.WRITE}))
+    assert permitted(request_, Grant(user="ada")) is request_
+    changed = permitted(request_, writer)
+    assert isinstance(changed, m.Put | m.Begin)
+    assert (request_.overwrite, changed.overwrite) == (True, False)
