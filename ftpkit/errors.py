@@ -47,6 +47,13 @@ class ProtocolError(FtpkitError):
     code = Code.BAD_FRAME
 
 
+class HeaderTooLongError(ProtocolError):
+    """A header is longer than the reader takes from a peer that may be anybody."""
+
+    def __init__(self, length: int, most: int) -> None:
+        super().__init__(f"a header of {length:,} bytes is longer than {most:,}")
+
+
 class RefusedError(FtpkitError):
     """The server said no: raised by an operation there, and again by the client here."""
 

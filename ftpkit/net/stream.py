@@ -12,6 +12,7 @@ from ftpkit import system
 from ftpkit.errors import (
     FtpkitError,
     HandshakeError,
+    HeaderTooLongError,
     LinkError,
     SourceChangedError,
     StalledError,
@@ -28,6 +29,8 @@ PIECE: Final = 1024 * 1024
 # An idle connection asks for little, so that a thousand of them cost little.
 _IDLE_READ: Final = 4 * 1024
 _AHEAD_READ: Final = 128 * 1024
+# Of what is dropped no more is held at a time.
+_DROPPED: Final = 16 * 1024
 
 # How a frame begins, and how TLS does.
 PLAINTEXT: Final = b"\0"
@@ -65,6 +68,8 @@ class Stream:
         """Bytes of the last frame's body that were not read yet."""
         self.turns = turns
         """In whose turns bodies move, if they do not move as they come."""
+        self.wary = False
+        """Whether the peer may be anybody: it gets little memory, and little time to be silent."""
         system.set_socket_timeout(sock, stall_timeout_s)
         with contextlib.suppress(OSError):  # not TCP: a test's socket pair
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -129,6 +134,8 @@ class Stream:
             taken = self._ahead[: self._decoder.wanted]
             header = self._decoder.feed(taken)
             self._ahead = self._ahead[len(taken) :]
+            if self.wary and self._decoder.wanted > _IDLE_READ:
+                raise HeaderTooLongError(self._decoder.wanted, _IDLE_READ)
             if header is not None:
                 self._size = self.left = header.get("size", 0)
                 return header
@@ -161,7 +168,7 @@ class Stream:
 
     def skip_body(self) -> None:
         """Read the rest of the body and drop it."""
-        piece = memoryview(bytearray(min(self.left, PIECE)))
+        piece = memoryview(bytearray(min(self.left, _DROPPED)))
         while self.read_into(piece):
             pass
 
@@ -223,7 +230,7 @@ class Stream:
         with contextlib.suppress(OSError):
             system.set_socket_timeout(self._sock, min(seconds, 2.0))
             self._line.end()
-            while time.monotonic() < deadline and self._sock.recv(PIECE):
+            while time.monotonic() < deadline and self._sock.recv(_DROPPED):
                 pass
         self.close()
 
@@ -320,12 +327,14 @@ class Stream:
     def _receive_ahead(self) -> bytes:
         with _errors_translated():
             if self._decoder.at_border:
-                if not self._line.wait_readable(self._idle_timeout_s):
+                idle_s = self._stall_timeout_s if self.wary else self._idle_timeout_s
+                if not self._line.wait_readable(idle_s):
                     raise StalledError("the peer was silent for too long")
             else:
                 self._check_begun()
             data = self._line.receive(self._read_size)
-        self._read_size = _AHEAD_READ if len(data) == self._read_size else _IDLE_READ
+        full = len(data) == self._read_size
+        self._read_size = _AHEAD_READ if full and not self.wary else _IDLE_READ
         return data
 
     def _check_begun(self) -> None:

@@ -4,8 +4,9 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
+from ftpkit.access import Grant
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
@@ -16,9 +17,16 @@ from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Carrier
 from ftpkit.scheduling.transfer import Account
 from ftpkit.server.door import Begin, Door, Exchange
+from ftpkit.server.gate import Gate
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.traffic import Traffic, in_turn
 from ftpkit.storage.store import Reader, Store, Upload
+from ftpkit.storage.under import Under
+
+# Where nobody is asked for a token, everybody may do everything.
+_ANYBODY: Final = Grant(user="")
+# Who has shown none yet may do nothing.
+_NOBODY: Final = Grant(user="", can=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +34,12 @@ class Moved:
     """A conversation that another process goes on with, from the request ``header`` on.
 
     ``ahead`` is what was read of what follows that; ``requests`` were answered since ``since``.
+    ``grant`` is that of the token that was shown, if one was.
     """
 
     header: Header
     ahead: bytes
-    owner: str
+    grant: Grant | None
     algorithm: str
     requests: int
     since: float
@@ -61,8 +70,11 @@ class Context:
     agent: str
     status: Callable[[], ServerStatus]
     """Tells what the whole server does."""
+    gate: Gate | None = None
+    """Where a token must be shown, if anywhere."""
     peer: str = ""
-    owner: str = ""
+    grant: Grant = field(init=False)
+    """What may be done over this connection."""
     account: Account = field(default_factory=lambda: Account(""))
     traffic: Traffic = field(default_factory=Traffic)
     algorithm: str = DEFAULT
@@ -75,6 +87,43 @@ class Context:
     """Called when a session of datagrams has ended, perhaps in its own thread."""
     passed: Callable[[int], None] = lambda count: None
     """Called with the bytes of each piece of a body that has arrived."""
+
+    def __post_init__(self) -> None:
+        self.grant = _NOBODY if self.gate else _ANYBODY
+
+    @property
+    def owner(self) -> str:
+        """Whose uploads are begun and continued over this connection."""
+        return self.grant.user
+
+    @property
+    def locked(self) -> bool:
+        """Whether a token must be shown first."""
+        return self.grant is _NOBODY
+
+    @property
+    def good(self) -> bool:
+        """Whether the token that was shown, if one was, still grants what it did then."""
+        return self.gate is None or self.locked or self.gate.holds(self.grant)
+
+    @property
+    def who(self) -> dict[str, str]:
+        """What the log says of the user, where there are users."""
+        return {"user": self.owner} if self.owner else {}
+
+    def admit(self, grant: Grant) -> None:
+        """Let this be a connection of the holder of ``grant``."""
+        self.grant = grant
+        self.account = self.traffic.account(
+            grant.user, weight=grant.weight, rate_bps=grant.rate_bps
+        )
+        if grant.under:
+            self.store = Under(self.store, grant.under)
+
+    def leave(self) -> None:
+        """Let another connection of its user have its place."""
+        if self.gate is not None and not self.locked:
+            self.gate.leave(self.grant)
 
     def hold(self, upload: Upload) -> Upload:
         """Keep an upload open as long as the connection is."""

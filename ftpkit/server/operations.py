@@ -6,6 +6,7 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any, Final
 
+from ftpkit.access import Can
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
 from ftpkit.protocol import messages as m
@@ -21,6 +22,7 @@ from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Context, Result
 from ftpkit.server.rows import pull, push
 from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
+from ftpkit.storage.under import Under
 
 _FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")
@@ -33,7 +35,7 @@ def hello(context: Context, request: m.Hello) -> Result:
             version=m.PROTOCOL_VERSION,
             agent=context.agent,
             digest=context.algorithm,
-            auth=False,
+            auth=context.locked,
             features=[*_FEATURES, *(["datagrams"] if context.door else [])],
             limits={"header": MAX_HEADER, "block": m.MAX_BLOCK},
         )
@@ -45,11 +47,19 @@ def ping(context: Context, request: m.Ping) -> Result:
 
 
 def auth(context: Context, request: m.Auth) -> Result:
-    raise RefusedError(Code.UNSUPPORTED, "this server has no auth")
+    if context.gate is None:
+        raise RefusedError(Code.UNSUPPORTED, "this server asks for no token")
+    if not context.locked:
+        raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
+    grant = context.gate.open_to(request.token, context.peer)
+    if grant.under:
+        Under(context.store, grant.under).mkdir("")
+    context.gate.enter(grant)
+    context.admit(grant)
+    return Result(m.AuthReply(user=grant.user, can=[can for can in Can if can in grant.can]))
 
 
 def status(context: Context, request: m.Status) -> Result:
-    # Without access control everybody is an admin.
     body = encode_status(context.status())
     return Result(m.StatusReply(size=len(body)), body)
 
@@ -105,7 +115,7 @@ def delete(context: Context, request: m.Delete) -> Result:
 
     if not request.recursive:
         return Result(work(lambda done, total: None))
-    key = context.owner, request
+    key = context.grant, request
     with contextlib.suppress(RefusedError):
         context.store.stat(request.name)
         # It stands there again: what became of an earlier one is no answer.
@@ -124,7 +134,7 @@ def digest(context: Context, request: m.DigestOf) -> Result:
             return _published(replace(reader.entry, content_digest=actual))
 
     version = store.stat(request.name).version
-    return Result(context.jobs.run((context.owner, request, algorithm, version), work))
+    return Result(context.jobs.run((context.grant, request, algorithm, version), work))
 
 
 def put(context: Context, request: m.Put) -> Result:
@@ -226,6 +236,9 @@ def commit(context: Context, request: m.Commit) -> Result:
                 raise refusal from None
             return _published(publication)
         try:
+            # It may have been begun when its owner was allowed to replace what stands there.
+            if Can.DELETE not in context.grant.can:
+                upload.renew(replace(upload.wish, overwrite=False))
             return _published(
                 upload.commit(
                     request.total, request.content_digest, request.blocks_digest, progress
@@ -234,7 +247,7 @@ def commit(context: Context, request: m.Commit) -> Result:
         finally:
             upload.release()
 
-    reply = context.jobs.run((owner, request), work)
+    reply = context.jobs.run((context.grant, request), work)
     if not isinstance(reply, m.Pending):
         context.drop(request.upload)
     return Result(reply)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from ftpkit import system
+from ftpkit.access import Tokens
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
@@ -28,6 +29,7 @@ class Server:
     alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
     TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
     direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
+    With ``tokens`` it serves their holders alone, and else everybody.
     Use it as a context manager, or call ``start`` and ``stop``.
     """
 
@@ -47,9 +49,11 @@ class Server:
         schedule: str = DEFAULT_POLICY,
         slots: int | None = None,
         rate_bps: float | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._durable = durable
+        self._tokens = tokens
         self._datagrams = datagrams and system.HAS_SHARED_PORTS
         self._limits = Limits(
             max_connections=max_connections,
@@ -87,7 +91,7 @@ class Server:
         except BaseException:
             store.close()
             raise
-        self.service = Service(store, self.admission, self._limits)
+        self.service = Service(store, self.admission, self._limits, tokens=self._tokens)
         self._doors = [Door(listener.port) for listener in self._listeners if listener.port]
         self._run("ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, self._stopping))
         for listener in self._listeners:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit import __version__
+from ftpkit.access import Tokens
 from ftpkit.net.buffers import Buffers
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.status import ServerStatus
@@ -21,6 +22,8 @@ from ftpkit.scheduling.schedule import Schedule
 from ftpkit.server.admission import Admission
 from ftpkit.server.context import Context, Moved, Siblings
 from ftpkit.server.door import Door
+from ftpkit.server.gate import LOOKS_S, Gate
+from ftpkit.server.house import House, LocalHouse
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
@@ -67,7 +70,7 @@ class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
 
     Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
-    returned.
+    returned. With ``tokens`` only their holders are served, and others let in by none.
     """
 
     def __init__(
@@ -76,6 +79,9 @@ class Service:
         admission: Admission,
         limits: Limits,
         schedule: Schedule | Remote | None = None,
+        *,
+        tokens: Tokens | None = None,
+        house: House | None = None,
     ) -> None:
         self.store = store
         self._limits = limits
@@ -87,6 +93,12 @@ class Service:
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
         self._stopping = self._now = False
+        self._leaving, self._closed = threading.Event(), threading.Event()
+        self._gate: Gate | None = None
+        if tokens is not None:
+            self._gate = Gate(tokens, house or LocalHouse(), self._leaving)
+            self._watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
+            self._watch.start()
 
     def change(self, limits: Limits) -> None:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
@@ -120,6 +132,7 @@ class Service:
             traffic=self.traffic,
             door=door,
             siblings=siblings,
+            gate=self._gate,
         )
         session = Session(stream, context, peer, moved)
         with self._lock:
@@ -167,7 +180,17 @@ class Service:
             self._end(now=True)
             self._admission.wait_for(lambda count: count == 0)
 
+    def _check(self) -> None:
+        """End the sessions whose tokens are good no longer, until ``close``."""
+        while not self._closed.wait(LOOKS_S):
+            for session in self.sessions():
+                try:
+                    session.check()
+                except Exception:  # of one session, or of a file that cannot be read now
+                    log.exception("error", extra={"fields": {"peer": session.peer}})
+
     def _end(self, *, now: bool) -> None:
+        self._leaving.set()
         with self._lock:
             self._stopping, self._now = True, now
             sessions = set(self._sessions)
@@ -176,6 +199,9 @@ class Service:
 
     def close(self) -> None:
         """Wait for the work that outlived its session, and close the store."""
+        self._closed.set()
+        if self._gate is not None:
+            self._watch.join()
         self.jobs.stop()
         self.store.close()
 

@@ -11,6 +11,7 @@ from ftpkit.errors import (
     Code,
     ElsewhereError,
     EndOfStreamError,
+    HeaderTooLongError,
     LinkError,
     ProtocolError,
     RefusedError,
@@ -20,9 +21,10 @@ from ftpkit.errors import (
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.protocol.frame import Header
-from ftpkit.protocol.messages import Abort, Begin, Commit, Push, Request, Write
+from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
 from ftpkit.server.context import Context, Moved, Result
 from ftpkit.server.operations import OPERATIONS
+from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers import Transfers
 from ftpkit.storage.store import Reader
 
@@ -45,7 +47,6 @@ class Session:
         self.peer = context.peer = peer
         self._stream = stream
         self._context = context
-        self._conversation = ServerConversation()
         self._transfers = Transfers(context)
         self._requests = 0
         self._sent = 0
@@ -53,14 +54,19 @@ class Session:
         self._state = threading.Lock()
         self._busy = moved is not None
         self._stopping = False
+        self._revoked = False
         self._handed_over = False
         self._next: Header | None = None
         context.on_exchanged = self._rest
         context.passed = self._transfers.passed
         if moved is not None:
-            context.owner, context.algorithm = moved.owner, moved.algorithm
+            if moved.grant is not None:
+                context.admit(moved.grant)
+            context.algorithm = moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
             stream.resume(moved.header, moved.ahead)
+        self._conversation = ServerConversation(must_authenticate=context.locked)
+        stream.wary = context.locked
 
     def run(self) -> None:
         """Serve until the client ends, fails, or is shown out; never raises."""
@@ -68,9 +74,14 @@ class Session:
         try:
             self._converse()
         except EndOfStreamError:
-            if self._stopping:
+            if self._revoked:
+                self._last_word(_revoked())
+            elif self._stopping:
                 outcome = Code.SHUTTING_DOWN
                 self._last_word(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
+        except HeaderTooLongError as error:
+            outcome = Code.AUTH_REQUIRED
+            self._last_word(RefusedError(outcome, f"show a token first: {error}"))
         except ProtocolError as error:
             outcome = error.code
             self._last_word(RefusedError(Code.BAD_FRAME, str(error)))
@@ -84,6 +95,7 @@ class Session:
             self._context.close()
             self._stream.close()
             if not self._handed_over:
+                self._context.leave()
                 log.info("connection", extra={"fields": self._summary(outcome)})
 
     def stop(self, *, now: bool) -> None:
@@ -94,6 +106,20 @@ class Session:
                 self._stream.interrupt()
                 self._transfers.interrupt()
         self._rest()
+
+    def check(self) -> None:
+        """End if the token that was shown is good no longer: with a word where one can be said."""
+        if self._revoked or self._context.good:
+            return
+        with self._state:
+            self._revoked = True
+            if self._handed_over:
+                return
+            if self._busy:
+                self._stream.interrupt()
+                self._transfers.interrupt()
+            else:
+                self._stream.stop_reading()
 
     @property
     def _transferring(self) -> bool:
@@ -116,7 +142,7 @@ class Session:
             with self._state:
                 self._busy = False
             self._rest()
-        self._stream.close_gently(_GENTLE_S)
+        self._close_gently()
 
     def _next_header(self) -> Header:
         """Return the next header; who sends datagrams meanwhile is not silent."""
@@ -143,6 +169,7 @@ class Session:
         try:
             request = self._conversation.receive(header)
             self._stay_for(request)
+            request = self._allowed(request)
             self._transfers.arriving(request)
             result = OPERATIONS[type(request)](self._context, request)
         except RefusedError as refusal:
@@ -164,6 +191,9 @@ class Session:
                 # What was done stays done, whether its reply arrives or not.
                 row = self._context.exchange
                 self._transfers.served(request, result.reply, started, row)
+                if isinstance(result.reply, AuthReply):
+                    self._conversation.unlock()
+                    self._stream.wary = False
                 self._answer(result)
                 return
             self._transfers.leaving(result.reply)
@@ -182,6 +212,13 @@ class Session:
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise ElsewhereError(0)
 
+    def _allowed(self, request: Request) -> Request:
+        """Return ``request`` as whoever is at the other end may have it done now."""
+        if not self._context.good:
+            self._revoked = True
+            raise _revoked()
+        return permitted(request, self._context.grant)
+
     def _hand_over(self, header: Header, to: int) -> None:
         """Let another process answer this request, and all that follow it."""
         context = self._context
@@ -191,7 +228,8 @@ class Session:
         context.close()
         sock, ahead = self._stream.detach()
         answered = self._requests - 1
-        moved = Moved(header, ahead, context.owner, context.algorithm, answered, self._since)
+        grant = context.grant if context.gate and not context.locked else None
+        moved = Moved(header, ahead, grant, context.algorithm, answered, self._since)
         if context.siblings is not None:
             context.siblings.hand_over(sock, moved, to)
 
@@ -230,7 +268,11 @@ class Session:
 
     def _refuse(self, refusal: RefusedError) -> None:
         self._transfers.still()
-        close = self._stream.left > MAX_DROPPED
+        close = (
+            self._revoked
+            or refusal.code == Code.TOO_MANY_CONNECTIONS
+            or self._stream.left > MAX_DROPPED
+        )
         if not close:
             self._stream.skip_body()
         self._stream.send(self._conversation.refuse(refusal, close=close))
@@ -240,12 +282,22 @@ class Session:
             return
         with contextlib.suppress(LinkError):
             self._stream.send(self._conversation.refuse(refusal, close=True))
-            self._stream.close_gently(_GENTLE_S)
+            self._close_gently()
+
+    def _close_gently(self) -> None:
+        # Datagrams must not go on while the peer takes its time.
+        self._context.end_exchange()
+        self._stream.close_gently(_GENTLE_S)
 
     def _summary(self, outcome: str) -> dict[str, Any]:
         return {
             "peer": self.peer,
+            **self._context.who,
             "requests": self._requests,
             "seconds": round(time.monotonic() - self._since, 3),
-            "outcome": outcome,
+            "outcome": Code.AUTH_REQUIRED if self._revoked else outcome,
         }
+
+
+def _revoked() -> RefusedError:
+    return RefusedError(Code.AUTH_REQUIRED, "the token is good no longer")

@@ -25,12 +25,19 @@ class Traffic:
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._uploads: WeakValueDictionary[str, Transfer] = WeakValueDictionary()
 
-    def account(self, user: str) -> Account:
-        """Return the account of ``user``, the same for all who ask for it at a time."""
+    def account(self, user: str, *, weight: float = 1.0, rate_bps: float | None = None) -> Account:
+        """Return the account of ``user``, the same for all who ask for it at a time.
+
+        What the last of them says of its share and of its rate, in each direction, holds for all.
+        """
+        rates = {} if rate_bps is None else dict.fromkeys(Direction, rate_bps)
         with self._lock:
             account = self._accounts.get(user)
             if account is None:
-                account = self._accounts[user] = Account(user)
+                account = self._accounts[user] = Account(user, weight=weight, rates_bps=rates)
+            account.weight = weight
+            if account.rates_bps != rates:
+                self.dispatcher.limit(account, rates)
             return account
 
     def upload(self, account: Account, peer: str, upload: Upload) -> Carrier:

@@ -218,6 +218,7 @@ class Transfers:
             "seconds": round(seconds, 3),
             "rate": round(running.count / seconds) if seconds else 0,
             "outcome": outcome,
+            **self._context.who,
             "peer": self._context.peer,
         }
         ended = self._context.traffic.ended

@@ -11,11 +11,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from itertools import count
 from typing import Any, Final
 
 from ftpkit import system
+from ftpkit.access import Can, Grant
 from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.frame import Header
@@ -237,10 +239,10 @@ class _Connection:
 
 def _pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
     """Return what can travel as a header, and what is too much for one."""
-    header = json.dumps(moved.header).encode()
+    header, grant = json.dumps(moved.header).encode(), moved.grant
     fields = {
         "header": len(header),
-        "owner": moved.owner,
+        "grant": grant and {**asdict(grant), "can": sorted(grant.can)},
         "algorithm": moved.algorithm,
         "requests": moved.requests,
         "since": moved.since,
@@ -249,5 +251,9 @@ def _pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
 
 
 def _unpack(fields: dict[str, Any], body: bytes) -> Moved:
-    size = fields["header"]
-    return Moved(**{**fields, "header": json.loads(body[:size])}, ahead=body[size:])
+    size, grant = fields["header"], fields["grant"]
+    own = {
+        "header": json.loads(body[:size]),
+        "grant": grant and Grant(**{**grant, "can": frozenset(map(Can, grant["can"]))}),
+    }
+    return Moved(**{**fields, **own}, ahead=body[size:])

@@ -1,0 +1,49 @@
+"""The gate of a server that asks for tokens: who may pass, and for how long."""
+
+import logging
+import threading
+from typing import Final
+
+from ftpkit.access import Grant, Tokens
+from ftpkit.errors import Code, RefusedError
+from ftpkit.server.house import House
+
+# How often those who are in are looked after: what was taken back ends within a second.
+LOOKS_S: Final = 0.25
+
+log = logging.getLogger("ftpkit.server")
+
+
+class Gate:
+    """Lets in whoever shows a good token; a bad one is told so late, and the later the more come.
+
+    ``stopping`` says that nobody waits any longer.
+    """
+
+    def __init__(self, tokens: Tokens, house: House, stopping: threading.Event) -> None:
+        self._tokens, self._house, self._stopping = tokens, house, stopping
+
+    def open_to(self, token: str, peer: str) -> Grant:
+        """Return what ``token`` grants, or refuse it after a while."""
+        grant = self._tokens.find(token)
+        if grant is None:
+            log.warning("auth", extra={"fields": {"peer": peer, "outcome": Code.AUTH_FAILED}})
+            self._stopping.wait(self._house.failed(peer.rpartition(":")[0].strip("[]")))
+            raise RefusedError(Code.AUTH_FAILED, "this token is not good here")
+        return grant
+
+    def enter(self, grant: Grant) -> None:
+        """Count one more connection of a user, until ``leave``; refuse one too many."""
+        if not self._house.enter(grant.user, grant.connections):
+            raise RefusedError(
+                Code.TOO_MANY_CONNECTIONS,
+                f"this token allows {grant.connections} connections at a time",
+            )
+
+    def leave(self, grant: Grant) -> None:
+        """Count one connection less."""
+        self._house.leave(grant.user)
+
+    def holds(self, grant: Grant) -> bool:
+        """Whether it is still granted."""
+        return self._tokens.holds(grant)

@@ -1,0 +1,527 @@
+"""A server that asks for tokens, as a client sees it: who gets in, may do what, and until when."""
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from ftpkit import Server
+from ftpkit.access import Can, Grant, Tokens
+from ftpkit.server.admission import Admission
+from ftpkit.server.house import LocalHouse
+from ftpkit.server.service import Limits, Service
+from ftpkit.storage import DirectoryStore
+from tests.support.logs import Log
+from tests.support.raw import TIMEOUT_S, Raw, Reply, frame
+from tests.support.trees import published, staged
+
+BLOCK: Final = 64 * 1024
+MIB: Final = 1024 * 1024
+RATE: Final = 8.0 * MIB
+# What may move at once, because it was not used before.
+BURST_S: Final = 0.05
+ZEROS: Final = hashlib.sha256(bytes(BLOCK)).hexdigest()
+READ, WRITE = frozenset({Can.READ}), frozenset({Can.WRITE})
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    return Tokens(tmp_path / "tokens.json")
+
+
+@pytest.fixture
+def guarded(root: Path, tokens: Tokens) -> Iterator[Server]:
+    server = Server(
+        root, port=0, durable=False, stall_timeout_s=10.0, idle_timeout_s=20.0, tokens=tokens
+    )
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(grace_s=0.0)
+
+
+Login = Callable[[Grant], Raw]
+
+
+@pytest.fixture
+def stranger(guarded: Server) -> Iterator[Callable[[], Raw]]:
+    """Open connections that have shown no token."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Raw(guarded.address))
+
+
+@pytest.fixture
+def login(tokens: Tokens, stranger: Callable[[], Raw]) -> Login:
+    """Open a connection of a user who is made, or is there already."""
+    known: dict[str, str] = {}
+
+    def login(grant: Grant) -> Raw:
+        if grant.user not in known:
+            known[grant.user] = tokens.add(grant)
+        raw = stranger()
+        raw.granted("auth", token=known[grant.user])
+        return raw
+
+    return login
+
+
+def begin(raw: Raw, name: str, total: int | None = BLOCK, **keys: Any) -> str:
+    upload = raw.granted("begin", name=name, total=total, block=BLOCK, **keys)["upload"]
+    assert isinstance(upload, str)
+    return upload
+
+
+# Getting in
+
+
+def test_hello_says_that_a_token_is_wanted(stranger: Callable[[], Raw]) -> None:
+    assert stranger().granted("hello", version=1)["auth"] is True
+
+
+def test_without_tokens_it_says_that_none_is(raw: Raw) -> None:
+    assert raw.granted("hello", version=1)["auth"] is False
+    assert raw.refused("auth", token="any") == "unsupported"
+
+
+@pytest.mark.parametrize("op", ["ping", "list", "put", "status", "nonsense"])
+def test_before_a_token_nothing_is_answered(
+    stranger: Callable[[], Raw], tokens: Tokens, root: Path, op: str
+) -> None:
+    token = tokens.add(Grant(user="ada"))
+    raw = stranger()
+    assert raw.refused(op, b"body", name="f") == "auth-required"
+    raw.granted("auth", token=token)
+    raw.granted("ping")
+    assert published(root) == {}
+
+
+def test_auth_tells_whose_token_it_is_and_what_it_allows(
+    stranger: Callable[[], Raw], tokens: Tokens
+) -> None:
+    token = tokens.add(Grant(user="ada", can=frozenset({Can.ADMIN, Can.WRITE})))
+    reply = stranger().granted("auth", token=token)
+    assert (reply["user"], reply["can"]) == ("ada", ["write", "admin"])
+
+
+def test_a_token_is_shown_once(login: Login, tokens: Tokens) -> None:
+    raw = login(Grant(user="ada"))
+    assert raw.refused("auth", token=tokens.add(Grant(user="bob"))) == "bad-request"
+    assert raw.refused("auth", token="wrong") == "bad-request"
+    begin(raw, "f")
+
+
+def test_the_third_bad_token_is_the_last(stranger: Callable[[], Raw], tokens: Tokens) -> None:
+    tokens.add(Grant(user="ada"))
+    raw = stranger()
+    replies = [raw.ask("auth", token=f"wrong{n}") for n in range(3)]
+    assert [reply.code for reply in replies] == ["auth-failed"] * 3
+    assert [reply.closes for reply in replies] == [False, False, True]
+    assert raw.rest() == b""
+
+
+def test_a_good_token_after_a_bad_one_is_good(stranger: Callable[[], Raw], tokens: Tokens) -> None:
+    raw = stranger()
+    assert raw.refused("auth", token="wrong") == "auth-failed"
+    assert raw.refused("auth", token=7) == "bad-request"
+    raw.granted("auth", token=tokens.add(Grant(user="ada")))
+
+
+def test_bad_tokens_are_answered_later_and_later_and_logged_without_the_token(
+    stranger: Callable[[], Raw], log: Log
+) -> None:
+    raw, took = stranger(), []
+    peer = "{}:{}".format(*raw.sock.getsockname())
+    for _ in range(3):
+        asked = time.monotonic()
+        assert raw.refused("auth", token="not-to-be-told") == "auth-failed"
+        took.append(time.monotonic() - asked)
+        assert log.wait_for("auth") == {"peer": peer, "outcome": "auth-failed"}
+    assert took[1] >= 0.2
+    assert took[2] >= 0.4
+
+
+# The inside, on a line that is made for the case
+
+
+@dataclass
+class Slow:
+    """A house in which bad tokens are answered when the server stops."""
+
+    house: LocalHouse
+    asked: threading.Event = field(default_factory=threading.Event)
+    hosts: list[str] = field(default_factory=list)
+
+    def failed(self, host: str) -> float:
+        self.hosts.append(host)
+        self.asked.set()
+        return 1000.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.house, name)
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"), [("192.0.2.1:4711", "192.0.2.1"), ("[2001:db8::1]:4711", "2001:db8::1")]
+)
+def test_nobody_who_waits_for_the_answer_to_a_bad_token_keeps_a_server_from_stopping(
+    root: Path, tokens: Tokens, peer: str, host: str
+) -> None:
+    house: Any = Slow(LocalHouse())
+    admission = Admission(1, 1)
+    with DirectoryStore(root) as store:
+        service = Service(store, admission, Limits(), tokens=tokens, house=house)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, ThreadPoolExecutor() as threads:
+            admission.enter(host)
+            served = threads.submit(service.serve, ours, peer, None)
+            served.add_done_callback(lambda _: admission.leave(host))
+            theirs.sendall(frame({"op": "auth", "token": "wrong"}))
+            assert house.asked.wait(TIMEOUT_S)
+            service.stop(grace_s=1000.0)
+            served.result(TIMEOUT_S)
+            assert b"auth-failed" in theirs.recv(BLOCK)
+        service.close()
+    assert house.hosts == [host]
+
+
+# What it may do
+
+
+def test_a_drop_box_takes_files_and_tells_nothing(login: Login, root: Path) -> None:
+    (root / "there").write_bytes(b"old")
+    raw = login(Grant(user="ada", can=WRITE))
+    raw.granted("put", b"new", name="mine")
+    raw.granted("mkdir", name="d")
+    asked: dict[str, dict[str, Any]] = {
+        "stat": {}, "get": {}, "digest": {}, "delete": {}, "rename": {"to": "x"},
+        "pull": {"version": "v", "block": BLOCK, "ranges": [[0, 1]], "rate": 1},
+        "begin": {"total": 1, "block": BLOCK, "basis": True},
+    }  # fmt: skip
+    for op, keys in asked.items():
+        there, missing = (raw.ask(op, name=name, **keys) for name in ("there", "missing"))
+        assert there.code == "forbidden"
+        assert there == missing
+    assert raw.refused("list") == "forbidden"
+    assert published(root) == {"mine": b"new", "there": b"old"}
+
+
+def test_a_drop_box_replaces_nothing(login: Login, root: Path) -> None:
+    (root / "there").write_bytes(b"old")
+    raw = login(Grant(user="ada", can=WRITE))
+    assert raw.refused("put", b"new", name="there", overwrite=True) == "exists"
+    assert raw.refused("put", b"new", name="there") == "exists"
+    keys: dict[str, Any] = {"name": "there", "total": BLOCK, "block": BLOCK}
+    assert raw.refused("begin", **keys) == "exists"
+    assert raw.refused("begin", **keys, overwrite=True) == "exists"
+    upload = begin(raw, "late")
+    raw.granted("write", bytes(BLOCK), upload=upload, offset=0, digest=f"sha256:{ZEROS}")
+    (root / "late").write_bytes(b"old")
+    assert raw.refused("commit", upload=upload, total=BLOCK) == "exists"
+    assert (root / "there").read_bytes() == (root / "late").read_bytes() == b"old"
+
+
+def test_what_was_begun_with_delete_replaces_nothing_without_it(
+    login: Login, tokens: Tokens, stranger: Callable[[], Raw], root: Path
+) -> None:
+    (root / "f").write_bytes(b"old")
+    upload = begin(login(Grant(user="ada")), "f")
+    tokens.remove("ada")
+    raw = stranger()
+    raw.granted("auth", token=tokens.add(Grant(user="ada", can=WRITE)))
+    raw.granted("write", bytes(BLOCK), upload=upload, offset=0, digest=f"sha256:{ZEROS}")
+    assert raw.refused("commit", upload=upload, total=BLOCK) == "exists"
+    assert (root / "f").read_bytes() == b"old"
+
+
+def test_a_reader_reads_and_changes_nothing(login: Login, root: Path) -> None:
+    (root / "f").write_bytes(b"one")
+    raw = login(Grant(user="ada", can=READ))
+    assert raw.granted("get", name="f").body == b"one"
+    assert b'"f"' in raw.granted("list").body
+    assert raw.refused("put", b"two", name="g") == "forbidden"
+    assert raw.refused("begin", name="g", total=1, block=BLOCK) == "forbidden"
+    assert raw.refused("mkdir", name="d") == "forbidden"
+    assert raw.refused("delete", name="f") == "forbidden"
+    assert raw.refused("rename", name="f", to="g") == "forbidden"
+    assert raw.refused("status") == "forbidden"
+    assert published(root) == {"f": b"one"}
+
+
+def test_a_forbidden_file_is_dropped_before_it_touches_the_disk(login: Login, root: Path) -> None:
+    raw = login(Grant(user="ada", can=READ))
+    raw.send({"op": "put", "name": "f", "size": MIB})
+    raw.sock.sendall(bytes(MIB // 2))
+    assert staged(root) == []
+    raw.sock.sendall(bytes(MIB // 2))
+    assert raw.receive().code == "forbidden"
+    raw.granted("ping")
+
+
+def test_a_holder_is_at_home_in_its_directory(login: Login, root: Path) -> None:
+    (root / "besides").write_bytes(b"secret")
+    raw = login(Grant(user="ada", under="team/ada"))
+    assert raw.granted("stat", name="")["name"] == ""
+    assert raw.granted("list", recursive=True).body == b""
+    assert raw.granted("put", b"one", name="d/f")["name"] == "d/f"
+    assert raw.granted("get", name="d/f")["name"] == "d/f"
+    assert raw.granted("digest", name="d/f")["name"] == "d/f"
+    assert raw.granted("rename", name="d/f", to="d/g")["name"] == "d/g"
+    upload = begin(raw, "e/f")
+    raw.granted("write", bytes(BLOCK), upload=upload, offset=0, digest=f"sha256:{ZEROS}")
+    assert raw.granted("commit", upload=upload, total=BLOCK)["name"] == "e/f"
+    assert raw.granted("commit", upload=upload, total=BLOCK)["name"] == "e/f"
+    assert list(published(root)) == ["besides", "team/ada/d/g", "team/ada/e/f"]
+    for reply in (
+        raw.ask("stat", name="besides"),
+        raw.ask("mkdir", name="d/g/h"),
+        raw.ask("delete", name="d"),
+        raw.ask("put", b"two", name="d"),
+        raw.ask("put", b"two", name="d/g", overwrite=False),
+        raw.ask("get", name="d/g", if_version="other"),
+    ):
+        assert reply["ok"] is False
+        assert "team" not in reply["message"]
+    assert raw.refused("get", name="team/ada/d/g") == "not-found"
+    assert raw.refused("delete", name="", recursive=True) == "bad-name"
+    assert raw.refused("rename", name="", to="x") == "bad-name"
+    assert raw.refused("stat", name="../besides") == "bad-name"
+    assert raw.refused("rename", name="d/g", to="../../g") == "bad-name"
+
+
+def test_uploads_of_one_user_are_none_of_anothers(login: Login) -> None:
+    upload = begin(login(Grant(user="ada")), "f")
+    other = login(Grant(user="bob"))
+    keys: dict[str, Any] = {"upload": upload, "offset": 0, "digest": f"sha256:{ZEROS}"}
+    assert other.refused("write", bytes(BLOCK), **keys) == "not-found"
+    assert other.refused("commit", upload=upload, total=BLOCK) == "not-found"
+    assert other.refused("abort", upload=upload) == "not-found"
+    assert other.refused("push", upload=upload) == "not-found"
+    assert begin(login(Grant(user="ada")), "f") == upload
+    assert begin(other, "f") != upload
+
+
+# How much, and how fast
+
+
+def test_a_token_is_good_for_so_many_connections(
+    login: Login, tokens: Tokens, stranger: Callable[[], Raw], log: Log
+) -> None:
+    token = tokens.add(Grant(user="ada", connections=2))
+    one, two, three = stranger(), stranger(), stranger()
+    one.granted("auth", token=token)
+    two.granted("auth", token=token)
+    reply = three.ask("auth", token=token)
+    assert (reply.code, reply.closes) == ("too-many-connections", True)
+    assert three.rest() == b""
+    login(Grant(user="bob", connections=1)).granted("ping")
+    one.close()
+    log.wait_for("connection", user="ada")
+    stranger().granted("auth", token=token)
+    assert stranger().ask("auth", token=token).code == "too-many-connections"
+
+
+def moved(way: str, raws: list[Raw]) -> float:
+    """Move 1 MiB over each connection at once; return how long that took."""
+
+    def move(raw: Raw) -> Reply:
+        if way == "up":
+            return raw.granted("put", bytes(MIB), name=f"f{id(raw)}")
+        return raw.granted("get", name="f")
+
+    with ThreadPoolExecutor() as threads:
+        begun = time.monotonic()
+        list(threads.map(move, raws))
+        return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_the_rate_of_a_token_holds_for_all_its_connections(
+    login: Login, root: Path, way: str
+) -> None:
+    (root / "f").write_bytes(bytes(MIB))
+    ada = Grant(user="ada", rate_bps=RATE)
+    assert moved(way, [login(ada) for _ in range(4)]) >= 4 * MIB / RATE - BURST_S
+
+
+def test_the_rate_of_one_token_is_none_of_anothers(login: Login) -> None:
+    slow, quick = login(Grant(user="ada", rate_bps=1000.0)), login(Grant(user="bob"))
+    slow.send({"op": "put", "name": "slow", "size": MIB})
+    slow.sock.sendall(bytes(BLOCK))
+    moved("up", [quick])
+
+
+def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> None:
+    total = 2 * MIB
+    heavy = tokens.add(Grant(user="heavy", weight=4.0))
+    light = tokens.add(Grant(user="light"))
+
+    def put(raw: Raw) -> None:
+        raw.granted("put", bytes(total), name=f"f{id(raw)}")
+
+    with (
+        Server(root, port=0, durable=False, tokens=tokens, rate_bps=RATE, schedule="rr") as server,
+        Raw(server.address) as one,
+        Raw(server.address) as other,
+        ThreadPoolExecutor() as threads,
+    ):
+        one.granted("auth", token=heavy)
+        other.granted("auth", token=light)
+        slower = threads.submit(put, other)
+        put(one)
+        (left,) = server.status()["transfers"]
+        slower.result()
+    assert left["user"] == "light"
+    assert left["moved"] < total * 0.7
+
+
+# Until when
+
+
+def under_way(server: Server) -> None:
+    """Wait until some of a file has moved."""
+    while not [each for each in server.status()["transfers"] if each["moved"]]:
+        pass
+
+
+def ended(raw: Raw) -> None:
+    """Wait until the server has closed, whatever it says before."""
+    with suppress(ConnectionError):
+        raw.rest()
+
+
+def said_at_last(raw: Raw) -> None:
+    """Read the refusal that closes, and the end."""
+    reply = raw.receive()
+    assert (reply.code, reply.closes) == ("auth-required", True)
+    assert raw.rest() == b""
+
+
+def test_a_token_that_is_removed_ends_an_idle_conversation_with_a_word(
+    login: Login, tokens: Tokens, log: Log
+) -> None:
+    raw, other = login(Grant(user="ada")), login(Grant(user="bob"))
+    raw.granted("ping")
+    tokens.remove("ada")
+    said_at_last(raw)
+    assert log.wait_for("connection", user="ada")["outcome"] == "auth-required"
+    other.granted("ping")
+
+
+def test_a_request_behind_the_removal_is_not_served(
+    login: Login, tokens: Tokens, root: Path
+) -> None:
+    raws = [login(Grant(user="ada")) for _ in range(8)]
+    tokens.remove("ada")
+    for raw in raws:
+        raw.send({"op": "put", "name": "f", "size": 1}, b"x")
+        said_at_last(raw)
+    assert published(root) == {}
+
+
+def test_a_token_that_changes_or_expires_ends_its_conversations(
+    login: Login, tokens: Tokens, stranger: Callable[[], Raw]
+) -> None:
+    soon = time.time() + 0.5
+    raw = login(Grant(user="ada", expires_at=soon))
+    raw.granted("ping")
+    said_at_last(raw)
+    assert time.time() >= soon
+    raw = login(Grant(user="bob"))
+    tokens.remove("bob")
+    tokens.add(Grant(user="bob", can=READ))
+    said_at_last(raw)
+
+
+def test_a_removed_token_cuts_a_file_on_its_way_up(
+    login: Login, tokens: Tokens, guarded: Server, root: Path, log: Log
+) -> None:
+    raw = login(Grant(user="ada"))
+    raw.send({"op": "put", "name": "f", "size": 4 * MIB}, bytes(3 * MIB))
+    under_way(guarded)
+    tokens.remove("ada")
+    ended(raw)
+    log.wait_for("connection", user="ada", outcome="auth-required")
+    assert published(root) == {}
+    assert staged(root) == []
+
+
+def test_a_removed_token_cuts_a_file_on_its_way_down(
+    login: Login, tokens: Tokens, root: Path, log: Log
+) -> None:
+    with (root / "f").open("wb") as file:
+        file.truncate(256 * MIB)
+    raw = login(Grant(user="ada"))
+    raw.send({"op": "get", "name": "f"})
+    assert raw.receive_header()["size"] == 256 * MIB
+    tokens.remove("ada")  # and read on only when the server has ended
+    log.wait_for("connection", user="ada", outcome="auth-required")
+    ended(raw)
+
+
+def test_a_removed_token_cuts_who_waits_for_a_turn(
+    login: Login, tokens: Tokens, guarded: Server, root: Path, log: Log
+) -> None:
+    raw = login(Grant(user="ada", rate_bps=1.0))
+    raw.send({"op": "put", "name": "f", "size": MIB}, bytes(MIB))
+    under_way(guarded)
+    tokens.remove("ada")
+    ended(raw)
+    log.wait_for("connection", user="ada", outcome="auth-required")
+    assert published(root) == {}
+
+
+# What a stranger costs
+
+
+def test_a_long_header_of_a_stranger_is_not_read(stranger: Callable[[], Raw], login: Login) -> None:
+    header = {"op": "hello", "version": 1, "agent": "x" * 5000}
+    raw = stranger()
+    raw.sock.sendall(frame(header)[:4])  # and not one byte of the header itself
+    said_at_last(raw)
+    assert login(Grant(user="ada")).refused("stat", name="x" * 5000) == "bad-name"
+
+
+def test_what_is_no_frame_is_told_so_to_a_stranger_too(stranger: Callable[[], Raw]) -> None:
+    raw = stranger()
+    raw.sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    reply = raw.receive()
+    assert reply.code == "bad-frame"
+    assert "ftpkit" in reply["message"]
+
+
+def test_the_body_of_a_strangers_request_is_dropped(
+    stranger: Callable[[], Raw], tokens: Tokens
+) -> None:
+    token = tokens.add(Grant(user="ada"))
+    raw = stranger()
+    assert raw.refused("put", bytes(MIB), name="f") == "auth-required"
+    raw.granted("auth", token=token)
+    raw = stranger()
+    raw.send({"op": "put", "name": "f", "size": MIB + 1})
+    assert raw.receive().closes
+
+
+# Who it was
+
+
+def test_the_log_and_the_status_name_the_user(
+    login: Login, guarded: Server, log: Log, root: Path
+) -> None:
+    raw = login(Grant(user="ada"))
+    raw.granted("put", b"one", name="f")
+    assert log.wait_for("transfer", name="f")["user"] == "ada"
+    upload = begin(raw, "g")
+    (transfer,) = guarded.status()["transfers"]
+    assert (transfer["user"], transfer["name"]) == ("ada", "g")
+    raw.granted("abort", upload=upload)
+    raw.close()
+    assert log.wait_for("connection")["user"] == "ada"
