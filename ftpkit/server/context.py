@@ -21,7 +21,6 @@ from ftpkit.server.gate import Gate
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.traffic import Traffic, in_turn
 from ftpkit.storage.store import Reader, Store, Upload
-from ftpkit.storage.under import Under
 
 # Where nobody is asked for a token, everybody may do everything.
 _ANYBODY: Final = Grant(user="")
@@ -111,14 +110,12 @@ class Context:
         """What the log says of the user, where there are users."""
         return {"user": self.owner} if self.owner else {}
 
-    def admit(self, grant: Grant) -> None:
-        """Let this be a connection of the holder of ``grant``."""
-        self.grant = grant
+    def admit(self, grant: Grant, store: Store) -> None:
+        """Let this be a connection of the holder of ``grant``, who sees ``store``."""
+        self.grant, self.store = grant, store
         self.account = self.traffic.account(
             grant.user, weight=grant.weight, rate_bps=grant.rate_bps
         )
-        if grant.under:
-            self.store = Under(self.store, grant.under)
 
     def leave(self) -> None:
         """Let another connection of its user have its place."""

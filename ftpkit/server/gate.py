@@ -6,7 +6,10 @@ from typing import Final
 
 from ftpkit.access import Grant, Tokens
 from ftpkit.errors import Code, RefusedError
-from ftpkit.server.house import House
+from ftpkit.server.house import House, Quota
+from ftpkit.storage.limited import Limited
+from ftpkit.storage.store import MeteredStore, Store
+from ftpkit.storage.under import Under
 
 # How often those who are in are looked after: what was taken back ends within a second.
 LOOKS_S: Final = 0.25
@@ -20,8 +23,11 @@ class Gate:
     ``stopping`` says that nobody waits any longer.
     """
 
-    def __init__(self, tokens: Tokens, house: House, stopping: threading.Event) -> None:
-        self._tokens, self._house, self._stopping = tokens, house, stopping
+    def __init__(
+        self, tokens: Tokens, house: House, store: MeteredStore, stopping: threading.Event
+    ) -> None:
+        self._tokens, self._house, self._store = tokens, house, store
+        self._stopping = stopping
 
     def open_to(self, token: str, peer: str) -> Grant:
         """Return what ``token`` grants, or refuse it after a while."""
@@ -43,6 +49,11 @@ class Gate:
     def leave(self, grant: Grant) -> None:
         """Count one connection less."""
         self._house.leave(grant.user)
+
+    def store_for(self, grant: Grant) -> Store:
+        """Return the store as a user sees it."""
+        limited = Limited(self._store, Quota(self._house, grant.under, grant.quota))
+        return Under(limited, grant.under) if grant.under else limited
 
     def holds(self, grant: Grant) -> bool:
         """Whether it is still granted."""

@@ -22,7 +22,6 @@ from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Context, Result
 from ftpkit.server.rows import pull, push
 from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
-from ftpkit.storage.under import Under
 
 _FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")
@@ -52,10 +51,10 @@ def auth(context: Context, request: m.Auth) -> Result:
     if not context.locked:
         raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
     grant = context.gate.open_to(request.token, context.peer)
-    if grant.under:
-        Under(context.store, grant.under).mkdir("")
+    store = context.gate.store_for(grant)
+    store.mkdir("")
     context.gate.enter(grant)
-    context.admit(grant)
+    context.admit(grant, store)
     return Result(m.AuthReply(user=grant.user, can=[can for can in Can if can in grant.can]))
 
 

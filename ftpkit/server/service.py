@@ -1,5 +1,6 @@
 """What serves connections, wherever they were accepted: a store, and the sessions of now."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -28,7 +29,7 @@ from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.traffic import Traffic
-from ftpkit.storage.store import Store
+from ftpkit.storage.store import MeteredStore, Store
 
 DAY_S: Final = 86_400.0
 _SWEEP_S: Final = 3600.0
@@ -70,12 +71,13 @@ class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
 
     Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
-    returned. With ``tokens`` only their holders are served, and others let in by none.
+    returned. Where there are ``tokens`` only their holders are served, and ``house`` counts
+    for all processes of the server what they do; without it, this is the only one.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: MeteredStore,
         admission: Admission,
         limits: Limits,
         schedule: Schedule | Remote | None = None,
@@ -94,11 +96,19 @@ class Service:
         self._sessions: set[Session] = set()
         self._stopping = self._now = False
         self._leaving, self._closed = threading.Event(), threading.Event()
-        self._gate: Gate | None = None
-        if tokens is not None:
-            self._gate = Gate(tokens, house or LocalHouse(), self._leaving)
-            self._watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
-            self._watch.start()
+        self._before_close = contextlib.ExitStack()
+        self._gate = None if tokens is None else self._guarded(tokens, house)
+
+    def _guarded(self, tokens: Tokens, house: House | None) -> Gate:
+        """Let only holders of ``tokens`` in, and no longer than they are that."""
+        if house is None:
+            house = LocalHouse(self.store.used)
+            self._before_close.callback(house.close)
+        watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
+        watch.start()
+        self._before_close.callback(watch.join)
+        self._before_close.callback(self._closed.set)
+        return Gate(tokens, house, self.store, self._leaving)
 
     def change(self, limits: Limits) -> None:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
@@ -199,10 +209,8 @@ class Service:
 
     def close(self) -> None:
         """Wait for the work that outlived its session, and close the store."""
-        self._closed.set()
-        if self._gate is not None:
-            self._watch.join()
         self.jobs.stop()
+        self._before_close.close()
         self.store.close()
 
 

@@ -60,8 +60,8 @@ class Session:
         context.on_exchanged = self._rest
         context.passed = self._transfers.passed
         if moved is not None:
-            if moved.grant is not None:
-                context.admit(moved.grant)
+            if moved.grant is not None and context.gate is not None:
+                context.admit(moved.grant, context.gate.store_for(moved.grant))
             context.algorithm = moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
             stream.resume(moved.header, moved.ahead)

@@ -175,9 +175,9 @@ class Slow:
 def test_nobody_who_waits_for_the_answer_to_a_bad_token_keeps_a_server_from_stopping(
     root: Path, tokens: Tokens, peer: str, host: str
 ) -> None:
-    house: Any = Slow(LocalHouse())
     admission = Admission(1, 1)
     with DirectoryStore(root) as store:
+        house: Any = Slow(LocalHouse(store.used))
         service = Service(store, admission, Limits(), tokens=tokens, house=house)
         ours, theirs = socket.socketpair()
         with ours, theirs, ThreadPoolExecutor() as threads:
