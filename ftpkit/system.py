@@ -334,6 +334,30 @@ def exclusive(fd: int, *, wait: bool = False) -> Iterator[bool]:
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
+def is_locked(fd: int) -> bool:
+    """Whether another process holds ``exclusive`` on an open file; there must be locks."""
+    try:
+        # Shared, so that two who ask are not in each other's way.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; True where that cannot be asked."""
+    if os.name != "posix":  # os.kill would do something to it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is somebody else's
+    return True
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
