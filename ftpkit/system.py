@@ -45,6 +45,7 @@ HAS_NOFOLLOW: Final = hasattr(os, "O_NOFOLLOW")
 O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 O_DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
 O_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
+O_NOCTTY: Final = getattr(os, "O_NOCTTY", 0)
 O_BINARY: Final = getattr(os, "O_BINARY", 0)
 O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
@@ -76,6 +77,9 @@ GROUP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _PR_SET_PDEATHSIG: Final = 1
+_RENAME_NOREPLACE: Final = 1
+# What is said by a kernel or a disk that cannot do that.
+_CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 _HAS_TIMEO: Final = hasattr(socket, "SO_RCVTIMEO") and os.name == "posix"
 _TIMEVAL: Final = struct.Struct("@ll")
@@ -196,6 +200,26 @@ def sync_directory(path: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def rename_free(source_fd: int, part: str, target_fd: int, to: str) -> None:
+    """Move ``part`` of one directory to a free name in another, in one step.
+
+    NotImplementedError says that the system cannot, or not on this disk.
+    """
+    if sys.platform != "linux":
+        raise NotImplementedError
+    import ctypes  # os has no such call
+
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        raise NotImplementedError from None
+    if call(source_fd, os.fsencode(part), target_fd, os.fsencode(to), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        if number in _CANNOT:
+            raise NotImplementedError
+        raise OSError(number, os.strerror(number), part)
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:

@@ -15,7 +15,7 @@ from ftpkit.errors import Code, ElsewhereError, RefusedError
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
 from ftpkit.storage import journal
-from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.files import Directory, Files, is_doubled
 from ftpkit.storage.refusals import refusing
 from ftpkit.storage.room import UNLIMITED, Room
 from ftpkit.storage.sharing import Claims, Share, Unshared
@@ -70,11 +70,12 @@ class DirectoryStore:
         with contextlib.ExitStack() as stack:
             self.root = stack.enter_context(self._open_root(os.path.realpath(root)))
             self._private = stack.enter_context(self._make(self.root, RESERVED))
+            _check_owner(self._private)
             self.lock = stack.enter_context(self._shared(share) if share else self._alone())
             self._staging = stack.enter_context(self._make(self._private, _STAGING))
             self._uploads = stack.enter_context(self._make(self._private, _UPLOADS))
             self._published = stack.enter_context(self._make(self._private, _PUBLISHED))
-            self._tree = Tree(self.root, self._files)
+            self._tree = Tree(self.root, self._files, self._private)
             if share:
                 part = str(share.number)
                 self._staging = stack.enter_context(self._make(self._staging, part))
@@ -82,7 +83,11 @@ class DirectoryStore:
                 # What was being deleted must not come back in part.
                 self._files.sync_directory(self._staging)
                 for part, _ in list(self._staging.names()):
-                    self._tree.purge(self._staging, part, _ignore)
+                    with contextlib.suppress(OSError):  # nobody sees what has to stay
+                        self._tree.purge(self._staging, part, _ignore)
+                for key, _ in list(self._uploads.names()):
+                    with contextlib.suppress(OSError):
+                        self._settle(key)
             self._stack = stack.pop_all()
 
     def _open_root(self, path: str) -> Directory:
@@ -108,7 +113,7 @@ class DirectoryStore:
         """Keep other servers off this root: two would not know of each other's uploads."""
         with contextlib.suppress(FileExistsError):
             os.close(self._files.create(self._private, _LOCK))
-        fd = self._private.open_file(_LOCK, write=True)
+        fd = self._private.open_file(_LOCK, write=True, doubled=True)
         try:
             with system.exclusive(fd) as alone:
                 if not alone:
@@ -394,24 +399,26 @@ class DirectoryStore:
             return
         with directory:
             state = read_journal(directory, JOURNAL)
-            if state is None or state.wish is None or state.prepared is None:
-                return
-            if not self._was_published(directory, state.wish["id"]):
-                return
-            self._tree.make_lasting(state.wish["name"])
-            self._files.rename(directory, JOURNAL, self._published, state.wish["id"])
+            # Without a journal nothing of it can be wanted any more.
+            if state is not None:
+                if state.wish is None or state.prepared is None:
+                    return
+                if not self._was_published(directory, state.wish):
+                    return
+                self._tree.make_lasting(state.wish["name"])
+                self._files.rename(directory, JOURNAL, self._published, state.wish["id"])
         self._tree.purge(self._uploads, key, _ignore)
 
-    def _was_published(self, directory: Directory, identity: str) -> bool:
+    def _was_published(self, directory: Directory, wish: dict[str, Any]) -> bool:
         """Whether a prepared upload has got its name; data that is still here is a leftover."""
         try:
             # After a crash within a move a file may have both names.
-            if directory.stat(DATA).st_nlink > 1:
-                return True
+            if is_doubled(directory.stat(DATA)):
+                return self._tree.has_name(directory, DATA, wish["name"])
         except FileNotFoundError:
             return True
         with contextlib.suppress(FileNotFoundError):
-            self._published.stat(identity)
+            self._published.stat(wish["id"])
             return True
         return False
 
@@ -457,6 +464,12 @@ class DirectoryStore:
             # Nobody may open the same files anew before these are closed.
             upload.close()
             self._forget(key)
+
+
+def _check_owner(directory: Directory) -> None:
+    """Refuse to go by what another user has written down, in a root where many may write."""
+    if hasattr(os, "geteuid") and directory.status().st_uid not in (os.geteuid(), 0):
+        raise PermissionError(f"{directory.path} belongs to another user")
 
 
 def _key(owner: str, wish: Wish, block: int) -> str:

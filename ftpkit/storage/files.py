@@ -11,13 +11,23 @@ from ftpkit import system
 from ftpkit.protocol.digest import looks_like_digest
 
 _DIRECTORY = os.O_RDONLY | system.O_DIRECTORY | system.O_NOFOLLOW | system.O_CLOEXEC
-_READ = os.O_RDONLY | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+_HARMLESS = system.O_NOFOLLOW | system.O_NONBLOCK | system.O_NOCTTY
+_READ = os.O_RDONLY | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_NOFOLLOW | system.O_BINARY
-_REOPEN = os.O_RDWR | system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+_REOPEN = os.O_RDWR | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
 
 NOTE: Final = "ftpkit.digest"
 # Less than this is written, or refused, before anybody has waited for it.
 _WORTH_RESERVING: Final = 1024 * 1024
+# Whoever replaces a file faster than that can as well remove it.
+_MOST_LOOKS: Final = 32
+
+
+class HiddenError(FileNotFoundError):
+    """What stands there, a link or the store's own, is not there for anybody."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), part)
 
 
 class Directory:
@@ -73,20 +83,33 @@ class Directory:
         above.close()
         raise _error(errno.ESTALE, path)
 
-    def open_file(self, part: str, *, write: bool = False) -> int:
+    def open_file(self, part: str, *, write: bool = False, doubled: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
 
-        Opening a FIFO or a device can block or do harm, so the kind is looked
-        at first, and again afterwards in case it was swapped in between.
+        Unless ``doubled``, a file with a second name is not found either: that name may be one
+        outside, and then the file is no more in here than what a link points to.
+
+        Opening a FIFO or a device can block or do harm, so what stands there is looked at
+        first. What was opened must be the same: only of that is it known that it was in here,
+        and under no other name. What is swapped in for a moment is opened without waiting for
+        anybody, and closed again.
         """
-        _check_regular(self.stat(part), part)
-        fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
-        try:
-            _check_regular(os.fstat(fd), part)
-        except BaseException:
+        for _ in range(_MOST_LOOKS):
+            before = self.stat(part)
+            _check_regular(before, part)
+            if is_doubled(before) and not doubled:
+                raise _error(errno.ENOENT, part)
+            fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
+            try:
+                after = os.fstat(fd)
+                if os.path.samestat(before, after):
+                    _check_regular(after, part)
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
             os.close(fd)
-            raise
-        return fd
+        raise _error(errno.ENOENT, part)
 
     def stat(self, part: str) -> os.stat_result:
         """Return the status of ``part`` itself, also where it is a link."""
@@ -127,7 +150,7 @@ class Directory:
 
     def _refuse_link(self, part: str) -> None:
         if stat.S_ISLNK(self.stat(part).st_mode):
-            raise _error(errno.ENOENT, part)
+            raise HiddenError(part)
 
 
 def remembered(fd: int, status: os.stat_result) -> str | None:
@@ -143,6 +166,11 @@ def remembered(fd: int, status: os.stat_result) -> str | None:
 def _error(number: int, part: str) -> OSError:
     """Return the error that the system would raise: its class follows from the number."""
     return OSError(number, os.strerror(number), part)
+
+
+def is_doubled(status: os.stat_result) -> bool:
+    """Whether a file has a second name, which may be one outside."""
+    return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
 
 def _check_regular(status: os.stat_result, part: str) -> None:
@@ -226,6 +254,12 @@ class Files:
         os.replace(
             source.at(part), target.at(to), src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd
         )
+
+    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        """Move in one step to a name that must not exist, or NotImplementedError."""
+        if source.dir_fd is None or target.dir_fd is None:
+            raise NotImplementedError
+        system.rename_free(source.dir_fd, part, target.dir_fd, to)
 
     def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
         """Give a file a second name, which must not exist."""

@@ -23,6 +23,11 @@ _MEANING: Final = {
     errno.EDQUOT: (Code.QUOTA_EXCEEDED, "the disk quota is used up"),
     errno.EFBIG: (Code.TOO_LARGE, "{} is too large for the disk"),
     errno.EXDEV: (Code.UNSUPPORTED, "{} lies on another disk than the root"),
+    errno.ENXIO: (Code.NOT_FOUND, "there is no {}"),  # a socket, or a device without a driver
+    errno.ENODEV: (Code.NOT_FOUND, "there is no {}"),
+    errno.EINVAL: (Code.BAD_NAME, "the disk cannot have {} there"),
+    errno.EAGAIN: (Code.BUSY, "another program has {} for itself; try again"),
+    errno.EBUSY: (Code.BUSY, "the system uses {}"),
     errno.EMFILE: (Code.BUSY, "too many files are open; try again"),
     errno.ENFILE: (Code.BUSY, "too many files are open; try again"),
 }

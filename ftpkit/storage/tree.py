@@ -7,12 +7,12 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import is_reserved, split_name
-from ftpkit.storage.files import Directory, Files, remembered
+from ftpkit.storage.files import Directory, Files, HiddenError, is_doubled, remembered
 from ftpkit.storage.refusals import refusing
 from ftpkit.storage.room import UNLIMITED, Room
 from ftpkit.storage.store import Entry, Progress
@@ -47,11 +47,14 @@ def entry_of(name: str, status: os.stat_result, content_digest: str | None = Non
 
 
 class Tree:
-    """Files and directories under ``root``, by name."""
+    """Files and directories under ``root``, by name, except for what is in ``private``."""
 
-    def __init__(self, root: Directory, files: Files) -> None:
+    def __init__(self, root: Directory, files: Files, private: Directory | None = None) -> None:
         self._root = root
         self._files = files
+        # Known by what it is: a disk may find it under names that we do not know for its own,
+        # and somebody may move it.
+        self._private = private.status() if private is not None else None
         # Directories, by parent and name, whose names are known to be on stable storage.
         self._lasting = set[tuple[int, int, str]]()
 
@@ -65,10 +68,15 @@ class Tree:
                 if current is not self._root:
                     current.close()
                 current = below
+                if self._is_private(current.status()):
+                    raise HiddenError(part)
             yield current
         finally:
             if current is not self._root:
                 current.close()
+
+    def _is_private(self, status: os.stat_result) -> bool:
+        return self._private is not None and os.path.samestat(status, self._private)
 
     def _descend(self, directory: Directory, part: str, *, make: bool) -> Directory:
         if not make:
@@ -96,6 +104,8 @@ class Tree:
             *parents, last = split_name(name) or [""]
             with self.directory(parents) as directory:
                 status = directory.stat(last) if last else directory.status()
+                if self._is_private(status):
+                    raise HiddenError(last)
                 if stat.S_ISDIR(status.st_mode):
                     return entry_of(name, status)
                 fd = directory.open_file(last)
@@ -116,9 +126,10 @@ class Tree:
 
     def make_lasting(self, name: str) -> None:
         """Bring a name to stable storage, if it is there: who made it may have died before."""
-        *parents, _ = split_name(name)
+        *parents, last = split_name(name)
         with contextlib.suppress(RefusedError):
-            self.stat(name)
+            with refusing(name), self.directory(parents) as directory:
+                directory.stat(last)
             with refusing(name), self.directory(parents, make=True) as directory:
                 self._files.sync_directory(directory)
 
@@ -172,6 +183,8 @@ class Tree:
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
         """Move a file or directory; parents of ``to`` are made."""
+        if name != to and self._finish_move(name, to):
+            return
         self.stat(name)
         *parents, last = split_name(name)
         *to_parents, to_last = split_name(to)
@@ -187,16 +200,35 @@ class Tree:
                     _check_replaceable(target, to_last, overwrite=overwrite)
                 else:
                     _check_known(target, to_last)
-                if to != name and _is_same_file(source, last, target, to_last):
-                    # After a crash both may be there, and then rename() does nothing.
-                    self._files.sync_directory(target)
-                    self._files.unlink(source, last)
-                else:
-                    # A directory can only replace an empty one, so nothing is lost to a race.
-                    self._move(source, last, target, to_last, overwrite=overwrite or is_directory)
+                # A directory can only replace an empty one, so nothing is lost to a race.
+                self._move(source, last, target, to_last, overwrite=overwrite or is_directory)
                 self._files.sync_directory(source)
                 if is_directory:
                     self._lasting.clear()
+
+    def _finish_move(self, name: str, to: str) -> bool:
+        """Take the old name from a file that has both since a crash: with two it is not served."""
+        *parents, last = split_name(name)
+        with contextlib.suppress(RefusedError), refusing(name), self.directory(parents) as source:
+            if not is_doubled(source.stat(last)) or not self.has_name(source, last, to):
+                return False
+            *to_parents, _ = split_name(to)
+            with self.directory(to_parents) as target:
+                self._files.sync_directory(target)
+            self._files.unlink(source, last)
+            self._files.sync_directory(source)
+            return True
+        return False
+
+    def has_name(self, source: Directory, part: str, name: str) -> bool:
+        """Whether ``part`` of ``source`` stands under ``name`` too."""
+        *parents, last = split_name(name)
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            self.directory(parents) as directory,
+        ):
+            return _is_same_file(source, part, directory, last)
+        return False
 
     def _move(
         self, source: Directory, part: str, target: Directory, to: str, *, overwrite: bool
@@ -209,18 +241,24 @@ class Tree:
             self._files.rename(source, part, target, to)
         else:
             try:
-                self._files.link(source, part, target, to)
-            except (OSError, NotImplementedError) as error:
-                if isinstance(error, OSError) and error.errno not in _NO_LINKS:
-                    raise
-                # No hard links on this disk: the check before is all there is.
-                self._files.rename(source, part, target, to)
-            else:
-                # A disk may forget the old name before it remembers the new one.
-                self._files.sync_directory(target)
-                self._files.unlink(source, part)
-                return
+                self._files.rename_free(source, part, target, to)
+            except NotImplementedError:
+                self._link_and_unlink(source, part, target, to)
         self._files.sync_directory(target)
+
+    def _link_and_unlink(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        """Move to a name that must be free, in two steps: between them the file is not served."""
+        try:
+            self._files.link(source, part, target, to)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LINKS:
+                raise
+            # No hard links on this disk: the check before is all there is.
+            self._files.rename(source, part, target, to)
+        else:
+            # A disk may forget the old name before it remembers the new one.
+            self._files.sync_directory(target)
+            self._files.unlink(source, part)
 
     def delete(self, name: str, *, recursive: bool, trash: Directory, progress: Progress) -> None:
         """Delete a file or a directory.
@@ -296,7 +334,7 @@ class Tree:
                         levels.append(self._level(parts, recursive=True, past=past))
                     else:
                         status = level.open(self).stat(part)
-                        yield entry_of("/".join([*level.parts, part]), status)
+                        yield _listed("/".join([*level.parts, part]), status)
         finally:
             for level in levels:
                 level.close()
@@ -339,6 +377,12 @@ class _Level:
     def close(self) -> None:
         self.directory = None
         self.stack.close()
+
+
+def _listed(name: str, status: os.stat_result) -> Entry:
+    """Describe what a list shows under ``name``: a file with a second name is not served."""
+    entry = entry_of(name, status)
+    return replace(entry, kind="other", total=0) if is_doubled(status) else entry
 
 
 def _is_same_file(source: Directory, part: str, target: Directory, to: str) -> bool:

@@ -99,7 +99,8 @@ def reopen_upload(
 def read_journal(directory: Directory, part: str, most: int = -1) -> JournalState | None:
     """Return what the journal ``part`` says, or its first ``most`` bytes; None: there is none."""
     try:
-        fd = directory.open_file(part)
+        # A crash within a move may have left it with both names.
+        fd = directory.open_file(part, doubled=True)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
@@ -152,7 +153,7 @@ class DirectoryUpload:
         with contextlib.ExitStack() as undo:
             self._data = directory.open_file(DATA, write=True)
             undo.callback(os.close, self._data)
-            self._journal = directory.open_file(JOURNAL, write=True)
+            self._journal = directory.open_file(JOURNAL, write=True, doubled=True)
             undo.callback(os.close, self._journal)
             if found:
                 self._recover(state)

@@ -4,7 +4,7 @@ import os
 
 from ftpkit.storage.files import Directory
 from ftpkit.storage.upload import JOURNAL
-from tests.storage.crash_record import RecordingFiles
+from tests.storage.crash_record import LinkingFiles, RecordingFiles
 
 
 class NoFileSync(RecordingFiles):
@@ -76,7 +76,7 @@ class NoNameSyncAfterMkdir(RecordingFiles):
         self.made = False
 
 
-class NameSyncAfterUnlink(RecordingFiles):
+class NameSyncAfterUnlink(LinkingFiles):
     """The old name of a file is removed before the new one is stable."""
 
     late: Directory | None = None

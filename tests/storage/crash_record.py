@@ -120,6 +120,10 @@ class RecordingFiles(Files):
         super().rename(source, part, target, to)
         self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
 
+    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        super().rename_free(source, part, target, to)
+        self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
+
     def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
         super().link(source, part, target, to)
         self.record(Link(self.label(source.status()), part, self.label(target.status()), to))
@@ -151,3 +155,10 @@ def look_model(disk: Disk) -> Iterator[tuple[str, bytes | None]]:
     image = disk.now()
     for name, label in image.walk():
         yield name, image.files[label].content if label in image.files else None
+
+
+class LinkingFiles(RecordingFiles):
+    """A disk that moves to a free name in two steps only."""
+
+    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        raise NotImplementedError

@@ -85,6 +85,10 @@ class WatchedFiles(QuickFiles):
         self._before("rename")
         super().rename(source, part, target, to)
 
+    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        self._before("rename_free")
+        super().rename_free(source, part, target, to)
+
     def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
         self._before("link")
         super().link(source, part, target, to)

@@ -30,7 +30,7 @@ from tests.storage.crash_disk import (
 )
 from tests.storage.crash_explore import Explorer, Scenario
 from tests.storage.crash_promise import BrokenPromiseError
-from tests.storage.crash_record import RecordingFiles
+from tests.storage.crash_record import LinkingFiles, RecordingFiles
 from tests.storage.crash_scenarios import SCENARIOS
 
 pytestmark = pytest.mark.skipif(not system.HAS_DIR_FD, reason="directories cannot be synced here")
@@ -41,6 +41,22 @@ BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_a_crash_breaks_no_promise(scenario: Scenario, tmp_path: Path) -> None:
     Explorer(tmp_path, limit=16, deeper=2, seed=1).explore(scenario)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "put without overwrite",
+        "upload without overwrite",
+        "rename to a free name",
+        "rename beside",
+    ],
+)
+def test_a_crash_between_the_two_steps_of_a_move_breaks_no_promise(
+    scenario: str, tmp_path: Path
+) -> None:
+    explorer = Explorer(tmp_path, limit=16, deeper=8, seed=1, files=LinkingFiles)
+    explorer.explore(BY_NAME[scenario])
 
 
 @pytest.mark.slow
@@ -192,8 +208,8 @@ def test_attributes_need_more_than_a_sync_of_the_data() -> None:
 
 CHANGES_NOTHING: Final = {
     "os": {
-        "PathLike", "close", "devnull", "error", "fspath", "fstat", "open", "path", "scandir",
-        "stat", "stat_result", "strerror",
+        "PathLike", "close", "devnull", "error", "fspath", "fstat", "geteuid", "open", "pardir",
+        "path", "scandir", "stat", "stat_result", "strerror",
     },
     "system": {"exclusive", "expect_read", "get_note", "read_at", "start_writeback"},
 }  # fmt: skip
