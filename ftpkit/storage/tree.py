@@ -7,11 +7,11 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.protocol.names import is_reserved, split_name
+from ftpkit.protocol.names import MAX_NAME, is_reserved, split_name
 from ftpkit.storage.files import Directory, Files, HiddenError, is_doubled, remembered
 from ftpkit.storage.refusals import refusing
 from ftpkit.storage.room import UNLIMITED, Room
@@ -139,20 +139,11 @@ class Tree:
         with refusing(name), contextlib.ExitStack() as stack:
             try:
                 directory = stack.enter_context(self.directory(parents))
+            except HiddenError:
+                raise
             except FileNotFoundError:
-                if self._link_in(parents):
-                    raise
                 return
             _check_replaceable(directory, last, overwrite=overwrite)
-
-    def _link_in(self, parts: list[str]) -> bool:
-        """Whether the path ends at something that is no directory, rather than at nothing."""
-        with contextlib.suppress(FileNotFoundError):
-            for depth in range(len(parts)):
-                with self.directory(parts[:depth]) as directory:
-                    if not stat.S_ISDIR(directory.stat(parts[depth]).st_mode):
-                        return True
-        return False
 
     def publish(
         self,
@@ -315,68 +306,104 @@ class Tree:
     def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
         """Yield what is in a directory, in the byte order of full names, behind ``after``.
 
-        What vanishes meanwhile is left out; one directory is open at a time.
+        What vanishes meanwhile is left out, and so is what has too long a name to be asked for;
+        one directory is open at a time.
         """
         past = (after or "").encode(errors="surrogatepass")
+        levels = [_Level(name)]
         with refusing(name):
-            levels = [self._level(split_name(name), recursive=recursive, past=past)]
+            self._read_level(levels[0], recursive=recursive, past=past)
         try:
             while levels:
                 level = levels[-1]
                 if not level.items:
-                    levels.pop().close()
+                    levels.pop()
+                    if levels:
+                        levels[-1].come_back_from(level)
+                    level.close()
                     continue
                 _, part, is_subtree = level.items.popleft()
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                full = f"{level.prefix}{part}"
+                entry = None
+                with refusing(full), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    directory = level.open(self)
                     if is_subtree:
+                        below = _Level(full)
+                        below.hold(directory.open_directory(part))
                         level.close()
-                        parts = [*level.parts, part]
-                        levels.append(self._level(parts, recursive=True, past=past))
+                        levels.append(below)
+                        self._read_level(below, recursive=True, past=past)
                     else:
-                        status = level.open(self).stat(part)
-                        yield _listed("/".join([*level.parts, part]), status)
+                        entry = _listed(full, directory.stat(part))
+                if entry is not None:
+                    yield entry
         finally:
             for level in levels:
                 level.close()
 
-    def _level(self, parts: list[str], *, recursive: bool, past: bytes) -> "_Level":
-        prefix = "/".join([*parts, ""]).encode() if parts else b""
+    def _read_level(self, level: "_Level", *, recursive: bool, past: bytes) -> None:
+        prefix = level.prefix.encode()
         items: list[tuple[bytes, str, bool]] = []
-        with self.directory(parts) as directory:
-            for part, is_directory in directory.names():
-                try:
-                    key = prefix + part.encode()
-                except UnicodeEncodeError:  # not UTF-8 on the disk: it cannot be named here
-                    continue
-                if is_reserved(part):
-                    continue
-                if key > past:
-                    items.append((key, part, False))
-                # In byte order "a.txt" comes between "a" and "a/b": a
-                # directory and what is in it are two places in the list.
-                inside = key + b"/"
-                if recursive and is_directory and (inside > past or past.startswith(inside)):
-                    items.append((inside, part, True))
-        return _Level(parts, deque(sorted(items)))
+        directory = level.open(self)
+        if self._is_private(level.status):
+            raise HiddenError(level.name)
+        for part, is_directory in directory.names():
+            try:
+                key = prefix + part.encode()
+            except UnicodeEncodeError:  # not UTF-8 on the disk: it cannot be named here
+                continue
+            if len(key) > MAX_NAME or is_reserved(part):
+                continue
+            if key > past:
+                items.append((key, part, False))
+            # In byte order "a.txt" comes between "a" and "a/b": a
+            # directory and what is in it are two places in the list.
+            inside = key + b"/"
+            if recursive and is_directory and (inside > past or past.startswith(inside)):
+                items.append((inside, part, True))
+        level.items.extend(sorted(items))
 
 
-@dataclass(slots=True)
 class _Level:
-    """One directory of a list: what is still to come of it."""
+    """One directory of a list, and what is still to come of it; it is open, or can be again."""
 
-    parts: list[str]
-    items: deque[tuple[bytes, str, bool]]
-    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    directory: Directory | None = None
+    def __init__(self, name: str) -> None:
+        self.name, self.prefix = name, f"{name}/" if name else ""
+        self.items = deque[tuple[bytes, str, bool]]()
+        self._stack = contextlib.ExitStack()
+        self._directory: Directory | None = None
 
     def open(self, tree: Tree) -> Directory:
-        if self.directory is None:
-            self.directory = self.stack.enter_context(tree.directory(self.parts))
-        return self.directory
+        """Return the directory; if it is not there any more, nothing else comes of it."""
+        if self._directory is None:
+            try:
+                self._directory = self._stack.enter_context(tree.directory(split_name(self.name)))
+            except (FileNotFoundError, NotADirectoryError):
+                self.items.clear()
+                raise
+            self.status = self._directory.status()
+        return self._directory
+
+    def hold(self, directory: Directory) -> None:
+        """Take an open directory over."""
+        self._directory = self._stack.enter_context(directory)
+        self.status = directory.status()
+
+    def come_back_from(self, below: "_Level") -> None:
+        """Open the directory again from one in it, however deep it is, if both are where they were.
+
+        To look it up by its name for each that is in it would be work without end for a deep tree.
+        """
+        if below._directory is None:
+            return
+        # Somewhere else if ``below`` was moved meanwhile.
+        with contextlib.suppress(OSError):
+            self.hold(below._directory.above(self.status))
 
     def close(self) -> None:
-        self.directory = None
-        self.stack.close()
+        """Let go of the directory."""
+        self._directory = None
+        self._stack.close()
 
 
 def _listed(name: str, status: os.stat_result) -> Entry:
