@@ -1,6 +1,7 @@
 """Streams: frames over a real socket pair, whatever the network does to them."""
 
 import errno
+import math
 import os
 import socket
 import ssl
@@ -22,6 +23,7 @@ from ftpkit.errors import (
     StalledError,
     TruncatedError,
 )
+from ftpkit.net import stream
 from ftpkit.net.pacing import Pace, Turns
 from ftpkit.net.stream import PIECE, SMALL, Stream
 from ftpkit.net.tls import Identity
@@ -426,25 +428,31 @@ class Held:
         self.given_up.release()
 
 
-def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there() -> None:
+@pytest.mark.parametrize(("gather_s", "pieces"), [(math.inf, [5, 0]), (0.0, [3, 2, 0])])
+def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there(
+    gather_s: float, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_GATHER_S", gather_s)
     turns = Held(3)
     with Pair(turns=turns) as pair:
         pair.peer.sendall(encode_header({"size": 5}))
         pair.stream.read_header()
-        view = memoryview(bytearray(8))
+        view, body = memoryview(bytearray(8)), b""
         counts: list[int] = []
-        thread = threading.Thread(target=lambda: counts.append(pair.stream.read_into(view)))
+
+        def read() -> None:
+            nonlocal body
+            while not counts or counts[-1]:
+                counts.append(pair.stream.read_into(view))
+                body += bytes(view[: counts[-1]])
+
+        thread = threading.Thread(target=read)
         thread.start()
         assert not turns.asked.acquire(timeout=0.05)
         pair.peer.sendall(b"12345")
-        turns.let.release()
+        turns.let.release(2)
         thread.join()
-        assert turns.asked.acquire(timeout=PATIENT_S)
-        assert (counts, bytes(view[:3])) == ([3], b"123")
-        turns.let.release()
-        assert pair.stream.read_into(view) == 2
-        assert pair.stream.read_into(view) == 0
-        assert turns.moved == [3, 2]
+        assert (body, counts, turns.moved) == (b"12345", pieces, [3, 2])
 
 
 def test_what_came_with_its_header_waits_for_a_turn_too() -> None:
