@@ -32,14 +32,16 @@ class Link:
     def push(self, lane: Lane, now: float) -> None:
         """Let ``lane`` wait for a turn."""
         transfer, gate = lane.transfer, lane.gate
-        size = min(self.limit.quantum, gate.limit.quantum)
-        lane.size = min(size, transfer.left or size)
-        lane.start = transfer.start = max(self._virtual, transfer.finish)
-        transfer.finish = lane.start + lane.size / transfer.account.weight
+        # Every turn comes by here: a comparison costs half of what min and max do.
+        size, own, left = self.limit.quantum, gate.limit.quantum, transfer.left
+        size = own if own < size else size
+        lane.size = size = left if left and left < size else size
+        share, virtual, finish = size / transfer.account.weight, self._virtual, transfer.finish
+        lane.start = transfer.start = finish if finish > virtual else virtual
+        transfer.finish = lane.start + share
         if not gate.waiting.by_age:
             # Who was away is ahead of those who always wait, by this turn and no more.
-            back = self._virtual - lane.size / transfer.account.weight
-            gate.start = gate.finish = max(back, gate.finish)
+            gate.start = gate.finish = max(virtual - share, gate.finish)
         gate.waiting.push(lane, self._policy.rank(transfer), next(self._tickets))
         if gate.waiting.best()[2] is lane:
             self._place(gate, now)

@@ -87,8 +87,8 @@ class Schedule:
         for link in self._rotation:
             lane = link.pop(now)
             if lane is not None:
-                self._rotation.remove(link)
-                self._rotation.append(link)
+                if link is self._rotation[0]:
+                    self._rotation.reverse()
                 lane.state = State.RUNNING
                 self._running += 1
                 return lane

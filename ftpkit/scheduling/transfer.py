@@ -98,7 +98,10 @@ class Transfer:
     @property
     def left(self) -> int | None:
         """Bytes still to move, as far as it is known."""
-        return None if self.total is None else max(0, self.total - self.moved)
+        if self.total is None:
+            return None
+        left = self.total - self.moved
+        return left if left > 0 else 0
 
     @property
     def state(self) -> State:
