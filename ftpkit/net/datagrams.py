@@ -42,11 +42,12 @@ class DatagramSocket:
     """A UDP socket, connected or not; what it cannot send is lost, as it could be on the way.
 
     Datagrams of one length leave many in a call where the system can cut them apart
-    (UDP_SEGMENT), and arrive many in a call where it joins them (UDP_GRO).
+    (UDP_SEGMENT), and arrive many in a call where it joins them (UDP_GRO). A ``shared``
+    one is another process' as well, which goes on with it.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, *, shared: bool = False) -> None:
+        self._sock, self._shared = sock, shared
         self._segments = system.HAS_UDP_SEGMENTS
         self._buffer = memoryview(bytearray(_BUFFER))
         self._handed: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
@@ -128,9 +129,10 @@ class DatagramSocket:
                 yield self._buffer[start : min(start + segment, count)], address
 
     def interrupt(self) -> None:
-        """Wake up who waits; safe from another thread."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        """Wake up who waits, unless nothing would arrive for others then; safe from any thread."""
+        if not self._shared:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; safe to call twice."""

@@ -1,9 +1,8 @@
-"""Listening sockets: who is let in, who is turned away, and the UDP port beside each."""
+"""A listening socket at work: who is let in, and who is turned away."""
 
 import contextlib
 import errno
 import logging
-import os
 import socket
 import socketserver
 import time
@@ -15,12 +14,11 @@ from ftpkit.net.address import Address
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.server.admission import Admission
-from ftpkit.server.door import bound
+from ftpkit.server.binding import Bound
 
 # How long a connection that was not admitted stays open, so that its refusal is seen.
 _REFUSED_S: Final = 1.0
 _MOST_REFUSED: Final = 64
-_PORT_TRIES: Final = 20
 # How long to accept nobody when even the spare descriptor is gone.
 _NO_DESCRIPTOR_S: Final = 0.05
 
@@ -52,38 +50,18 @@ class _Connection(socketserver.BaseRequestHandler):
 class Listener(socketserver.ThreadingTCPServer):
     """One listening socket of a server."""
 
-    # The default of 5 refuses connections as soon as a few arrive together.
-    request_queue_size = 1024
-    allow_reuse_address = os.name == "posix"
     # Otherwise every accept looks through all threads; sessions are joined by their server.
     daemon_threads = True
 
-    def __init__(
-        self, owner: Owner, number: int, family: int, address: tuple[Any, ...], *, datagrams: bool
-    ) -> None:
-        self.owner, self.number = owner, number
-        self.port: DatagramSocket | None = None
-        self.address_family = family
+    def __init__(self, owner: Owner, number: int, bound: Bound) -> None:
+        super().__init__(bound.tcp.getsockname(), _Connection, bind_and_activate=False)
+        self.socket.close()
+        self.socket = bound.tcp
+        self.owner, self.number, self.address = owner, number, bound.address
+        self.port = DatagramSocket(bound.udp, shared=bound.shared) if bound.udp else None
+        self._shared = bound.shared
         self._refused: deque[tuple[float, socket.socket]] = deque()
         self._spare = socket.socket()
-        super().__init__(address, _Connection, bind_and_activate=False)
-        try:
-            if family == socket.AF_INET6:
-                both = address[0] == "::"
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
-            self.server_bind()
-            self.server_activate()
-            if datagrams:
-                self.port = _port(family, self.socket.getsockname())
-        except BaseException:
-            self.server_close()
-            raise
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        host, port = self.socket.getsockname()[:2]
-        return Address(host, port)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Admit a connection, or tell it that the server is full."""
@@ -145,8 +123,9 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def shutdown(self) -> None:
         """Stop accepting, at once where a listening socket can be woken, else after a moment."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+        if not self._shared:  # with others, it would stop listening for them as well
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
         super().shutdown()
 
     def service_actions(self) -> None:
@@ -167,60 +146,3 @@ class Listener(socketserver.ThreadingTCPServer):
 def peer_name(address: Any) -> str:
     """Return what the log calls the peer at a socket's address."""
     return str(Address(*address[:2])).partition("//")[2]
-
-
-def _port(family: int, address: tuple[Any, ...]) -> DatagramSocket:
-    """Open the UDP port beside a TCP port; OSError names UDP, for TCP would have been free."""
-    try:
-        return DatagramSocket(bound(family, address))
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}, for UDP") from None
-
-
-def listen(
-    owner: Owner,
-    host: str | None,
-    port: int,
-    *,
-    datagrams: bool,
-    kind: type[Listener] = Listener,
-) -> list[Listener]:
-    """Listen on every address of ``host``; with port 0 all get the same one."""
-    for _ in range(_PORT_TRIES):
-        listeners: list[Listener] = []
-        try:
-            for family, address in _targets(host):
-                chosen = listeners[0].address.port if listeners else port
-                try:
-                    listeners.append(
-                        kind(owner, len(listeners), family, (address, chosen), datagrams=datagrams)
-                    )
-                except OSError as error:
-                    # The second address may not exist here: no IPv6, say.
-                    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                    if not listeners or error.errno not in missing:
-                        raise
-            return listeners
-        except OSError as error:
-            for listener in listeners:
-                listener.server_close()
-                if listener.port is not None:
-                    listener.port.close()
-            # A port that is free for TCP on one address may be taken on another, or for UDP.
-            if port or error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(errno.EADDRINUSE, "no port is free on all addresses")
-
-
-def _targets(host: str | None) -> list[tuple[int, str]]:
-    if host is None:
-        return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
-    if host == "*":
-        if socket.has_dualstack_ipv6():
-            return [(socket.AF_INET6, "::")]
-        return [(socket.AF_INET, "")]
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
-        raise OSError(errno.EINVAL, "no such host name is possible") from None
-    return list(dict.fromkeys((family, str(address[0])) for family, *_, address in found))

@@ -4,17 +4,17 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ftpkit import system
 from ftpkit.access import Tokens
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
 from ftpkit.server.admission import Admission
+from ftpkit.server.binding import Bound, bind
 from ftpkit.server.door import Door
-from ftpkit.server.listener import Listener, listen, peer_name
+from ftpkit.server.listener import Listener, peer_name
 from ftpkit.server.service import DAY_S, Limits, Service, sweep_hourly
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import Files
@@ -29,6 +29,7 @@ class Server:
     alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
     TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
     direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
+    It listens on ``sockets`` once, in place of ``host`` and ``port``, if there are any.
     With ``tokens`` it serves their holders alone, and else everybody.
     Use it as a context manager, or call ``start`` and ``stop``.
     """
@@ -50,11 +51,12 @@ class Server:
         slots: int | None = None,
         rate_bps: float | None = None,
         tokens: Tokens | None = None,
+        sockets: Sequence[Bound] = (),
     ) -> None:
         self._root, self._host, self._port = root, host, port
-        self._durable = durable
+        self._sockets = sockets
         self._tokens = tokens
-        self._datagrams = datagrams and system.HAS_SHARED_PORTS
+        self._durable, self._datagrams = durable, datagrams
         self._limits = Limits(
             max_connections=max_connections,
             max_connections_per_address=max_connections_per_address,
@@ -83,14 +85,17 @@ class Server:
         return self.addresses[0]
 
     def start(self) -> None:
-        """Open the root, listen, and serve; OSError says why that is impossible."""
+        """Listen, open the root, and serve; OSError says why that is impossible."""
         self._stopping.clear()
-        store = DirectoryStore(self._root, Files(durable=self._durable))
+        sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
+        self._sockets = ()
         try:
-            self._listeners = listen(self, self._host, self._port, datagrams=self._datagrams)
+            store = DirectoryStore(self._root, Files(durable=self._durable))
         except BaseException:
-            store.close()
+            for each in sockets:
+                each.close()
             raise
+        self._listeners = [Listener(self, at, each) for at, each in enumerate(sockets)]
         self.service = Service(store, self.admission, self._limits, tokens=self._tokens)
         self._doors = [Door(listener.port) for listener in self._listeners if listener.port]
         self._run("ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, self._stopping))

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -24,9 +24,10 @@ from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.admission import Admission
+from ftpkit.server.binding import Bound, bind
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
-from ftpkit.server.listener import Listener, listen
+from ftpkit.server.listener import Listener
 from ftpkit.server.relay import Relay
 from ftpkit.server.service import Limits, sweep_hourly
 from ftpkit.server.survey import Survey
@@ -89,9 +90,10 @@ class Supervisor:
         host: str | None = None,
         port: int = DEFAULT_PORT,
         datagrams: bool = True,
+        sockets: Sequence[Bound] = (),
     ) -> None:
         self._root, self._host, self._port = root, host, port
-        self._datagrams = datagrams and system.HAS_SHARED_PORTS
+        self._sockets, self._datagrams = sockets, datagrams
         self._plan = plan
         limits = plan.limits
         self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
@@ -120,15 +122,20 @@ class Supervisor:
         return self.addresses[0]
 
     def start(self) -> None:
-        """Open the root, listen, and serve; OSError says why that is impossible."""
+        """Listen, open the root, and serve; OSError says why that is impossible."""
+        sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
+        self._sockets = ()
         claims = KeeperClaims(self._broker)
         files = Files(durable=self._plan.durable)
-        store = self._store = DirectoryStore(self._root, files, claims=claims)
+        try:
+            store = self._store = DirectoryStore(self._root, files, claims=claims)
+        except BaseException:
+            for each in sockets:
+                each.close()
+            raise
         self._turns.start()
         try:
-            self._listeners = listen(
-                self, self._host, self._port, datagrams=self._datagrams, kind=_Desk
-            )
+            self._listeners = [_Desk(self, at, each) for at, each in enumerate(sockets)]
             ports = [listener.port for listener in self._listeners if listener.port]
             self._relays = [
                 Relay(port, partial(self._broker.inbox, at)) for at, port in enumerate(ports)
