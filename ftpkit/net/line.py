@@ -149,6 +149,8 @@ class Tls:
         if accept is not None:
             accept(self._tls.getpeercert(binary_form=True) or b"")
         self.flush()
+        # What the peer says first may have come with the end of its handshake.
+        self._more = bool(self._incoming.pending)
 
     def receive(self, most: int) -> bytes:
         view = memoryview(bytearray(min(most, _RECORD)))

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from ftpkit.access import Tokens
 from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
 from ftpkit.server.admission import Admission
@@ -31,6 +32,7 @@ class Server:
     direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
     It listens on ``sockets`` once, in place of ``host`` and ``port``, if there are any.
     With ``tokens`` it serves their holders alone, and else everybody.
+    With an ``identity`` it speaks TLS, and nothing else unless it is ``plain``, too.
     Use it as a context manager, or call ``start`` and ``stop``.
     """
 
@@ -52,11 +54,14 @@ class Server:
         rate_bps: float | None = None,
         tokens: Tokens | None = None,
         sockets: Sequence[Bound] = (),
+        identity: Identity | None = None,
+        plain: bool = False,
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._sockets = sockets
         self._tokens = tokens
         self._durable, self._datagrams = durable, datagrams
+        self._identity, self._plain = identity, plain
         self._limits = Limits(
             max_connections=max_connections,
             max_connections_per_address=max_connections_per_address,
@@ -96,7 +101,14 @@ class Server:
                 each.close()
             raise
         self._listeners = [Listener(self, at, each) for at, each in enumerate(sockets)]
-        self.service = Service(store, self.admission, self._limits, tokens=self._tokens)
+        self.service = Service(
+            store,
+            self.admission,
+            self._limits,
+            tokens=self._tokens,
+            identity=self._identity,
+            plain=self._plain,
+        )
         self._doors = [Door(listener.port) for listener in self._listeners if listener.port]
         self._run("ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, self._stopping))
         for listener in self._listeners:

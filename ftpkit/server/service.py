@@ -12,8 +12,10 @@ from typing import Final
 
 from ftpkit import __version__
 from ftpkit.access import Tokens
+from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import HANDSHAKE, PLAINTEXT, Stream
+from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Dispatcher
 from ftpkit.scheduling.limit import Direction, Rates
@@ -32,6 +34,8 @@ from ftpkit.server.traffic import Traffic
 from ftpkit.storage.store import MeteredStore, Store
 
 DAY_S: Final = 86_400.0
+# For the first byte, and again for all of the handshake; nobody is known by then.
+_HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 3600.0
 # WIRE.md promises the first answer again for at least a day.
 _ANSWERS_KEPT_S: Final = 2 * DAY_S
@@ -70,6 +74,8 @@ class Limits:
 class Service:
     """Serves each connection in the thread that brings it, until ``stop``.
 
+    With an ``identity`` over TLS, and only so unless ``plain`` connections are admitted, too.
+
     Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
     returned. Where there are ``tokens`` only their holders are served, and ``house`` counts
     for all processes of the server what they do; without it, this is the only one.
@@ -84,8 +90,11 @@ class Service:
         *,
         tokens: Tokens | None = None,
         house: House | None = None,
+        identity: Identity | None = None,
+        plain: bool = False,
     ) -> None:
         self.store = store
+        self.identity, self._plain = identity, plain
         self._limits = limits
         self.traffic = Traffic(Dispatcher(schedule or limits.new_schedule()))
         self.jobs = Jobs()
@@ -109,6 +118,16 @@ class Service:
         self._before_close.callback(watch.join)
         self._before_close.callback(self._closed.set)
         return Gate(tokens, house, self.store, self._leaving)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the server is, to those that connect from now on; nobody: no TLS is spoken."""
+        return self._identity
+
+    @identity.setter
+    def identity(self, identity: Identity | None) -> None:
+        tls = None if identity is None else identity.context()
+        self._identity, self._tls = identity, tls
 
     def change(self, limits: Limits) -> None:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
@@ -144,7 +163,8 @@ class Service:
             siblings=siblings,
             gate=self._gate,
         )
-        session = Session(stream, context, peer, moved)
+        open_up = self._open_up if moved is None else None
+        session = Session(stream, context, peer, moved, open_up)
         with self._lock:
             self._sessions.add(session)
             stopping, now = self._stopping, self._now
@@ -155,6 +175,23 @@ class Service:
         finally:
             with self._lock:
                 self._sessions.remove(session)
+
+    def _open_up(self, stream: Stream) -> None:
+        """Speak TLS with who begins with it; RefusedError for a plain frame, unless admitted.
+
+        What is neither goes on to be refused as no frame.
+        """
+        tls, limit_s = self._tls, min(self._limits.stall_timeout_s, _HANDSHAKE_S)
+        if tls is None:
+            return
+        first = stream.peek(limit_s)
+        if first == HANDSHAKE:
+            stream.secure(tls, limit_s)
+        elif first == PLAINTEXT and not self._plain:
+            raise RefusedError(
+                Code.TLS_REQUIRED,
+                "this server speaks TLS only: ftpkit login LINK, with the link that it printed",
+            )
 
     def status(self) -> ServerStatus:
         """Tell what is going on here; WIRE.md, section 6, has the keys."""

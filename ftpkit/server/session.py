@@ -5,6 +5,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from ftpkit.errors import (
@@ -39,14 +40,23 @@ log = logging.getLogger("ftpkit.server")
 
 
 class Session:
-    """Serves one connection until it ends, in the thread that calls ``run``."""
+    """Serves one connection until it ends, in the thread that calls ``run``.
+
+    ``open_up`` decides what the conversation travels over; RefusedError ends it.
+    """
 
     def __init__(
-        self, stream: Stream, context: Context, peer: str, moved: Moved | None = None
+        self,
+        stream: Stream,
+        context: Context,
+        peer: str,
+        moved: Moved | None = None,
+        open_up: Callable[[Stream], None] | None = None,
     ) -> None:
         self.peer = context.peer = peer
         self._stream = stream
         self._context = context
+        self._open_up = open_up
         self._transfers = Transfers(context)
         self._requests = 0
         self._sent = 0
@@ -72,7 +82,12 @@ class Session:
         """Serve until the client ends, fails, or is shown out; never raises."""
         outcome = "closed"
         try:
+            if self._open_up is not None:
+                self._open_up(self._stream)
             self._converse()
+        except RefusedError as refusal:
+            outcome = refusal.code
+            self._last_word(refusal)
         except EndOfStreamError:
             if self._revoked:
                 self._last_word(_revoked())

@@ -1,0 +1,179 @@
+"""A server that speaks TLS: what it says to whom, on its one port."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Server
+from ftpkit.errors import CannotConnectError
+from ftpkit.net import tls
+from ftpkit.net.stream import Stream
+from ftpkit.net.tls import Identity
+from tests.support.inside import service_of
+from tests.support.logs import Log
+from tests.support.raw import Raw, frame
+from tests.support.tls import Talk, any_server, secure
+
+SHORT_S = 0.3
+IDENTITY = Identity.make()
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[Server]:
+    """A server that speaks TLS alone, and waits for nobody."""
+    with Server(root, port=0, identity=IDENTITY, stall_timeout_s=SHORT_S) as server:
+        yield server
+
+
+def shown(raw: Raw) -> bytes:
+    """Return the certificate that a server has shown."""
+    assert isinstance(raw.sock, ssl.SSLSocket)
+    return raw.sock.getpeercert(binary_form=True) or b""
+
+
+def test_a_file_goes_up_and_comes_down(server: Server, root: Path) -> None:
+    data = bytes(range(256)) * 8192
+    with secure(Raw(server.address)) as raw:
+        raw.granted("put", data, name="f")
+        assert (root / "f").read_bytes() == data
+        assert raw.granted("get", name="f").body == data
+
+
+def test_a_plaintext_frame_is_refused_and_nothing_of_it_is_done(
+    server: Server, root: Path, log: Log
+) -> None:
+    with Raw(server.address) as raw:
+        raw.send({"op": "put", "name": "f", "size": 5}, b"hello")
+        reply = raw.receive()
+        assert (reply.code, reply.closes) == ("tls-required", True)
+        assert "ftpkit login" in reply["message"]
+        assert raw.rest() == b""
+    log.wait_for("connection", outcome="tls-required", requests=0)
+    assert not (root / "f").exists()
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", b"USER a\r\n"])
+def test_a_stranger_is_told_who_this_is(server: Server, first: bytes) -> None:
+    with Raw(server.address) as raw:
+        raw.sock.sendall(first)
+        reply = raw.receive()
+        assert (reply.code, reply.closes) == ("bad-frame", True)
+        assert "ftpkit" in reply["message"]
+
+
+def test_one_port_may_serve_both(root: Path) -> None:
+    with (
+        Server(root, port=0, identity=IDENTITY, plain=True) as server,
+        Raw(server.address) as plain,
+        secure(Raw(server.address)) as other,
+    ):
+        plain.granted("put", b"hello", name="f")
+        assert other.granted("get", name="f").body == b"hello"
+
+
+def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
+    with Server(root, port=0) as server, socket.create_connection(server.address) as sock:
+        stream = Stream(sock, stall_timeout_s=SHORT_S)
+        with pytest.raises(CannotConnectError, match="does not speak TLS"):
+            tls.connect(stream, "localhost", IDENTITY.pin, None, SHORT_S)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 5000, Talk().hello()[:-1] + b"\0"]
+)
+def test_what_only_begins_as_tls_does_is_one_line_in_the_log(
+    server: Server, log: Log, said: bytes
+) -> None:
+    with socket.create_connection(server.address) as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        fields = log.wait_for("connection")
+    assert fields["outcome"] in ("tls-failed", "connection-lost")
+    assert log.so_far("error") == []
+
+
+def test_an_old_client_fails_with_one_line_in_the_log(server: Server, log: Log) -> None:
+    old = any_server()
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(server.address) as sock,
+        pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"),
+    ):
+        old.wrap_socket(sock)
+    log.wait_for("connection", outcome="tls-failed", requests=0)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 200])
+def test_who_does_not_finish_a_handshake_is_let_go(server: Server, log: Log, sent: int) -> None:
+    with socket.create_connection(server.address) as sock:
+        sock.sendall(Talk().hello()[:sent])
+        log.wait_for("connection", outcome="timeout")
+
+
+def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> None:
+    with Server(root, port=0, identity=IDENTITY) as server, ExitStack() as stack:
+        for sent in range(100):
+            sock = stack.enter_context(socket.create_connection(server.address))
+            sock.sendall(Talk().hello()[:sent])
+        with secure(Raw(server.address)) as raw:
+            raw.granted("ping")
+
+
+def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> None:
+    server = Server(root, port=0, identity=IDENTITY, stall_timeout_s=3600.0)
+    server.start()
+    talk = Talk()
+    with socket.create_connection(server.address) as sock:
+        sock.sendall(talk.hello())
+        assert sock.recv(1)  # so it waits for the rest
+        stopper = threading.Thread(target=server.stop)
+        stopper.start()
+        stopper.join(5.0)
+        assert not stopper.is_alive()
+    log.wait_for("connection")
+
+
+def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
+    with (
+        Server(root, port=0, identity=IDENTITY, max_connections=1) as server,
+        secure(Raw(server.address)) as first,
+        socket.create_connection(server.address) as sock,
+    ):
+        first.granted("ping")
+        with pytest.raises(Exception, match="too many connections") as caught:
+            tls.connect(Stream(sock, stall_timeout_s=9), "here", IDENTITY.pin, None, 9)
+        assert getattr(caught.value, "code", "") == "too-many-connections"
+
+
+def test_another_key_is_for_those_who_come_later(server: Server) -> None:
+    with secure(Raw(server.address)) as before:
+        before.granted("ping")
+        service_of(server).identity = Identity.make()
+        with secure(Raw(server.address)) as after:
+            after.granted("ping")
+            before.granted("ping")
+            assert shown(before) == ssl.PEM_cert_to_DER_cert(IDENTITY.certificate.decode())
+            assert shown(after) != shown(before)
+
+
+def test_an_idle_conversation_ends_with_a_word_when_the_server_stops(root: Path) -> None:
+    server = Server(root, port=0, identity=IDENTITY)
+    server.start()
+    with secure(Raw(server.address)) as raw:
+        raw.granted("ping")
+        stopper = threading.Thread(target=server.stop)
+        stopper.start()
+        assert raw.receive().code == "shutting-down"
+        raw.close()
+        stopper.join()
+
+
+def test_pipelined_requests_in_one_record_are_answered_in_order(server: Server) -> None:
+    with secure(Raw(server.address)) as raw:
+        raw.sock.sendall(b"".join(frame({"op": "ping", "id": n}) for n in range(500)))
+        assert [raw.receive()["id"] for _ in range(500)] == list(range(500))
