@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ftpkit import system
+from ftpkit.errors import HandshakeError
 
 # So much is encrypted for one call of the system, and asked of it for one: more than that
 # is no faster, and each connection that moved much keeps as much memory.
@@ -15,6 +16,14 @@ _MOST: Final = 128 * 1024
 _RECORD: Final = 16 * 1024
 # What an idle connection asks for.
 _LEAST: Final = 4 * 1024
+
+# The first byte of a frame, and that of a TLS handshake.
+PLAINTEXT: Final = b"\0"
+HANDSHAKE: Final = b"\x16"
+# What stands before the content of a record, and before that of a hello in one.
+_PREFIX: Final = 5
+_HELLO: Final = 9
+_LARGEST: Final = _RECORD + 256
 
 Accept = Callable[[bytes], None]
 """Is given the peer's certificate (DER), and raises what the peer is then shown as the end."""
@@ -138,10 +147,10 @@ class Tls:
         try:
             while not self._shaken():
                 self.flush()
-                if not system.wait_readable(self._sock, max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                if not self._fill(_RECORD):
-                    raise ConnectionResetError("the peer hung up in the middle of a TLS handshake")
+                if self._tls.server_side:
+                    self._incoming.write(self._client_record(deadline))
+                else:
+                    self._incoming.write(self._handshake_bytes(_RECORD, deadline))
         except ssl.SSLError:
             with contextlib.suppress(OSError):
                 self.flush()
@@ -153,8 +162,13 @@ class Tls:
         self._more = bool(self._incoming.pending)
 
     def receive(self, most: int) -> bytes:
-        view = memoryview(bytearray(min(most, _RECORD)))
-        return bytes(view[: self._receive(view)])
+        view = memoryview(bytearray(most))
+        count = moved = self._receive(view)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while moved and self._more and count < most:
+                moved = self._decrypt(view[count:])
+                count += moved
+        return bytes(view[:count])
 
     def receive_into(self, view: memoryview) -> int:
         count = moved = self._receive(view)
@@ -239,6 +253,29 @@ class Tls:
         except ssl.SSLWantReadError:
             return False
         return True
+
+    def _client_record(self, deadline: float) -> bytes:
+        """Return the next record of a client; HandshakeError for one with a part of a hello.
+
+        For a hello OpenSSL takes as much memory as it says that it is long, 128 KiB or less.
+        """
+        record = self._handshake_bytes(_PREFIX, deadline)
+        while len(record) < _PREFIX:
+            record += self._handshake_bytes(_PREFIX - len(record), deadline)
+        end = _PREFIX + min(int.from_bytes(record[3:_PREFIX]), _LARGEST)
+        while len(record) < end:
+            record += self._handshake_bytes(end - len(record), deadline)
+        if record[:1] == HANDSHAKE and end != _HELLO + int.from_bytes(record[6:_HELLO]):
+            raise HandshakeError("", "a hello that is not one record")
+        return record
+
+    def _handshake_bytes(self, most: int, deadline: float) -> bytes:
+        if not system.wait_readable(self._sock, max(0.0, deadline - time.monotonic())):
+            raise TimeoutError
+        data = self._sock.recv(most)
+        if not data:
+            raise ConnectionResetError("the peer hung up in the middle of a TLS handshake")
+        return data
 
     def _receive(self, view: memoryview) -> int:
         """Put what comes next into the start of ``view``; return how many bytes, 0 at the end.

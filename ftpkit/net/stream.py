@@ -18,7 +18,7 @@ from ftpkit.errors import (
     StalledError,
     TruncatedError,
 )
-from ftpkit.net.line import Accept, Line, Plain, Tls
+from ftpkit.net.line import PLAINTEXT, Accept, Line, Plain, Tls
 from ftpkit.net.pacing import Turns
 from ftpkit.protocol.frame import Decoder, Header
 
@@ -31,10 +31,6 @@ _IDLE_READ: Final = 4 * 1024
 _AHEAD_READ: Final = 128 * 1024
 # Of what is dropped no more is held at a time.
 _DROPPED: Final = 16 * 1024
-
-# How a frame begins, and how TLS does.
-PLAINTEXT: Final = b"\0"
-HANDSHAKE: Final = b"\x16"
 
 # What comes in small turns is handed on so often, that its reader can tell of it.
 _GATHER_S: Final = 0.05
@@ -154,7 +150,8 @@ class Stream:
             return self._read_in_turns(view, self.turns)
         count = self._take_ahead(view)
         if count < len(view):
-            count += self._receive(self._line.receive_into, view[count:])
+            with _errors_translated():
+                count += self._arrived(self._line.receive_into(view[count:]))
         return count
 
     def arrived(self, seconds: float) -> bool:
@@ -269,9 +266,8 @@ class Stream:
         self.left -= count
         return count
 
-    def _receive(self, receive: Callable[[memoryview], int], view: memoryview) -> int:
-        with _errors_translated():
-            count = receive(view)
+    def _arrived(self, count: int) -> int:
+        """Count what came of the body; TruncatedError where it ended instead."""
         if count == 0:
             raise TruncatedError(self._size - self.left, self._size)
         self.left -= count
@@ -280,13 +276,14 @@ class Stream:
     def _read_in_turns(self, view: memoryview, turns: Turns) -> int:
         def move(most: int) -> int:
             rest = view[count : count + most]
-            return self._take_ahead(rest) or self._receive(self._line.receive_now, rest)
+            return self._take_ahead(rest) or self._arrived(self._line.receive_now(rest))
 
         count, until_s = 0, time.monotonic() + _GATHER_S
-        while count < len(view):
-            count += self._in_turn(turns, self.arrived, move)
-            if time.monotonic() >= until_s:
-                break
+        with _errors_translated():
+            while count < len(view):
+                count += self._in_turn(turns, self.arrived, move)
+                if time.monotonic() >= until_s:
+                    break
         return count
 
     def _send_in_turn(self, body: memoryview, turns: Turns) -> int:
@@ -321,9 +318,8 @@ class Stream:
         In this order, for nobody is to hold a turn while it waits for its peer.
         """
         while True:
-            with _errors_translated():
-                if not wait(self._stall_timeout_s):
-                    raise StalledError("the peer moved no byte for too long")
+            if not wait(self._stall_timeout_s):
+                raise StalledError("the peer moved no byte for too long")
             most, moved = turns.turn(), 0
             with contextlib.suppress(BlockingIOError):
                 try:

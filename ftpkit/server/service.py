@@ -14,7 +14,8 @@ from ftpkit import __version__
 from ftpkit.access import Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import HANDSHAKE, PLAINTEXT, Stream
+from ftpkit.net.line import HANDSHAKE, PLAINTEXT
+from ftpkit.net.stream import Stream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Dispatcher

@@ -502,6 +502,21 @@ def test_a_handshake_that_stands_still_ends(ends: tuple[Stream, socket.socket], 
         stream.secure(CONTEXT, SHORT_S)
 
 
+@pytest.mark.parametrize("hello", ["too long", "in two records"])
+def test_for_a_hello_no_more_memory_is_taken_than_for_a_record(
+    ends: tuple[Stream, socket.socket], hello: str
+) -> None:
+    stream, sock = ends
+    said = Talk().hello()
+    if hello == "too long":
+        sock.sendall(said[:6] + (131_000).to_bytes(3, "big") + said[9:])
+    else:
+        for part in (said[5:100], said[100:]):
+            sock.sendall(said[:3] + len(part).to_bytes(2, "big") + part)
+    with pytest.raises(HandshakeError, match="not one record"):
+        stream.secure(CONTEXT, PATIENT_S)
+
+
 def test_a_handshake_byte_by_byte_may_take_no_longer(ends: tuple[Stream, socket.socket]) -> None:
     stream, sock = ends
     hello, over = Talk().hello(), threading.Event()
@@ -549,6 +564,37 @@ def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(
     with strict, meanwhile(lambda: stream.close_gently(PATIENT_S)):
         assert strict.recv(1) == b""
         strict.close()
+
+
+class Turns:
+    """Turns of a few bytes, without waiting."""
+
+    def turn(self) -> int:
+        return 300
+
+    def gave_up(self, moved: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 7, 500, 20_000])
+def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
+    body, read = os.urandom(40_000), bytearray()
+    ours, sock = socket.socketpair()
+    stream, talk = Stream(ours, stall_timeout_s=PATIENT_S), Talk()
+
+    def read_in_turns() -> None:
+        stream.secure(CONTEXT, PATIENT_S)
+        stream.read_header()
+        stream.turns = Turns()
+        read.extend(stream.read_body())
+
+    with ours, sock, meanwhile(read_in_turns):
+        said = shake_hands(stream, sock, talk)
+        said += talk.say(encode_header({"size": len(body)}), body[:9], body[9:20_000])
+        said += talk.say(body[20_000:])
+        for at in range(0, len(said), size):
+            sock.sendall(said[at : at + size])
+    assert read == body
 
 
 def test_a_stream_that_stops_reading_can_still_speak(ends: tuple[Stream, socket.socket]) -> None:
