@@ -17,7 +17,7 @@ from ftpkit.errors import FtpkitError
 # It finds ftpkit where we found it, and runs nothing from the working directory.
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from importlib import import_module; import_module(sys.argv[2]).main(sys.argv[3])"
+    "from importlib import import_module; import_module(sys.argv[2]).main(sys.stdin.readline())"
 )
 _PATIENCE_S: Final = 20.0
 
@@ -37,20 +37,19 @@ class Child:
 
     def __init__(self, module: str, job: dict[str, Any], end: End | None = None) -> None:
         root = str(Path(ftpkit.__file__).parent.parent)
-        argv = [sys.executable, "-P", "-c", _START, root, module, json.dumps(job)]
+        argv = [sys.executable, "-P", "-c", _START, root, module]
         self._module = module
         with ExitStack() as stack:
             with _uninterrupted():
                 self._process = _start(end.command(argv) if end else argv)
                 stack.callback(self.close)
+            # Not on its command line, which others can see: there may be a token in it.
+            self._say(json.dumps(job))
             stack.pop_all()
 
     def ask(self) -> dict[str, Any]:
         """Send an empty line, and return what the process answers."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as we hear now
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
+        self._say("")
         return self.hear()
 
     def hear(self) -> dict[str, Any]:
@@ -80,6 +79,12 @@ class Child:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as ``hear`` tells
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
 
     def _ended(self) -> ChildError:
         code = self._process.wait()
