@@ -19,8 +19,9 @@ if TYPE_CHECKING:
         RefusedError,
         SourceChangedError,
         TruncatedError,
+        UntrustedError,
     )
-    from ftpkit.net.address import Address
+    from ftpkit.net.address import Address, Url
     from ftpkit.server import Server
     from ftpkit.storage import DirectoryStore, Store
 
@@ -44,6 +45,8 @@ __all__ = [
     "Transfer",
     "TruncatedError",
     "Udp",
+    "UntrustedError",
+    "Url",
     "__version__",
 ]
 
@@ -56,6 +59,7 @@ _HOME = {
     "Store": "ftpkit.storage",
     "Transfer": "ftpkit.client",
     "Udp": "ftpkit.client",
+    "Url": "ftpkit.net.address",
 }
 
 

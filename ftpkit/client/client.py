@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.datagrams import Carrier, Udp
+from ftpkit.client.link import Where
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.stop import Stop
 from ftpkit.client.upload import OnProgress, Source, Upload
 from ftpkit.errors import DamagedError, FtpkitError, ProtocolError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Address, Url
 from ftpkit.net.pacing import Pace
 from ftpkit.protocol.digest import digest_of
 from ftpkit.protocol.messages import (
@@ -56,7 +57,12 @@ class Transfer:
 
 
 class Client:
-    """Moves files to and from the server at ``url``.
+    """Moves files to and from the server at ``url``: an address, a link, or what returns one.
+
+    A link is ``ftpk://TOKEN:PIN@HOST:PORT``, as ``ftpkit serve`` prints it; what returns one is
+    asked before each connection. Without a pin the system's authorities vouch for the server,
+    and without pin and token one on this machine is spoken to without TLS, as it is everywhere
+    over ``ftpk+plain://``.
 
     It connects with the first operation, keeps the conversation for the next
     ones, and connects again where that has ended. ``timeout_s`` is how long
@@ -79,7 +85,7 @@ class Client:
 
     def __init__(
         self,
-        url: str | Address = "ftpk://127.0.0.1",
+        url: str | Url | Address | Where = "ftpk://127.0.0.1",
         *,
         timeout_s: float = 30.0,
         rate_bps: float | None = None,
@@ -88,7 +94,7 @@ class Client:
         udp: Udp = Udp.NO,
         jobs: int = 4,
     ) -> None:
-        self.address = Address.parse(url) if isinstance(url, str) else url
+        self._where = _where(url)
         self._timeout_s = timeout_s
         self._pace = Pace(rate_bps) if rate_bps else None
         self._carrier = Carrier(udp, rate_bps)
@@ -262,8 +268,13 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.close(cancel_futures=kind is not None)
 
+    @property
+    def address(self) -> Address:
+        """Where the server is."""
+        return self._where().address
+
     def _connect(self) -> Connection:
-        return Connection(self.address, timeout_s=self._timeout_s, pace=self._pace)
+        return Connection(self._where, timeout_s=self._timeout_s, pace=self._pace)
 
     def _submit(self, work: Callable[[Connection], Transfer]) -> "Submitted[Transfer]":
         # Here, because a client that never submits should not wait for it.
@@ -342,6 +353,16 @@ class Client:
 
     def _backoff(self, connection: Connection) -> Backoff:
         return Backoff(self._retry_for_s, sleep=connection.stop.sleep)
+
+
+def _where(url: str | Url | Address | Where) -> Where:
+    if callable(url):
+        return url
+    if isinstance(url, str):
+        url = Url.parse(url)
+    elif isinstance(url, Address):
+        url = Url(url)
+    return lambda: url
 
 
 def _watched(backoff: Backoff, stop: Stop, on_progress: OnProgress | None) -> OnProgress:

@@ -5,11 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ftpkit.client.link import Link
+from ftpkit.client.link import Link, Where
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.stop import Stop
 from ftpkit.errors import FtpkitError
-from ftpkit.net.address import Address
 from ftpkit.net.pacing import Pace
 
 T = TypeVar("T")
@@ -21,8 +20,8 @@ class Connection:
     ``stop`` ends what is done over it; it is exchanged between two transfers alone.
     """
 
-    def __init__(self, address: Address, *, timeout_s: float, pace: Pace | None) -> None:
-        self._address, self._timeout_s, self._pace = address, timeout_s, pace
+    def __init__(self, where: Where, *, timeout_s: float, pace: Pace | None) -> None:
+        self._where, self._timeout_s, self._pace = where, timeout_s, pace
         self._turn = threading.RLock()
         self._link: Link | None = None
         self.stop = Stop()
@@ -65,7 +64,7 @@ class Connection:
             self.close()
         if self._link is None:
             self._link = Link(
-                self._address,
+                self._where,
                 timeout_s=self._timeout_s,
                 pace=self._pace,
                 on_socket=self.stop.watch,

@@ -5,21 +5,25 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from ftpkit import __version__, system
+from ftpkit import __version__
 from ftpkit.errors import (
     CannotConnectError,
+    Code,
     LinkError,
     ProtocolError,
     RefusedError,
     StalledError,
 )
-from ftpkit.net.address import Address
+from ftpkit.net.address import Address, Url
+from ftpkit.net.here import leads_here
 from ftpkit.net.pacing import Pace
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import Answer, ClientConversation
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,
+    Auth,
+    AuthReply,
     Hello,
     HelloReply,
     Pending,
@@ -34,55 +38,101 @@ Send = Callable[[bytes], None]
 
 OnSocket = Callable[[socket.socket], None]
 
+Where = Callable[[], Url]
+"""Says where the server is, and how it is entered; asked before each connection."""
+
+Ask = Callable[[str], bool]
+"""Whether the key with this pin, for which nobody else vouches, is that of the server."""
+
 
 class Link:
-    """One conversation, opened with ``hello``.
+    """One conversation, opened with ``hello``, and with ``auth`` where there is a token.
 
-    Raises CannotConnectError where nobody answers, or somebody else. ``on_socket`` is
-    given the socket before it connects, so that another thread may break it.
+    Raises CannotConnectError where nobody answers, or somebody else, and RefusedError
+    where there is no good token. ``on_socket`` is given the socket before it connects, so that
+    another thread may break it. ``ask`` is asked about a key that is not known otherwise.
     """
 
     def __init__(
         self,
-        address: Address,
+        where: Where,
         *,
         timeout_s: float,
         pace: Pace | None,
         on_socket: OnSocket | None = None,
+        ask: Ask | None = None,
     ) -> None:
-        self.address, self.timeout_s = address, timeout_s
-        try:
-            sock = _connected(address, timeout_s, on_socket)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
-            raise CannotConnectError(
-                f"cannot connect to {address}: {reason}", permanent=unknown
-            ) from None
-        except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
-            raise CannotConnectError(
-                f"cannot connect to {address}: no such host name is possible", permanent=True
-            ) from None
-        self.stream = Stream(sock, stall_timeout_s=timeout_s, turns=pace)
-        self.sock = sock
-        """The connection beneath ``stream``, for those who tune and measure it."""
-        self._conversation = ClientConversation()
+        self._where, self.timeout_s = where, timeout_s
         self.algorithm = DEFAULT
         self.features: list[str] = []
+        self.holder: AuthReply | None = None
+        """Whose token was shown, and what it allows; None where the server asks for none."""
+        self.url = where()
         try:
+            self._open(pace, on_socket, ask, tls=False)
+        except RefusedError as refusal:
+            tls_required = refusal.code == Code.TLS_REQUIRED
+            if not self._unknown or not (tls_required or refusal.code == Code.AUTH_REQUIRED):
+                raise
+            # It runs here, and may have told of itself only after it was asked for.
+            url = where()
+            if not tls_required and url == self.url:
+                raise
+            self.url = url
+            self._open(pace, on_socket, ask, tls=tls_required)
+
+    @property
+    def address(self) -> Address:
+        """Where the server is."""
+        return self.url.address
+
+    def _open(
+        self, pace: Pace | None, on_socket: OnSocket | None, ask: Ask | None, *, tls: bool
+    ) -> None:
+        """Connect and greet; with ``tls`` the server is known to demand that."""
+        sock = _connected(self.address, self.timeout_s, on_socket)
+        self.sock = sock
+        """The connection beneath ``stream``, for those who tune and measure it."""
+        self.stream = Stream(sock, stall_timeout_s=self.timeout_s, turns=pace)
+        self._conversation = ClientConversation()
+        try:
+            # Of a server on this machine we need not know anything: nobody is in between.
+            self._unknown = not tls and self.url == Url(self.address) and leads_here(sock)
+            if not self.url.plain and not self._unknown:
+                self._shake_hands(ask)
             self._greet()
         except BaseException:
             self.close()
             raise
 
+    def _shake_hands(self, ask: Ask | None) -> None:
+        # Here, because it brings along what a conversation in plaintext has no use for.
+        from ftpkit.net.tls import connect
+
+        try:
+            connect(self.stream, self.address.host, self.url.pin, ask, self.timeout_s)
+        except CannotConnectError:
+            raise
+        except LinkError as error:
+            raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
+
     def _greet(self) -> None:
         hello = Hello(
             version=PROTOCOL_VERSION, agent=f"ftpkit/{__version__}", digests=list(ALGORITHMS)
         )
+        token = self.url.token
         try:
-            reply = self.ask(hello, HelloReply)
+            self.send(hello)
+            if token is not None:
+                # Not only when the server says that it wants one: that saves a round trip.
+                self.send(Auth(token=token))
+            reply = self._answer(HelloReply)
             if reply.digest not in ALGORITHMS:
                 raise ProtocolError(f"the server picked a digest {reply.digest!a}")
+            if reply.auth:
+                self.holder = self._enter()
+            elif token is not None:
+                self.receive()
         except ProtocolError:
             raise CannotConnectError(
                 f"{self.address} is no ftpkit server", permanent=True
@@ -95,6 +145,30 @@ class Link:
         except LinkError as error:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
         self.algorithm, self.features = reply.digest, reply.features
+
+    def _enter(self) -> AuthReply:
+        """Return what the server says to the token that was sent to it."""
+        if self.url.token is None:
+            raise RefusedError(
+                Code.AUTH_REQUIRED,
+                f"{self.address} wants a token: ftpkit login LINK, with a link from who runs it",
+            )
+        try:
+            return self._answer(AuthReply)
+        except RefusedError as refusal:
+            if refusal.code != Code.AUTH_FAILED:
+                raise
+            raise RefusedError(
+                Code.AUTH_FAILED, f"{self.address} does not know this token, or no longer"
+            ) from None
+
+    def _answer(self, expected: type[R]) -> R:
+        reply = self.receive().reply
+        if isinstance(reply, RefusedError):
+            raise reply
+        if not isinstance(reply, expected):
+            raise ProtocolError("the reply does not fit the request")
+        return reply
 
     def ask(self, request: Request, expected: type[R]) -> R:
         """Send a request without a body and return its reply; wait where it is pending."""
@@ -123,7 +197,7 @@ class Link:
 
     def look(self) -> bool:
         """Take an answer without a body if one has come; LinkError if the server has hung up."""
-        if not system.wait_readable(self.sock, 0):
+        if not self.stream.arrived(0):
             return False
         self.receive()
         return True
@@ -161,7 +235,7 @@ class Link:
             return False
         if self.sock.fileno() < 0:
             return False
-        return not system.wait_readable(self.sock, 0)
+        return not self.stream.arrived(0)
 
     def check_algorithm(self, digest: str) -> str:
         """Return ``digest`` if it is in the conversation's algorithm, else raise ProtocolError."""
@@ -172,7 +246,7 @@ class Link:
     def again(self) -> "Link":
         """Hang up, and return a new conversation with the same server."""
         self.close()
-        return Link(self.address, timeout_s=self.timeout_s, pace=None)
+        return Link(self._where, timeout_s=self.timeout_s, pace=None)
 
     def close(self) -> None:
         """Hang up; safe to call twice."""
@@ -180,6 +254,23 @@ class Link:
 
 
 def _connected(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
+    try:
+        return _first_connected(address, timeout_s, on_socket)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+        raise CannotConnectError(
+            f"cannot connect to {address}: {reason}", permanent=unknown
+        ) from None
+    except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
+        raise CannotConnectError(
+            f"cannot connect to {address}: no such host name is possible", permanent=True
+        ) from None
+
+
+def _first_connected(
+    address: Address, timeout_s: float, on_socket: OnSocket | None
+) -> socket.socket:
     """As ``socket.create_connection``, which shows nobody what it waits for."""
     failure = OSError("the host has no address")
     for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):

@@ -17,7 +17,7 @@ from ftpkit.client.upload import BLOCK, Row, Source
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.compare.ways import Links, OverRawUdp, OverTcp, OverUdp, Way
 from ftpkit.errors import FtpkitError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Delete, Named, Published
 
 # How often the first byte is looked for, and how long cleaning up may take.
@@ -27,15 +27,14 @@ _CLEANING_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Send the file ``path`` to the server at ``host`` and ``port`` as ``name``.
+    """Send the file ``path`` to the server that ``link`` leads to, as ``name``.
 
     Over ``streams`` connections, under a ``congestion`` control if one is named; if that
     is 0, as datagrams: at ``raw_bps`` bytes a second and never again (0: as fast as
     possible), or repaired if that is None. After ``limit_s`` seconds it is broken off.
     """
 
-    host: str
-    port: int
+    link: str
     path: str
     name: str
     limit_s: float
@@ -83,8 +82,8 @@ class _Attempt:
     """One upload: how far it came, and what it took."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self._address = job, Address(job.host, job.port)
-        self._links = Links(self._address, job.congestion)
+        self._job, self._url = job, Url.parse(job.link)
+        self._links = Links(self._url, job.congestion)
         self._sources = ExitStack()
         self._way = self._choose()
         # Shared by all rows, so that the first knows what the others have sent.
@@ -165,7 +164,7 @@ class _Attempt:
         """Remove the file, and what may be there of an unfinished upload."""
         with (
             contextlib.suppress(FtpkitError),
-            closing(Links(self._address, None)) as links,
+            closing(Links(self._url, None)) as links,
         ):
             link = links.open()
             if not self._verified:

@@ -15,7 +15,7 @@ from ftpkit.compare.link import Counts, Link, Shape
 from ftpkit.compare.one_transport import Job, Result
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.errors import LocalFileError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Address, Url
 
 STREAMS: Final = 4
 
@@ -69,9 +69,9 @@ class Comparison:
     """Sends ``path`` to a server, in one way after the other, each time in a new process."""
 
     def __init__(
-        self, path: str, address: Address, server: Child | None, link: Link | None, limit_s: float
+        self, path: str, url: Url, server: Child | None, link: Link | None, limit_s: float
     ) -> None:
-        self._path, self._address, self._limit_s = path, address, limit_s
+        self._path, self._url, self._limit_s = path, url, limit_s
         self._server, self._link = server, link
 
     def transports(self) -> list[Transport]:
@@ -114,8 +114,7 @@ class Comparison:
         if not transport.repaired:
             raw_bps = self._link.shape.rate_bps / 8 * _RAW_SHARE if self._link else 0.0
         return Job(
-            host=self._address.host,
-            port=self._address.port,
+            link=self._url.link(),
             path=self._path,
             name=f"ftpkit-compare-{secrets.token_hex(8)}",
             limit_s=self._limit_s,
@@ -133,7 +132,7 @@ class Comparison:
 
 @contextlib.contextmanager
 def comparing(
-    path: str, *, to: Address | None = None, shape: Shape | None = None, limit_s: float = 60.0
+    path: str, *, to: Url | None = None, shape: Shape | None = None, limit_s: float = 60.0
 ) -> Iterator[Comparison]:
     """Compare ways to send the file ``path``; each is broken off after ``limit_s`` seconds.
 
@@ -154,13 +153,13 @@ def comparing(
             yield Comparison(absolute, to, None, None, limit_s)
             return
         link = stack.enter_context(Link(shape)) if shape else None
-        server, address = _start_server(stack, link)
-        yield Comparison(absolute, address, server, link, limit_s)
+        server, url = _start_server(stack, link)
+        yield Comparison(absolute, url, server, link, limit_s)
 
 
-def _start_server(stack: ExitStack, link: Link | None) -> tuple[Child, Address]:
+def _start_server(stack: ExitStack, link: Link | None) -> tuple[Child, Url]:
     job: dict[str, Any] = {"host": link.far.v4 if link else None}
     far = link.far if link else None
     server = stack.enter_context(Child("ftpkit.compare.one_server", job, far))
     where = server.hear()
-    return server, Address(where["host"], where["port"])
+    return server, Url(Address(where["host"], where["port"]), plain=True)

@@ -19,7 +19,7 @@ from ftpkit.client.upload import Source, Upload
 from ftpkit.compare.child import Child
 from ftpkit.compare.trace import Arrival
 from ftpkit.errors import LinkError, LocalFileError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Address, Url
 
 _HOST: Final = "127.0.0.1"
 # What comes while so many are under way waits for one of them, and that counts.
@@ -43,9 +43,9 @@ def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]
         TemporaryDirectory(prefix="ftpkit-compare-") as directory,
         Child("ftpkit.compare.one_server", _job(policy, rate_bps)) as server,
     ):
-        address = Address(_HOST, server.hear()["port"])
+        url = Url(Address(_HOST, server.hear()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))
-        uploads = _Uploads(address, zeros, {arrival.user for arrival in trace})
+        uploads = _Uploads(url, zeros, {arrival.user for arrival in trace})
         with ThreadPoolExecutor(_MOST_UPLOADS) as pool, contextlib.closing(uploads):
             try:
                 return _run(trace, uploads, pool)
@@ -106,8 +106,8 @@ def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor
 class _Uploads:
     """Uploads of many threads, over connections that come from the address of their user."""
 
-    def __init__(self, address: Address, path: str, users: set[str]) -> None:
-        self._address, self._path = address, path
+    def __init__(self, url: Url, path: str, users: set[str]) -> None:
+        self._url, self._path = url, path
         first = IPv4Address(_HOST)
         self._hosts = {user: str(first + at) for at, user in enumerate(sorted(users))}
         self._idle: dict[str, list[tuple[Link, str]]] = defaultdict(list)
@@ -147,7 +147,7 @@ class _Uploads:
 
     def _open(self, user: str) -> tuple[Link, str]:
         link = Link(
-            self._address,
+            lambda: self._url,
             timeout_s=_PATIENCE_S,
             pace=None,
             on_socket=partial(_come_from, self._hosts[user]),

@@ -14,7 +14,7 @@ from ftpkit.client.upload import BLOCK, Row
 from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import LinkError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 from ftpkit.protocol.datagram import MOST_BLOCKS, most_open
 from ftpkit.protocol.messages import Push
 from ftpkit.protocol.rate import FixedRate
@@ -53,14 +53,14 @@ class Way(Protocol):
 class Links:
     """The conversations of one upload, opened one by one and broken off together."""
 
-    def __init__(self, address: Address, congestion: str | None) -> None:
+    def __init__(self, url: Url, congestion: str | None) -> None:
         self.stopped = False
-        self._address, self._congestion = address, congestion
+        self._url, self._congestion = url, congestion
         self._links: list[Link] = []
 
     def open(self) -> Link:
         """Open another conversation; LinkError if there is to be no more."""
-        link = Link(self._address, timeout_s=_TIMEOUT_S, pace=None)
+        link = Link(lambda: self._url, timeout_s=_TIMEOUT_S, pace=None)
         self._links.append(link)
         if self._congestion is not None:
             try:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from ftpkit.compare.child import Child
 from ftpkit.compare.link import Link, Shape
 from ftpkit.compare.one_transport import Job
+from ftpkit.net.address import Address, Url
 from tests.bench.processes import MiB, write_file
 
 UDP: Final = "udp"
@@ -51,11 +52,11 @@ def _together(kinds: Sequence[str], shape: Shape, source: str, seconds: float) -
         link = stack.enter_context(Link(shape))
         host = {"host": link.far.v4}
         server = stack.enter_context(Child("ftpkit.compare.one_server", host, link.far))
-        address = server.hear()
+        url = Url(Address(**server.hear()), plain=True)
         flows: list[Child] = []
         for kind in kinds:
             job = Job(
-                **address,
+                link=url.link(),
                 path=source,
                 name=f"{len(flows)}",
                 limit_s=seconds,

@@ -13,6 +13,7 @@ from ftpkit.compare.link import Shape
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import STREAMS, Comparison, Outcome, Transport, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
+from ftpkit.net.address import Url
 from tests.compare.conftest import PATIENCE_S
 from tests.support.trees import published, staged
 
@@ -78,7 +79,7 @@ def test_a_server_of_ones_own_is_used_and_left_as_it_was(
     path: str, server: Server, root: Path
 ) -> None:
     (root / "mine").write_text("stays")
-    with comparing(path, to=server.address) as comparison:
+    with comparing(path, to=Url(server.address)) as comparison:
         rows = measured(comparison)
     assert [row.server_cpu_s for row in rows.values()] == [None] * len(rows)
     assert {name for name, row in rows.items() if not row.verified} == {"udp-raw"}
@@ -92,7 +93,7 @@ def test_a_transport_whose_time_is_up_is_stopped_and_cleaned_up(
     huge = tmp_path / "huge.bin"
     with huge.open("wb") as file:
         file.truncate(2**30)
-    with comparing(str(huge), to=server.address, limit_s=0.15) as comparison:
+    with comparing(str(huge), to=Url(server.address), limit_s=0.15) as comparison:
         for row in measured(comparison).values():
             assert (row.stopped, row.verified, row.error) == (True, False, None), row
             assert 0 <= row.bytes < 2**30
@@ -104,7 +105,7 @@ def test_a_transport_whose_time_is_up_is_stopped_and_cleaned_up(
 def test_what_fails_is_told_in_its_row(path: str, root: Path) -> None:
     with (
         Server(root, port=0, datagrams=False) as server,
-        comparing(path, to=server.address) as comparison,
+        comparing(path, to=Url(server.address)) as comparison,
     ):
         rows = measured(comparison)
     for name in ("udp", "udp-raw"):
@@ -141,7 +142,7 @@ def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path) -> None:
 def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
     with Server(os.path.dirname(path) + "/gone", port=0) as server:
         address = server.address
-    with pytest.raises(CannotConnectError), comparing(path, to=address):
+    with pytest.raises(CannotConnectError), comparing(path, to=Url(address)):
         pass
 
 

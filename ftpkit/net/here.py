@@ -1,0 +1,32 @@
+"""Whether a server is on this machine, so that nobody stands between it and us."""
+
+import socket
+from typing import Any
+
+
+def leads_here(sock: socket.socket) -> bool:
+    """Whether a connected socket's peer is on this machine."""
+    try:
+        own, peer = sock.getsockname()[0], sock.getpeername()[0]
+    except OSError:  # it has ended
+        return False
+    return bool(own == peer or peer.startswith("127."))
+
+
+def is_here(host: str) -> bool:
+    """Whether each address of ``host`` is one of this machine."""
+    try:
+        found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    return all(_is_ours(family, address) for family, _, _, _, address in found)
+
+
+def _is_ours(family: int, address: tuple[Any, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket sends nothing: it asks from where one would leave.
+            probe.connect(address)
+        except OSError:
+            return False
+        return leads_here(probe)

@@ -1,0 +1,289 @@
+"""Whom a client speaks to, how, and what it says first."""
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
+from ftpkit.client.link import Link
+from ftpkit.compare.child import Child
+from ftpkit.compare.link import Link as Line
+from ftpkit.compare.link import LinkUnavailableError, Shape
+from ftpkit.net.address import Address, Url
+from ftpkit.net.tls import Identity
+from tests.support.guard import USER, Guard, guarded
+from tests.support.hostile import listening
+from tests.support.trees import published
+
+WAIT_S = 20.0
+TOKEN = "token-that-nobody-may-see"
+OTHER_PIN = "A" * 43
+
+PLAINTEXT, TLS = b"\0", b"\x16"
+
+
+@pytest.fixture(scope="module")
+def identity() -> Identity:
+    return Identity.make()
+
+
+@pytest.fixture
+def secured(identity: Identity) -> Iterator[Guard]:
+    """A server with a key that asks for a token."""
+    with guarded(Guard(identity, TOKEN)) as guard:
+        yield guard
+
+
+@pytest.fixture
+def plain() -> Iterator[Guard]:
+    """A server without a key that asks for nothing."""
+    with guarded(Guard()) as guard:
+        yield guard
+
+
+def linked(url: Url, ask: Callable[[str], bool] | None = None) -> Link:
+    return Link(lambda: url, timeout_s=WAIT_S, pace=None, ask=ask)
+
+
+def failure(url: Url, kind: type[FtpkitError], ask: Callable[[str], bool] | None = None) -> str:
+    """Return what it says to a person that a server cannot be used."""
+    with pytest.raises(kind) as caught:
+        linked(url, ask)
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+    return str(caught.value)
+
+
+def test_the_whole_link_leads_in(secured: Guard) -> None:
+    with closing(linked(secured.url)) as link:
+        assert link.holder is not None
+        assert (link.holder.user, link.holder.can) == (USER, ["write", "read"])
+        assert (link.address, link.url) == (secured.address, secured.url)
+        assert link.usable
+    assert (secured.firsts, secured.heard) == ([TLS], ["hello", "auth"])
+
+
+def test_a_client_takes_links_addresses_and_what_returns_them(secured: Guard) -> None:
+    for url in (secured.url.link(), secured.url, lambda: secured.url):
+        with Client(url, timeout_s=WAIT_S) as client:
+            assert client.address == secured.address
+            client.ping()
+            client.ping()
+            assert TOKEN not in repr(vars(client))
+    assert secured.firsts == [TLS] * 3, "a conversation is kept"
+
+
+def test_another_key_than_that_of_the_link_hears_nothing(secured: Guard) -> None:
+    told = failure(replace(secured.url, pin=OTHER_PIN), UntrustedError)
+    assert "has another key" in told
+    assert secured.heard == []
+
+
+def test_a_token_is_not_shown_to_whom_nobody_vouches_for(secured: Guard) -> None:
+    failure(Url(secured.address, token=TOKEN), UntrustedError)
+    assert (secured.firsts, secured.heard) == ([TLS], [])
+
+
+def test_a_token_is_not_shown_in_plaintext(plain: Guard) -> None:
+    plain.token = TOKEN
+    for url in (Url(plain.address, token=TOKEN), Url(plain.address, OTHER_PIN, TOKEN)):
+        failure(url, CannotConnectError)
+    assert plain.heard == []
+
+
+def test_a_token_is_shown_in_plaintext_where_the_link_says_so(plain: Guard) -> None:
+    plain.token = TOKEN
+    with closing(linked(Url(plain.address, token=TOKEN, plain=True))) as link:
+        assert link.holder is not None
+    assert (plain.firsts, plain.heard) == ([PLAINTEXT], ["hello", "auth"])
+
+
+def test_a_person_may_vouch_for_a_key(secured: Guard, identity: Identity) -> None:
+    shown: list[str] = []
+
+    def answer(yes: bool) -> Callable[[str], bool]:
+        def ask(pin: str) -> bool:
+            shown.append(pin)
+            return yes
+
+        return ask
+
+    url = replace(secured.url, pin=None)
+    failure(url, UntrustedError, answer(False))
+    assert secured.heard == []
+    linked(url, answer(True)).close()
+    assert shown == [identity.pin] * 2
+    linked(secured.url, answer(False)).close()
+    assert len(shown) == 2, "the link says which key it is"
+
+
+def test_without_pin_and_token_a_server_here_is_spoken_to_in_plaintext(plain: Guard) -> None:
+    with closing(linked(Url(plain.address))) as link:
+        assert link.holder is None
+    assert plain.firsts == [PLAINTEXT]
+
+
+def test_a_server_here_that_demands_tls_gets_it_if_its_link_is_found(secured: Guard) -> None:
+    found = iter([Url(secured.address), secured.url])
+    link = Link(lambda: next(found), timeout_s=WAIT_S, pace=None)
+    link.close()
+    assert link.url == secured.url
+    assert (secured.firsts, secured.heard) == ([PLAINTEXT, TLS], ["hello", "auth"])
+
+
+def test_a_server_here_that_demands_tls_must_be_known(secured: Guard) -> None:
+    assert "nobody whom this system trusts" in failure(Url(secured.address), UntrustedError)
+    assert (secured.firsts, secured.heard) == ([PLAINTEXT, TLS], [])
+
+
+def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain: Guard) -> None:
+    plain.token = TOKEN
+    found = iter([Url(plain.address), plain.url])
+    link = Link(lambda: next(found), timeout_s=WAIT_S, pace=None)
+    link.close()
+    assert link.holder is not None
+    with pytest.raises(RefusedError, match="wants a token"):
+        linked(Url(plain.address))
+
+
+@pytest.mark.net
+def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_so() -> None:
+    program = "import sys; from ftpkit import Client; Client(sys.argv[1], timeout_s=20).ping()"
+    try:
+        line = Line(Shape(1e9, 0.0))
+    except LinkUnavailableError as error:
+        pytest.skip(str(error))
+    with line, Child("ftpkit.compare.one_server", {"host": line.far.v4}, line.far) as server:
+        address = Address(**server.hear())
+
+        def failure(url: Url) -> str:
+            command = line.near.command([sys.executable, "-c", program, url.link()])
+            done = subprocess.run(
+                command, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+            )
+            return done.stderr
+
+        assert "does not speak TLS" in failure(Url(address))
+        assert failure(Url(address, plain=True)) == ""
+
+
+def test_plaintext_that_was_asked_for_is_not_made_more_of(secured: Guard) -> None:
+    with pytest.raises(RefusedError) as caught:
+        linked(Url(secured.address, plain=True))
+    assert caught.value.code == "tls-required"
+    assert secured.firsts == [PLAINTEXT]
+
+
+def test_who_has_no_token_is_told_what_to_do(secured: Guard) -> None:
+    with pytest.raises(RefusedError, match="wants a token: ftpkit login LINK") as caught:
+        linked(replace(secured.url, token=None))
+    assert caught.value.code == "auth-required"
+
+
+def test_who_has_a_wrong_token_is_told_so(secured: Guard) -> None:
+    secured.token = "another"
+    with pytest.raises(RefusedError, match="does not know this token, or no longer") as caught:
+        linked(Url(secured.address, secured.url.pin, TOKEN))
+    assert caught.value.code == "auth-failed"
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_server_that_asks_for_no_token_may_be_shown_one(secured: Guard) -> None:
+    url = secured.url
+    secured.token = None
+    with Client(url, timeout_s=WAIT_S) as client:
+        client.ping()
+        client.ping()
+    assert secured.heard == ["hello", "auth", "ping", "ping"]
+    assert secured.firsts == [TLS]
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_it_is_asked_where_the_server_is_before_each_connection(
+    secured: Guard, plain: Guard, secure: bool
+) -> None:
+    here = secured if secure else plain
+    urls = [here.url]
+    with Client(lambda: urls[-1], timeout_s=WAIT_S) as client:
+        client.ping()
+        with guarded(Guard(here.identity, here.token)) as there:
+            urls.append(there.url)
+            client.ping()
+            assert there.heard == [], "a conversation that lasts is gone on with"
+            client.close()
+            client.ping()
+            assert "ping" in there.heard
+
+
+def test_a_put_that_began_before_the_server_finds_it(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        urls = [Url(Address("127.0.0.1", nobody.getsockname()[1]))]
+    failed = threading.Event()
+    with Client(lambda: urls[-1], timeout_s=WAIT_S, retry_for_s=WAIT_S) as client:
+        put = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: failed.set())
+        assert failed.wait(WAIT_S)
+        with Server(root, port=0) as server:
+            urls.append(Url(server.address))
+            put.result(WAIT_S)
+    assert published(root) == {"f": b"data"}
+
+
+@pytest.mark.parametrize("wrong", ["pin", "token"])
+def test_what_stays_wrong_is_not_tried_again(secured: Guard, tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    url = secured.url
+    url = replace(url, pin=OTHER_PIN) if wrong == "pin" else replace(url, token="x")
+    retries: list[FtpkitError] = []
+    with (
+        Client(url, timeout_s=WAIT_S, retry_for_s=600) as client,
+        pytest.raises((UntrustedError, RefusedError)),
+    ):
+        client.put(tmp_path / "f", on_retry=lambda error, delay: retries.append(error))
+    assert retries == []
+    assert len(secured.firsts) == 1
+
+
+def test_a_transfer_can_be_cancelled_in_the_middle_of_a_handshake(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    begun, over = threading.Event(), threading.Event()
+
+    def silent(sock: socket.socket) -> None:
+        assert sock.recv(1, socket.MSG_PEEK) == TLS
+        begun.set()
+        with contextlib.suppress(OSError):
+            while sock.recv(4096):
+                pass
+        over.set()
+
+    with listening(silent) as address:
+        client = Client(Url(Address(*address), OTHER_PIN, TOKEN), timeout_s=10 * WAIT_S)
+        put = client.submit_put(tmp_path / "f")
+        assert begun.wait(WAIT_S)
+        put.cancel()
+        assert over.wait(WAIT_S)
+        client.close()
+    assert put.cancelled()
+
+
+def test_a_server_that_hangs_up_in_a_handshake_is_a_failure_that_may_pass() -> None:
+    with listening(lambda sock: None) as address:
+        url = Url(Address(*address), OTHER_PIN, TOKEN)
+        with pytest.raises(CannotConnectError, match="cannot connect to ftpk://127") as caught:
+            linked(url)
+    assert not caught.value.permanent
+
+
+def test_nothing_is_logged_of_a_token(secured: Guard, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        linked(secured.url).close()
+    assert TOKEN not in caplog.text

@@ -1,0 +1,84 @@
+"""A server that is scripted as far as one has to come to be let in: TLS, hello, auth, ping."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ftpkit.errors import Code, LinkError, ProtocolError, RefusedError
+from ftpkit.net.address import Address, Url
+from ftpkit.net.stream import Stream
+from ftpkit.net.tls import Identity
+from ftpkit.protocol.conversation import ServerConversation
+from ftpkit.protocol.messages import Auth, AuthReply, Done, Hello, HelloReply, Reply, Request
+from tests.support.hostile import listening
+from tests.support.raw import TIMEOUT_S
+
+USER = "ada"
+TLS = b"\x16"
+
+
+@dataclass
+class Guard:
+    """Lets in over TLS if it has an ``identity``, and who has the ``token`` if there is one."""
+
+    identity: Identity | None = None
+    token: str | None = None
+    plain: bool = False
+    address: Address = field(default_factory=lambda: Address("127.0.0.1", 0))
+    firsts: list[bytes] = field(default_factory=list)
+    """The first byte of each connection."""
+    heard: list[str] = field(default_factory=list)
+    """The requests that could be read, as they were understood."""
+
+    @property
+    def url(self) -> Url:
+        """All that a client needs."""
+        pin = None if self.identity is None else self.identity.pin
+        return Url(self.address, pin, self.token, plain=self.identity is None)
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve one connection."""
+        stream = Stream(sock, stall_timeout_s=TIMEOUT_S)
+        with contextlib.suppress(LinkError, ProtocolError):
+            conversation = ServerConversation(must_authenticate=self.token is not None)
+            self.firsts.append(stream.peek(TIMEOUT_S))
+            if self.identity is not None and self.firsts[-1] == TLS:
+                stream.secure(self.identity.context(), TIMEOUT_S)
+            elif self.identity is not None and not self.plain:
+                conversation.receive(stream.read_header())
+                refusal = RefusedError(Code.TLS_REQUIRED, "TLS, please")
+                stream.send(conversation.refuse(refusal, close=True))
+                return
+            while not conversation.closed:
+                header = stream.read_header()
+                try:
+                    request = conversation.receive(header)
+                    self.heard.append(str(request.op))
+                    stream.send(conversation.accept(self._reply(request, conversation)))
+                except RefusedError as refusal:
+                    stream.send(conversation.refuse(refusal))
+
+    def _reply(self, request: Request, conversation: ServerConversation) -> Reply:
+        match request:
+            case Hello():
+                return HelloReply(
+                    version=1, agent="guard/1", digest="blake3", auth=self.token is not None,
+                    features=[], limits={},
+                )  # fmt: skip
+            case Auth(token=token) if self.token is None:
+                raise RefusedError(Code.UNSUPPORTED, "nobody needs a token")
+            case Auth(token=token) if token == self.token:
+                conversation.unlock()
+                return AuthReply(user=USER, can=["write", "read"])
+            case Auth():
+                raise RefusedError(Code.AUTH_FAILED, "no")
+        return Done()
+
+
+@contextlib.contextmanager
+def guarded(guard: Guard) -> Iterator[Guard]:
+    """Let ``guard`` serve one connection after the other."""
+    with listening(guard.serve) as address:
+        guard.address = Address(*address)
+        yield guard
