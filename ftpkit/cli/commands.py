@@ -10,6 +10,7 @@ from ftpkit import __version__
 from ftpkit.cli import failures
 from ftpkit.cli.compare import compare
 from ftpkit.cli.files import ls, mkdir, mv, ping, rm, stat
+from ftpkit.cli.hosts import hosts, login
 from ftpkit.cli.serve import serve
 from ftpkit.cli.status import status
 from ftpkit.cli.transfer import get, put
@@ -54,12 +55,28 @@ def main(ctx: click.Context) -> None:
 
     \b
     On the host:    ftpkit serve
-    On a client:    ftpkit put bigfile.iso --to ftpk://HOST:9021
-                    ftpkit get bigfile.iso --from ftpk://HOST:9021
+    On a client:    ftpkit login LINK, with the link that it prints
+                    ftpkit put bigfile.iso
+                    ftpkit get bigfile.iso
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-for _command in (serve, put, get, ls, stat, mv, rm, mkdir, verify, ping, status, compare):
+for _command in (
+    serve,
+    login,
+    hosts,
+    put,
+    get,
+    ls,
+    stat,
+    mv,
+    rm,
+    mkdir,
+    verify,
+    ping,
+    status,
+    compare,
+):
     main.add_command(_command)

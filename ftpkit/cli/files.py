@@ -10,7 +10,7 @@ from ftpkit.cli.settings import setting
 from ftpkit.cli.target import connect, target_options
 from ftpkit.cli.units import format_duration
 from ftpkit.errors import CannotConnectError, FtpkitError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 
 json_option = setting("json", "--json", is_flag=True, help="Print JSON, one object a line.")
 
@@ -20,7 +20,7 @@ json_option = setting("json", "--json", is_flag=True, help="Print JSON, one obje
 @click.option("-R", "--recursive", is_flag=True, help="List everything below it, too.")
 @json_option
 @target_options
-def ls(name: str, recursive: bool, json: bool, url: Address, timeout: float) -> None:
+def ls(name: str, recursive: bool, json: bool, url: Url | None, timeout: float) -> None:
     """List the directory NAME, or the server's root.
 
     Size, date, name: a directory ends in /, a symbolic link in @.
@@ -38,7 +38,7 @@ def ls(name: str, recursive: bool, json: bool, url: Address, timeout: float) -> 
 @click.argument("name")
 @json_option
 @target_options
-def stat(name: str, json: bool, url: Address, timeout: float) -> None:
+def stat(name: str, json: bool, url: Url | None, timeout: float) -> None:
     """Show what stands under NAME.
 
     \b
@@ -54,7 +54,7 @@ def stat(name: str, json: bool, url: Address, timeout: float) -> None:
 @click.argument("to")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands under TO.")
 @target_options
-def mv(name: str, to: str, overwrite: bool, url: Address, timeout: float) -> None:
+def mv(name: str, to: str, overwrite: bool, url: Url | None, timeout: float) -> None:
     """Move NAME to TO, on the server.
 
     \b
@@ -68,7 +68,7 @@ def mv(name: str, to: str, overwrite: bool, url: Address, timeout: float) -> Non
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="Delete directories and all that is in them.")
 @target_options
-def rm(names: tuple[str, ...], recursive: bool, url: Address, timeout: float) -> int:
+def rm(names: tuple[str, ...], recursive: bool, url: Url | None, timeout: float) -> int:
     """Delete each NAME: a file or an empty directory.
 
     \b
@@ -81,7 +81,7 @@ def rm(names: tuple[str, ...], recursive: bool, url: Address, timeout: float) ->
 @click.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @target_options
-def mkdir(names: tuple[str, ...], url: Address, timeout: float) -> int:
+def mkdir(names: tuple[str, ...], url: Url | None, timeout: float) -> int:
     """Make each directory NAME, with its parents.
 
     One that exists is fine.
@@ -95,7 +95,7 @@ def mkdir(names: tuple[str, ...], url: Address, timeout: float) -> int:
 
 @click.command()
 @target_options
-def ping(url: Address, timeout: float) -> None:
+def ping(url: Url | None, timeout: float) -> None:
     """Ask the server for an answer.
 
     Prints how long it took.
@@ -105,7 +105,7 @@ def ping(url: Address, timeout: float) -> None:
     """
     with connect(url, timeout) as client:
         seconds = client.ping()
-    click.echo(f"{shown(str(url))} answers in {format_duration(seconds)}")
+    click.echo(f"{shown(str(client.address))} answers in {format_duration(seconds)}")
 
 
 def _each(names: tuple[str, ...], act: Callable[[str], object]) -> int:

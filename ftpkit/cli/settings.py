@@ -15,7 +15,7 @@ from click.types import BoolParamType, StringParamType
 from ftpkit import system
 from ftpkit.cli.display import shown
 from ftpkit.cli.units import parse_duration, parse_size
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 
 T = TypeVar("T")
 Command = Callable[..., int | None]
@@ -73,6 +73,16 @@ def _schedule(text: str) -> str:
     return text
 
 
+def URL(text: str) -> Url:  # noqa: N802  a click type, as those below
+    """Read an address or a link; what is none is not said again, for there may be a token in it."""
+    try:
+        return Url.parse(text)
+    except ValueError:
+        raise click.BadParameter(
+            "expected ftpk://HOST:PORT or a link, with a port from 1 to 65535"
+        ) from None
+
+
 PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
 COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
 WORKERS: Final = word(
@@ -86,7 +96,6 @@ SCHEDULE: Final = word(_schedule, "fcfs, sjf, rr, mlfq or fair")
 RATE: Final = word(_rate, "bytes a second like 20M or 20Mi, or 0 for no limit")
 DURATION: Final = word(_duration, "a time like 30s, 10m or 7d, 24d at most")
 TIMEOUT: Final = word(_timeout, "a time like 30s, 10m or 7d, over 0 and 24d at most")
-URL: Final = word(Address.parse, "ftpk://HOST:PORT with a port from 1 to 65535")
 
 
 def variable(key: str) -> str:

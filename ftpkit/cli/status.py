@@ -22,7 +22,7 @@ from ftpkit.cli.units import format_duration
 from ftpkit.client import Client
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.errors import FtpkitError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Address, Url
 from ftpkit.protocol.status import ServerStatus
 
 INTERVAL_S: Final = 1.0
@@ -44,7 +44,7 @@ _LOOK_S: Final = 0.2
 @retry_option
 @target_options
 def status(
-    watch: bool, order: str, json: bool, retry_for: float, url: Address, timeout: float
+    watch: bool, order: str, json: bool, retry_for: float, url: Url | None, timeout: float
 ) -> int:
     """Show what the server is doing now.
 
@@ -69,7 +69,7 @@ def status(
         else:
             with client:
                 for each in answers(client, backoff, partial(Lines(quiet=False).retrying, "")):
-                    _print(each, url, order, json=json)
+                    _print(each, client.address, order, json=json)
                     if not json:
                         click.echo()
     except KeyboardInterrupt:
@@ -103,6 +103,7 @@ class _Watch:
 
     def __init__(self, client: Client, backoff: Backoff, order: str) -> None:
         self._client, self._backoff, self._order = client, backoff, order
+        self._address = client.address
         self._status: ServerStatus | None = None
         self._trouble = ""
         self._failure: BaseException | None = None
@@ -140,9 +141,9 @@ class _Watch:
     def _lines(self, columns: int, rows: int) -> list[str]:
         """Return what fits: the transfers that come first, and the keys."""
         if self._status is None:
-            lines = [f"asking {self._client.address}"]
+            lines = [f"asking {self._address}"]
         else:
-            lines = overview(self._status, self._client.address, self._order, columns)
+            lines = overview(self._status, self._address, self._order, columns)
         room = rows - 2
         if len(lines) > room:
             hidden = len(lines) - room + 1

@@ -1,31 +1,44 @@
-"""Which server a client's command talks to."""
+"""Which server a client's command talks to, and what is known of it."""
 
 import os
+import sys
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
 import click
+import platformdirs
 
-from ftpkit.cli.settings import TIMEOUT, URL, Command, config_option, setting
+from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
 from ftpkit.client import Client, Udp
-from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.client.hosts import Hosts, Running
+from ftpkit.client.link import Link, Where
+from ftpkit.errors import CannotConnectError, FtpkitError, UntrustedError
+from ftpkit.net.address import DEFAULT_PORT, Address, Url
+from ftpkit.net.here import is_here
+
+
+def _of_this_account(name: str) -> str:
+    return os.path.join(click.get_app_dir("ftpkit"), name)
 
 
 def _settings_file() -> str:
-    return os.path.join(click.get_app_dir("ftpkit"), "client.toml")
+    return _of_this_account("client.toml")
 
 
-def target_options(command: Command) -> Command:
-    """Add what every command of the client takes: ``url``, ``timeout``, and the settings file."""
+def kept_hosts() -> Hosts:
+    """Return the links that ``login`` has kept."""
+    return Hosts(_of_this_account("hosts.json"))
+
+
+def running_servers() -> Running:
+    """Return the servers that run here, wherever each of them has its state."""
+    return Running(os.path.join(platformdirs.user_state_dir("ftpkit"), "running"))
+
+
+def timeout_options(command: Command) -> Command:
+    """Add ``timeout``, and the settings file."""
     options = (
-        setting(
-            "url",
-            "--to",
-            "--from",
-            type=URL,
-            metavar="URL",
-            default=f"ftpk://127.0.0.1:{DEFAULT_PORT}",
-            show_default=True,
-            help="The server; both spellings mean the same.",
-        ),
         setting(
             "timeout",
             "--timeout",
@@ -42,8 +55,22 @@ def target_options(command: Command) -> Command:
     return command
 
 
+def target_options(command: Command) -> Command:
+    """Add what every command of the client takes: ``url``, ``timeout``, and the settings file."""
+    url: Decorator = setting(
+        "url",
+        "--to",
+        "--from",
+        type=URL,
+        metavar="URL",
+        show_default="the last login, else the server that runs here",
+        help="The server, or a link to it; both spellings mean the same.",
+    )
+    return url(timeout_options(command))
+
+
 def connect(
-    url: Address,
+    url: Url | None,
     timeout: float,
     rate: float | None = None,
     retry_for: float = 0.0,
@@ -51,8 +78,11 @@ def connect(
     jobs: int = 1,
 ) -> Client:
     """Return a client of ``url`` that connects when it is used; ``rate`` in bytes a second."""
+    where = partial(find, url)
+    if has_person():
+        _get_acquainted(where, timeout)
     return Client(
-        url,
+        where,
         timeout_s=timeout,
         rate_bps=rate,
         retry_for_s=retry_for,
@@ -60,6 +90,104 @@ def connect(
         udp=udp,
         jobs=jobs,
     )
+
+
+def find(asked: Url | None) -> Url:
+    """Return where a command goes, with what is known of it; None asks for no server by name."""
+    if asked is not None and (asked.pin is not None or (asked.plain and asked.token is not None)):
+        return asked
+    kept = kept_hosts().kept()
+    if asked is None:
+        return kept.find(kept.default) or _only_running() or Url(Address("127.0.0.1"))
+    known = kept.find(asked.address) or _running_at(asked.address)
+    if known is None or (asked.plain and not known.plain):
+        return asked
+    if asked.token is not None:
+        return replace(asked, pin=known.pin)
+    return replace(known, address=asked.address)
+
+
+def meet(where: Where, timeout: float) -> tuple[Link, Url]:
+    """Connect, and return how the server is known then.
+
+    On a terminal, a person decides about a key that nobody vouches for.
+    """
+    try:
+        link = Link(where, timeout_s=timeout, pace=None)
+    except UntrustedError:
+        if where().pin is not None or not has_person():
+            raise
+        url = replace(where(), pin=_accepted_pin(where, timeout))
+        link = Link(lambda: url, timeout_s=timeout, pace=None)
+    return link, link.url
+
+
+def _accepted_pin(where: Where, timeout: float) -> str | None:
+    """Return the pin of the server's key, if a person says that it is the right one.
+
+    None says that there is nothing to ask, after all.
+    """
+    shown: list[str] = []
+
+    def see(pin: str) -> bool:
+        shown.append(pin)
+        return False  # a server has no time for a handshake in which a person thinks
+
+    try:
+        Link(where, timeout_s=timeout, pace=None, ask=see).close()
+    except UntrustedError:
+        if not shown:
+            raise
+        click.echo(f"The key of {where()} is not known here. Its pin is\n{shown[0]}", err=True)
+        if not click.confirm("Is that the pin of the server that you mean?", err=True):
+            raise
+    return shown[0] if shown else None
+
+
+def has_person() -> bool:
+    """Whether there is somebody who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _get_acquainted(where: Where, timeout: float) -> None:
+    """Have a person decide about an unknown key, before anything is begun, and keep that."""
+    known = where()
+    if known.plain or known.pin is not None:
+        return
+    try:
+        link, url = meet(where, timeout)
+    except UntrustedError:
+        raise
+    except FtpkitError:
+        return  # the command itself tells, and perhaps tries again
+    with closing(link):
+        if url.pin is not None:
+            kept = kept_hosts().kept().find(url.address)
+            token = None if kept is None else kept.token
+            kept_hosts().keep(Url(url.address, pin=url.pin, token=token), default=False)
+
+
+def _only_running() -> Url | None:
+    """Return the server that runs here; of several, the one at the usual port."""
+    servers = running_servers().servers()
+    usual = [server for server in servers if server.url.address.port == DEFAULT_PORT]
+    match usual or servers:
+        case []:
+            return None
+        case [server]:
+            return server.url
+        case several:
+            told = ", ".join(f"{server.url} ({server.root})" for server in several)
+            raise CannotConnectError(
+                f"several servers run here, --to says which: {told}", permanent=True
+            )
+
+
+def _running_at(address: Address) -> Url | None:
+    for server in running_servers().servers():
+        if server.url.address.port == address.port and is_here(address.host):
+            return server.url
+    return None
 
 
 def _memory_directory() -> str:

@@ -17,7 +17,7 @@ from ftpkit.cli.settings import COUNT, DURATION, RATE, Command, setting
 from ftpkit.cli.target import connect, target_options
 from ftpkit.client import Client, Transfer, Udp
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 
 retry_option = setting(
     "retry-for",
@@ -111,7 +111,7 @@ def put(
     udp_only: bool,
     quiet: bool,
     json: bool,
-    url: Address,
+    url: Url | None,
     timeout: float,
 ) -> int:
     """Upload each FILE, under the last part of its path.
@@ -156,7 +156,7 @@ def get(
     udp_only: bool,
     quiet: bool,
     json: bool,
-    url: Address,
+    url: Url | None,
     timeout: float,
 ) -> int:
     """Download each NAME into the current directory, or to PATH.

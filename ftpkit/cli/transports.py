@@ -12,8 +12,9 @@ from ftpkit.cli.files import json_option
 from ftpkit.cli.progress import watched
 from ftpkit.cli.settings import URL, whole, word
 from ftpkit.cli.tables import Column, table
+from ftpkit.cli.target import find
 from ftpkit.cli.units import format_bit_rate, format_duration, format_size
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
     from ftpkit.compare.link import Counts, Shape
@@ -67,7 +68,7 @@ def _shape(text: str) -> "Shape":
 @click.option("--plot", metavar="PATH", help="Draw the goodput, into a .png, .svg or .pdf.")
 @json_option
 def transports(
-    file: str, url: Address | None, shape: "Shape | None", limit: int, plot: str | None, json: bool
+    file: str, url: Url | None, shape: "Shape | None", limit: int, plot: str | None, json: bool
 ) -> int:
     """Send FILE over TCP and over UDP, in one way after the other.
 
@@ -88,7 +89,8 @@ def transports(
         raise click.UsageError("--link leads to a server that is made, so it goes without --to")
     drawing = None if plot is None else Plot(plot)
     outcomes: list[Outcome] = []
-    with comparing(file, to=url, shape=shape, limit_s=limit) as comparison:
+    to = None if url is None else find(url)
+    with comparing(file, to=to, shape=shape, limit_s=limit) as comparison:
         for transport in comparison.transports():
             if watched():
                 click.echo(f"{transport.name} ...", err=True)

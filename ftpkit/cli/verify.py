@@ -10,7 +10,7 @@ from ftpkit.cli.files import json_option
 from ftpkit.cli.settings import setting
 from ftpkit.cli.target import connect, target_options
 from ftpkit.client import Client
-from ftpkit.net.address import Address
+from ftpkit.net.address import Url
 
 
 @click.command()
@@ -18,7 +18,7 @@ from ftpkit.net.address import Address
 @setting("quiet", "-q", "--quiet", is_flag=True, help="Print damaged files only.")
 @json_option
 @target_options
-def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Address, timeout: float) -> int:
+def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, timeout: float) -> int:
     """Let the server read each NAME again, and report what no longer matches its digest.
 
     A directory stands for all files in it; without NAME it is everything. The digest of a file is

@@ -8,6 +8,8 @@ import pytest
 import ftpkit
 from ftpkit.cli import main
 from ftpkit.cli.settings import COUNT, DURATION, PORT, RATE, TIMEOUT, settings_of, variable
+from ftpkit.cli.target import find
+from ftpkit.net.address import Address, Url
 from tests.cli.conftest import Run, Serve, Served
 
 CONF = Path(ftpkit.__file__).parent.parent / "conf" / "ftpkit.toml"
@@ -36,10 +38,12 @@ def test_flag_then_variable_then_file_then_default(
     assert "ftpk://127.0.0.5:1" in run(ASK, "--from", "127.0.0.5:1").stderr
 
 
-def test_the_default_is_this_machine() -> None:
-    for name in CLIENT:
-        settings = settings_of(main.commands[name])
-        assert settings["url"].default == "ftpk://127.0.0.1:9021", name
+@pytest.mark.parametrize("name", CLIENT)
+def test_the_default_is_this_machine(run: Run, name: str) -> None:
+    assert find(None) == Url(Address("127.0.0.1", 9021))
+    assert "the last login, else the server that runs here" in " ".join(
+        run(name, "--help").stdout.split()
+    )
 
 
 def test_a_file_may_be_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""login and hosts: the servers that are known here."""
+
+import sys
+from contextlib import closing
+from functools import partial
+from typing import Final
+
+import click
+
+from ftpkit.access import Can
+from ftpkit.cli.display import json_line, shown
+from ftpkit.cli.failures import DONE, FAILED, complain
+from ftpkit.cli.files import json_option
+from ftpkit.cli.settings import URL
+from ftpkit.cli.tables import Column, table
+from ftpkit.cli.target import find, has_person, kept_hosts, meet, timeout_options
+from ftpkit.net.address import Url
+from ftpkit.protocol.messages import AuthReply
+
+_PIN_SHOWN: Final = 12
+
+
+def _shortened(pin: str) -> str:
+    return f"{pin[:_PIN_SHOWN]}..."
+
+
+_COLUMNS: Final = (
+    Column("url", "host"),
+    Column("default", "default"),
+    Column("pin", "key", _shortened),
+    Column("token", "token"),
+)
+
+
+@click.command()
+@click.argument("link", type=URL, required=False)
+@timeout_options
+def login(link: Url | None, timeout: float) -> None:
+    """Keep the LINK to a server, and use that server from now on.
+
+    The server prints it when it starts, and for each token that is made. Without LINK it is read
+    from standard input, so that it stands in no history of commands; a terminal does not show it.
+
+    The link is kept when the server has the right key and knows the token. Where a link names no
+    key, and no authority vouches for the server, you are shown its key, and asked.
+
+    \b
+    Example:  ftpkit login ftpk://TOKEN:PIN@HOST:9021
+    """
+    opened, url = meet(partial(find, link or _read_link()), timeout)
+    with closing(opened):
+        kept_hosts().keep(url, default=True)
+    click.echo(_welcome(url, opened.holder))
+
+
+@click.command()
+@click.option("--forget", is_flag=True, help="Forget the key and the token of each HOST.")
+@click.argument("names", metavar="[HOST]...", nargs=-1, type=URL)
+@json_option
+def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
+    """List the servers that are known here, or forget some.
+
+    \b
+    Example:  ftpkit hosts --forget ftpk://HOST:9021
+    """
+    if forget != bool(names):
+        raise click.UsageError("--forget and HOST go together")
+    if forget:
+        return _forget(names)
+    kept = kept_hosts().kept()
+    rows = [
+        {
+            "url": str(url),
+            "default": url.address == kept.default,
+            "pin": url.pin,
+            "token": url.token is not None,
+        }
+        for url in kept.urls
+    ]
+    if json:
+        for row in rows:
+            click.echo(json_line({**row}))
+    elif rows:
+        click.echo(table(_COLUMNS, rows))
+    return DONE
+
+
+def _forget(names: tuple[Url, ...]) -> int:
+    code = DONE
+    for url in names:
+        if not kept_hosts().forget(url.address):
+            complain(f"nothing is known of {url}")
+            code = FAILED
+    return code
+
+
+def _read_link() -> Url:
+    if has_person():
+        return URL(click.prompt("Link", hide_input=True, err=True))
+    return URL(sys.stdin.readline().strip())
+
+
+def _welcome(url: Url, holder: AuthReply | None) -> str:
+    if holder is None:
+        return f"{url} is known; it asks for no token"
+    allowed = ", ".join(each for each in Can if each in holder.can)
+    return f"logged in to {url} as {shown(holder.user)}: {allowed}"

@@ -1,0 +1,378 @@
+"""Servers that are known: by a login, by a person's word, or because they run here."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ftpkit import Server, system
+from ftpkit.cli.target import find, kept_hosts, running_servers
+from ftpkit.net.address import Address, Url
+from ftpkit.net.tls import Identity
+from tests.cli.conftest import WAIT_S, Run, command
+from tests.support.guard import Guard, guarded
+from tests.support.trees import published
+
+TOKEN = "token-that-nobody-may-see"
+OTHER_PIN = "A" * 43
+
+
+@pytest.fixture(scope="module")
+def identity() -> Identity:
+    return Identity.make()
+
+
+@pytest.fixture
+def guard(identity: Identity) -> Iterator[Guard]:
+    """A server that asks for a token."""
+    with guarded(Guard(identity, TOKEN)) as guard:
+        yield guard
+
+
+@pytest.fixture
+def unknown(identity: Identity, tmp_path: Path) -> Iterator[Url]:
+    """Where a server is that nobody knows, and that knows nobody."""
+    with Server(tmp_path / "unknown", port=0, identity=identity) as server:
+        yield Url(server.address)
+
+
+class Terminal:
+    """A terminal at which a command runs; what the command prints to stdout goes elsewhere."""
+
+    def __init__(self, *args: str) -> None:
+        self._ours, self._theirs = pty.openpty()
+        self.shown = ""
+        self._process = subprocess.Popen(
+            command(*args),
+            stdin=self._theirs,
+            stdout=subprocess.PIPE,
+            stderr=self._theirs,
+            text=True,
+            # Else it would ask for what is not to be shown at the terminal of who runs the tests.
+            start_new_session=True,
+        )
+
+    def answer(self, question: str, answer: str, *, hidden: bool = False) -> None:
+        """Wait for a question, and type the answer."""
+        deadline = time.monotonic() + WAIT_S
+        while not re.search(question, self.shown) or self._echoes is hidden:
+            assert self._read(deadline - time.monotonic()), self.shown
+        os.write(self._ours, f"{answer}\n".encode())
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code, and what was printed to stdout."""
+        printed, _ = self._process.communicate(timeout=WAIT_S)
+        while self._read(0.0):
+            pass
+        return self._process.returncode, printed
+
+    def close(self) -> None:
+        """End the command, if it still runs."""
+        self._process.kill()
+        self._process.communicate()
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    @property
+    def _echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._theirs)[3] & termios.ECHO)
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._ours], [], [], max(0.0, seconds))[0]:
+            return False
+        self.shown += os.read(self._ours, 65536).decode()
+        return True
+
+
+@contextmanager
+def terminal(*args: str) -> Iterator[Terminal]:
+    with closing(Terminal(*args)) as opened:
+        yield opened
+
+
+def hosts_file(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "ftpkit" / "hosts.json"
+
+
+def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path: Path) -> None:
+    result = run("login", guard.url.link())
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"logged in to {guard.address} as ada: read, write\n"
+    assert hosts_file(tmp_path).stat().st_mode & 0o777 == 0o600
+    for target in ([], ["--to", str(guard.address)], ["--to", str(guard.address)[7:]]):
+        assert run("ping", *target).exit_code == 0
+    assert guard.heard == ["hello", "auth"] + ["hello", "auth", "ping"] * 3
+
+
+def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
+    done = subprocess.run(
+        command("login"), input=guard.url.link() + "\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("logged in to ")
+    assert find(None) == guard.url
+
+
+def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
+    with terminal("login") as screen:
+        screen.answer("Link: ", guard.url.link(), hidden=True)
+        code, printed = screen.end()
+    assert (code, printed[:13]) == (0, "logged in to ")
+    assert TOKEN not in screen.shown
+    assert find(None) == guard.url
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"token": "wrong-token"}, 3, "does not know this token"),
+        ({"token": None}, 3, "wants a token: ftpkit login LINK"),
+        ({"pin": OTHER_PIN}, 4, "has another key"),
+        ({"pin": None}, 4, "get a link from whoever runs it"),
+        ({"address": Address("127.0.0.1", 1)}, 4, "Connection refused"),
+    ],
+)
+def test_a_login_that_fails_keeps_nothing(
+    run: Run, guard: Guard, tmp_path: Path, change: dict[str, object], code: int, said: str
+) -> None:
+    link = replace(guard.url, **change).link()  # type: ignore[arg-type]  # each of its own
+    result = run("login", link)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "token-" not in result.stderr.replace(str(tmp_path), "")
+    assert not hosts_file(tmp_path).exists()
+
+
+def test_a_login_that_fails_leaves_the_one_before(run: Run, guard: Guard) -> None:
+    run("login", guard.url.link())
+    assert run("login", replace(guard.url, token="other").link()).exit_code == 3
+    assert find(None) == guard.url
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+@pytest.mark.parametrize("where", ["argument", "option", "variable", "file"])
+def test_what_is_no_link_is_not_said_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, debug: str
+) -> None:
+    monkeypatch.setenv("FTPKIT_DEBUG", debug)
+    wrong = f"ftpk://{TOKEN}:too-short@host"
+    args = {"argument": ["login", wrong], "option": ["ping", "--to", wrong]}.get(where, ["ping"])
+    if where == "variable":
+        monkeypatch.setenv("FTPKIT_URL", wrong)
+    if where == "file":
+        hosts_file(tmp_path).parent.mkdir(parents=True)
+        hosts_file(tmp_path).with_name("client.toml").write_text(f'url = "{wrong}"')
+    result = run(*args)
+    assert result.exit_code == 2
+    assert "expected ftpk://HOST:PORT or a link" in result.stderr
+    assert TOKEN not in result.output
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_server_that_asks_for_no_token(run: Run, tmp_path: Path, plain: bool) -> None:
+    with guarded(Guard(None if plain else Identity.make())) as guard:
+        result = run("login", guard.url.link())
+        assert result.stdout == f"{guard.url} is known; it asks for no token\n"
+        assert run("ping").exit_code == 0
+
+
+def test_hosts_are_listed_without_their_secrets(run: Run, guard: Guard, unknown: Url) -> None:
+    assert run("hosts").output == ""
+    pin = guard.url.pin
+    assert pin is not None
+    run("login", guard.url.link())
+    run("login", replace(unknown, pin=pin).link())
+    lines = run("hosts").stdout.splitlines()
+    assert [line.split() for line in lines] == [
+        ["host", "default", "key", "token"],
+        [str(guard.address), "no", f"{pin[:12]}...", "yes"],
+        [str(unknown), "yes", f"{pin[:12]}...", "no"],
+    ]
+    rows = [json.loads(line) for line in run("hosts", "--json").stdout.splitlines()]
+    assert rows == [
+        {"url": str(guard.address), "default": False, "pin": pin, "token": True},
+        {"url": str(unknown), "default": True, "pin": pin, "token": False},
+    ]
+
+
+def test_a_host_is_forgotten(run: Run, guard: Guard, unknown: Url) -> None:
+    run("login", guard.url.link())
+    result = run("hosts", "--forget", str(unknown), str(guard.address))
+    assert result.exit_code == 1
+    assert result.stderr == f"ftpkit: nothing is known of {unknown}\n"
+    assert run("hosts").output == ""
+    assert run("ping", "--to", str(guard.address)).exit_code == 4
+    for args in (["--forget"], [str(unknown)]):
+        assert run("hosts", *args).exit_code == 2
+
+
+def test_a_link_that_is_used_without_a_login_is_not_kept(
+    run: Run, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("ping", "--to", guard.url.link()).exit_code == 0
+    monkeypatch.setenv("FTPKIT_URL", guard.url.link())
+    result = run("ping")
+    assert result.exit_code == 0
+    assert TOKEN not in result.output
+    assert not hosts_file(tmp_path).exists()
+
+
+def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Guard) -> None:
+    url = replace(guard.url, pin=None)
+    assert run("ping", "--to", url.link()).exit_code == 4
+    run("login", guard.url.link())
+    guard.token = "another"
+    assert run("ping", "--to", replace(url, token="another").link()).exit_code == 0
+    assert run("ping").exit_code == 3
+
+
+def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: Url) -> None:
+    kept_hosts().keep(replace(unknown, pin=OTHER_PIN), default=True)
+    for args in (["ping"], ["login", str(unknown)]):
+        result = run(*args)
+        assert result.exit_code == 4
+        assert "has another key" in result.stderr
+    with terminal("ping") as screen:
+        assert screen.end() == (4, "")
+    assert "[y/N]" not in screen.shown, "nobody is asked"
+    assert run("hosts", "--forget", str(unknown)).exit_code == 0
+    with terminal("login", str(unknown)) as screen:
+        screen.answer(r"\[y/N\]: $", "y")
+        assert screen.end()[0] == 0
+    assert run("ping").exit_code == 0
+
+
+def test_a_fresh_link_takes_the_place_of_the_old_one(run: Run, guard: Guard) -> None:
+    kept_hosts().keep(Url(guard.address, OTHER_PIN, "old"), default=False)
+    assert run("login", guard.url.link()).exit_code == 0
+    assert find(None) == guard.url
+
+
+def test_a_person_is_asked_once_about_an_unknown_key(
+    run: Run, unknown: Url, identity: Identity, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    put = ("put", str(tmp_path / "f"), "--to", str(unknown), "--jobs", "2")
+    with terminal(*put) as screen:
+        screen.answer(r"\[y/N\]: $", "y")
+        assert screen.end()[0] == 0
+    assert identity.pin in screen.shown
+    with terminal(*put) as screen:
+        assert screen.end()[0] == 0
+    assert "[y/N]" not in screen.shown
+    assert run(*put).exit_code == 0
+    assert published(tmp_path / "unknown") == {"f": b"data"}
+    assert kept_hosts().kept().default is None, "it was no login"
+
+
+@pytest.mark.parametrize("args", [["ping", "--to"], ["login"]])
+def test_a_key_that_a_person_does_not_accept(unknown: Url, tmp_path: Path, args: list[str]) -> None:
+    with terminal(*args, str(unknown)) as screen:
+        screen.answer(r"\[y/N\]: $", "n")
+        assert screen.end() == (4, "")
+    assert "was not accepted" in screen.shown
+    assert not hosts_file(tmp_path).exists()
+
+
+def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
+    run: Run, unknown: Url, tmp_path: Path
+) -> None:
+    result = run("ping", "--to", str(unknown))
+    assert result.exit_code == 4
+    assert "get a link from whoever runs it" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not hosts_file(tmp_path).exists()
+
+
+def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
+    run: Run, guard: Guard, tmp_path: Path
+) -> None:
+    run("login", guard.url.link())
+    hosts_file(tmp_path).write_text(f'"{TOKEN}')
+    for args in (["ping"], ["hosts"], ["login", guard.url.link()]):
+        result = run(*args)
+        assert result.exit_code == 1
+        assert "is damaged" in result.stderr
+        assert TOKEN not in result.output
+    assert run("ping", "--to", guard.url.link()).exit_code == 0
+
+
+@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
+def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        guards = [stack.enter_context(guarded(Guard(token=TOKEN))) for _ in range(4)]
+        logins = [
+            subprocess.Popen(command("login", guard.url.link()), stdout=subprocess.DEVNULL)
+            for guard in guards
+        ]
+        assert [login.wait(WAIT_S) for login in logins] == [0] * 4
+    assert set(kept_hosts().kept().urls) == {guard.url for guard in guards}
+
+
+def test_the_server_that_runs_here_is_found(run: Run, guard: Guard) -> None:
+    here = ("127.0.0.1", "localhost")
+    for target in ([], *(["--to", f"{host}:{guard.address.port}"] for host in here)):
+        assert run("ping", *target).exit_code == 4
+        with running_servers().tell(guard.url, root="/srv"):
+            assert run("ping", *target).exit_code == 0
+        assert run("ping", *target).exit_code == 4
+
+
+def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Guard) -> None:
+    with running_servers().tell(guard.url, root="/srv"):
+        port = guard.address.port
+        for elsewhere in (Address("192.0.2.1", port), Address("127.0.0.1", port + 1)):
+            assert find(Url(elsewhere)) == Url(elsewhere)
+        nowhere = Url(Address("no-such-host.invalid", port))
+        assert find(nowhere) == nowhere
+
+
+def test_what_a_login_kept_comes_before_what_runs_here(run: Run, guard: Guard) -> None:
+    run("login", guard.url.link())
+    with running_servers().tell(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
+        assert find(None) == find(Url(guard.address)) == guard.url
+
+
+def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> None:
+    other = Url(Address("127.0.0.1", 1))
+    with running_servers().tell(guard.url, root="/a"), running_servers().tell(other, root="/b"):
+        result = run("ping")
+        assert result.exit_code == 4
+        assert result.stderr == (
+            "ftpkit: several servers run here, --to says which: "
+            f"{other} (/b), {guard.address} (/a)\n"
+        )
+        assert run("ping", "--to", str(guard.address)).exit_code == 0
+        usual = Url(Address("127.0.0.1"))
+        with running_servers().tell(usual, root="/c"):
+            assert find(None) == usual
+
+
+def test_a_put_that_began_before_the_server_finds_it(guard: Guard, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    identity = Identity.make()
+    with Server(tmp_path / "root", port=0, identity=identity) as server:
+        port = server.address.port
+    put = command("put", str(tmp_path / "f"), "--to", f"127.0.0.1:{port}", "--retry-for", "1m")
+    with subprocess.Popen(put, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "retrying in" in process.stderr.readline()
+            with (
+                Server(tmp_path / "root", port=port, identity=identity) as server,
+                running_servers().tell(Url(server.address, identity.pin), root="/srv"),
+            ):
+                assert process.wait(WAIT_S) == 0
+        finally:
+            process.kill()
+    assert published(tmp_path / "root") == {"f": b"data"}
