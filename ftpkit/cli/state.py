@@ -1,0 +1,92 @@
+"""What a server keeps of its own: its key, its tokens, and where it was reached last."""
+
+import os
+from dataclasses import replace
+from typing import Final
+
+import platformdirs
+
+from ftpkit import private
+from ftpkit.access import Grant, Tokens, new_token
+from ftpkit.errors import LocalFileError
+from ftpkit.net.address import Url
+from ftpkit.net.tls import Identity
+
+OWNER: Final = "owner"
+
+
+def default_state() -> str:
+    """Return where this account keeps a server's state, unless it says something else."""
+    try:
+        path = platformdirs.user_state_dir("ftpkit", appauthor=False)
+    except RuntimeError:  # older versions return what is no absolute path
+        path = ""
+    if not os.path.isabs(path):
+        raise LocalFileError("this account has no home directory to keep keys and tokens in")
+    return path
+
+
+def running_directory() -> str:
+    """Return where this account's running servers are told, wherever they keep their state."""
+    return os.path.join(default_state(), "running")
+
+
+class State:
+    """The state directory of a server; all that is in it is for its owner alone.
+
+    What is missing is made at its first use. Each file is whole at any instant, and of several
+    processes that find one missing one makes it. LocalFileError says what is wrong with one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        private.make_directory(self.path)
+        self._certificate = os.path.join(self.path, "certificate.pem")
+        self._key = os.path.join(self.path, "key.pem")
+        self._tokens = os.path.join(self.path, "tokens.json")
+        self._first_token = os.path.join(self.path, "first-token")
+        self._url = os.path.join(self.path, "url")
+
+    def identity(self) -> Identity:
+        """Return the server's key and its certificate."""
+        if private.read(self._key) is None:
+            with private.locked(self._key):
+                if private.read(self._key) is None:
+                    made = Identity.make()
+                    # The key comes last: a certificate alone is what a kill in between left.
+                    private.replace(self._certificate, made.certificate)
+                    private.replace(self._key, made.key)
+        try:
+            return Identity.read(self._certificate, self._key)
+        except (OSError, ValueError) as error:
+            raise LocalFileError(f"there is no identity in {self.path}: {error}") from None
+
+    def tokens(self) -> Tokens:
+        """Return the server's tokens: at first a single one, which allows ``owner`` everything."""
+        tokens = Tokens(self._tokens)
+        if not os.path.lexists(self._tokens):
+            with private.locked(self._first_token):
+                if not os.path.lexists(self._tokens):
+                    token = new_token()
+                    # It is written down before it holds: what holds can be told again.
+                    private.replace(self._first_token, token.encode() + b"\n")
+                    tokens.add(Grant(user=OWNER), token)
+        return tokens
+
+    def first_token(self) -> str | None:
+        """Return the token that was made with the tokens, as long as it is one."""
+        tokens = self.tokens()
+        token = (private.read(self._first_token) or b"").decode(errors="replace").strip()
+        return token if tokens.find(token) else None
+
+    def set_url(self, url: Url) -> None:
+        """Keep where the server is reached and by which key it is known; not its token."""
+        with private.locked(self._url):
+            private.replace(self._url, replace(url, token=None).link().encode() + b"\n")
+
+    def url(self) -> Url | None:
+        """Return where the server is, or was last, if one ever was."""
+        try:
+            return Url.parse((private.read(self._url) or b"").decode().strip())
+        except ValueError:
+            return None
