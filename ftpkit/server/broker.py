@@ -6,12 +6,14 @@ import socket
 import threading
 from collections import Counter
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 
 from ftpkit.errors import ElsewhereError, LinkError
 from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
+from ftpkit.server.housekeeping import Housekeeper
 from ftpkit.server.listener import peer_name
 from ftpkit.server.relay import is_session_of
 
@@ -69,8 +71,8 @@ class Broker:
     which another worker has open is passed on to that one.
     """
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, housekeeper: Housekeeper) -> None:
+        self._admission, self._housekeeper = admission, housekeeper
         self._changed = threading.Condition()
         self._members: dict[int, Member] = {}
         self._holders: dict[str, int] = {}
@@ -79,6 +81,7 @@ class Broker:
 
     def join(self, member: Member) -> None:
         """Receive from a worker that starts."""
+        self._housekeeper.join(member.number)
         with self._changed:
             self._members[member.number] = member
 
@@ -137,6 +140,9 @@ class Broker:
                 self._answer(header["key"], member.number, header["call"])
             case "give_up":
                 self.give_up(member.number, header["key"])
+            case "house":
+                answer = partial(member.tell, "answer", call=header.get("call"))
+                self._housekeeper.receive(member.number, header, answer)
             case "pass":
                 self._pass(member, header, body, fds)
             case "left":
@@ -155,6 +161,7 @@ class Broker:
                 del self._holders[key]
         for host in hosts.elements():
             self._admission.leave(host)
+        self._housekeeper.leave(member.number)
         for key in free:
             self._answer_waiting(key)
 
@@ -236,10 +243,15 @@ class Broker:
                 heir = self._fewest()
             if heir is not None:
                 heir.count(host, 1)
+            if header["user"]:
+                # Before the heir can be buried, or say that the connection has ended.
+                self._housekeeper.passed(
+                    header["user"], member.number, heir.number if heir else None
+                )
         if heir is None:
             self._admission.leave(host)
         else:
-            rest = {key: header[key] for key in header.keys() - {"op", "to", "size", "fds"}}
+            rest = {key: header[key] for key in header.keys() - {"op", "to", "user", "size", "fds"}}
             heir.tell("serve", body=body, fds=fds, **rest)
         close_all(fds)
 

@@ -220,6 +220,7 @@ class _Connection:
             body=body,
             fds=[sock.fileno()],
             to=to,
+            user=moved.owner,
             host=self.host,
             peer=self.peer,
             at=self._at,

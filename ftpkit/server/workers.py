@@ -19,7 +19,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError, RefusedError
+from ftpkit.errors import Code, LinkError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
@@ -27,6 +27,8 @@ from ftpkit.server.admission import Admission
 from ftpkit.server.binding import Bound, bind
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
+from ftpkit.server.house import LocalHouse
+from ftpkit.server.housekeeping import Housekeeper
 from ftpkit.server.listener import Listener
 from ftpkit.server.relay import Relay
 from ftpkit.server.service import Limits, sweep_hourly
@@ -97,7 +99,8 @@ class Supervisor:
         self._plan = plan
         limits = plan.limits
         self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
-        self._broker = Broker(self.admission)
+        self._house = LocalHouse(self._used)
+        self._broker = Broker(self.admission, Housekeeper(self._house))
         self._survey = Survey()
         self._turns = Turns(limits)
         self._store: DirectoryStore | None = None
@@ -177,6 +180,7 @@ class Supervisor:
         self._turns.stop()
         for relay in self._relays:
             relay.close()
+        self._house.close()
         self._listeners, self._threads, self._relays = [], [], []
         if self._store is not None:
             self._store.close()
@@ -201,6 +205,11 @@ class Supervisor:
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Give a connection that was admitted to a worker."""
         self._broker.hand_out(sock, address, at)
+
+    def _used(self, name: str, go_on: Callable[[], bool]) -> int:
+        if self._store is None:
+            raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
+        return self._store.used(name, go_on)
 
     def pause(self, seconds: float) -> None:
         """Do nothing for a while, or until the server is to stop."""

@@ -12,6 +12,8 @@ from ftpkit.errors import ElsewhereError
 from ftpkit.server.admission import Admission
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
+from ftpkit.server.house import LocalHouse
+from ftpkit.server.housekeeping import Housekeeper
 
 pytestmark = pytest.mark.skipif(
     not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
@@ -49,8 +51,13 @@ Join = Callable[[int], Worker]
 
 
 @pytest.fixture
-def broker() -> Broker:
-    return Broker(Admission(10, 10))
+def house() -> LocalHouse:
+    return LocalHouse(lambda name, go_on: 0)
+
+
+@pytest.fixture
+def broker(house: LocalHouse) -> Broker:
+    return Broker(Admission(10, 10), Housekeeper(house))
 
 
 @pytest.fixture
@@ -136,9 +143,9 @@ def test_the_keeper_takes_nothing_from_workers_and_they_wait_for_it(
     assert one.heard() == answer(1, 1)
 
 
-def test_a_connection_counts_until_its_worker_says_or_dies(broker: Broker, join: Join) -> None:
+def test_a_connection_counts_until_its_worker_says_or_dies(house: LocalHouse) -> None:
     admission = Admission(10, 10)
-    broker = Broker(admission)
+    broker = Broker(admission, Housekeeper(house))
     worker = Worker(broker, 1)
     for _ in range(2):
         assert admission.enter("a")
