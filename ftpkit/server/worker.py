@@ -191,7 +191,7 @@ class _Connection:
     def __init__(self, worker: Worker, service: Service, header: Header, body: bytes) -> None:
         self.host, self.peer, self._at = header["host"], header["peer"], header["at"]
         self._worker, self._service = worker, service
-        self._moved = _unpack(header["moved"], body) if "moved" in header else None
+        self._moved = unpack(header["moved"], body) if "moved" in header else None
         self._handed_over = False
 
     @property
@@ -214,7 +214,7 @@ class _Connection:
     def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
         """Let another worker go on with it."""
         self._handed_over = True
-        fields, body = _pack(moved)
+        fields, body = pack(moved)
         self._worker.tell(
             "pass",
             body=body,
@@ -238,7 +238,7 @@ class _Connection:
         self._worker.leave(self.host)
 
 
-def _pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
+def pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
     """Return what can travel as a header, and what is too much for one."""
     header, grant = json.dumps(moved.header).encode(), moved.grant
     fields = {
@@ -251,7 +251,8 @@ def _pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
     return fields, header + moved.ahead
 
 
-def _unpack(fields: dict[str, Any], body: bytes) -> Moved:
+def unpack(fields: dict[str, Any], body: bytes) -> Moved:
+    """Return what was packed."""
     size, grant = fields["header"], fields["grant"]
     own = {
         "header": json.loads(body[:size]),

@@ -1,13 +1,10 @@
 """A server that asks for tokens, as a client sees it: who gets in, may do what, and until when."""
 
 import hashlib
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +12,8 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.access import Can, Grant, Tokens
-from ftpkit.server.admission import Admission
-from ftpkit.server.house import LocalHouse
-from ftpkit.server.service import Limits, Service
-from ftpkit.storage import DirectoryStore
 from tests.support.logs import Log
-from tests.support.raw import TIMEOUT_S, Raw, Reply, frame
+from tests.support.raw import Raw, Reply, frame
 from tests.support.trees import published, staged
 
 BLOCK: Final = 64 * 1024
@@ -147,50 +140,6 @@ def test_bad_tokens_are_answered_later_and_later_and_logged_without_the_token(
         assert log.wait_for("auth") == {"peer": peer, "outcome": "auth-failed"}
     assert took[1] >= 0.2
     assert took[2] >= 0.4
-
-
-# The inside, on a line that is made for the case
-
-
-@dataclass
-class Slow:
-    """A house in which bad tokens are answered when the server stops."""
-
-    house: LocalHouse
-    asked: threading.Event = field(default_factory=threading.Event)
-    hosts: list[str] = field(default_factory=list)
-
-    def failed(self, host: str) -> float:
-        self.hosts.append(host)
-        self.asked.set()
-        return 1000.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.house, name)
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"), [("192.0.2.1:4711", "192.0.2.1"), ("[2001:db8::1]:4711", "2001:db8::1")]
-)
-def test_nobody_who_waits_for_the_answer_to_a_bad_token_keeps_a_server_from_stopping(
-    root: Path, tokens: Tokens, peer: str, host: str
-) -> None:
-    admission = Admission(1, 1)
-    with DirectoryStore(root) as store:
-        house: Any = Slow(LocalHouse(store.used))
-        service = Service(store, admission, Limits(), tokens=tokens, house=house)
-        ours, theirs = socket.socketpair()
-        with ours, theirs, ThreadPoolExecutor() as threads:
-            admission.enter(host)
-            served = threads.submit(service.serve, ours, peer, None)
-            served.add_done_callback(lambda _: admission.leave(host))
-            theirs.sendall(frame({"op": "auth", "token": "wrong"}))
-            assert house.asked.wait(TIMEOUT_S)
-            service.stop(grace_s=1000.0)
-            served.result(TIMEOUT_S)
-            assert b"auth-failed" in theirs.recv(BLOCK)
-        service.close()
-    assert house.hosts == [host]
 
 
 # What it may do
@@ -414,17 +363,6 @@ def test_a_token_that_is_removed_ends_an_idle_conversation_with_a_word(
     said_at_last(raw)
     assert log.wait_for("connection", user="ada")["outcome"] == "auth-required"
     other.granted("ping")
-
-
-def test_a_request_behind_the_removal_is_not_served(
-    login: Login, tokens: Tokens, root: Path
-) -> None:
-    raws = [login(Grant(user="ada")) for _ in range(8)]
-    tokens.remove("ada")
-    for raw in raws:
-        raw.send({"op": "put", "name": "f", "size": 1}, b"x")
-        said_at_last(raw)
-    assert published(root) == {}
 
 
 def test_a_token_that_changes_or_expires_ends_its_conversations(
