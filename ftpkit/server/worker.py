@@ -11,13 +11,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import count
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.access import Can, Grant
+from ftpkit.access import decode_grant, encode_grant
 from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.frame import Header
@@ -243,7 +242,7 @@ def pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
     header, grant = json.dumps(moved.header).encode(), moved.grant
     fields = {
         "header": len(header),
-        "grant": grant and {**asdict(grant), "can": sorted(grant.can)},
+        "grant": grant and encode_grant(grant),
         "algorithm": moved.algorithm,
         "requests": moved.requests,
         "since": moved.since,
@@ -256,6 +255,6 @@ def unpack(fields: dict[str, Any], body: bytes) -> Moved:
     size, grant = fields["header"], fields["grant"]
     own = {
         "header": json.loads(body[:size]),
-        "grant": grant and Grant(**{**grant, "can": frozenset(map(Can, grant["can"]))}),
+        "grant": grant and decode_grant(grant),
     }
     return Moved(**{**fields, **own}, ahead=body[size:])
