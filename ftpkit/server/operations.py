@@ -236,7 +236,7 @@ def commit(context: Context, request: m.Commit) -> Result:
             return _published(publication)
         try:
             # It may have been begun when its owner was allowed to replace what stands there.
-            if Can.DELETE not in context.grant.can:
+            if upload.wish.overwrite and Can.DELETE not in context.grant.can:
                 upload.renew(replace(upload.wish, overwrite=False))
             return _published(
                 upload.commit(

@@ -89,8 +89,10 @@ class Turns:
         member, user = key[0], header["user"]
         account = self._accounts.get(user)
         if account is None:
-            account = Account(user, weight=header["weight"], rates_bps=_rates(header))
-            self._accounts[user] = account
+            account = self._accounts[user] = Account(user, rates_bps=_rates(header))
+        elif account.rates_bps != _rates(header):
+            self._schedule.limit(account, _rates(header), now)
+        account.weight = header["weight"]
         transfer = self._transfers.get((member, header["order"]))
         if transfer is None:
             direction, moved = Direction(header["direction"]), header["moved"]

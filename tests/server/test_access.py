@@ -278,6 +278,19 @@ def test_a_token_is_good_for_so_many_connections(
     assert stranger().ask("auth", token=token).code == "too-many-connections"
 
 
+def test_a_token_is_good_for_so_many_bytes(login: Login, root: Path) -> None:
+    raw = login(Grant(user="ada", under="d", quota=5))
+    raw.granted("put", b"four", name="f")
+    assert raw.refused("put", b"two", name="g") == "quota-exceeded"
+    assert raw.refused("begin", name="g", total=2, block=BLOCK) == "quota-exceeded"
+    assert staged(root) == []
+    login(Grant(user="bob")).granted("put", b"two", name="g")
+    raw.granted("put", b"1", name="g")
+    raw.granted("delete", name="f")
+    raw.granted("put", b"four", name="h")
+    assert published(root) == {"d/g": b"1", "d/h": b"four", "g": b"two"}
+
+
 def moved(way: str, raws: list[Raw]) -> float:
     """Move 1 MiB over each connection at once; return how long that took."""
 

@@ -124,12 +124,37 @@ def test_an_account_is_one_in_all_workers(start: Start) -> None:
     one.ready(0, rates_bps={"up": 0.001})
     assert one.turn() == (0, 1)
     one.say("gave_up", 0, moved=1)
-    other.ready(0)
+    other.ready(0, rates_bps={"up": 0.001})
     other.ready(1, "bob")
     assert other.turn() == (1, QUANTUM), "it shares the debt of ann"
     turns.receive(other.member, {"what": "limit", "user": "ann", "rates_bps": {}})
     turns.receive(other.member, {"what": "limit", "user": "nobody", "rates_bps": {}})
     assert other.turn() == (0, QUANTUM)
+
+
+def test_what_a_worker_says_last_of_an_account_holds_for_all(start: Start) -> None:
+    _, one, other = start(slots=1, schedule="fcfs")
+    one.ready(0, rates_bps={"up": 0.001})
+    assert one.turn() == (0, 1)
+    one.say("gave_up", 0, moved=1)
+    one.say("ready", 0)
+    assert one.heard_nothing()
+    other.ready(0, rates_bps={})
+    assert one.turn() == (0, QUANTUM), "it owes nothing any more"
+
+
+def test_the_last_weight_of_an_account_is_its_share(start: Start) -> None:
+    _, one, _ = start(slots=1, schedule="rr")
+    one.ready(0, "ann", weight=1.0)
+    one.ready(1, "ann", weight=4.0)
+    one.ready(2, "bob")
+    shares = {0: 0, 1: 0, 2: 0}
+    for _ in range(25):
+        lane, size = one.turn()
+        shares[lane] += 1
+        one.say("gave_up", lane, moved=size)
+        one.say("ready", lane)
+    assert shares[0] + shares[1] >= 3 * shares[2]
 
 
 def test_lanes_of_one_transfer_count_together(start: Start) -> None:
