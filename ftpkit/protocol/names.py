@@ -42,12 +42,14 @@ def is_in(top: str, name: str) -> bool:
 def is_reserved(part: str) -> bool:
     """Whether ``part`` begins with ``.ftpkit``, also to a file system that folds case or forms.
 
-    What Unicode calls ignorable is dropped first, as ext4 does where it folds case.
+    What Unicode calls ignorable is dropped first, as ext4 does where it folds case, and so are
+    accents: a dotted capital I is an i with a dot, and a dotless i has no other capital than I.
     """
     if part.isascii():
         return part.lower().startswith(RESERVED)
     seen = "".join(c for c in _IGNORABLE.sub("", part) if unicodedata.category(c) != "Cf")
-    return unicodedata.normalize("NFKC", seen).casefold().startswith(RESERVED)
+    plain = "".join(c for c in unicodedata.normalize("NFKD", seen) if not unicodedata.combining(c))
+    return plain.upper().casefold().startswith(RESERVED)
 
 
 def _fault(name: str) -> str | None:

@@ -1,14 +1,16 @@
 """Names: what may be one, and what only looks like one."""
 
 import contextlib
+import sys
 import unicodedata
+from typing import Final
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.protocol.names import check_name, is_reserved, split_name
+from ftpkit.protocol.names import RESERVED, check_name, is_reserved, split_name
 
 LONG = "/".join(["x" * 255] * 16)  # 4,095 bytes
 
@@ -18,7 +20,7 @@ LONG = "/".join(["x" * 255] * 16)  # 4,095 bytes
     [
         "a", "a/b/c.txt", " ", "a b", "...", "..a", ".hidden", "~", "-rf", "C:", "con", "é",
         "漢字/😀", "a\u00a0b", "a\u2028b", "x" * 255, "é" * 127, "漢" * 85, "😀" * 63, LONG,
-        f"{LONG[:-1]}/y", ".ftpki", ".ftpk\u0131t", "ftpkit", "a.ftpkit", "ftpkit/.ftp", "\ufffd",
+        f"{LONG[:-1]}/y", ".ftpki", ".ftpk\u0131", "ftpkit", "a.ftpkit", "ftpkit/.ftp", "\ufffd",
     ],
 )  # fmt: skip
 def test_a_name(name: str) -> None:
@@ -81,12 +83,45 @@ def test_a_name_of_the_most_bytes() -> None:
         ".ftp\u212ait", ".f\u200dtpkit", "\ufeff.ftpkit", ".ftpki\u00adt", ".ftpkit\u200b",
         ".ftp\u034fkit", ".ftpk\ufe0fit", "\u3164.ftpkit", ".ftpkit\U000e0100", ".\u2065ftpkit",
         ".\U0001d41f\U0001d42d\U0001d429kit", "\u180b.f\u115ft\uffa0p\U000e0fffkit",
+        ".ftpk\u0131t", ".FTPK\u0130T", ".ftpki\u0307t",
     ],
 )  # fmt: skip
 def test_what_looks_like_our_own_is_our_own(part: str) -> None:
     assert is_reserved(part)
     with pytest.raises(RefusedError, match="server's own"):
         check_name(f"a/{part}/b")
+
+
+def likenesses(character: str) -> set[str]:
+    """What a file system may take a character for, whichever tables it goes by."""
+    forms = {unicodedata.normalize(form, character) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    # HFS+ and APFS compare what is decomposed, exFAT and NTFS capitals, ext4 what is folded.
+    cases = {case(form) for form in forms for case in (str.lower, str.upper, str.casefold)}
+    return {case(form) for form in cases for case in (str.lower, str.casefold)}
+
+
+def test_no_character_of_unicode_is_a_way_to_our_own() -> None:
+    ways = [
+        RESERVED[:at] + character + RESERVED[at + 1 :]
+        for character in map(chr, range(128, sys.maxunicode + 1))
+        if (taken := likenesses(character) & set(RESERVED))
+        for at, letter in enumerate(RESERVED)
+        if letter in taken
+    ]
+    assert len(ways) > 100
+    assert [ascii(way) for way in ways if not is_reserved(way)] == []
+
+
+# What HFS+ leaves out of a comparison (Apple, Technical Note TN1150, and what Git guards against).
+IGNORED_BY_HFS: Final = "\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e" + (
+    "\u206a\u206b\u206c\u206d\u206e\u206f\ufeff"
+)
+
+
+@pytest.mark.parametrize("ignored", IGNORED_BY_HFS, ids=ascii)
+def test_what_a_disk_ignores_hides_nothing(ignored: str) -> None:
+    for at in range(len(RESERVED) + 1):
+        assert is_reserved(RESERVED[:at] + ignored + RESERVED[at:])
 
 
 @pytest.mark.parametrize("part", ["", ".", "ftpkit", ".ftpki", ".ftpkì", "a.ftpkit", "漢.ftpkit"])
