@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from typing import TypeVar
 
 import click
 
@@ -18,6 +19,8 @@ from ftpkit.cli.target import connect, target_options
 from ftpkit.client import Client, Transfer, Udp
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 from ftpkit.net.address import Url
+
+T = TypeVar("T")
 
 retry_option = setting(
     "retry-for",
@@ -79,18 +82,24 @@ class Job:
 
     name: str
     total: int | None
+    move: Callable[..., Transfer]
     submit: "Callable[..., Future[Transfer]]"
     moved: int = 0
 
-    def start(self, report: Report) -> "Future[Transfer]":
-        """Begin to move it."""
+    def start(self, report: Report, how: Callable[..., T]) -> T:
+        """Begin to move it: ``how`` is its ``move`` or its ``submit``."""
 
         def on_progress(moved: int, total: int) -> None:
             self.moved, self.total = moved, total
             report.moved(self.name, moved, total)
 
         report.start(self.name, self.total)
-        return self.submit(on_progress=on_progress, on_retry=partial(report.retrying, self.name))
+        return how(on_progress=on_progress, on_retry=partial(report.retrying, self.name))
+
+    @property
+    def interrupted(self) -> InterruptedTransferError:
+        """Why it failed, where somebody ended it."""
+        return InterruptedTransferError(self.moved, self.total or 0)
 
 
 @click.command()
@@ -126,9 +135,10 @@ def put(
     names = [alias] if alias is not None else [_last_part(os.path.abspath(file)) for file in files]
     _refuse_twins(names)
     with connect(url, timeout, rate, retry_for, _udp(udp, udp_only), jobs) as client:
+        move = partial(client.put, overwrite=not no_overwrite)
         submit = partial(client.submit_put, overwrite=not no_overwrite)
         work = [
-            Job(name, _size_here(file), partial(submit, file, name))
+            Job(name, _size_here(file), partial(move, file, name), partial(submit, file, name))
             for file, name in zip(files, names, strict=True)
         ]
         return _move(work, jobs, json=json, quiet=quiet)
@@ -172,9 +182,15 @@ def get(
     with connect(url, timeout, rate, retry_for, _udp(udp, udp_only), jobs) as client:
         # Only the bar of the whole has to know all sizes before the first byte.
         ask = len(names) > 1 and not json and not quiet and watched()
+        move = partial(client.get, overwrite=not no_overwrite)
         submit = partial(client.submit_get, overwrite=not no_overwrite)
         work = [
-            Job(name, _size_there(client, name) if ask else None, partial(submit, name, output))
+            Job(
+                name,
+                _size_there(client, name) if ask else None,
+                partial(move, name, output),
+                partial(submit, name, output),
+            )
             for name in names
         ]
         return _move(work, jobs, json=json, quiet=quiet)
@@ -182,31 +198,55 @@ def get(
 
 def _move(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> int:
     """Do ``at_once`` of the jobs at once, on after a failure; return the exit code."""
+    with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
+        tally = _in_turn(jobs, report) if at_once == 1 else _together(jobs, at_once, report)
+    return tally.exit_code
+
+
+def _in_turn(jobs: list[Job], report: Report) -> Tally:
+    """Do them in this thread: many small files wait for no other."""
+    tally = Tally()
+    for job in jobs:
+        try:
+            transfer = job.start(report, job.move)
+        except KeyboardInterrupt:
+            report.failed(job.name, job.interrupted)
+            raise
+        except FtpkitError as error:
+            report.failed(job.name, error)
+            tally.add(error)
+            if isinstance(error, CannotConnectError):
+                break
+        else:
+            report.done(transfer)
+    return tally
+
+
+def _together(jobs: list[Job], at_once: int, report: Report) -> Tally:
     tally, waiting = Tally(), deque(jobs)
     running: dict[Future[Transfer], Job] = {}
     # Cheaper for many small files than ``wait``, which goes through all that run.
     ended: SimpleQueue[Future[Transfer]] = SimpleQueue()
-    with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    job = waiting.popleft()
-                    future = job.start(report)
-                    running[future] = job
-                    future.add_done_callback(ended.put)
-                future = ended.get()
-                error = _tell(running.pop(future), future, report)
-                if error is not None:
-                    tally.add(error)
-                if isinstance(error, CannotConnectError):
-                    waiting.clear()
-        except KeyboardInterrupt:
-            for future in running:
-                future.cancel()
-            for future, job in running.items():
-                _tell(job, future, report)
-            raise
-    return tally.exit_code
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.popleft()
+                future = job.start(report, job.submit)
+                running[future] = job
+                future.add_done_callback(ended.put)
+            future = ended.get()
+            error = _tell(running.pop(future), future, report)
+            if error is not None:
+                tally.add(error)
+            if isinstance(error, CannotConnectError):
+                waiting.clear()
+    except KeyboardInterrupt:
+        for future in running:
+            future.cancel()
+        for future, job in running.items():
+            _tell(job, future, report)
+        raise
+    return tally
 
 
 def _tell(job: Job, future: "Future[Transfer]", report: Report) -> FtpkitError | None:
@@ -215,7 +255,7 @@ def _tell(job: Job, future: "Future[Transfer]", report: Report) -> FtpkitError |
     try:
         transfer = future.result()
     except CancelledError:
-        error = InterruptedTransferError(job.moved, job.total or 0)
+        error = job.interrupted
     except FtpkitError as failure:
         error = failure
     else:

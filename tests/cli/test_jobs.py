@@ -165,37 +165,38 @@ class Screen:
 
 
 @contextmanager
-def running(relay: Relay, cwd: Path, *args: str) -> "Iterator[subprocess.Popen[str]]":
-    """Run the command until two files are in the middle, behind their first block."""
+def running(relay: Relay, cwd: Path, jobs: int, *args: str) -> "Iterator[subprocess.Popen[str]]":
+    """Run the command until ``jobs`` files are in the middle, behind their first block."""
     released = threading.Event()
     hold = (Hold(6 * MIB, released),)
-    relay.expect(*[Plan(up=hold, down=hold)] * 2)
+    relay.expect(*[Plan(up=hold, down=hold)] * jobs)
     with subprocess.Popen(
-        command(*args),
+        command(*args, "--jobs", str(jobs)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
-        relay.wait(lambda relay: relay.up + relay.down >= 12 * MIB)
+        relay.wait(lambda relay: relay.up + relay.down >= jobs * 6 * MIB)
         yield process
     released.set()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("way", ["put", "get"])
 def test_one_ctrl_c_stops_all_and_says_what_goes_on(
-    relay: Relay, served: Served, tmp_path: Path, way: str
+    relay: Relay, served: Served, tmp_path: Path, way: str, jobs: int
 ) -> None:
     made(tmp_path if way == "put" else served.root, 10 * MIB)
-    with running(relay, tmp_path, way, *NAMES, "--jobs", "2") as process:
+    with running(relay, tmp_path, jobs, way, *NAMES) as process:
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     *each, last = told.splitlines()
     assert last == "ftpkit: interrupted"
     at = "interrupted at [0-9.]+ MB of 10.5 MB; the same command goes on there"
-    for name, line in zip("ab", sorted(each), strict=True):
+    for name, line in zip("ab"[:jobs], sorted(each), strict=True):
         assert re.fullmatch(f"ftpkit: {name}: {at}", line)
     assert out == ""
     relay.expect()
@@ -212,7 +213,7 @@ def test_one_ctrl_c_stops_all_and_says_what_goes_on(
 
 def test_ctrl_c_as_events(relay: Relay, tmp_path: Path) -> None:
     made(tmp_path, 10 * MIB)
-    with running(relay, tmp_path, "put", *NAMES, "--jobs", "2", "--json") as process:
+    with running(relay, tmp_path, 2, "put", *NAMES, "--json") as process:
         process.send_signal(signal.SIGINT)
         out, told = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
