@@ -141,6 +141,29 @@ def test_what_a_killed_worker_had_staged_is_removed(served: Served) -> None:
         assert raw.ask(op="ping")["ok"]
 
 
+def test_the_slot_of_a_killed_worker_comes_free(root: Path, here: Path, source: Path) -> None:
+    root.mkdir()
+    options = ("--workers", "2", "--slots", "1", "--rate", "4M")
+    with (
+        Served(root, options) as served,
+        Relay(served.address) as relay,
+        Eager(relay.address) as client,
+        Eager(served.address) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        put = pool.submit(client.put, source)
+        relay.wait(lambda relay: relay.up >= MIB)
+        held = holder(served)
+        # Nearly always it waits for its turn, which comes, and which it never ends.
+        os.kill(held, signal.SIGSTOP)
+        beside = pool.submit(other.put, settled(here / "beside", noise(9 * MIB, 2)))
+        wait_until(lambda: len(os.listdir(root / ".ftpkit" / "uploads")) == 2)
+        os.kill(held, signal.SIGKILL)
+        # Without the slot it had a small turn every four seconds.
+        assert beside.result(WAIT_S).total == 9 * MIB
+        assert isinstance(put.exception(WAIT_S), FtpkitError)
+
+
 def test_no_worker_outlives_a_supervisor_that_is_killed(served: Served, source: Path) -> None:
     gate = threading.Event()
     with Relay(served.address) as relay, Eager(relay.address) as client:
