@@ -219,7 +219,7 @@ class _Connection:
             body=body,
             fds=[sock.fileno()],
             to=to,
-            user=moved.owner,
+            user=moved.grant.user if moved.grant else "",
             host=self.host,
             peer=self.peer,
             at=self._at,
