@@ -164,7 +164,7 @@ class Tls:
     def receive(self, most: int) -> bytes:
         view = memoryview(bytearray(most))
         count = moved = self._receive(view)
-        with contextlib.suppress(ssl.SSLWantReadError):
+        with contextlib.suppress(ssl.SSLError):  # said again when there is nothing before it
             while moved and self._more and count < most:
                 moved = self._decrypt(view[count:])
                 count += moved
