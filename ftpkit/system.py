@@ -332,6 +332,18 @@ def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
     return any(ready)
 
 
+def wait_any(readers: list[socket.socket], writers: list[socket.socket]) -> set[socket.socket]:
+    """Wait until one of them can go on, or is broken; return the readers that can.
+
+    For systems on which connections can be handed over.
+    """
+    poll = select.poll()
+    for sock in {*readers, *writers}:
+        poll.register(sock, select.POLLIN * (sock in readers) | select.POLLOUT * (sock in writers))
+    found = {fd for fd, seen in poll.poll() if seen != select.POLLOUT}
+    return {sock for sock in readers if sock.fileno() in found}
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Let the kernel probe an idle peer, and end the connection of one that is gone."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -127,10 +127,10 @@ class Tls:
             server_side=context.protocol is ssl.PROTOCOL_TLS_SERVER,
             server_hostname=host,
         )
-        # Whether what has arrived may be more than was read.
-        self._more = False
+        self.more = False
+        """Whether what has arrived may be more than was read."""
         # Encrypted, and not sent: the peer was slow.
-        self._backlog: bytes | memoryview = b""
+        self._backlog = memoryview(b"")
 
     def greet(self) -> None:
         """Say what comes first, if that is ours to say."""
@@ -159,13 +159,13 @@ class Tls:
             accept(self._tls.getpeercert(binary_form=True) or b"")
         self.flush()
         # What the peer says first may have come with the end of its handshake.
-        self._more = bool(self._incoming.pending)
+        self.more = bool(self._incoming.pending)
 
     def receive(self, most: int) -> bytes:
         view = memoryview(bytearray(most))
         count = moved = self._receive(view)
         with contextlib.suppress(ssl.SSLError):  # said again when there is nothing before it
-            while moved and self._more and count < most:
+            while moved and self.more and count < most:
                 moved = self._decrypt(view[count:])
                 count += moved
         return bytes(view[:count])
@@ -206,14 +206,24 @@ class Tls:
         sent = 0
         while sent < len(data) and not self._backlog and system.wait_writable(self._sock, 0):
             piece = data[sent : sent + _MOST]
-            self._encrypt(piece)
+            self.hold(piece)
             sent += len(piece)
-            self._backlog = memoryview(self._outgoing.read())
-            with contextlib.suppress(BlockingIOError):
-                self._backlog = self._backlog[system.send_now(self._sock, self._backlog) :]
+            self.flush_now()
         if data and not sent:
             raise BlockingIOError
         return sent
+
+    def hold(self, data: bytes | memoryview) -> None:
+        """Take ``data``, which leaves with a flush; what was taken before must have left."""
+        self._encrypt(memoryview(data))
+        self._backlog = memoryview(self._outgoing.read())
+
+    def flush_now(self) -> bool:
+        """Let leave what can of what was taken; return whether that is all."""
+        with contextlib.suppress(BlockingIOError):
+            while self._backlog:
+                self._backlog = self._backlog[system.send_now(self._sock, self._backlog) :]
+        return not self._backlog
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         buffer = memoryview(bytearray(min(count, _MOST)))
@@ -229,13 +239,13 @@ class Tls:
         return self.send_now(buffer[:got])
 
     def flush(self) -> None:
-        backlog, self._backlog = self._backlog, b""
+        backlog, self._backlog = self._backlog, memoryview(b"")
         for data in (backlog, self._outgoing.read()):
             if data:
                 self._sock.sendall(data)
 
     def wait_readable(self, seconds: float) -> bool:
-        return self._more or system.wait_readable(self._sock, seconds)
+        return self.more or system.wait_readable(self._sock, seconds)
 
     def wait_writable(self, seconds: float) -> bool:
         self.flush()
@@ -294,12 +304,12 @@ class Tls:
                 return 0
 
     def _decrypt(self, view: memoryview) -> int:
-        self._more = False
+        self.more = False
         try:
             count: int = self._tls.read(len(view), view)  # type: ignore[assignment]  # no bytes
         except ssl.SSLZeroReturnError:
             return 0
-        self._more = bool(self._tls.pending() or self._incoming.pending)
+        self.more = bool(self._tls.pending() or self._incoming.pending)
         return count
 
     def _encrypt(self, view: memoryview) -> None:

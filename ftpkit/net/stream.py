@@ -18,6 +18,7 @@ from ftpkit.errors import (
     StalledError,
     TruncatedError,
 )
+from ftpkit.net.lending import carry
 from ftpkit.net.line import PLAINTEXT, Accept, Line, Plain, Tls
 from ftpkit.net.pacing import Turns
 from ftpkit.protocol.frame import Decoder, Header
@@ -56,6 +57,7 @@ class Stream:
     ) -> None:
         self._sock = sock
         self._line: Line = Plain(sock)
+        self._local: tuple[int, tuple[Any, ...]] | None = None
         self._stall_timeout_s = stall_timeout_s
         self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
         self._decoder = Decoder()
@@ -77,7 +79,7 @@ class Stream:
     @property
     def local(self) -> tuple[int, tuple[Any, ...]]:
         """Family and address by which the peer knows us."""
-        return self._sock.family, self._sock.getsockname()
+        return self._local or (self._sock.family, self._sock.getsockname())
 
     @property
     def remote(self) -> tuple[int, tuple[Any, ...]]:
@@ -239,10 +241,25 @@ class Stream:
         ahead, self._ahead = bytes(self._ahead), memoryview(b"")
         return self._sock, ahead
 
-    def resume(self, header: Header, ahead: bytes) -> None:
-        """Go on where another stream was detached, behind ``header``."""
+    def resume(self, header: Header, ahead: bytes, local: tuple[int, tuple[Any, ...]]) -> None:
+        """Go on where another stream was detached, behind ``header``; that was at ``local``."""
         self._ahead = memoryview(ahead)
+        self._local = local
         self._size = self.left = header.get("size", 0)
+
+    def lend(self, inner: socket.socket) -> None:
+        """Carry bytes between the peer and ``inner`` until somebody there has ended it.
+
+        For a conversation that was detached and cannot be given away, because it is ``secured``.
+        """
+        if isinstance(self._line, Tls):
+            with _sending():
+                carry(self._line, self._sock, inner)
+
+    @property
+    def secured(self) -> bool:
+        """Whether it goes over TLS."""
+        return isinstance(self._line, Tls)
 
     def stop_reading(self) -> None:
         """Let the stream end for the reader, behind what has arrived; safe from another thread."""

@@ -19,6 +19,8 @@ from ftpkit.server.relay import is_session_of
 
 # The number of the supervisor itself, which only ever has uploads to sweep them.
 KEEPER: Final = 0
+# In place of a host: the connection has its place where its keys are.
+_LENT: Final = ""
 
 log = logging.getLogger("ftpkit.server")
 
@@ -147,7 +149,7 @@ class Broker:
                 self._pass(member, header, body, fds)
             case "left":
                 if self._take_back(member, header["host"]):
-                    self._admission.leave(header["host"])
+                    self._leave(header["host"])
         self._let_end(member)
 
     def bury(self, member: Member) -> None:
@@ -160,7 +162,7 @@ class Broker:
             for key in free:
                 del self._holders[key]
         for host in hosts.elements():
-            self._admission.leave(host)
+            self._leave(host)
         self._housekeeper.leave(member.number)
         for key in free:
             self._answer_waiting(key)
@@ -234,10 +236,11 @@ class Broker:
             return True
 
     def _pass(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
-        """Give a connection that one worker had to another."""
-        host = header["host"]
+        """Give a connection that one worker had to another; one that is lent stays there, too."""
+        host = _LENT if header["lent"] else header["host"]
         with self._changed:
-            member.count(host, -1)
+            if not header["lent"]:
+                member.count(host, -1)
             heir = self._members.get(header["to"])
             if heir is None or heir.state not in (State.SERVING, State.LEAVING):
                 heir = self._fewest()
@@ -249,11 +252,16 @@ class Broker:
                     header["user"], member.number, heir.number if heir else None
                 )
         if heir is None:
-            self._admission.leave(host)
+            self._leave(host)
         else:
-            rest = {key: header[key] for key in header.keys() - {"op", "to", "user", "size", "fds"}}
-            heir.tell("serve", body=body, fds=fds, **rest)
+            rest = {key: header[key] for key in ("peer", "at", "moved")}
+            heir.tell("serve", body=body, fds=fds, host=host, **rest)
         close_all(fds)
+
+    def _leave(self, host: str) -> None:
+        """Give the place of a connection free, if it has one of its own."""
+        if host != _LENT:
+            self._admission.leave(host)
 
     def _let_end(self, member: Member) -> None:
         """Tell a worker that was to leave to end, once it serves nobody."""

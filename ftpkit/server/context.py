@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ftpkit.access import Grant
 from ftpkit.errors import Code, RefusedError
@@ -33,7 +33,8 @@ class Moved:
     """A conversation that another process goes on with, from the request ``header`` on.
 
     ``ahead`` is what was read of what follows that; ``requests`` were answered since ``since``.
-    ``grant`` is that of the token that was shown, if one was.
+    ``grant`` is that of the token that was shown, if one was, and ``local`` the family and
+    address by which the client knows us.
     """
 
     header: Header
@@ -42,6 +43,7 @@ class Moved:
     algorithm: str
     requests: int
     since: float
+    local: tuple[int, tuple[Any, ...]]
 
 
 class Siblings(Protocol):
@@ -51,8 +53,11 @@ class Siblings(Protocol):
     def leaving(self) -> bool:
         """Whether they are to serve what is not begun here."""
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
-        """Let the process with the number ``to`` go on with this conversation; 0 is any."""
+    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
+        """Let the process with the number ``to`` go on with this conversation; 0 is any.
+
+        If it is ``lent``, the connection stays here: ``sock`` leads to who carries its bytes.
+        """
 
     def status(self) -> ServerStatus:
         """Tell what all of them do; RefusedError says that it cannot be told."""

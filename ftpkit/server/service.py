@@ -199,7 +199,7 @@ class Service:
         limits, now = self._limits, time.monotonic()
         uptime_s = round(now - self._since, 3)
         with self._lock:
-            connections = len(self._sessions)
+            connections = sum(not session.handed_over for session in self._sessions)
         shaped = self.traffic.dispatcher.shaped
         return {
             "version": __version__,

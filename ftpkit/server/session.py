@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class Session:
                 context.admit(moved.grant, context.gate.store_for(moved.grant))
             context.algorithm = moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
-            stream.resume(moved.header, moved.ahead)
+            stream.resume(moved.header, moved.ahead, moved.local)
         self._conversation = ServerConversation(must_authenticate=context.locked)
         stream.wary = context.locked
 
@@ -117,7 +118,7 @@ class Session:
         """End after the transfers that are under way, or ``now``."""
         with self._state:
             self._stopping = True
-            if now and not self._handed_over:
+            if now and (not self._handed_over or self._stream.secured):
                 self._stream.interrupt()
                 self._transfers.interrupt()
         self._rest()
@@ -135,6 +136,11 @@ class Session:
                 self._transfers.interrupt()
             else:
                 self._stream.stop_reading()
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether another process answers its requests."""
+        return self._handed_over
 
     @property
     def _transferring(self) -> bool:
@@ -224,6 +230,8 @@ class Session:
         siblings = self._context.siblings
         if siblings is None or not siblings.leaving or self._transferring:
             return
+        if self._stream.secured:  # it would be here all the same
+            return
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise ElsewhereError(0)
 
@@ -244,9 +252,20 @@ class Session:
         sock, ahead = self._stream.detach()
         answered = self._requests - 1
         grant = context.grant if context.gate and not context.locked else None
-        moved = Moved(header, ahead, grant, context.algorithm, answered, self._since)
-        if context.siblings is not None:
-            context.siblings.hand_over(sock, moved, to)
+        local = self._stream.local
+        moved = Moved(header, ahead, grant, context.algorithm, answered, self._since, local)
+        if context.siblings is None:
+            return
+        if not self._stream.secured:
+            context.siblings.hand_over(sock, moved, to, lent=False)
+            return
+        # The keys of its TLS cannot be given away.
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                context.siblings.hand_over(theirs, moved, to, lent=True)
+            self._stream.lend(ours)
+            self._stream.close_gently(_GENTLE_S)
 
     def _answer(self, result: Result) -> None:
         self._sent = 0

@@ -210,15 +210,16 @@ class _Connection:
         finally:
             self.leave()
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
+    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
         """Let another worker go on with it."""
-        self._handed_over = True
+        self._handed_over = not lent
         fields, body = pack(moved)
         self._worker.tell(
             "pass",
             body=body,
             fds=[sock.fileno()],
             to=to,
+            lent=lent,
             user=moved.grant.user if moved.grant else "",
             host=self.host,
             peer=self.peer,
@@ -246,15 +247,17 @@ def pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
         "algorithm": moved.algorithm,
         "requests": moved.requests,
         "since": moved.since,
+        "local": moved.local,
     }
     return fields, header + moved.ahead
 
 
 def unpack(fields: dict[str, Any], body: bytes) -> Moved:
     """Return what was packed."""
-    size, grant = fields["header"], fields["grant"]
+    size, grant, (family, address) = fields["header"], fields["grant"], fields["local"]
     own = {
         "header": json.loads(body[:size]),
         "grant": grant and decode_grant(grant),
+        "local": (family, tuple(address)),
     }
     return Moved(**{**fields, **own}, ahead=body[size:])

@@ -43,7 +43,7 @@ class Leaving:
     leaving: bool = True
     came: queue.SimpleQueue[tuple[socket.socket, Moved]] = field(default_factory=queue.SimpleQueue)
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int) -> None:
+    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
         self.came.put((sock.dup(), moved))
 
     def status(self) -> ServerStatus:

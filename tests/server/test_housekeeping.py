@@ -66,7 +66,15 @@ class Worker:
         with socket.socket() as sock:
             self.member.count("host", 1)
             self.channel.send(
-                op="pass", fds=[sock.fileno()], to=to, user=user, host="host", peer="host:1"
+                op="pass",
+                fds=[sock.fileno()],
+                to=to,
+                user=user,
+                lent=False,
+                host="host",
+                peer="host:1",
+                at=0,
+                moved={},
             )
 
     def _ask(self, **message: Any) -> Header:
