@@ -69,7 +69,7 @@ def is_user(name: str) -> bool:
 
 def encode_grant(grant: Grant) -> dict[str, Any]:
     """Return ``grant`` as values that JSON has."""
-    return {**asdict(grant), "can": sorted(grant.can)}
+    return {**asdict(grant), "can": [can for can in Can if can in grant.can]}
 
 
 def decode_grant(values: Any) -> Grant:

@@ -13,6 +13,7 @@ from ftpkit.cli.files import ls, mkdir, mv, ping, rm, stat
 from ftpkit.cli.hosts import hosts, login
 from ftpkit.cli.serve import serve
 from ftpkit.cli.status import status
+from ftpkit.cli.token import token
 from ftpkit.cli.transfer import get, put
 from ftpkit.cli.verify import verify
 
@@ -65,6 +66,7 @@ def main(ctx: click.Context) -> None:
 
 for _command in (
     serve,
+    token,
     login,
     hosts,
     put,
