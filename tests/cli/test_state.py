@@ -87,7 +87,7 @@ def test_a_secret_that_others_can_read_is_refused(state: State, path: Path, name
     state.tokens()
     (path / name).chmod(0o640)
     with pytest.raises(LocalFileError, match=f"others have access to .*{name}: chmod 600"):
-        state.identity() if name == "key.pem" else (state.first_token(), state.tokens().grants())
+        state.identity() if name == "key.pem" else state.first_token()
 
 
 @needs_owners
@@ -109,6 +109,15 @@ def test_a_damaged_identity_is_told_and_kept(
     with pytest.raises(LocalFileError, match=f"there is no identity in {path}: .*{name}"):
         state.identity()
     assert (path / name).read_bytes() == content
+
+
+def test_damaged_tokens_are_told_and_kept(state: State, path: Path) -> None:
+    state.tokens()
+    private.replace(str(path / "tokens.json"), b"{}")
+    for ask in (state.tokens, state.first_token):
+        with pytest.raises(LocalFileError, match="is damaged"):
+            ask()
+    assert (path / "tokens.json").read_bytes() == b"{}"
 
 
 def test_a_key_is_not_thrown_away_for_a_missing_certificate(state: State, path: Path) -> None:
