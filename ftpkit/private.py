@@ -124,7 +124,7 @@ def _check_file(path: str, status: os.stat_result) -> None:
 
 
 def _check_owner(path: str, status: os.stat_result) -> None:
-    if not system.may_be_trusted(status):
+    if not system.is_ours(status):
         raise LocalFileError(f"{path} belongs to another user")
 
 

@@ -246,8 +246,8 @@ def set_mtime(fd: int, path: str, mtime: int) -> None:
     os.utime(fd if os.utime in os.supports_fd else path, ns=(mtime, mtime))
 
 
-def may_be_trusted(status: os.stat_result) -> bool:
-    """Whether what has this status is ours alone to give away; root may look at everybody's."""
+def is_ours(status: os.stat_result) -> bool:
+    """Whether what has this status belongs to us, as far as that is told; root has everything."""
     return not HAS_OWNERS or os.geteuid() in (0, status.st_uid)
 
 

@@ -150,7 +150,7 @@ def token(ctx: click.Context) -> None:
     show_default=True,
     help="Move N times as much as others, where they wait for each other.",
 )
-@click.option("--connections", type=COUNT, metavar="N", help="Have so many at a time at most.")
+@click.option("--connections", type=COUNT, metavar="N", help="Have so many at most at a time.")
 @click.option("--expires", type=LIFETIME, metavar="TIME", help="End after this time, like 7d.")
 @state_option
 def add(
