@@ -19,11 +19,12 @@ def make_directory(path: str) -> None:
     parent = os.path.dirname(path)
     if parent and not os.path.isdir(parent):
         make_directory(parent)
-    with _told("make", path), contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-        with contextlib.suppress(OSError):  # we need not be allowed to look there
-            system.sync_directory(parent or os.curdir)
-    _check_directory(path)
+    with _told("make", path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+            with contextlib.suppress(OSError):  # we need not be allowed to look there
+                system.sync_directory(parent or os.curdir)
+        _check_directory(path)
 
 
 def read(path: str) -> bytes | None:

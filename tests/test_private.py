@@ -75,6 +75,9 @@ def test_a_directory_may_exist(tmp_path: Path) -> None:
     for name in ("file", "file/below"):
         with pytest.raises(LocalFileError, match="file is not a directory"):
             private.make_directory(str(tmp_path / name))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(LocalFileError, match=f"cannot make {tmp_path / 'link'}: "):
+        private.make_directory(str(tmp_path / "link"))
 
 
 @needs_owners

@@ -247,6 +247,9 @@ def _known(path: str | None) -> "State":
     """Return the state of a server, but make none where it was looked for by mistake."""
     from ftpkit.cli.state import default_state
 
-    if not os.path.isdir(path := path or default_state()):
-        raise LocalFileError(f"no server keeps its tokens in {path}")
+    path = path or default_state()
+    try:
+        os.stat(path)
+    except OSError as error:
+        raise LocalFileError(f"cannot look for tokens in {path}: {error.strerror}") from error
     return _state(path)
