@@ -278,7 +278,7 @@ class DirectoryStore:
             return None
         state = read_journal(self._published, identity)
         if state is None or state.wish is None:
-            with self._lock, self._claimed(match[1]):
+            with refusing(identity), self._lock, self._claimed(match[1]):
                 self._settle(match[1])
             state = read_journal(self._published, identity)
         if state is None or state.wish is None or _owner_key(state.wish, owner) != match[1]:
@@ -457,6 +457,7 @@ class DirectoryStore:
         with self._lock:
             held, holders = self._open.get(key, (None, 0))
             if held is not upload:
+                upload.close()  # nobody can come back to it
                 return
             if holders > 1:
                 self._open[key] = upload, holders - 1

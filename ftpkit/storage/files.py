@@ -90,9 +90,8 @@ class Directory:
         outside, and then the file is no more in here than what a link points to.
 
         Opening a FIFO or a device can block or do harm, so what stands there is looked at
-        first. What was opened must be the same: only of that is it known that it was in here,
-        and under no other name. What is swapped in for a moment is opened without waiting for
-        anybody, and closed again.
+        first, and what was opened must be the same. What is swapped in for a moment is opened
+        without waiting for anybody, and closed again.
         """
         for _ in range(_MOST_LOOKS):
             before = self.stat(part)
@@ -102,7 +101,7 @@ class Directory:
             fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
             try:
                 after = os.fstat(fd)
-                if os.path.samestat(before, after):
+                if _is_unmoved(before, after):
                     _check_regular(after, part)
                     return fd
             except BaseException:
@@ -114,6 +113,15 @@ class Directory:
     def stat(self, part: str) -> os.stat_result:
         """Return the status of ``part`` itself, also where it is a link."""
         return os.stat(self.at(part), dir_fd=self._fd, follow_symlinks=False)
+
+    def steady_stat(self, part: str) -> os.stat_result:
+        """Return the status of ``part`` while it stood there, and not from a moment later."""
+        status = self.stat(part)
+        for _ in range(_MOST_LOOKS):
+            before, status = status, self.stat(part)
+            if _is_unmoved(before, status):
+                return status
+        raise _error(errno.ENOENT, part)
 
     def status(self) -> os.stat_result:
         """Return the status of the directory itself."""
@@ -173,6 +181,19 @@ def is_doubled(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
 
+def _is_unmoved(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether a file has got and lost no name between two looks at it.
+
+    One look is not enough. It finds a file by its name, and then counts its names: in between
+    the one that it was found by may have been taken away.
+    """
+    return (
+        os.path.samestat(before, after)
+        and before.st_nlink == after.st_nlink
+        and before.st_ctime_ns == after.st_ctime_ns
+    )
+
+
 def _check_regular(status: os.stat_result, part: str) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise _error(errno.EISDIR, part)
@@ -204,9 +225,12 @@ class Files:
         os.ftruncate(fd, length)
 
     def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        """Set permission bits and modification time of an open file."""
+        """Set permission bits and modification time of an open file.
+
+        Whatever a peer asks for, no file runs as its owner or its group.
+        """
         if mode is not None:
-            system.set_mode(fd, path, mode)
+            system.set_mode(fd, path, mode & 0o777)
         if mtime is not None:
             system.set_mtime(fd, path, mtime)
 

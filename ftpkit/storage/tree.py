@@ -334,7 +334,7 @@ class Tree:
                         levels.append(below)
                         self._read_level(below, recursive=True, past=past)
                     else:
-                        entry = _listed(full, directory.stat(part))
+                        entry = _listed(full, directory.steady_stat(part))
                 if entry is not None:
                     yield entry
         finally:

@@ -153,7 +153,7 @@ class DirectoryUpload:
         with contextlib.ExitStack() as undo:
             self._data = directory.open_file(DATA, write=True)
             undo.callback(os.close, self._data)
-            self._journal = directory.open_file(JOURNAL, write=True, doubled=True)
+            self._journal = directory.open_file(JOURNAL, write=True)
             undo.callback(os.close, self._journal)
             if found:
                 self._recover(state)

@@ -1,0 +1,346 @@
+"""Whose a file is: second names, leases, modes, and a private directory that is somebody else's."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.files import Directory
+from ftpkit.storage.store import Wish
+from tests.storage.stores import (
+    OWNER,
+    Place,
+    QuickFiles,
+    begin,
+    commit,
+    entries,
+    fetch,
+    held,
+    ignore,
+    listed,
+    refused,
+    send,
+    stage,
+)
+
+SECRET: Final = b"outside"
+MEMBER: Final = 65534  # "nobody"
+
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away"
+)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A file outside the root, which stays what it is."""
+    path = tmp_path / "outside"
+    path.write_bytes(SECRET)
+    before = path.stat()
+    yield path
+    after = path.stat()
+    assert path.read_bytes() == SECRET
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+# Second names
+
+
+def test_a_file_with_a_name_outside_is_not_served(place: Place, outside: Path) -> None:
+    store = place.open()
+    store.mkdir("d")
+    (place.root / "d" / "f").hardlink_to(outside)
+    with refused(Code.NOT_FOUND):
+        store.stat("d/f")
+    with refused(Code.NOT_FOUND):
+        store.read("d/f")
+    with refused(Code.NOT_FOUND):
+        store.rename("d/f", "g", overwrite=True)
+    with refused(Code.NOT_FOUND):
+        store.delete("d/f", recursive=False, progress=ignore)
+    kinds = {entry.name: (entry.kind, entry.total) for entry in entries(store)}
+    assert kinds == {"d": ("dir", 0), "d/f": ("other", 0)}
+
+
+def test_a_file_with_a_name_outside_is_no_basis(place: Place, outside: Path) -> None:
+    store = place.open()
+    (place.root / "f").hardlink_to(outside)
+    upload = begin(store, "f", len(SECRET))
+    store.offer_basis(upload, "blake3", ignore)
+    assert held(upload) == []
+    upload.release()
+
+
+def test_a_file_with_a_name_outside_is_replaced_and_not_written_to(
+    place: Place, outside: Path
+) -> None:
+    store = place.open()
+    for number, write in enumerate(("put", "upload", "rename")):
+        name = f"f{number}"
+        (place.root / name).hardlink_to(outside)
+        with refused(Code.EXISTS):
+            stage(store, name, b"new", overwrite=False)
+        if write == "put":
+            stage(store, name, b"new")
+        elif write == "upload":
+            upload = begin(store, name, 3)
+            send(upload, 0, b"new")
+            commit(upload, 3)
+            upload.release()
+        else:
+            stage(store, "mine", b"new")
+            store.rename("mine", name, overwrite=True)
+        assert fetch(store, name) == b"new"
+        assert outside.stat().st_nlink == 1
+
+
+def test_a_directory_is_deleted_with_names_of_files_outside(place: Place, outside: Path) -> None:
+    store = place.open()
+    store.mkdir("d/e")
+    (place.root / "d" / "e" / "f").hardlink_to(outside)
+    store.delete("d", recursive=True, progress=ignore)
+    assert listed(store) == place.private() == []
+
+
+def test_a_file_that_lost_its_second_name_is_served(place: Place, tmp_path: Path) -> None:
+    store = place.open()
+    stage(store, "f", b"mine")
+    (tmp_path / "copy").hardlink_to(place.root / "f")
+    with refused(Code.NOT_FOUND):
+        fetch(store, "f")
+    (tmp_path / "copy").unlink()
+    assert fetch(store, "f") == b"mine"
+
+
+def test_the_data_of_an_upload_that_got_a_second_name_is_not_written_to(
+    place: Place, outside: Path
+) -> None:
+    store = place.open()
+    upload = begin(store, "f", len(SECRET))
+    upload.release()
+    (data,) = (place.root / ".ftpkit" / "uploads").glob("*/data")
+    data.unlink()
+    data.hardlink_to(outside)
+    upload = begin(store, "f", len(SECRET))
+    send(upload, 0, b"changed")
+    upload.release()
+
+
+class DyingFiles(QuickFiles):
+    """A disk that moves to a free name in two steps, and a server that dies between them."""
+
+    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+        raise NotImplementedError
+
+    def unlink(self, directory: Directory, part: str) -> None:
+        raise SystemExit
+
+
+def test_a_put_that_died_between_its_two_names_is_served_after_a_restart(tmp_path: Path) -> None:
+    place = Place(tmp_path / "root")
+    with place, pytest.raises(SystemExit):
+        stage(place.open(DyingFiles()), "f", b"mine", overwrite=False)
+    assert (place.root / "f").stat().st_nlink == 2
+    with place:
+        assert fetch(place.open(), "f") == b"mine"
+        assert place.private() == []
+
+
+def test_an_upload_that_died_between_its_two_names_is_served_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path / "root")
+    with place:
+        upload = begin(place.open(DyingFiles()), "f", 4, overwrite=False)
+        send(upload, 0, b"mine")
+        with pytest.raises(SystemExit):
+            commit(upload, 4)
+        upload.release()
+    assert (place.root / "f").stat().st_nlink == 2
+    with place:
+        store = place.open()
+        assert fetch(store, "f") == b"mine"
+        assert place.private() == []
+        published = store.published(upload.id, owner=OWNER)
+        assert published is not None
+        assert published.total == 4
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_rename_that_died_between_its_two_names_is_finished_by_the_next(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    place = Place(tmp_path / "root")
+    with place:
+        store = place.open(DyingFiles())
+        stage(store, "f", b"mine")
+        with pytest.raises(SystemExit):
+            store.rename("f", "d/g", overwrite=False)
+    with place:
+        store = place.open()
+        for name in ("f", "d/g"):
+            with refused(Code.NOT_FOUND):
+                fetch(store, name)
+        store.rename("f", "d/g", overwrite=overwrite)
+        assert listed(store) == ["d", "d/g"]
+        assert fetch(store, "d/g") == b"mine"
+
+
+def test_a_second_name_elsewhere_does_not_make_an_upload_published(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path / "root")
+    with place:
+        upload = begin(place.open(), "f", 4)
+        send(upload, 0, b"mine")
+        upload.release()
+        (data,) = (place.root / ".ftpkit" / "uploads").glob("*/data")
+        (tmp_path / "backup").hardlink_to(data)
+    with place:
+        store = place.open()
+        assert listed(store) == []
+        assert store.published(upload.id, owner=OWNER) is None
+
+
+# What must stay at a start is no reason not to start
+
+
+def test_a_start_does_not_fail_for_what_cannot_be_removed(tmp_path: Path) -> None:
+    class Stubborn(QuickFiles):
+        def unlink(self, directory: Directory, part: str) -> None:
+            raise PermissionError(1, "not permitted")
+
+    place = Place(tmp_path / "root")
+    with place:
+        store = place.open()
+        stage(store, "d/f", b"")
+        (place.root / "d").rename(place.root / ".ftpkit" / "staging" / "left")
+    with place:
+        assert listed(place.open(Stubborn())) == []
+
+
+# Leases
+
+
+_LEASE: Final = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_RDWR)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("mine", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[None]:
+    """Let another process have a file for itself, and not give it up when asked."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LEASE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"mine\n":
+                pytest.skip("no leases on this disk")
+            yield
+        finally:
+            process.stdin.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux' own")
+def test_a_file_that_another_process_keeps_for_itself_is_busy(tmp_path: Path) -> None:
+    with Place(tmp_path / "root") as place:
+        store = place.open()
+        stage(store, "f", b"mine")
+        with lease(place.root / "f"):
+            with refused(Code.BUSY):
+                fetch(store, "f")
+            stage(store, "f", b"newer")
+        assert fetch(store, "f") == b"newer"
+
+
+# Modes
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    """Let modes be as they are asked for."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes here")
+@pytest.mark.parametrize("asked", [None, 0o640, 0o7777, 0o4755, 2**40 + 0o600])
+def test_no_file_runs_as_its_owner(tmp_path: Path, asked: int | None, no_umask: None) -> None:
+    with Place(tmp_path / "root") as place:
+        store = place.open()
+        expected = 0o666 if asked is None else asked & 0o777
+        for overwrite in (True, False):
+            stage(store, "put", b"", mode=asked, overwrite=overwrite)
+            upload = store.begin(Wish(name="upload", total=0, mode=asked), owner=OWNER, block=65536)
+            commit(upload, 0)
+            upload.release()
+            for name in ("put", "upload"):
+                assert (place.root / name).stat().st_mode & 0o7777 == expected
+                assert store.stat(name).mode == expected
+                # What it replaces is another file, whatever its mode was.
+                (place.root / name).chmod(0o6777)
+            store.delete("put", recursive=False, progress=ignore)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such modes here")
+def test_a_directory_that_shares_its_group_goes_on_doing_so(tmp_path: Path, no_umask: None) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o2770)
+    with Place(root) as place:
+        store = place.open()
+        store.mkdir("d")
+        stage(store, "d/f", b"")
+        assert (root / "d").stat().st_mode & 0o7777 == 0o2777
+        assert (root / "d" / "f").stat().st_mode & 0o7777 == 0o666
+        assert (root / ".ftpkit").stat().st_mode & 0o777 == 0o700
+
+
+# A private directory that somebody else has made
+
+
+@as_root
+def test_a_private_directory_of_another_user_is_not_believed(tmp_path: Path) -> None:
+    with DirectoryStore(tmp_path / "root"):
+        pass
+    os.chown(tmp_path / "root" / ".ftpkit", MEMBER, MEMBER)
+    with pytest.raises(PermissionError, match=r"/root/\.ftpkit belongs to another user$"):
+        DirectoryStore(tmp_path / "root")
+
+
+def test_a_private_directory_that_was_moved_into_the_tree_is_not_entered(place: Place) -> None:
+    store = place.open()
+    stage(store, "d/f", b"mine")
+    upload = begin(store, "u", 4)
+    (place.root / ".ftpkit").rename(place.root / "d" / "x")
+    try:
+        for name in ("d/x", "d/x/uploads", "d/x/lock"):
+            with refused(Code.NOT_FOUND):
+                store.stat(name)
+            with refused(Code.NOT_FOUND):
+                listed(store, name)
+        with refused(Code.NOT_FOUND):
+            store.rename("d/x", "y", overwrite=False)
+        with refused(Code.NOT_FOUND):
+            stage(store, "d/x/f", b"")
+        with pytest.raises(RefusedError):
+            store.delete("d/x", recursive=True, progress=ignore)
+        assert listed(store) == ["d", "d/f", "d/x"]
+    finally:
+        (place.root / "d" / "x").rename(place.root / ".ftpkit")
+    upload.release()

@@ -1,0 +1,188 @@
+"""Whatever another process swaps in while requests run, nothing outside is read or changed."""
+
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ftpkit import system
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import digest_of
+from ftpkit.storage import DirectoryStore
+from tests.storage.stores import (
+    OWNER,
+    Place,
+    begin,
+    commit,
+    entries,
+    fetch,
+    ignore,
+    send,
+    stage,
+)
+from tests.support.attacker import WAYS, attacker
+
+pytestmark = pytest.mark.skipif(
+    not system.HAS_DIR_FD or not hasattr(os, "mkfifo"),
+    reason="without held directory descriptors a race can be lost",
+)
+
+SECRET: Final = b"secret" * 1000
+MINE: Final = (b"inside", b"new")
+PRIVATE: Final = ("staging", "uploads", "published", "journal", "data", "secret")
+LIMIT_S: Final = 60.0
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """What must neither be read nor changed: it has what the root has, and more."""
+    path = tmp_path / "outside"
+    for name in ("f", "d/f", "d/e/f", "secret", "d/secret", "d/e/secret"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(SECRET)
+    for name in (".ftpkit/staging", ".ftpkit/uploads", ".ftpkit/published"):
+        (path / name).mkdir(parents=True)
+    return path
+
+
+def state(path: Path) -> list[tuple[str, int, int, bytes]]:
+    found = []
+    for item in [path, *sorted(path.rglob("*"))]:
+        status = item.lstat()
+        content = item.read_bytes() if item.is_file() else b""
+        found.append((str(item), status.st_mode, status.st_mtime_ns, content))
+    return found
+
+
+class Visitor:
+    """Asks a store for everything, and looks at every answer for what is not its own."""
+
+    def __init__(self, store: DirectoryStore) -> None:
+        self.store = store
+        self.outcomes: Counter[str] = Counter()
+        self.fault: BaseException | None = None
+
+    def visit(self, rounds: int, seed: str) -> None:
+        """Do all there is to do, in an order that differs from round to round."""
+        order = random.Random(seed)
+        try:
+            for _ in range(rounds):
+                work = self._work()
+                order.shuffle(work)
+                for each in work:
+                    self._attempt(each)
+        except BaseException as error:  # noqa: BLE001  the test raises it
+            self.fault = error
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RefusedError as refusal:
+            self.outcomes[refusal.code] += 1
+        else:
+            self.outcomes["done"] += 1
+
+    def _work(self) -> list[Callable[[], object]]:
+        store = self.store
+        work: list[Callable[[], object]] = [
+            self._list,
+            partial(self._list, "d"),
+            partial(self._list, "d/spare"),
+            partial(store.mkdir, "d/e/n"),
+            partial(store.delete, "d/e", recursive=True, progress=ignore),
+            partial(store.delete, "d", recursive=True, progress=ignore),
+            partial(store.rename, "d/e", "g", overwrite=True),
+            partial(store.rename, "g", "d/e", overwrite=False),
+        ]
+        for name in ("f", "d/f", "d/e/f"):
+            work += [
+                partial(self._read, name),
+                partial(self._stat, name),
+                partial(stage, store, name, MINE[0]),
+                partial(stage, store, name, MINE[1], overwrite=False),
+                partial(self._upload, name),
+                partial(self._resume, name),
+                partial(store.rename, name, "d/h", overwrite=True),
+                partial(store.rename, "d/h", name, overwrite=False),
+                partial(store.delete, name, recursive=False, progress=ignore),
+            ]
+        return work
+
+    def _list(self, name: str = "") -> None:
+        for entry in entries(self.store, name):
+            assert not set(entry.name.split("/")) & set(PRIVATE)
+            assert entry.total != len(SECRET)
+
+    def _read(self, name: str) -> None:
+        assert fetch(self.store, name) in MINE
+
+    def _stat(self, name: str) -> None:
+        entry = self.store.stat(name)
+        assert entry.kind == "dir" or entry.total in map(len, MINE)
+
+    def _upload(self, name: str) -> None:
+        upload = begin(self.store, name, len(MINE[1]))
+        try:
+            self.store.offer_basis(upload, "blake3", ignore)
+            assert digest_of(SECRET) not in [each.digest for each in upload.records("blake3")]
+            send(upload, 0, MINE[1])
+            commit(upload, len(MINE[1]))
+        finally:
+            upload.release()
+        self.store.published(upload.id, owner=OWNER)
+
+    def _resume(self, name: str) -> None:
+        """Begin, go away, and come back to what is found under .ftpkit then."""
+        upload = begin(self.store, name, len(MINE[0]))
+        upload.release()
+        again = self.store.upload(upload.id, owner=OWNER)
+        try:
+            send(again, 0, MINE[0])
+        finally:
+            again.release()
+        self.store.abort(upload.id, owner=OWNER)
+
+
+def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
+    """Let a visitor and an attacker loose on a root; return how requests ended."""
+    if "device" in way and os.geteuid() != 0:
+        pytest.skip("only root makes devices")
+    before = state(outside)
+    with Place(root) as place:
+        store = place.open()
+        for name in ("f", "d/f", "d/e/f"):
+            stage(store, name, MINE[0])
+        visitor = Visitor(store)
+        # In a thread of its own: whoever opens a FIFO and waits must not hold up the test.
+        thread = threading.Thread(target=visitor.visit, args=(rounds, way), daemon=True)
+        with attacker(root, outside, way):
+            thread.start()
+            thread.join(LIMIT_S)
+        assert not thread.is_alive(), "a request waits for ever"
+        if visitor.fault is not None:
+            raise visitor.fault
+        assert state(outside) == before
+    return visitor.outcomes
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_that_is_swapped_in_leads_outside(tmp_path: Path, outside: Path, way: str) -> None:
+    outcomes = race(tmp_path / "root", outside, way, rounds=40)
+    assert outcomes["done"]
+    assert outcomes[Code.NOT_FOUND]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_that_is_swapped_in_for_long_leads_outside(
+    tmp_path: Path, outside: Path, way: str
+) -> None:
+    outcomes = race(tmp_path / "root", outside, way, rounds=300)
+    assert outcomes["done"]
+    assert outcomes[Code.NOT_FOUND]
