@@ -103,6 +103,11 @@ class Tokens:
         self._known: tuple[_Stamp | None, dict[str, Grant]] = None, {}
         self._fault = ""
 
+    @property
+    def path(self) -> str:
+        """Where they are."""
+        return self._path
+
     def add(self, grant: Grant, token: str | None = None) -> str:
         """Let a token, by default one made for it, stand for ``grant``; return the token.
 

@@ -35,11 +35,15 @@ class Bound:
         """Where it listens."""
         return Address(*self.tcp.getsockname()[:2])
 
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """Both, or the one that there is."""
+        return [self.tcp] if self.udp is None else [self.tcp, self.udp]
+
     def close(self) -> None:
         """Close both; safe to call twice."""
-        self.tcp.close()
-        if self.udp is not None:
-            self.udp.close()
+        for sock in self.sockets:
+            sock.close()
 
 
 def bind(host: str | None, port: int, *, datagrams: bool) -> list[Bound]:
@@ -82,10 +86,11 @@ def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[Bound]:
         if inet and sock.type == socket.SOCK_DGRAM:
             given[_place(sock)] = sock
         elif inet and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.setblocking(True)
+            # Whoever waited there for a client that has gone meanwhile could not be woken.
+            sock.setblocking(False)
             listening.append(sock)
         else:
-            raise ValueError(f"{sock!r} is no TCP socket that listens")
+            raise ValueError(f"descriptor {sock.fileno()} is no TCP socket that listens")
     if not listening:
         raise ValueError("there is no TCP socket that listens among them")
     ports = list[socket.socket]()

@@ -30,9 +30,9 @@ class Server:
     alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
     TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
     direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
+    With an ``identity`` it speaks TLS, and nothing else unless it is ``plain``, too; without
+    ``tokens`` everybody is let in.
     It listens on ``sockets`` once, in place of ``host`` and ``port``, if there are any.
-    With ``tokens`` it serves their holders alone, and else everybody.
-    With an ``identity`` it speaks TLS, and nothing else unless it is ``plain``, too.
     Use it as a context manager, or call ``start`` and ``stop``.
     """
 
@@ -42,6 +42,9 @@ class Server:
         *,
         host: str | None = None,
         port: int = DEFAULT_PORT,
+        identity: Identity | None = None,
+        plain: bool = False,
+        tokens: Tokens | None = None,
         max_connections: int = 1024,
         max_connections_per_address: int = 1000,
         idle_timeout_s: float = 300.0,
@@ -52,16 +55,12 @@ class Server:
         schedule: str = DEFAULT_POLICY,
         slots: int | None = None,
         rate_bps: float | None = None,
-        tokens: Tokens | None = None,
         sockets: Sequence[Bound] = (),
-        identity: Identity | None = None,
-        plain: bool = False,
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._sockets = sockets
-        self._tokens = tokens
+        self._identity, self._plain, self._tokens = identity, plain, tokens
         self._durable, self._datagrams = durable, datagrams
-        self._identity, self._plain = identity, plain
         self._limits = Limits(
             max_connections=max_connections,
             max_connections_per_address=max_connections_per_address,
@@ -148,12 +147,17 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def change(self, limits: Limits) -> None:
-        """Let other limits hold: timeouts for what comes from now on, the rest for all."""
+    def change(self, limits: Limits, identity: Identity | None = None) -> None:
+        """Let other limits hold: timeouts for what comes from now on, the rest for all.
+
+        With another ``identity``, who connects from now on finds that.
+        """
         self._limits = limits
+        self._identity = identity or self._identity
         self.admission.change(limits.max_connections, limits.max_connections_per_address)
         if self.service is not None:
             self.service.change(limits)
+            self.service.identity = self._identity
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Serve one connection that was admitted, in this thread, until it ends."""

@@ -19,6 +19,7 @@ from ftpkit import system
 from ftpkit.access import decode_grant, encode_grant
 from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
+from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.scheduling.remote import Remote
@@ -68,14 +69,22 @@ class Worker:
 
     def run(self) -> None:
         """Serve until we are told to end, or the supervisor is gone."""
-        plan, _, fds = self.channel.receive()
+        plan, secrets, fds = self.channel.receive()
         store = DirectoryStore(
             plan["root"],
             Files(durable=plan["durable"]),
             share=Share(fds[0], self.number, self),
         )
         limits = Limits(**plan["limits"])
-        service = Service(store, self._admission, limits, self._remote)
+        size = plan["certificate"]
+        service = Service(
+            store,
+            self._admission,
+            limits,
+            self._remote,
+            identity=None if size is None else Identity(secrets[:size], secrets[size:]),
+            plain=plan["plain"],
+        )
         service.change(limits)
         sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):

@@ -21,6 +21,7 @@ from typing import Any, Final
 from ftpkit import system
 from ftpkit.errors import Code, LinkError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
+from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.admission import Admission
@@ -68,11 +69,15 @@ def next_delay(delay_s: float, lived_s: float) -> float:
 class Plan:
     """How many workers there are to be, and what they are told.
 
-    ``on_start`` is called in each before it serves; it is pickled.
+    ``tokens`` is the file that they are in; without, everybody is let in. ``on_start`` is
+    called in each before it serves; it is pickled.
     """
 
     workers: int
     limits: Limits = field(default_factory=Limits)
+    identity: Identity | None = None
+    plain: bool = False
+    tokens: str | None = None
     durable: bool = True
     on_start: Callable[[], None] = _nothing
 
@@ -113,6 +118,11 @@ class Supervisor:
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._done = False
         self._delay_s, self._not_before = 0.0, 0.0
+
+    @property
+    def plan(self) -> Plan:
+        """What the workers were told."""
+        return self._plan
 
     @property
     def addresses(self) -> list[Address]:
@@ -186,12 +196,18 @@ class Supervisor:
             self._store.close()
             self._store = None
 
-    def change(self, plan: Plan) -> None:
+    def change(self, plan: Plan, done: Callable[[], None] = _nothing) -> None:
         """Replace the workers by others, which serve as ``plan`` says, and refuse nobody meanwhile.
 
-        It returns at once. Where the new ones do not start, the old ones go on.
+        It returns at once. Where the new ones do not start, the old ones go on. Whichever it
+        is, ``done`` is called in another thread then.
         """
-        self._todo.put(lambda: self._change(plan))
+
+        def change() -> None:
+            self._change(plan)
+            done()
+
+        self._todo.put(change)
 
     def status(self) -> ServerStatus:
         """Tell what all workers do; RefusedError says that none answers."""
@@ -305,12 +321,17 @@ class Supervisor:
                 inbox.setblocking(False)
                 member.inboxes.append(inbox)
                 fds += [relay.port.fileno(), stack.enter_context(theirs).fileno()]
+            identity = plan.identity
             member.tell(
                 "plan",
+                body=b"" if identity is None else identity.certificate + identity.key,
                 fds=fds,
                 root=self._store.root.path,
                 durable=plan.durable,
                 limits=asdict(plan.limits),
+                certificate=None if identity is None else len(identity.certificate),
+                plain=plan.plain,
+                tokens=plan.tokens,
             )
 
     def _receive(self, member: Member) -> None:

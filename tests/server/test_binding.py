@@ -103,7 +103,7 @@ def test_one_of_each_family_at_one_port(root: Path, stack: ExitStack, tmp_path: 
     four = tcp(stack, "0.0.0.0")
     six = tcp(stack, "::", four.getsockname()[1])
     sockets = adopt(copies(four, six), datagrams=True)
-    (tmp_path / "f").write_bytes(b"x" * 200_000)
+    (tmp_path / "f").write_bytes(bytes(3_000_000))
     with Server(root, sockets=sockets) as server:
         for name, host in (("four", "127.0.0.1"), ("six", "::1")):
             with Client(Address(host, server.address.port), udp=Udp.ONLY) as client:
@@ -117,7 +117,7 @@ def test_a_udp_socket_is_taken_with_its_tcp_socket(
 ) -> None:
     first, second = tcp(stack), tcp(stack)
     port = udp(stack, second)
-    (tmp_path / "f").write_bytes(b"x" * 200_000)
+    (tmp_path / "f").write_bytes(bytes(3_000_000))
     for name in ("one", "two"):
         sockets = adopt(copies(port, first, second), datagrams=True)
         assert [each.udp is not None for each in sockets] == [True, True]

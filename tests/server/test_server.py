@@ -481,6 +481,6 @@ def test_the_public_names_are_these() -> None:
         "Address", "BlockedError", "CannotConnectError", "Client", "Code", "DamagedError",
         "DirectoryStore", "Entry", "FtpkitError", "LinkError", "LocalFileError", "ProtocolError",
         "RefusedError", "Server", "SourceChangedError", "Store", "Transfer", "TruncatedError",
-        "Udp", "__version__",
+        "Udp", "UntrustedError", "Url", "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)
