@@ -27,7 +27,7 @@ from ftpkit.net.address import DEFAULT_PORT
     "host",
     "--host",
     metavar="HOST",
-    show_default="this machine alone; with --plain --open, every interface",
+    show_default="every interface",
     help="The name or address to listen on.",
 )
 @setting(
@@ -39,8 +39,43 @@ from ftpkit.net.address import DEFAULT_PORT
     show_default=True,
     help="0 picks a free one.",
 )
-@setting("plain", "--plain", is_flag=True, help="Speak without TLS (there is none yet).")
-@setting("open", "--open", is_flag=True, help="Admit clients without a token (there are none yet).")
+@setting(
+    "user",
+    "--user",
+    metavar="NAME",
+    help="Give up root's rights for those of this user, once the port is open.",
+)
+@setting(
+    "state",
+    "--state",
+    metavar="DIR",
+    show_default="ftpkit's directory for it in the user's home",
+    help="Where the key, the certificate and the tokens are.",
+)
+@setting(
+    "cert",
+    "--cert",
+    metavar="FILE",
+    help="A certificate in PEM, with those that vouch for it, in place of one that is made.",
+)
+@setting(
+    "key",
+    "--key",
+    metavar="FILE",
+    help="Its key; links name the key, so that a certificate is best renewed with the same.",
+)
+@setting(
+    "plain",
+    "--plain",
+    is_flag=True,
+    help="Speak with clients without TLS as well: who is on the way can read and change all.",
+)
+@setting(
+    "open",
+    "--open",
+    is_flag=True,
+    help="Admit everybody without a token: who reaches the port can read, change and delete all.",
+)
 @setting(
     "max-connections",
     "--max-connections",
@@ -144,12 +179,15 @@ def serve(**values: Any) -> int:
 
     ROOT is the directory that they are in; it is made if missing.  [default: inbox]
 
-    Until there is access control, only this machine can connect, unless both --plain and --open
-    are given. SIGTERM and Ctrl-C end it once running transfers have finished; again, at once.
-    SIGHUP lets it read its settings again, and drops nobody.
+    At its first start it makes a key and a token, and prints a link: whoever has it is let in,
+    over TLS. 'ftpkit token' makes links that allow less. Sockets that a service manager has opened
+    are used, if there are any.
+
+    SIGTERM and Ctrl-C end it once running transfers have finished; again, at once. SIGHUP lets it
+    read its settings and its certificate again, and drops nobody.
 
     \b
-    Example:  ftpkit serve /srv/inbox --plain --open
+    Example:  ftpkit serve /srv/inbox
     """
     # A client's command has no use for it, and should start at once.
     from ftpkit.cli.serving import Settings, serve_until_told

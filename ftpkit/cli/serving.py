@@ -1,25 +1,34 @@
 """Running a server: until a signal ends it, with the settings as they are then."""
 
-import ipaddress
+import contextlib
 import logging
 import os
 import queue
 import signal
-import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import click
 
-from ftpkit import __version__, system
+from ftpkit import system
+from ftpkit.access import Tokens
+from ftpkit.cli.account import Account
+from ftpkit.cli.announce import first_line, is_loopback, reachable, warn_of_strangers
 from ftpkit.cli.display import shown
-from ftpkit.cli.failures import DONE, FAILED, complain
+from ftpkit.cli.failures import DONE
 from ftpkit.cli.logs import log_to_stderr
 from ftpkit.cli.settings import Rereadable
+from ftpkit.cli.state import State, default_state, running_directory
+from ftpkit.cli.systemd import Manager, handed_over, shown_to_the_journal
 from ftpkit.cli.units import format_duration
-from ftpkit.net.address import Address
+from ftpkit.client.hosts import Running
+from ftpkit.errors import LocalFileError
+from ftpkit.net.address import Address, Url
+from ftpkit.net.tls import Identity
 from ftpkit.server import Server
+from ftpkit.server.binding import Bound, adopt, bind
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor
 
@@ -36,6 +45,10 @@ class Settings:
     root: str
     host: str | None
     port: int
+    user: str | None
+    state: str | None
+    cert: str | None
+    key: str | None
     plain: bool
     open: bool
     max_connections: int
@@ -67,11 +80,36 @@ class Settings:
             rate_bps=self.rate,
         )
 
-    def plan(self) -> Plan:
+    def account(self) -> Account | None:
+        """Return which account to go on under, if not ours."""
+        if self.user is None:
+            return None
+        try:
+            return Account.find(self.user)
+        except ValueError as error:
+            raise click.UsageError(f"--user: {error}") from None
+
+    def identity(self) -> Identity | None:
+        """Return the key and certificate that were named, if they were."""
+        if self.cert is None and self.key is None:
+            return None
+        if self.cert is None or self.key is None:
+            raise click.UsageError("--cert and --key go together")
+        try:
+            return Identity.read(self.cert, self.key)
+        except OSError as error:
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+        except ValueError as error:
+            raise click.ClickException(str(error)) from None
+
+    def plan(self, identity: Identity | None, tokens: str | None) -> Plan:
         """Return what workers are to do."""
         return Plan(
             workers=self.workers,
             limits=self.limits(),
+            identity=identity,
+            plain=self.plain,
+            tokens=tokens,
             durable=not self.no_fsync,
             on_start=self.logging(),
         )
@@ -82,102 +120,175 @@ class Settings:
         return partial(log_to_stderr, level=level, as_json=self.log_json)
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How clients get in: where they find which key, with which tokens, or without."""
+
+    state: State
+    identity: Identity
+    tokens: Tokens | None
+    first_token: str | None
+    plain: bool
+
+    @classmethod
+    def of(cls, settings: Settings, named: Identity | None) -> "Access":
+        """Return what the state directory has; with the key that was ``named``, if one was."""
+        try:
+            state = State(settings.state or default_state())
+            identity = named or state.identity()
+            tokens = None if settings.open else state.tokens()
+            first = None if settings.open else state.first_token()
+        except LocalFileError as error:
+            raise click.ClickException(f"{error}; --state names another directory") from None
+        return cls(state, identity, tokens, first, settings.plain)
+
+    def url(self, address: Address) -> Url:
+        """Return what a client has to know."""
+        if not self.plain:
+            return Url(address, pin=self.identity.pin, token=self.first_token)
+        # On this machine a client goes without TLS by itself, but not where it has a token.
+        plain = self.first_token is not None or not is_loopback(address.host)
+        return Url(address, token=self.first_token, plain=plain)
+
+
 def serve_until_told(settings: Settings, context: click.Context) -> int:
     """Run a server until a signal; return the exit code."""
-    host = _where(settings.host, admit_all=settings.plain and settings.open)
     settings.logging()()
-    signals = _signals()
-    try:
-        os.makedirs(settings.root, exist_ok=True)
-        server = _server(settings, host)
-        server.start()
-    except OSError as error:
-        complain(_start_fault(settings.root, host, settings.port, error))
-        return FAILED
-    try:
-        click.echo(first_line(settings.root, server.address))
-        _say_who_is_admitted(server.address)
-        while signals.get() == _RELOAD:
-            settings = _reload(server, settings, context)
-        _logger.info(
-            "stopping: running transfers have %s, a second signal ends them at once",
-            format_duration(settings.grace),
-        )
-    finally:
-        server.stop(grace_s=settings.grace)
+    if settings.workers > 1 and not system.HAS_HANDING_OVER:
+        raise click.UsageError("--workers: this system cannot hand connections to processes")
+    signals, manager = _signals(), Manager()
+    account, named = settings.account(), settings.identity()
+    with contextlib.ExitStack() as stack:
+        sockets = _listen(settings)
+        for each in sockets:
+            stack.callback(each.close)
+        if account is not None:
+            _become(account, settings, sockets)
+        access = Access.of(settings, named)
+        url = access.url(reachable(sockets[0].address))
+        access.state.set_url(url)
+        stack.enter_context(_told_here(settings, access, sockets[0].address))
+        server = _server(settings, access, sockets)
+        try:
+            os.makedirs(settings.root, exist_ok=True)
+            server.start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise click.ClickException(f"cannot serve {settings.root}: {reason}") from None
+        try:
+            said = replace(url, token=None) if shown_to_the_journal() else url
+            click.echo(first_line(settings.root, said, open_to_all=settings.open))
+            warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)
+            ready = partial(manager.ready, f"serves {shown(settings.root)} at {url}")
+            ready()
+            while signals.get() == _RELOAD:
+                manager.reloading()
+                settings = _reload(server, settings, context, ready)
+            manager.stopping(settings.grace)
+            _logger.info(
+                "stopping: running transfers have %s, a second signal ends them at once",
+                format_duration(settings.grace),
+            )
+        finally:
+            server.stop(grace_s=settings.grace)
     return DONE
 
 
-def _server(settings: Settings, host: str | None) -> Server | Supervisor:
+def _listen(settings: Settings) -> list[Bound]:
+    """Listen, or take what was opened for us."""
     datagrams = not settings.no_udp
+    try:
+        if handed := handed_over():
+            return adopt(handed, datagrams=datagrams)
+        return bind(settings.host or EVERY_INTERFACE, settings.port, datagrams=datagrams)
+    except ValueError as error:
+        raise click.ClickException(f"cannot listen on what was handed over: {error}") from None
+    except OSError as error:
+        reason, port = error.strerror or str(error), settings.port
+        where = f"port {port}" if settings.host is None else str(Address(settings.host, port))
+        raise click.ClickException(f"cannot listen on {where}: {reason}") from None
+
+
+def _become(account: Account, settings: Settings, sockets: Sequence[Bound]) -> None:
+    """Give up root's rights, now that nothing needs them any more."""
+    try:
+        account.make_directory(settings.root, 0o777)
+        if settings.state is not None:
+            account.make_directory(settings.state, 0o700)
+        account.own(each.fileno() for bound in sockets for each in bound.sockets)
+        account.become()
+    except OSError as error:
+        raise click.ClickException(f"--user {account.name}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _told_here(settings: Settings, access: Access, address: Address) -> Iterator[None]:
+    """Let clients on this machine find the server until the block ends."""
+    with contextlib.ExitStack() as stack:
+        try:
+            running = Running(running_directory())
+            root = os.path.abspath(settings.root)
+            telling = running.tell(access.url(address), root=root, state=access.state.path)
+            stack.enter_context(telling)
+        except LocalFileError as error:
+            _logger.info("clients on this machine have to be told where it is: %s", error)
+        yield
+
+
+def _server(settings: Settings, access: Access, sockets: Sequence[Bound]) -> Server | Supervisor:
     if settings.workers > 1:
-        if not system.HAS_HANDING_OVER:
-            raise click.UsageError("--workers: this system cannot hand connections to processes")
-        return Supervisor(
-            settings.root, settings.plan(), host=host, port=settings.port, datagrams=datagrams
-        )
+        tokens = None if access.tokens is None else access.tokens.path
+        plan = settings.plan(access.identity, tokens)
+        return Supervisor(settings.root, plan, sockets=sockets)
     server = Server(
         settings.root,
-        host=host,
-        port=settings.port,
+        identity=access.identity,
+        plain=settings.plain,
+        tokens=access.tokens,
         durable=not settings.no_fsync,
-        datagrams=datagrams,
+        sockets=sockets,
     )
     server.change(settings.limits())
     return server
 
 
-def _reload(server: Server | Supervisor, old: Settings, context: click.Context) -> Settings:
-    """Let what can change while it runs be as the settings say now; return them."""
+def _reload(
+    server: Server | Supervisor,
+    old: Settings,
+    context: click.Context,
+    done: Callable[[], None],
+) -> Settings:
+    """Let what can change while it runs be as the settings say now; return them.
+
+    When it is so, ``done`` is called, perhaps in another thread.
+    """
     try:
         new = Settings(**Rereadable.read_again(context))
     except click.ClickException as error:
         _logger.error("the settings stay as they are: %s", error.format_message())
+        done()
         return old
-    fixed = ["root", "host", "port", "plain", "open", "no_udp"]
+    identity = None
+    try:
+        identity = new.identity()
+    except click.ClickException as error:
+        _logger.error("the certificate stays as it is: %s", error.format_message())
+    fixed = ["root", "host", "port", "user", "state", "plain", "open", "no_udp"]
     if isinstance(server, Server):
         fixed += ["no_fsync", "workers"]
     for name in fixed:
         if getattr(new, name) != getattr(old, name):
             _logger.warning("%s changes with the next start only", name.replace("_", "-"))
+    new = replace(new, **{name: getattr(old, name) for name in fixed})
     new.logging()()
     if isinstance(server, Server):
-        server.change(new.limits())
+        server.change(new.limits(), identity)
         _logger.info("the settings were read again")
+        done()
     else:
-        server.change(new.plan())
-    return replace(new, **{name: getattr(old, name) for name in fixed})
-
-
-def first_line(root: str, address: Address) -> str:
-    """Return what listens where, and what a client types to send a file there."""
-    url = Address(_reachable(address.host), address.port)
-    return (
-        f"ftpkit {__version__} serves {shown(os.path.abspath(root))} at {url}"
-        f" - send a file with: ftpkit put FILE --to {url}"
-    )
-
-
-def _where(host: str | None, *, admit_all: bool) -> str | None:
-    """Return the host to listen on; without access control the network has to be asked for."""
-    if admit_all:
-        return EVERY_INTERFACE if host is None else host
-    if host is not None and not _is_loopback(host):
-        raise click.UsageError(
-            f"--host {host} would admit the network, without encryption and without tokens: "
-            "add --plain and --open if that is what you want",
-            click.get_current_context(),
-        )
-    return host
-
-
-def _say_who_is_admitted(address: Address) -> None:
-    if _is_loopback(address.host):
-        _logger.info("only this machine can connect; --plain --open admits the network")
-    else:
-        _logger.warning(
-            "whoever reaches this port can read, change and delete; nothing is encrypted"
-        )
+        plan = new.plan(identity or server.plan.identity, server.plan.tokens)
+        server.change(plan, done)
+    return new
 
 
 def _signals() -> "queue.SimpleQueue[int]":
@@ -204,38 +315,3 @@ def _signals() -> "queue.SimpleQueue[int]":
     if _RELOAD is not None:
         signal.signal(_RELOAD, reload)
     return arrived
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach ``host``; what cannot be resolved is not."""
-    try:
-        found = socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):
-        return False
-    return all(_ip(str(address[0])).is_loopback for *_, address in found)
-
-
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    return ipaddress.ip_address(text.partition("%")[0])
-
-
-def _reachable(host: str) -> str:
-    """Return what others call this machine, where ``host`` stands for all of its addresses."""
-    if not _ip(host).is_unspecified:
-        return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Connecting a datagram socket sends nothing: it asks which address would be used.
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return socket.gethostname()
-        return str(probe.getsockname()[0])
-
-
-def _start_fault(root: str, host: str | None, port: int, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    # Listening does not block: that the root is in use does, and it names no file.
-    of_root = FileExistsError | NotADirectoryError | BlockingIOError
-    if error.filename is not None or isinstance(error, of_root):
-        return f"cannot serve {root}: {reason}"
-    return f"cannot listen on {Address(host or 'localhost', port)}: {reason}"

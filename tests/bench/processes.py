@@ -26,6 +26,8 @@ _UNITS: Final = {"": 1, "M": 10**6, "G": 10**9, "Mi": 1 << 20, "Gi": 1 << 30}
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _STOP_S: Final = 60.0
+# A server that speaks no TLS, and that nobody else reaches.
+HERE: Final = ("--host", "127.0.0.1", "--plain", "--open")
 _TAIL_LINES: Final = 20
 
 
@@ -162,6 +164,11 @@ class Daemon:
 @contextmanager
 def serving(command: Sequence[str], announces: str) -> Iterator[tuple[Daemon, str]]:
     """Run a server until the block ends; yield it with group 1 of the line that says it is up."""
+    with tempfile.TemporaryDirectory() as state:
+        yield from _serving(command, announces, state)
+
+
+def _serving(command: Sequence[str], announces: str, state: str) -> Iterator[tuple[Daemon, str]]:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -169,7 +176,7 @@ def serving(command: Sequence[str], announces: str) -> Iterator[tuple[Daemon, st
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=_environment(),
+        env=_environment() | {"XDG_STATE_HOME": state},
     )
     assert process.stdout is not None
     with process.stdout as lines:
@@ -189,8 +196,9 @@ def serving(command: Sequence[str], announces: str) -> Iterator[tuple[Daemon, st
 
 @contextmanager
 def serving_ftpkit(root: str) -> Iterator[tuple[Daemon, str]]:
-    """Run ``ftpkit serve`` until the block ends; yield it with its URL."""
-    with serving(ftpkit("serve", root, "--port", "0"), r"ftpkit put FILE --to (\S+)") as served:
+    """Run ``ftpkit serve`` for this machine until the block ends; yield it with its URL."""
+    command = ftpkit("serve", root, "--port", "0", *HERE)
+    with serving(command, r"ftpkit put FILE --to (\S+)") as served:
         yield served
 
 

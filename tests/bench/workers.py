@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.bench.processes import fast_directory, ftpkit, serving
+from tests.bench.processes import HERE, fast_directory, ftpkit, serving
 
 _READ = 1 << 16
 _OK = b'"ok":true'
@@ -76,7 +76,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(root: str, workers: int, connections: int, files: int, size: int) -> Run:
     command = ftpkit(
-        "serve", root, "--port", "0", "--workers", str(workers), "--no-fsync", "--quiet"
+        "serve", root, "--port", "0", *HERE, "--workers", str(workers), "--no-fsync", "--quiet"
     )
     with serving(command, r"ftpkit put FILE --to ftpk://(\S+)") as (server, where):
         host, _, port = where.rpartition(":")

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from ftpkit.cli import main
 
 WAIT_S = 20
+# A server that needs no link, and that nobody else reaches.
+HERE = ("--host", "127.0.0.1", "--plain", "--open")
 
 
 @dataclass(frozen=True)
@@ -63,25 +65,26 @@ def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     # A test that wants another try asks for it.
     monkeypatch.setenv("FTPKIT_RETRY_FOR", "0")
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start servers that end with the test."""
+    """Start servers that end with the test: for this machine alone, or as they are by default."""
     started: list[Served] = []
 
-    def start(*args: str, root: Path = tmp_path / "inbox") -> Served:
+    def start(*args: str, root: Path = tmp_path / "inbox", default: bool = False) -> Served:
         process = subprocess.Popen(
-            command("serve", str(root), "--port", "0", *args),
+            command("serve", str(root), "--port", "0", *(() if default else HERE), *args),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         assert process.stdout is not None
         line = process.stdout.readline()
-        match = re.search(r"--to (ftpk://\S+)$", line)
+        match = re.search(r"(?:--to|login) (ftpk(?:\+plain)?://\S+)$", line)
         assert match is not None, (line, process.communicate())
         started.append(Served(process, line, match[1], root))
         return started[-1]

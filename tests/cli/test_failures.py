@@ -68,9 +68,9 @@ def test_1_a_transfer_failed(run: Run, served: Served) -> None:
         ["put", "a", "--rate", "fast"],
         ["mv", "a"],
         ["serve", "--port", "70000"],
-        ["serve", "--host", "0.0.0.0"],
-        ["serve", "--host", "0.0.0.0", "--plain"],
-        ["serve", "--host", "::", "--open"],
+        ["serve", "--cert", "x.pem"],
+        ["serve", "--key", "x.pem"],
+        ["serve", "--user", "no-such-user"],
     ],
 )
 def test_2_usage(run: Run, args: list[str]) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Client, __version__, system
+from ftpkit.cli.announce import first_line, reachable
 from ftpkit.cli.logs import JsonFormatter, TextFormatter
-from ftpkit.cli.serving import first_line
-from ftpkit.net.address import Address
+from ftpkit.cli.state import running_directory
+from ftpkit.client.hosts import Running
+from ftpkit.net.address import Address, Url
+from ftpkit.net.tls import Identity
 from ftpkit.protocol import encode_header
 from tests.cli.conftest import WAIT_S, Run, Serve, Served, command
 from tests.support.raw import Raw
 
+needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
 needs_handing_over = pytest.mark.skipif(
     not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
 )
@@ -33,42 +38,198 @@ def test_the_first_line_says_where_and_what_to_type(serve: Serve, tmp_path: Path
     assert served.root.is_dir()
     code, log = served.end()
     assert code == 0
-    assert "only this machine can connect" in log
+    assert "--" not in log
 
 
-def test_the_first_line_escapes_and_names_a_real_address() -> None:
-    line = first_line("/srv/a\x1b[31m", Address("0.0.0.0", 7))
-    assert "\x1b" not in line
-    assert "0.0.0.0" not in line
-    assert "ftpk://[::1]:7" in first_line("x", Address("::1", 7))
+def test_the_first_line_is_one_link_that_stays_the_same(serve: Serve, tmp_path: Path) -> None:
+    links = []
+    for _ in range(2):
+        served = serve("--log-json", "--verbose", default=True)
+        url = Url.parse(served.url)
+        assert url.token is not None
+        assert served.line == (
+            f"ftpkit {__version__} serves {served.root} at {url}"
+            f" - on a client: ftpkit login {served.url}\n"
+        )
+        assert pin_of(url.address) == url.pin
+        code, log = served.end()
+        assert code == 0
+        assert "warning" not in log
+        assert url.token not in log
+        links.append((url.token, url.pin))
+    assert links[0] == links[1]
+
+
+def pin_of(address: Address) -> str:
+    """The pin of the key that a server shows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(address, timeout=WAIT_S) as sock,
+        context.wrap_socket(sock) as secured,
+    ):
+        shown = secured.getpeercert(binary_form=True)
+    assert shown is not None
+    return Identity(ssl.DER_cert_to_PEM_cert(shown).encode(), b"").pin
+
+
+def test_it_admits_nobody_without_tls_or_without_a_token(serve: Serve, tmp_path: Path) -> None:
+    address = Url.parse(serve(default=True).url).address
+    with Raw(address) as raw:
+        raw.send({"op": "ping"})
+        reply = raw.receive()
+        assert (reply.code, reply.closes) == ("tls-required", True)
+    with Raw(Url.parse(serve("--plain", default=True, root=tmp_path / "other").url).address) as raw:
+        assert raw.refused("ping") == "auth-required"
+
+
+def test_open_needs_no_token_but_tls(serve: Serve) -> None:
+    served = serve("--open", default=True)
+    url = Url.parse(served.url)
+    assert (url.token, url.pin) == (None, pin_of(url.address))
+    assert served.line.endswith(f" - send a file with: ftpkit put FILE --to {served.url}\n")
+    _, log = served.end()
+    assert "--open: whoever reaches this port can read, change and delete all files" in log
+    assert "--plain" not in log
+
+
+def test_plain_says_what_others_could_do(serve: Serve) -> None:
+    served = serve("--plain", default=True)
+    url = Url.parse(served.url)
+    assert url.plain
+    assert url.token is not None
+    assert pin_of(url.address)
+    _, log = served.end()
+    assert "can read and change what is sent, and take the tokens" in log
+    assert "--open" not in log
 
 
 def test_plain_and_open_admit_everybody_and_say_so(serve: Serve) -> None:
-    served = serve("--plain", "--open")
-    port = Address.parse(served.url).port
-    with Client(Address("127.0.0.1", port)) as client:
-        client.ping()
+    served = serve("--plain", "--open", default=True)
+    url = Url.parse(served.url)
+    assert (url.plain, url.token, url.pin) == (True, None, None)
+    for host in {url.address.host, "127.0.0.1"}:
+        with Client(url.address._replace(host=host)) as client:
+            client.ping()
     code, log = served.end()
     assert code == 0
-    assert "whoever reaches this port can read, change and delete" in log
-    assert "only this machine" not in log
+    assert log.count(" --open: ") == log.count(" --plain: ") == 1
+    assert "take the tokens" not in log
 
 
-def test_one_of_them_is_not_enough(serve: Serve) -> None:
-    _, log = serve("--plain").end()
-    assert "only this machine can connect" in log
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_on_this_machine_nothing_is_warned_of(serve: Serve, host: str) -> None:
+    for options in (["--plain"], ["--open"], ["--plain", "--open"]):
+        code, log = serve("--host", host, *options, default=True).end()
+        assert code == 0
+        assert "--" not in log
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_loopback_host_needs_no_leave(serve: Serve, host: str) -> None:
-    assert serve("--host", host).end()[0] == 0
+def test_the_first_line_escapes_and_names_a_real_address() -> None:
+    line = first_line("/srv/a\x1b[31m", Url(Address("h", 7)), open_to_all=True)
+    assert "\x1b" not in line
+    assert reachable(Address("0.0.0.0", 7)).host not in ("0.0.0.0", "::")
+    assert reachable(Address("::", 7)).host not in ("0.0.0.0", "::")
+    assert reachable(Address("::1", 7)) == Address("::1", 7)
 
 
-def test_another_host_says_what_to_add(run: Run) -> None:
-    result = run("serve", "--host", "0.0.0.0", "--port", "0")
-    assert result.exit_code == 2
-    assert "add --plain and --open" in result.stderr
+# Keys and certificates
+
+
+def written(identity: Identity, directory: Path, name: str) -> tuple[str, ...]:
+    """Write an identity to files; return the options that name them."""
+    paths = directory / f"{name}.pem", directory / f"{name}.key"
+    for path, data in zip(paths, (identity.certificate, identity.key), strict=True):
+        path.write_bytes(data)
+    return "--cert", str(paths[0]), "--key", str(paths[1])
+
+
+@needs_hangup
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_certificate_of_ones_own_is_read_again(
+    serve: Serve, tmp_path: Path, workers: str
+) -> None:
+    first, second = Identity.make(), Identity.make()
+    options = written(first, tmp_path, "mine")
+    served = serve("--host", "127.0.0.1", "--workers", workers, *options, default=True)
+    url = Url.parse(served.url)
+    assert (url.pin, pin_of(url.address)) == (first.pin, first.pin)
+    (tmp_path / "mine.pem").write_bytes(second.certificate)
+    served.process.send_signal(signal.SIGHUP)
+    log = lines_until(served, "read again" if workers == "1" else "reloaded")
+    assert "the certificate stays as it is: the key in" in log
+    assert pin_of(url.address) == first.pin
+    (tmp_path / "mine.key").write_bytes(second.key)
+    served.process.send_signal(signal.SIGHUP)
+    lines_until(served, "read again" if workers == "1" else "reloaded")
+    assert pin_of(url.address) == second.pin
+    assert not (tmp_path / "state" / "ftpkit" / "key.pem").exists()
+
+
+@pytest.mark.parametrize("wrong", ["missing", "garbage", "of another", "swapped"])
+def test_a_certificate_that_cannot_be_used_is_one_line(
+    run: Run, tmp_path: Path, wrong: str
+) -> None:
+    _, certificate, _, key = written(Identity.make(), tmp_path, "a")
+    match wrong:
+        case "missing":
+            key = str(tmp_path / "none")
+        case "garbage":
+            Path(certificate).write_bytes(b"\xff")
+        case "of another":
+            key = written(Identity.make(), tmp_path, "b")[3]
+        case "swapped":
+            certificate, key = key, certificate
+    result = run("serve", "--port", "0", "--cert", certificate, "--key", key)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("ftpkit: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
     assert not Path("inbox").exists()
+
+
+def test_without_a_place_for_its_state_it_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    result = run("serve", "--port", "0")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "--state names another directory" in result.stderr
+
+
+# Who finds it
+
+
+def test_clients_on_this_machine_find_it_while_it_runs(serve: Serve, tmp_path: Path) -> None:
+    running = Running(running_directory())
+    state = tmp_path / "elsewhere"
+    served = serve("--state", str(state), default=True)
+    url = Url.parse(served.url)
+    (found,) = running.servers()
+    assert (found.url.token, found.url.pin) == (url.token, url.pin)
+    assert found.url.address.port == url.address.port
+    assert found.url.address.host in ("127.0.0.1", "::1")
+    assert (found.root, found.state) == (str(served.root), str(state))
+    assert (state / "key.pem").exists()
+    other = serve(root=tmp_path / "other")
+    assert len(running.servers()) == 2
+    served.end()
+    assert [str(each.url) for each in running.servers()] == [other.url]
+    other.end(signal.SIGKILL)
+    assert running.servers() == []
+
+
+def test_where_it_cannot_be_found_it_serves_all_the_same(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    served = serve("--state", str(tmp_path / "elsewhere"))
+    with Client(served.url) as client:
+        client.ping()
+    assert "clients on this machine have to be told where it is" in served.end()[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -110,7 +271,7 @@ def test_what_cannot_be_served_is_one_line(run: Run, tmp_path: Path) -> None:
 def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     port = Address.parse(serve().url).port
     result = subprocess.run(
-        command("serve", str(tmp_path / "other"), "--port", str(port)),
+        command("serve", str(tmp_path / "other"), "--port", str(port), "--host", "127.0.0.1"),
         capture_output=True,
         text=True,
         check=False,
@@ -119,7 +280,7 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        f"ftpkit: cannot listen on ftpk://localhost:{port}: Address already in use\n"
+        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use\n"
     )
 
 
@@ -182,7 +343,7 @@ def test_a_quiet_log_is_empty(serve: Serve) -> None:
 # What changes while it runs
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
+@needs_hangup
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_its_settings_are_read_again(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from ftpkit import Address
-from tests.cli.conftest import Run, Serve, Served, command
+from tests.cli.conftest import HERE, Run, Serve, Served, command
 from tests.faults.relay import Relay
 from tests.support.udp import port_taken_for_udp
 
@@ -65,10 +65,10 @@ def test_a_server_without_udp(run: Run, serve: Serve) -> None:
 def test_a_udp_port_that_is_taken_is_told_in_one_sentence(tmp_path: Path) -> None:
     with port_taken_for_udp() as port:
         done = subprocess.run(
-            command("serve", str(tmp_path / "inbox"), "--port", str(port)),
+            command("serve", str(tmp_path / "inbox"), "--port", str(port), *HERE),
             capture_output=True, text=True, check=False, timeout=20,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        f"ftpkit: cannot listen on ftpk://localhost:{port}: Address already in use, for UDP\n"
+        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use, for UDP\n"
     )

@@ -20,7 +20,8 @@ _URL = re.compile(r"--to (ftpk://\S+)$")
 def start(*args: str, home: Path, fds: int | None = None) -> "subprocess.Popen[bytes]":
     """Start ``ftpkit`` with ``args``, its caches under ``home``, at most ``fds`` descriptors."""
     environment = {key: value for key, value in os.environ.items() if "FTPKIT" not in key}
-    environment |= {"XDG_CACHE_HOME": str(home / "cache"), "XDG_CONFIG_HOME": str(home / "config")}
+    for kind in ("cache", "config", "state"):
+        environment[f"XDG_{kind.upper()}_HOME"] = str(home / kind)
     command = [sys.executable, "-m", "ftpkit", *args]
     if fds is not None:
         command = ["sh", "-c", f'ulimit -n {fds}; exec "$@"', "sh", *command]
@@ -53,6 +54,8 @@ class Served:
             "127.0.0.1",
             "--port",
             port,
+            "--plain",
+            "--open",
             "--quiet",
             *self.options,
             home=self.root.parent,
