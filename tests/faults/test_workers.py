@@ -150,7 +150,10 @@ def test_the_slot_of_a_killed_worker_comes_free(root: Path, here: Path, source: 
         Eager(relay.address) as client,
         Eager(served.address) as other,
         ThreadPoolExecutor(2) as pool,
+        ExitStack() as stack,
     ):
+        # Before the pool waits for uploads that may take minutes, where the slot is lost.
+        stack.callback(served.kill)
         put = pool.submit(client.put, source)
         relay.wait(lambda relay: relay.up >= MIB)
         held = holder(served)
