@@ -287,6 +287,13 @@ def send_now(sock: socket.socket, data: memoryview) -> int:
     return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
 
 
+def receive_now(sock: socket.socket, view: memoryview) -> int:
+    """Receive what is there without waiting; BlockingIOError for nothing, or if it cannot."""
+    if sock.gettimeout() is not None:  # Python itself would wait
+        raise BlockingIOError
+    return sock.recv_into(view, 0, getattr(socket, "MSG_DONTWAIT", 0))
+
+
 def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
     """Let a call that moves no byte for ``seconds`` fail with BlockingIOError or TimeoutError.
 

@@ -22,8 +22,6 @@ from ftpkit.net.address import Url
 
 T = TypeVar("T")
 
-T = TypeVar("T")
-
 retry_option = setting(
     "retry-for",
     "--retry-for",

@@ -83,7 +83,7 @@ class Plain:
         return self._sock.recv_into(view, 0, system.MSG_WAITALL)
 
     def receive_now(self, view: memoryview) -> int:
-        return self._sock.recv_into(view)
+        return system.receive_now(self._sock, view)
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         self._sock.sendall(data, system.MSG_MORE if more else 0)

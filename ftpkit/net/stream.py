@@ -293,7 +293,12 @@ class Stream:
     def _read_in_turns(self, view: memoryview, turns: Turns) -> int:
         def move(most: int) -> int:
             rest = view[count : count + most]
-            return self._take_ahead(rest) or self._arrived(self._line.receive_now(rest))
+            moved = self._take_ahead(rest) or self._arrived(self._line.receive_now(rest))
+            # A turn may cost more than a call does: it takes what has come meanwhile, too.
+            with contextlib.suppress(BlockingIOError):
+                while moved < len(rest) and (more := self._line.receive_now(rest[moved:])):
+                    moved += self._arrived(more)
+            return moved
 
         count, until_s = 0, time.monotonic() + _GATHER_S
         with _errors_translated():

@@ -455,6 +455,17 @@ def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there(
         assert (body, counts, turns.moved) == (b"12345", pieces, [3, 2])
 
 
+def test_a_turn_takes_what_has_come_since_it_began() -> None:
+    turns = Held(4)
+    with Pair(turns=turns) as pair:
+        pair.peer.sendall(encode_header({"size": 5}) + b"12")
+        pair.stream.read_header()
+        pair.peer.sendall(b"345")
+        turns.let.release(2)
+        assert pair.stream.read_body() == b"12345"
+        assert turns.moved == ([4, 1] if system._HAS_TIMEO else [2, 3])
+
+
 def test_what_came_with_its_header_waits_for_a_turn_too() -> None:
     turns = Held(3)
     with Pair(turns=turns) as pair:
