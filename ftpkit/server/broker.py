@@ -59,6 +59,13 @@ class Member:
         with contextlib.suppress(LinkError):
             self.channel.send(op=op, **message)
 
+    def offer(self, op: str, **message: Any) -> bool:
+        """Send a message as ``tell`` does, if that takes no wait; False says that it would."""
+        try:
+            return self.channel.offer(op=op, **message)
+        except LinkError:
+            return True
+
     def close(self) -> None:
         """Close what leads to it."""
         self.channel.close()

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Any, Final
 
@@ -38,14 +38,26 @@ class Channel:
     def send(self, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
         """Send a message; LinkError says that the other side is gone, or takes nothing."""
         data = encode_header({**header, "size": len(body), "fds": len(fds)}) + body
+        with self._sending, self._ended_if_it_fails():
+            sent = socket.send_fds(self._sock, [data], fds) if fds else 0
+            self._sock.sendall(data[sent:])
+
+    def offer(self, **header: Any) -> bool:
+        """Send a short message if that takes no wait; False says that nothing was sent."""
+        if not self._sending.acquire(blocking=False):
+            return False
         try:
-            with self._sending:
-                sent = socket.send_fds(self._sock, [data], fds) if fds else 0
-                self._sock.sendall(data[sent:])
-        except OSError as error:
-            # Half a frame may have left: nothing can follow it.
-            self.interrupt()
-            raise LinkError(f"a process of this server is gone: {error}") from None
+            with self._ended_if_it_fails():
+                data = encode_header({**header, "size": 0, "fds": 0})
+                try:
+                    sent = system.send_now(self._sock, memoryview(data))
+                except BlockingIOError:
+                    return False
+                if sent < len(data):
+                    self._sock.sendall(data[sent:])
+                return True
+        finally:
+            self._sending.release()
 
     def receive(self) -> tuple[Header, bytes, list[int]]:
         """Return the next message: its header, its body and its descriptors.
@@ -72,6 +84,15 @@ class Channel:
         self._sock.close()
         while self._arrived:
             close_all(self._arrived.popleft())
+
+    @contextlib.contextmanager
+    def _ended_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Half a frame may have left: nothing can follow it.
+            self.interrupt()
+            raise LinkError(f"a process of this server is gone: {error}") from None
 
     def _take(self, most: int) -> memoryview:
         """Return some bytes, ``most`` at most; none if none are wanted, or none will come."""

@@ -20,8 +20,8 @@ _Key: TypeAlias = tuple[Member, int]
 class Turns:
     """Gives the turns of a ``Schedule`` to workers, which have a ``Remote`` each.
 
-    A thread of its own gives them: whoever receives from a worker never waits for one that
-    takes nothing.
+    Whoever receives from a worker gives those that come of it, and never waits: what a worker
+    does not take at once is left to a thread, which watches the clock as well.
     """
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +31,7 @@ class Turns:
         self._keys: dict[Lane, _Key] = {}
         self._transfers: WeakValueDictionary[_Key, Transfer] = WeakValueDictionary()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
-        self._hurried: list[Lane] = []
+        self._left: list[tuple[_Key, int]] = []
         self._until_s = -math.inf
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="ftpkit-turns", daemon=True)
@@ -53,7 +53,7 @@ class Turns:
             self._schedule.configure(
                 limits.policy, slots=limits.slots, rates_bps=limits.rates_bps, now=self._clock()
             )
-            self._look()
+            self._hand_out()
 
     def receive(self, member: Member, header: Header) -> None:
         """Note what a worker says of one of its lanes; ``Remote`` has the messages."""
@@ -68,7 +68,7 @@ class Turns:
                     self._join((member, header["lane"]), header, now)
                 case what:
                     self._note(what, self._lanes[member, header["lane"]], header, now)
-            self._look()
+            self._hand_out()
 
     def leave(self, member: Member) -> None:
         """Take out all that a worker had: it has ended."""
@@ -76,7 +76,7 @@ class Turns:
             now = self._clock()
             for lane in [lane for (owner, _), lane in self._lanes.items() if owner is member]:
                 self._leave(lane, now)
-            self._look()
+            self._hand_out()
 
     def positions(self, member: Member) -> dict[int, int]:
         """Return the places in their queues of the transfers of a worker that wait."""
@@ -108,7 +108,7 @@ class Turns:
             case "hurries":
                 if lane.state is State.READY:  # else its turn is on the way
                     self._schedule.hurry(lane, now)
-                    self._hurried.append(lane)
+                    self._give(lane)
             case "gave_up":
                 self._schedule.gave_up(lane, header["moved"], now)
             case "leaves":
@@ -118,11 +118,19 @@ class Turns:
         self._schedule.leave(lane, now)
         del self._lanes[self._keys.pop(lane)]
 
-    def _look(self) -> None:
-        """Wake the thread if there may be a turn before it looks by itself."""
-        if self._hurried or self._schedule.next_at() < self._until_s:
+    def _hand_out(self) -> None:
+        """Give all turns that there are, and wake the thread if it looks too late for the next."""
+        now = self._clock()
+        while (lane := self._schedule.next(now)) is not None:
+            self._give(lane)
+        if self._left or self._schedule.next_at() < self._until_s:
             self._until_s = -math.inf
             self._changed.notify()
+
+    def _give(self, lane: Lane) -> None:
+        member, number = key = self._keys[lane]
+        if not member.offer("turn", lane=number, most=lane.size):
+            self._left.append((key, lane.size))
 
     def _run(self) -> None:
         while turns := self._next():
@@ -130,22 +138,18 @@ class Turns:
                 member.tell("turn", lane=number, most=size)
 
     def _next(self) -> list[tuple[_Key, int]]:
-        """Wait for turns and return them; there are none at the end."""
+        """Give turns until some are left to be told of, and return these; none at the end."""
         with self._changed:
-            while not (lanes := self._due()) and not self._stopped:
+            while not self._stopped:
+                self._hand_out()
+                if self._left:
+                    left, self._left = self._left, []
+                    return left
                 self._until_s = self._schedule.next_at()
                 never = self._until_s == math.inf
                 self._changed.wait(None if never else max(0.0, self._until_s - self._clock()))
                 self._until_s = -math.inf
-            return [] if self._stopped else [(self._keys[lane], lane.size) for lane in lanes]
-
-    def _due(self) -> list[Lane]:
-        lanes = [lane for lane in self._hurried if lane.state is State.RUNNING]
-        self._hurried.clear()
-        now = self._clock()
-        while (lane := self._schedule.next(now)) is not None:
-            lanes.append(lane)
-        return lanes
+            return []
 
 
 def _rates(header: Header) -> dict[Direction, float]:

@@ -69,6 +69,22 @@ def test_threads_may_send_at_once(ends: Ends) -> None:
         thread.join()
 
 
+def test_an_offer_waits_for_nobody(ends: Ends) -> None:
+    here, there = ends
+    count = 0
+    while here.offer(op="x", at=count):
+        count += 1
+    for at in range(count):
+        assert there.receive()[0]["at"] == at
+    with here._sending:
+        assert not here.offer(op="x")
+    assert here.offer(op="y")
+    assert there.receive()[0]["op"] == "y"
+    there.close()
+    with pytest.raises(LinkError):
+        here.offer(op="x")
+
+
 def test_the_end_of_one_side_is_told_to_the_other(ends: Ends) -> None:
     here, there = ends
     here.send(op="last")

@@ -42,9 +42,12 @@ class Worker:
     def turn(self) -> tuple[int, int]:
         """Return the lane and the size of the next turn."""
         assert system.wait_readable(self._sock, LONG_S), "a turn was lost"
-        header, _, _ = self._channel.receive()
+        header = self.take()
         assert header["op"] == "turn"
         return header["lane"], header["most"]
+
+    def take(self) -> Header:
+        return self._channel.receive()[0]
 
     def heard_nothing(self) -> bool:
         return not system.wait_readable(self._sock, 0.05)
@@ -201,3 +204,16 @@ def test_a_worker_that_takes_nothing_any_more_is_in_nobodys_way(start: Start) ->
     one.ready(0)
     other.ready(0)
     assert other.turn() == (0, QUANTUM)
+
+
+def test_a_turn_that_a_worker_does_not_take_at_once_comes_later(start: Start) -> None:
+    _, one, other = start(slots=2)
+    messages = 0
+    while one.member.offer("x"):
+        messages += 1
+    one.ready(0)
+    other.ready(0)
+    assert other.turn() == (0, QUANTUM)
+    for _ in range(messages):
+        one.take()
+    assert one.turn() == (0, QUANTUM)
