@@ -137,6 +137,13 @@ def test_scheduling_prints_what_a_turn_costs() -> None:
     assert all(row.count("µs") == 3 for row in rows)
 
 
+def test_rates_prints_how_near_each_way_comes() -> None:
+    done = run("rates", "--seconds", "0.1", "--workers", "1", "--transfers", "2")
+    assert done.returncode == 0, done.stderr
+    ways = [row.split("|")[3].strip() for row in done.stdout.splitlines()[2:]]
+    assert ways == ["up", "down", "up beside the other", "down beside the other"]
+
+
 def test_workers_reports_both_servers_and_how_they_compare(tmp_path: Path) -> None:
     done = run("workers", "--files", "20", "--runs", "1", "--directory", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
