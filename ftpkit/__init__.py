@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ftpkit.access import Can, Grant, Tokens
     from ftpkit.client import Client, Entry, Transfer, Udp
     from ftpkit.errors import (
         BlockedError,
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
         UntrustedError,
     )
     from ftpkit.net.address import Address, Url
+    from ftpkit.net.tls import Identity
     from ftpkit.server import Server
     from ftpkit.storage import DirectoryStore, Store
 
 __all__ = [
     "Address",
     "BlockedError",
+    "Can",
     "CannotConnectError",
     "Client",
     "Code",
@@ -35,6 +38,8 @@ __all__ = [
     "DirectoryStore",
     "Entry",
     "FtpkitError",
+    "Grant",
+    "Identity",
     "LinkError",
     "LocalFileError",
     "ProtocolError",
@@ -42,6 +47,7 @@ __all__ = [
     "Server",
     "SourceChangedError",
     "Store",
+    "Tokens",
     "Transfer",
     "TruncatedError",
     "Udp",
@@ -52,11 +58,15 @@ __all__ = [
 
 _HOME = {
     "Address": "ftpkit.net.address",
+    "Can": "ftpkit.access",
     "Client": "ftpkit.client",
     "DirectoryStore": "ftpkit.storage",
     "Entry": "ftpkit.client",
+    "Grant": "ftpkit.access",
+    "Identity": "ftpkit.net.tls",
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",
+    "Tokens": "ftpkit.access",
     "Transfer": "ftpkit.client",
     "Udp": "ftpkit.client",
     "Url": "ftpkit.net.address",

@@ -145,4 +145,6 @@ class Listener(socketserver.ThreadingTCPServer):
 
 def peer_name(address: Any) -> str:
     """Return what the log calls the peer at a socket's address."""
-    return str(Address(*address[:2])).partition("//")[2]
+    host, port = address[:2]
+    # How a socket for IPv6 sees who comes over IPv4.
+    return str(Address(host.removeprefix("::ffff:"), port)).partition("//")[2]

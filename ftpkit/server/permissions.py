@@ -43,7 +43,8 @@ def permitted(request: m.Request, grant: Grant) -> m.Request:
     missing = needs - grant.can
     if missing:
         raise RefusedError(
-            Code.FORBIDDEN, f"{request.op}: this token does not allow to {_listed(missing)}"
+            Code.FORBIDDEN,
+            f"{request.op} needs {_listed(missing)}, which this token does not allow",
         )
     if isinstance(request, m.Put | m.Begin) and Can.DELETE not in grant.can:
         return replace(request, overwrite=False)

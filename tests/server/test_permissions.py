@@ -94,7 +94,7 @@ def test_without_access_control_everybody_may_do_everything(raw: Raw) -> None:
 
 def test_a_refusal_names_what_the_token_lacks() -> None:
     writer = Grant(user="ada", can=frozenset({Can.WRITE}))
-    with pytest.raises(RefusedError, match="this token does not allow to delete"):
+    with pytest.raises(RefusedError, match="delete needs delete, which this token does not allow"):
         permitted(m.Rename(name="a", to="b"), writer)
     nobody = Grant(user="ada", can=frozenset())
     with pytest.raises(RefusedError, match="not allow to write and delete"):

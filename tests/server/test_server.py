@@ -16,6 +16,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client, DirectoryStore, Server, system
+from ftpkit.server.listener import peer_name
 from tests.support.inside import service_of
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log
@@ -484,3 +485,15 @@ def test_the_public_names_are_these() -> None:
         "Udp", "UntrustedError", "Url", "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (("192.0.2.7", 5), "192.0.2.7:5"),
+        (("2001:db8::7", 5, 0, 0), "[2001:db8::7]:5"),
+        (("::ffff:192.0.2.7", 5, 0, 0), "192.0.2.7:5"),
+    ],
+)
+def test_a_peer_is_known_by_its_own_address(address: tuple[Any, ...], name: str) -> None:
+    assert peer_name(address) == name
