@@ -146,6 +146,12 @@ class Tokens:
             raise LocalFileError(f"there are no tokens: {self._path} is missing")
         return grants
 
+    @property
+    def limit_room(self) -> bool:
+        """Whether any of them has a quota; yes, where that cannot be known."""
+        grants = self._now().values()
+        return not grants or any(grant.quota is not None for grant in grants)
+
     def find(self, token: str) -> Grant | None:
         """Return what ``token`` grants now, if it grants something.
 

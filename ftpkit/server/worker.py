@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.access import decode_grant, encode_grant
+from ftpkit.access import Tokens, decode_grant, encode_grant
 from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.net.tls import Identity
@@ -27,6 +27,7 @@ from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.context import Moved
 from ftpkit.server.door import Door
+from ftpkit.server.housekeeping import RemoteHouse
 from ftpkit.server.relay import RelayedPort, session_of
 from ftpkit.server.service import Limits, Service
 from ftpkit.storage import DirectoryStore
@@ -77,11 +78,18 @@ class Worker:
         )
         limits = Limits(**plan["limits"])
         size = plan["certificate"]
+        tokens = None if plan["tokens"] is None else Tokens(plan["tokens"])
         service = Service(
             store,
             self._admission,
             limits,
             self._remote,
+            tokens=tokens,
+            house=RemoteHouse(
+                self._ask_house,
+                partial(self.tell, "house"),
+                lambda: tokens is not None and tokens.limit_room,
+            ),
             identity=None if size is None else Identity(secrets[:size], secrets[size:]),
             plain=plan["plain"],
         )
@@ -137,6 +145,9 @@ class Worker:
             return answer.get(timeout=timeout_s)
         finally:
             del self._calls[call]
+
+    def _ask_house(self, **message: Any) -> Header:
+        return self._ask("house", **message)[0]
 
     def _follow(self, service: Service, header: Header, body: bytes, fds: list[int]) -> None:
         match header["op"]:

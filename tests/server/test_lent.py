@@ -1,0 +1,223 @@
+"""Workers and TLS: a conversation whose keys cannot be given away is lent, and all else holds."""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftpkit import Client, Grant, Identity, Tokens, Udp, Url, system
+from ftpkit.server.workers import Plan, Supervisor
+from tests.server.test_workers import (
+    BLOCK,
+    DATA,
+    WAIT_S,
+    b3,
+    begin,
+    counts,
+    frames,
+    gone,
+    holders,
+    pids,
+    records,
+    two,
+    unfinished,
+    write,
+)
+from tests.support.logs import Log
+from tests.support.raw import Raw
+from tests.support.tls import secure
+from tests.support.trees import published
+
+pytestmark = pytest.mark.skipif(
+    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+)
+
+IDENTITY = Identity.make()
+
+Serve = Callable[..., Supervisor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tracker() -> None:
+    """Start what multiprocessing keeps for the rest of this process's life."""
+    resource_tracker.ensure_running()
+
+
+@pytest.fixture
+def serve(root: Path) -> Iterator[Serve]:
+    """Start servers of two workers, which speak TLS alone."""
+    with ExitStack() as stack:
+
+        def start(**plan: Any) -> Supervisor:
+            server = Supervisor(root, Plan(workers=2, identity=IDENTITY, **plan), port=0)
+            server.start()
+            stack.callback(server.stop, 0.0)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def workers(serve: Serve) -> Supervisor:
+    """A server of two workers."""
+    return serve()
+
+
+@pytest.fixture
+def connect(workers: Supervisor) -> Iterator[Callable[[], Raw]]:
+    """Open raw connections, which the end of the test closes."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(secure(Raw(workers.address)))
+
+
+def test_connections_of_one_upload_meet_in_one_worker(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    for at, offset in enumerate(range(0, len(DATA), BLOCK)):
+        assert write((one, other)[at % 2], upload, offset).ok
+    reply = other.granted("commit", upload=upload, total=len(DATA), content_digest=b3(DATA))
+    assert one.granted("commit", upload=upload, total=len(DATA)).header == reply.header
+    assert published(root) == {"f": DATA}
+    assert unfinished(root) == []
+    assert workers.status()["connections"] == 2
+    one.close()
+    other.close()
+    assert workers.admission.wait_for(lambda count: count == 0, WAIT_S)
+
+
+def test_what_was_read_ahead_goes_along(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    body = DATA[:BLOCK]
+    other.send(
+        {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(body), "id": 7},
+        body + frames({"op": "ping", "id": "p"}, {"op": "stat", "name": "", "id": 9}),
+    )
+    replies = [other.receive() for _ in range(3)]
+    assert [(reply["ok"], reply["id"]) for reply in replies] == [(True, 7), (True, "p"), (True, 9)]
+    assert [record[0] for record in records(begin(one))] == [0]
+
+
+def test_one_that_is_lent_may_be_given_on(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path
+) -> None:
+    one, other = two(connect, workers)
+    first, second = begin(one, "a")["upload"], begin(other, "b")["upload"]
+    third = connect()
+    for offset in range(0, len(DATA), BLOCK):
+        assert write(third, first, offset).ok
+        assert write(third, second, offset).ok
+    for upload in (first, second):
+        third.granted("commit", upload=upload, total=len(DATA))
+    assert published(root) == {"a": DATA, "b": DATA}
+
+
+@pytest.mark.parametrize("killed", ["lender", "heir"])
+def test_a_killed_worker_ends_what_was_lent_and_nothing_else(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log, killed: str
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    assert write(other, upload, 0).ok
+    (holder,) = holders(workers)
+    members = workers._broker.serving()
+    victim = next(each for each in members if (each.number == holder) == (killed == "heir"))
+    os.kill(workers._processes[victim].process.pid or 0, signal.SIGKILL)
+    assert log.wait_for("worker died")["number"] == victim.number
+    with pytest.raises(OSError, match=r"ended|reset|EOF"):
+        other.granted("ping")
+    again = one if killed == "lender" else connect()
+    assert [record[0] for record in records(begin(again))] == [0]
+    for offset in range(BLOCK, len(DATA), BLOCK):
+        assert write(again, upload, offset).ok
+    again.granted("commit", upload=upload, total=len(DATA))
+    assert published(root) == {"f": DATA}
+
+
+def test_after_a_reload_who_is_here_stays_and_who_comes_finds_the_other_key(
+    workers: Supervisor, connect: Callable[[], Raw], tmp_path: Path, log: Log
+) -> None:
+    one, other = two(connect, workers)
+    upload = begin(one)["upload"]
+    old, identity = pids(workers), Identity.make()
+    workers.change(Plan(workers=2, identity=identity))
+    log.wait_for("reloaded")
+    for at, offset in enumerate(range(0, len(DATA), BLOCK)):
+        assert write((one, other)[at % 2], upload, offset).ok
+    other.granted("commit", upload=upload, total=len(DATA))
+    with Client(Url(workers.address, identity.pin)) as client:
+        assert client.stat("f").total == len(DATA)
+    one.close()
+    other.close()
+    gone(workers, old)
+
+
+def test_the_holder_of_a_token_is_counted_once(serve: Serve, tmp_path: Path) -> None:
+    path = str(tmp_path / "tokens.json")
+    tokens = Tokens(path)
+    token = tokens.add(Grant(user="ada", connections=2))
+    server = serve(tokens=path)
+    with ExitStack() as stack:
+
+        def connect() -> Raw:
+            return stack.enter_context(secure(Raw(server.address)))
+
+        lines = [connect(), connect()]
+        for line in lines:
+            line.granted("auth", token=token)
+        upload = begin(lines[0])["upload"]
+        for at, offset in enumerate(range(0, len(DATA), BLOCK)):
+            assert write(lines[at % 2], upload, offset).ok
+        assert connect().refused("auth", token=token) == "too-many-connections"
+        lines[1].close()
+        assert server.admission.wait_for(lambda count: count == 1, WAIT_S)
+        lines.append(connect())
+        lines[2].granted("auth", token=token)
+        assert write(lines[2], upload, 0).ok
+        tokens.remove("ada")
+        for line in (lines[0], lines[2]):
+            assert line.receive().code == "auth-required"
+    assert server.admission.wait_for(lambda count: count == 0, WAIT_S)
+
+
+@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
+def test_datagrams_of_a_conversation_that_is_lent_find_their_way(
+    workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
+) -> None:
+    one, other = two(connect, workers)
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(4).randbytes(9 * BLOCK))
+    begin(one, "a", 9 * BLOCK)
+    begin(other, "b", 9 * BLOCK)
+    for name in ("a", "b"):
+        with Client(Url(workers.address, IDENTITY.pin), udp=Udp.ONLY) as client:
+            client.put(source, name)
+            client.get(name, tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+
+
+def test_a_quota_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -> None:
+    path = str(tmp_path / "tokens.json")
+    token = Tokens(path).add(Grant(user="ada", quota=BLOCK))
+    server = serve(tokens=path)
+    with ExitStack() as stack:
+        lines = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
+        for line in lines:
+            line.granted("auth", token=token)
+        assert counts(server) == [1, 1]
+        lines[0].granted("put", bytes(BLOCK - 1), name="a")
+        assert lines[1].refused("put", bytes(2), name="b") == "quota-exceeded"
+        lines[1].granted("put", bytes(1), name="b")
+        assert lines[0].refused("put", bytes(1), name="c") == "quota-exceeded"
+        lines[1].granted("delete", name="a")
+        lines[0].granted("put", bytes(BLOCK - 1), name="c")
