@@ -43,8 +43,8 @@ class Child:
             with _uninterrupted():
                 self._process = _start(end.command(argv) if end else argv)
                 stack.callback(self.close)
-            # Not on its command line, which others can see: there may be a token in it.
-            self._say(json.dumps(job))
+                # Not on its command line, which others can see: there may be a token in it.
+                self._say(json.dumps(job))
             stack.pop_all()
 
     def ask(self) -> dict[str, Any]:
