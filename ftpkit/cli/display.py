@@ -54,9 +54,15 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def json_line(values: dict[str, object]) -> str:
+def json_line(values: object) -> str:
     """Return ``values`` as JSON on one line of printable ASCII."""
     return json.dumps(values, default=str).replace("\x7f", "\\u007f")
+
+
+def quoted(text: str) -> str:
+    """Return ``text`` as a JSON string that can be read, and that no terminal obeys."""
+    string = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json_line(c)[1:-1] for c in string)
 
 
 def ls_line(entry: Entry) -> str:

@@ -1,13 +1,12 @@
 """How the server's log looks: one line a record, for a person or as JSON."""
 
-import json
 import logging
 import os
 import sys
 import traceback
 from datetime import datetime
 
-from ftpkit.cli.display import json_line, shown
+from ftpkit.cli.display import json_line, quoted, shown
 
 
 def log_to_stderr(*, level: int, as_json: bool) -> None:
@@ -23,7 +22,10 @@ def log_to_stderr(*, level: int, as_json: bool) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-11-06 14:03:22 transfer name=big.iso bytes=4096 outcome=ok``."""
+    """``2026-11-06 14:03:22 transfer name=big.iso bytes=4096 outcome=ok``.
+
+    What could be taken for something else is a JSON string, so that a line can be read back.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -66,6 +68,6 @@ def _text(value: object) -> str:
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3f}"
     if isinstance(value, list | tuple):
         return ",".join(map(_text, value))
-    text = shown(str(value))
-    plain = text and not any(c in ' "=' for c in text)
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    text = str(value)
+    plain = text.isprintable() and text and not any(c in ' "=,\\' for c in text)
+    return text if plain else quoted(text)

@@ -1,19 +1,16 @@
 import json
-import logging
 import os
 import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ftpkit import Client, __version__, system
 from ftpkit.cli.announce import first_line, reachable
-from ftpkit.cli.logs import JsonFormatter, TextFormatter
 from ftpkit.cli.state import running_directory
 from ftpkit.client.hosts import Running
 from ftpkit.net.address import Address, Url
@@ -422,30 +419,3 @@ def put(served: Served) -> None:
     path.write_bytes(b"12345")
     with Client(served.url) as client:
         client.put(path)
-
-
-def record(event: str, **fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("ftpkit.server", logging.ERROR, "", 0, event, (), None)
-    made.fields = fields
-    return made
-
-
-def test_a_record_is_one_line_that_no_terminal_obeys() -> None:
-    made = record("transfer", name="a\n\x1b[31m b", bytes=5, rate=1.1e9, seconds=0.25, left=["x"])
-    line = TextFormatter().format(made)
-    assert line.endswith(
-        'transfer name="a\\\\n\\\\x1b[31m b" bytes=5 rate=1100000000 seconds=0.250 left=x'
-    )
-    assert json.loads(JsonFormatter().format(made))["name"] == "a\n\x1b[31m b"
-
-
-def test_an_error_is_one_line_that_says_where() -> None:
-    made = record("error", reference="r")
-    try:
-        _ = 1 // 0
-    except ZeroDivisionError:
-        made.exc_info = sys.exc_info()
-    for line in (TextFormatter().format(made), JsonFormatter().format(made)):
-        assert "\n" not in line
-        assert "ZeroDivisionError" in line
-        assert "test_serve.py:" in line
