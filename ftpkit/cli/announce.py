@@ -36,8 +36,11 @@ def warn_of_strangers(addresses: Sequence[Address], *, plain: bool, open_to_all:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach an IP address."""
-    return _ip(host).is_loopback
+    """Whether nobody but this machine can reach an IP address; names are for others."""
+    try:
+        return _ip(host).is_loopback
+    except ValueError:
+        return False
 
 
 def reachable(address: Address) -> Address:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Client, __version__, system
-from ftpkit.cli.announce import first_line, reachable
+from ftpkit.cli.announce import first_line, is_loopback, reachable
 from ftpkit.cli.state import running_directory
 from ftpkit.client.hosts import Running
 from ftpkit.net.address import Address, Url
@@ -128,6 +128,8 @@ def test_the_first_line_escapes_and_names_a_real_address() -> None:
     assert reachable(Address("0.0.0.0", 7)).host not in ("0.0.0.0", "::")
     assert reachable(Address("::", 7)).host not in ("0.0.0.0", "::")
     assert reachable(Address("::1", 7)) == Address("::1", 7)
+    # A machine that has no address yet goes by its name.
+    assert [is_loopback(host) for host in ("::1", "::", "vm")] == [True, False, False]
 
 
 # Keys and certificates
