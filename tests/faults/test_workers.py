@@ -294,8 +294,13 @@ def test_a_put_goes_on_while_workers_are_replaced(served: Served, source: Path) 
             gate.set()
             assert put.result(WAIT_S).total == SIZE
         assert relay.accepted == 1
-        client.ping()
-        wait_until(lambda: old not in workers(served))
+
+        def replaced() -> bool:
+            # The next request goes to another worker, once this one knows that it is to leave.
+            client.ping()
+            return old not in workers(served)
+
+        wait_until(replaced)
         client.ping()
         assert relay.accepted == 1
     assert (served.root / "large").read_bytes() == source.read_bytes()
