@@ -42,7 +42,7 @@ class Far:
 
     def start(self, *args: str, udp: str = "--udp-only") -> "subprocess.Popen[str]":
         """Start a command at the near end that goes over nothing but UDP, unless told."""
-        url = f"ftpk://{self.host}:{PORT}"
+        url = f"ftpk+plain://{self.host}:{PORT}"
         place = "--to" if args[0] == "put" else "--from"
         options = (place, url, udp, "--retry-for", "0")
         return self._start(self.link.near.command, *args, *options)
