@@ -129,13 +129,13 @@ class UntrustedError(CannotConnectError):
 
 
 class HandshakeError(LinkError):
-    """The peer speaks no TLS, or none that we do; ``reason`` is OpenSSL's word for it."""
+    """The peer speaks no TLS, or none that we do; ``reason`` is OpenSSL's word for ``fault``."""
 
     code = "tls-failed"
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(f"no TLS 1.3: {message}")
-        self.reason = reason
+    def __init__(self, reason: str, fault: str) -> None:
+        super().__init__(f"no TLS 1.3: {fault}")
+        self.reason, self.fault = reason, fault
 
 
 class StalledError(LinkError):

@@ -135,7 +135,7 @@ def connect(stream: Stream, host: str, pin: str | None, ask: Ask | None, timeout
     except HandshakeError as error:
         if error.reason == "CERTIFICATE_VERIFY_FAILED":
             raise UntrustedError(
-                f"nobody whom this system trusts vouches for {host} ({error}); "
+                f"nobody whom this system trusts vouches for {host} ({error.fault}); "
                 "get a link from whoever runs it: it names the key"
             ) from None
         raise CannotConnectError(f"cannot connect to {host}: {error}", permanent=True) from None
