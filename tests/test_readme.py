@@ -69,6 +69,12 @@ def test_library_example_brings_the_file_back(tmp_path: Path) -> None:
     assert (tmp_path / "copy.iso").read_bytes() == content
 
 
+def test_secure_example_is_served_and_shows_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "bigfile.iso").write_bytes(os.urandom(3_000))
+    printed = run(example("secure example"), tmp_path)
+    assert re.fullmatch(r"3000 bytes at ftpk://127\.0\.0\.1:\d+\n", printed)
+
+
 def test_future_example_tells_of_each(tmp_path: Path) -> None:
     (tmp_path / "bigfile.iso").write_bytes(os.urandom(3_000_000))
     told = run(example("future example"), tmp_path).splitlines()
