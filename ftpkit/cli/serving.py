@@ -19,8 +19,9 @@ from ftpkit.cli.announce import first_line, is_loopback, reachable, warn_of_stra
 from ftpkit.cli.display import shown
 from ftpkit.cli.failures import DONE
 from ftpkit.cli.logs import log_to_stderr
+from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import Rereadable
-from ftpkit.cli.state import State, default_state, running_directory
+from ftpkit.cli.state import State
 from ftpkit.cli.systemd import Manager, handed_over, shown_to_the_journal
 from ftpkit.cli.units import format_duration
 from ftpkit.client.hosts import Running

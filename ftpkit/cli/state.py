@@ -4,8 +4,6 @@ import os
 from dataclasses import replace
 from typing import Final
 
-import platformdirs
-
 from ftpkit import private
 from ftpkit.access import Grant, Tokens, new_token
 from ftpkit.errors import LocalFileError
@@ -13,22 +11,6 @@ from ftpkit.net.address import Url
 from ftpkit.net.tls import Identity
 
 OWNER: Final = "owner"
-
-
-def default_state() -> str:
-    """Return where this account keeps a server's state, unless it says something else."""
-    try:
-        path = platformdirs.user_state_dir("ftpkit", appauthor=False)
-    except RuntimeError:  # older versions return what is no absolute path
-        path = ""
-    if not os.path.isabs(path):
-        raise LocalFileError("this account has no home directory to keep keys and tokens in")
-    return path
-
-
-def running_directory() -> str:
-    """Return where this account's running servers are told, wherever they keep their state."""
-    return os.path.join(default_state(), "running")
 
 
 class State:

@@ -1,39 +1,25 @@
 """Which server a client's command talks to, and what is known of it."""
 
-import os
 import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
 import click
-import platformdirs
 
+from ftpkit.cli.places import hosts_file, memory_directory, running_directory, settings_file
 from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
 from ftpkit.client import Client, Udp
-from ftpkit.client.hosts import Hosts, Running
+from ftpkit.client.hosts import Hosts, Running, RunningServer
 from ftpkit.client.link import Link, Where
-from ftpkit.errors import CannotConnectError, FtpkitError, UntrustedError
+from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.here import is_here
 
 
-def _of_this_account(name: str) -> str:
-    return os.path.join(click.get_app_dir("ftpkit"), name)
-
-
-def _settings_file() -> str:
-    return _of_this_account("client.toml")
-
-
 def kept_hosts() -> Hosts:
     """Return the links that ``login`` has kept."""
-    return Hosts(_of_this_account("hosts.json"))
-
-
-def running_servers() -> Running:
-    """Return the servers that run here, wherever each of them has its state."""
-    return Running(os.path.join(platformdirs.user_state_dir("ftpkit"), "running"))
+    return Hosts(hosts_file())
 
 
 def timeout_options(command: Command) -> Command:
@@ -48,7 +34,7 @@ def timeout_options(command: Command) -> Command:
             show_default=True,
             help="Give up on a server that is silent for so long.",
         ),
-        config_option("FTPKIT_CONFIG", _settings_file, where="~/.config/ftpkit/client.toml"),
+        config_option("FTPKIT_CONFIG", settings_file, where="~/.config/ftpkit/client.toml"),
     )
     for option in reversed(options):
         command = option(command)
@@ -86,7 +72,7 @@ def connect(
         timeout_s=timeout,
         rate_bps=rate,
         retry_for_s=retry_for,
-        memory=_memory_directory(),
+        memory=memory_directory(),
         udp=udp,
         jobs=jobs,
     )
@@ -169,7 +155,7 @@ def _get_acquainted(where: Where, timeout: float) -> None:
 
 def _only_running() -> Url | None:
     """Return the server that runs here; of several, the one at the usual port."""
-    servers = running_servers().servers()
+    servers = _running()
     usual = [server for server in servers if server.url.address.port == DEFAULT_PORT]
     match usual or servers:
         case []:
@@ -183,14 +169,16 @@ def _only_running() -> Url | None:
             )
 
 
+def _running() -> list[RunningServer]:
+    try:
+        directory = running_directory()
+    except LocalFileError:  # an account without a home can still be a client
+        return []
+    return Running(directory).servers()
+
+
 def _running_at(address: Address) -> Url | None:
-    for server in running_servers().servers():
+    for server in _running():
         if server.url.address.port == address.port and is_here(address.host):
             return server.url
     return None
-
-
-def _memory_directory() -> str:
-    """Return where digests of sent blocks are kept: the place for what can be made again."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "ftpkit", "blocks")

@@ -13,6 +13,7 @@ from ftpkit.access import Can, Grant, encode_grant, is_user
 from ftpkit.cli.display import format_time, json_line
 from ftpkit.cli.failures import DONE, FAILED, complain
 from ftpkit.cli.files import json_option
+from ftpkit.cli.places import default_state
 from ftpkit.cli.settings import COUNT, RATE, setting, word
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.units import format_size, parse_duration, parse_size
@@ -238,15 +239,13 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
 
 def _state(path: str | None) -> "State":
     # It loads what makes certificates, which other commands should not wait for.
-    from ftpkit.cli.state import State, default_state
+    from ftpkit.cli.state import State
 
     return State(path or default_state())
 
 
 def _known(path: str | None) -> "State":
     """Return the state of a server, but make none where it was looked for by mistake."""
-    from ftpkit.cli.state import default_state
-
     path = path or default_state()
     try:
         os.stat(path)

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Server, system
-from ftpkit.cli.target import find, kept_hosts, running_servers
+from ftpkit.cli.places import hosts_file, running_directory
+from ftpkit.cli.target import find, kept_hosts
+from ftpkit.client.hosts import Running
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from tests.cli.conftest import WAIT_S, Run, command
@@ -100,15 +102,15 @@ def terminal(*args: str) -> Iterator[Terminal]:
         yield opened
 
 
-def hosts_file(tmp_path: Path) -> Path:
-    return tmp_path / "config" / "ftpkit" / "hosts.json"
+def here() -> Running:
+    return Running(running_directory())
 
 
 def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path: Path) -> None:
     result = run("login", guard.url.link())
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"logged in to {guard.address} as ada: read, write\n"
-    assert hosts_file(tmp_path).stat().st_mode & 0o777 == 0o600
+    assert Path(hosts_file()).stat().st_mode & 0o777 == 0o600
     for target in ([], ["--to", str(guard.address)], ["--to", str(guard.address)[7:]]):
         assert run("ping", *target).exit_code == 0
     assert guard.heard == ["hello", "auth"] + ["hello", "auth", "ping"] * 3
@@ -150,7 +152,7 @@ def test_a_login_that_fails_keeps_nothing(
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert "token-" not in result.stderr.replace(str(tmp_path), "")
-    assert not hosts_file(tmp_path).exists()
+    assert not Path(hosts_file()).exists()
 
 
 def test_a_login_that_fails_leaves_the_one_before(run: Run, guard: Guard) -> None:
@@ -170,8 +172,8 @@ def test_what_is_no_link_is_not_said_again(
     if where == "variable":
         monkeypatch.setenv("FTPKIT_URL", wrong)
     if where == "file":
-        hosts_file(tmp_path).parent.mkdir(parents=True)
-        hosts_file(tmp_path).with_name("client.toml").write_text(f'url = "{wrong}"')
+        Path(hosts_file()).parent.mkdir(parents=True)
+        Path(hosts_file()).with_name("client.toml").write_text(f'url = "{wrong}"')
     result = run(*args)
     assert result.exit_code == 2
     assert "expected ftpk://HOST:PORT or a link" in result.stderr
@@ -224,7 +226,7 @@ def test_a_link_that_is_used_without_a_login_is_not_kept(
     result = run("ping")
     assert result.exit_code == 0
     assert TOKEN not in result.output
-    assert not hosts_file(tmp_path).exists()
+    assert not Path(hosts_file()).exists()
 
 
 def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Guard) -> None:
@@ -281,7 +283,7 @@ def test_a_key_that_a_person_does_not_accept(unknown: Url, tmp_path: Path, args:
         screen.answer(r"\[y/N\]: $", "n")
         assert screen.end() == (4, "")
     assert "was not accepted" in screen.shown
-    assert not hosts_file(tmp_path).exists()
+    assert not Path(hosts_file()).exists()
 
 
 def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
@@ -291,14 +293,14 @@ def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
     assert result.exit_code == 4
     assert "get a link from whoever runs it" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not hosts_file(tmp_path).exists()
+    assert not Path(hosts_file()).exists()
 
 
 def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
     run: Run, guard: Guard, tmp_path: Path
 ) -> None:
     run("login", guard.url.link())
-    hosts_file(tmp_path).write_text(f'"{TOKEN}')
+    Path(hosts_file()).write_text(f'"{TOKEN}')
     for args in (["ping"], ["hosts"], ["login", guard.url.link()]):
         result = run(*args)
         assert result.exit_code == 1
@@ -320,16 +322,16 @@ def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_the_server_that_runs_here_is_found(run: Run, guard: Guard) -> None:
-    here = ("127.0.0.1", "localhost")
-    for target in ([], *(["--to", f"{host}:{guard.address.port}"] for host in here)):
+    hosts = ("127.0.0.1", "localhost")
+    for target in ([], *(["--to", f"{host}:{guard.address.port}"] for host in hosts)):
         assert run("ping", *target).exit_code == 4
-        with running_servers().tell(guard.url, root="/srv"):
+        with here().tell(guard.url, root="/srv"):
             assert run("ping", *target).exit_code == 0
         assert run("ping", *target).exit_code == 4
 
 
 def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Guard) -> None:
-    with running_servers().tell(guard.url, root="/srv"):
+    with here().tell(guard.url, root="/srv"):
         port = guard.address.port
         for elsewhere in (Address("192.0.2.1", port), Address("127.0.0.1", port + 1)):
             assert find(Url(elsewhere)) == Url(elsewhere)
@@ -339,13 +341,13 @@ def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Gu
 
 def test_what_a_login_kept_comes_before_what_runs_here(run: Run, guard: Guard) -> None:
     run("login", guard.url.link())
-    with running_servers().tell(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
+    with here().tell(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
         assert find(None) == find(Url(guard.address)) == guard.url
 
 
 def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> None:
     other = Url(Address("127.0.0.1", 1))
-    with running_servers().tell(guard.url, root="/a"), running_servers().tell(other, root="/b"):
+    with here().tell(guard.url, root="/a"), here().tell(other, root="/b"):
         result = run("ping")
         assert result.exit_code == 4
         assert result.stderr == (
@@ -354,7 +356,7 @@ def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> 
         )
         assert run("ping", "--to", str(guard.address)).exit_code == 0
         usual = Url(Address("127.0.0.1"))
-        with running_servers().tell(usual, root="/c"):
+        with here().tell(usual, root="/c"):
             assert find(None) == usual
 
 
@@ -370,7 +372,7 @@ def test_a_put_that_began_before_the_server_finds_it(guard: Guard, tmp_path: Pat
             assert "retrying in" in process.stderr.readline()
             with (
                 Server(tmp_path / "root", port=port, identity=identity) as server,
-                running_servers().tell(Url(server.address, identity.pin), root="/srv"),
+                here().tell(Url(server.address, identity.pin), root="/srv"),
             ):
                 assert process.wait(WAIT_S) == 0
         finally:

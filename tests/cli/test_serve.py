@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit import Client, __version__, system
 from ftpkit.cli.announce import first_line, is_loopback, reachable
-from ftpkit.cli.state import running_directory
+from ftpkit.cli.places import running_directory
 from ftpkit.client.hosts import Running
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity

@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit import private, system
 from ftpkit.access import EVERYTHING, Grant
-from ftpkit.cli.state import State, default_state, running_directory
+from ftpkit.cli.state import State
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
@@ -200,42 +200,3 @@ def test_where_the_server_is(state: State, path: Path) -> None:
     for damage in (b"", b"\xff", b"nonsense nonsense"):
         private.replace(str(path / "url"), damage)
         assert state.url() is None
-
-
-def test_the_default_is_in_the_home_of_the_account(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
-    if sys.platform == "linux":
-        assert default_state() == str(tmp_path / "states" / "ftpkit")
-    assert running_directory() == os.path.join(default_state(), "running")
-
-
-NOBODY = """
-import os
-from ftpkit.cli.state import LocalFileError, default_state
-os.setuid(54321)
-try:
-    print(default_state())
-except LocalFileError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(
-    not system.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
-)
-def test_an_account_without_a_home_is_told() -> None:
-    environment = {
-        key: os.environ[key] for key in os.environ if key not in ("HOME", "XDG_STATE_HOME")
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", NOBODY],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-    )
-    assert done.stderr == ""
-    assert done.stdout == "this account has no home directory to keep keys and tokens in\n"
