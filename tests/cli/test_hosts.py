@@ -5,6 +5,8 @@ import os
 import pty
 import re
 import select
+import signal
+import socket
 import subprocess
 import termios
 import time
@@ -21,7 +23,7 @@ from ftpkit.cli.target import find, kept_hosts
 from ftpkit.client.hosts import Running
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
-from tests.cli.conftest import WAIT_S, Run, command
+from tests.cli.conftest import WAIT_S, Run, Serve, command
 from tests.support.guard import Guard, guarded
 from tests.support.trees import published
 
@@ -360,21 +362,52 @@ def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> 
             assert find(None) == usual
 
 
-def test_a_put_that_began_before_the_server_finds_it(guard: Guard, tmp_path: Path) -> None:
+# With servers as people start them
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_on_the_machine_of_the_server_nobody_has_to_log_in(
+    run: Run, serve: Serve, workers: str
+) -> None:
+    served = serve("--workers", workers, default=True)
+    Path("f").write_bytes(b"data")
+    assert run("put", "f").exit_code == 0
+    assert run("put", "f", "--as", "g", "--udp-only").exit_code == 0
+    assert published(served.root) == {"f": b"data", "g": b"data"}
+    assert run("status").exit_code == 0
+    served.end(signal.SIGKILL)
+    assert find(None) == Url(Address("127.0.0.1"))
+
+
+def test_elsewhere_one_login_is_enough_until_the_token_is_removed(
+    run: Run, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(default=True)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+        assert run("ls", "--to", str(Url.parse(served.url))).exit_code == 4
+        result = run("login", served.url)
+        assert result.exit_code == 0
+        assert result.stdout.endswith(" as owner: read, write, delete, admin\n")
+        Path("f").write_bytes(b"data")
+        assert run("put", "f").exit_code == 0
+    assert run("token", "rm", "owner").exit_code == 0
+    result = run("ls")
+    assert result.exit_code == 3
+    assert "does not know this token, or no longer" in result.stderr
+
+
+def test_a_put_may_begin_before_the_first_start_of_a_server(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"data")
-    identity = Identity.make()
-    with Server(tmp_path / "root", port=0, identity=identity) as server:
-        port = server.address.port
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = str(nobody.getsockname()[1])
     put = command("put", str(tmp_path / "f"), "--to", f"127.0.0.1:{port}", "--retry-for", "1m")
     with subprocess.Popen(put, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             assert "retrying in" in process.stderr.readline()
-            with (
-                Server(tmp_path / "root", port=port, identity=identity) as server,
-                here().tell(Url(server.address, identity.pin), root="/srv"),
-            ):
-                assert process.wait(WAIT_S) == 0
+            served = serve("--port", port, default=True)
+            assert process.wait(WAIT_S) == 0
         finally:
             process.kill()
-    assert published(tmp_path / "root") == {"f": b"data"}
+    assert published(served.root) == {"f": b"data"}
