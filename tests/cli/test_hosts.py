@@ -240,6 +240,15 @@ def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Gu
     assert run("ping").exit_code == 3
 
 
+def test_what_was_kept_for_tls_is_not_shown_in_plaintext(guard: Guard) -> None:
+    plain = Url(guard.address, plain=True)
+    kept_hosts().keep(guard.url, default=True)
+    assert find(plain) == plain
+    token = replace(plain, token=TOKEN)
+    kept_hosts().keep(token, default=True)
+    assert find(plain) == find(Url(guard.address)) == token
+
+
 def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: Url) -> None:
     kept_hosts().keep(replace(unknown, pin=OTHER_PIN), default=True)
     for args in (["ping"], ["login", str(unknown)]):

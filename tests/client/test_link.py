@@ -151,8 +151,10 @@ def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain:
     link = Link(lambda: next(found), timeout_s=WAIT_S, pace=None)
     link.close()
     assert link.holder is not None
+    plain.firsts.clear()
     with pytest.raises(RefusedError, match="wants a token"):
         linked(Url(plain.address))
+    assert len(plain.firsts) == 1, "it is known no better than before"
 
 
 @pytest.mark.net
