@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ftpkit import __version__
 from ftpkit.errors import (
@@ -31,6 +31,9 @@ from ftpkit.protocol.messages import (
     Request,
 )
 
+if TYPE_CHECKING:
+    from ftpkit.net.tls import Ask
+
 R = TypeVar("R", bound=Reply)
 
 Send = Callable[[bytes], None]
@@ -40,9 +43,6 @@ OnSocket = Callable[[socket.socket], None]
 
 Where = Callable[[], Url]
 """Says where the server is, and how it is entered; asked before each connection."""
-
-Ask = Callable[[str], bool]
-"""Whether the key with this pin, for which nobody else vouches, is that of the server."""
 
 
 class Link:
@@ -60,7 +60,7 @@ class Link:
         timeout_s: float,
         pace: Pace | None,
         on_socket: OnSocket | None = None,
-        ask: Ask | None = None,
+        ask: "Ask | None" = None,
     ) -> None:
         self._where, self.timeout_s = where, timeout_s
         self.algorithm = DEFAULT
@@ -87,7 +87,7 @@ class Link:
         return self.url.address
 
     def _open(
-        self, pace: Pace | None, on_socket: OnSocket | None, ask: Ask | None, *, tls: bool
+        self, pace: Pace | None, on_socket: OnSocket | None, ask: "Ask | None", *, tls: bool
     ) -> None:
         """Connect and greet; with ``tls`` the server is known to demand that."""
         sock = _connected(self.address, self.timeout_s, on_socket)
@@ -105,7 +105,7 @@ class Link:
             self.close()
             raise
 
-    def _shake_hands(self, ask: Ask | None) -> None:
+    def _shake_hands(self, ask: "Ask | None") -> None:
         # Here, because it brings along what a conversation in plaintext has no use for.
         from ftpkit.net.tls import connect
 
