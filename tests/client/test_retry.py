@@ -18,6 +18,7 @@ from ftpkit.errors import (
     SourceChangedError,
     StalledError,
     TruncatedError,
+    UntrustedError,
 )
 
 
@@ -70,13 +71,17 @@ def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
     "error",
     [
         CannotConnectError("no such host", permanent=True),
+        UntrustedError("another key"),
         DamagedError("damaged"),
         LocalFileError("unreadable"),
         SourceChangedError("changed"),
         *(
             RefusedError(code, "no")
             for code in (
+                Code.AUTH_FAILED,
+                Code.AUTH_REQUIRED,
                 Code.FORBIDDEN,
+                Code.TLS_REQUIRED,
                 Code.NO_SPACE,
                 Code.BAD_NAME,
                 Code.EXISTS,
