@@ -107,6 +107,18 @@ def test_a_big_file_arrives_at_flat_memory(tmp_path: Path) -> None:
     assert "byte for byte" in done.stdout
 
 
+def test_tls_is_measured_beside_who_is_there(tmp_path: Path) -> None:
+    done = run("tls", *SMALL, "--directory", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    for direction in ("upload", "download"):
+        assert [f" {direction} ", " ftpkit, TLS "] in rows
+        for program, name in (("nginx", "nginx, curl"), ("sshd", "scp, aes128-gcm")):
+            left_out = f"{program} is left out: " in done.stderr
+            assert ([f" {direction} ", f" {name} "] in rows) is not left_out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_udp_is_measured_over_loopback_beside_tcp_and_its_bounds() -> None:
     if not system.HAS_UDP_SEGMENTS:
         pytest.skip("needs UDP_SEGMENT")

@@ -273,6 +273,7 @@ def test_who_nobody_vouches_for_hears_nothing(
 ) -> None:
     reason = refused(ends, IDENTITY)
     assert "nobody whom this system trusts" in reason
+    assert "(self-signed certificate)" in reason
     assert "get a link" in reason
 
 
