@@ -107,7 +107,7 @@ class Link:
 
     def _shake_hands(self, ask: "Ask | None") -> None:
         # Here, because it brings along what a conversation in plaintext has no use for.
-        from ftpkit.net.tls import connect
+        from ftpkit.net.trust import connect
 
         try:
             connect(self.stream, self.address.host, self.url.pin, ask, self.timeout_s)

@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -19,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ftpkit import system
 from ftpkit.errors import (
@@ -32,9 +36,10 @@ from ftpkit.errors import (
     StalledError,
     UntrustedError,
 )
-from ftpkit.net import tls
+from ftpkit.net import trust
 from ftpkit.net.stream import Stream
-from ftpkit.net.tls import Ask, Identity
+from ftpkit.net.tls import Identity
+from ftpkit.net.trust import Ask, pin_of
 from ftpkit.protocol.frame import encode_header
 from tests.support.tls import APPLICATION_DATA, Authority, Talk, any_server, records
 
@@ -90,6 +95,40 @@ def test_a_pin_is_the_digest_of_the_key_alone() -> None:
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = base64.urlsafe_b64encode(hashlib.sha256(spki).digest())
     assert IDENTITY.pin == digest.decode().rstrip("=")
+
+
+@pytest.mark.parametrize("version", [x509.Version.v1, x509.Version.v3])
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP384R1()),
+        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate(),
+    ],
+    ids=["P-384", "RSA", "Ed25519"],
+)
+def test_a_key_of_any_kind_is_found_in_its_certificate(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey,
+    version: x509.Version,
+) -> None:
+    certificate = bytearray(Authority().certify(key))
+    if version is x509.Version.v1:
+        at = certificate.index(b"\xa0\x03\x02\x01\x02")
+        del certificate[at : at + 5]
+        for place in (2, 6):
+            length = int.from_bytes(certificate[place : place + 2], "big") - 5
+            certificate[place : place + 2] = length.to_bytes(2, "big")
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(spki).digest())
+    assert pin_of(bytes(certificate)) == digest.decode().rstrip("=")
+
+
+@given(st.data())
+def test_what_is_no_certificate_is_a_value_error(data: st.DataObject) -> None:
+    der = ssl.PEM_cert_to_DER_cert(IDENTITY.certificate.decode())
+    at = data.draw(st.integers(0, len(der)))
+    with contextlib.suppress(ValueError):
+        pin_of(der[:at] + data.draw(st.binary(max_size=20)))
 
 
 def test_the_key_is_not_shown() -> None:
@@ -187,7 +226,7 @@ def greet(
     peer = Peer(identity)
     with meanwhile(lambda: peer.talk(sock)):
         try:
-            tls.connect(stream, HOST, pin, ask, PATIENT_S)
+            trust.connect(stream, HOST, pin, ask, PATIENT_S)
             stream.send(encode_header({"n": 1}))
             assert stream.read_header() == {"n": 1}
         finally:
@@ -210,7 +249,7 @@ def refused(
         pytest.raises(UntrustedError) as caught,
         contextlib.closing(stream),
     ):
-        tls.connect(stream, HOST, pin, ask, PATIENT_S)
+        trust.connect(stream, HOST, pin, ask, PATIENT_S)
     assert peer.said == b""
     assert APPLICATION_DATA not in records(bytes(peer.raw))
     assert caught.value.permanent
@@ -308,7 +347,7 @@ def answered(
     if answer:
         sock.shutdown(socket.SHUT_WR)
     with pytest.raises((LinkError, RefusedError)) as caught:
-        tls.connect(stream, HOST, IDENTITY.pin, None, limit_s)
+        trust.connect(stream, HOST, IDENTITY.pin, None, limit_s)
     return caught.value
 
 
@@ -346,7 +385,7 @@ def test_a_server_that_hangs_up_is_tried_again(ends: tuple[Stream, socket.socket
     stream, sock = ends
     sock.shutdown(socket.SHUT_WR)
     with pytest.raises(LinkError) as caught:
-        tls.connect(stream, HOST, IDENTITY.pin, None, PATIENT_S)
+        trust.connect(stream, HOST, IDENTITY.pin, None, PATIENT_S)
     assert not getattr(caught.value, "permanent", False)
 
 

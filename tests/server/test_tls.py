@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.errors import CannotConnectError
-from ftpkit.net import tls
+from ftpkit.net import trust
 from ftpkit.net.stream import Stream
 from ftpkit.net.tls import Identity
 from tests.support.inside import service_of
@@ -80,7 +80,7 @@ def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
     with Server(root, port=0) as server, socket.create_connection(server.address) as sock:
         stream = Stream(sock, stall_timeout_s=SHORT_S)
         with pytest.raises(CannotConnectError, match="does not speak TLS"):
-            tls.connect(stream, "localhost", IDENTITY.pin, None, SHORT_S)
+            trust.connect(stream, "localhost", IDENTITY.pin, None, SHORT_S)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
     ):
         first.granted("ping")
         with pytest.raises(Exception, match="too many connections") as caught:
-            tls.connect(Stream(sock, stall_timeout_s=9), "here", IDENTITY.pin, None, 9)
+            trust.connect(Stream(sock, stall_timeout_s=9), "here", IDENTITY.pin, None, 9)
         assert getattr(caught.value, "code", "") == "too-many-connections"
 
 

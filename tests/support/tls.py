@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
@@ -94,6 +94,13 @@ class Authority:
             .public_bytes(Encoding.PEM)
         )
 
+    def certify(
+        self, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+    ) -> bytes:
+        """Return a certificate for any key, in DER."""
+        certificate = _builder(_name("x" * 60), self._name, key, -_DAY, _DAY)
+        return certificate.sign(self._key, SHA256()).public_bytes(Encoding.DER)
+
     def vouch(self, host: str, *, since: timedelta = -_DAY, until: timedelta = _DAY) -> Identity:
         """Return the identity of the server of ``host``."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -118,7 +125,7 @@ def _name(text: str) -> x509.Name:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey,
     since: timedelta,
     until: timedelta,
 ) -> x509.CertificateBuilder:
