@@ -413,17 +413,15 @@ def test_a_client_without_tls_1_3_is_refused_and_told(ends: tuple[Stream, socket
 FRAMES = [encode_header({"n": n}) for n in range(3)]
 
 
-def shake_hands(stream: Stream, sock: socket.socket, talk: Talk) -> bytes:
+def shake_hands(sock: socket.socket, talk: Talk) -> bytes:
     """Let a server answer the hello of ``talk``; return what the client then sends.
 
     The server is still waiting for it.
     """
     sock.sendall(talk.hello())
-    answer = bytearray()
-    while True:
-        answer += sock.recv(1 << 16)
-        with contextlib.suppress(ssl.SSLWantReadError):
-            return talk.finish(bytes(answer))
+    while not (last := talk.finish(sock.recv(1 << 16))):
+        pass
+    return last
 
 
 def serve(stream: Stream, found: list[object]) -> None:
@@ -451,7 +449,7 @@ def conversation() -> Iterator[tuple[socket.socket, Talk, bytes, list[object]]]:
     thread = threading.Thread(target=serve, args=(stream, found))
     thread.start()
     try:
-        yield sock, talk, shake_hands(stream, sock, talk), found
+        yield sock, talk, shake_hands(sock, talk), found
     finally:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
@@ -580,7 +578,7 @@ def test_a_record_byte_by_byte_may_take_no_longer_than_silence() -> None:
     found: list[object] = []
 
     def trickle() -> None:
-        said = shake_hands(stream, sock, talk)
+        said = shake_hands(sock, talk)
         sock.sendall(said)
         record = talk.say(encode_header({"pad": "x" * 1000}))
         for at in range(len(record)):
@@ -629,7 +627,7 @@ def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
         read.extend(stream.read_body())
 
     with ours, sock, meanwhile(read_in_turns):
-        said = shake_hands(stream, sock, talk)
+        said = shake_hands(sock, talk)
         said += talk.say(encode_header({"size": len(body)}), body[:9], body[9:20_000])
         said += talk.say(body[20_000:])
         for at in range(0, len(said), size):

@@ -6,17 +6,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ftpkit import Server
+from ftpkit import Client, Server, system
+from ftpkit.client import Udp
 from ftpkit.errors import CannotConnectError
 from ftpkit.net import trust
+from ftpkit.net.address import Url
 from ftpkit.net.stream import Stream
 from ftpkit.net.tls import Identity
 from tests.support.inside import service_of
 from tests.support.logs import Log
-from tests.support.raw import Raw, frame
+from tests.support.raw import TIMEOUT_S, Raw, frame, frames_in
 from tests.support.tls import Talk, any_server, secure
 
 SHORT_S = 0.3
@@ -177,3 +180,49 @@ def test_pipelined_requests_in_one_record_are_answered_in_order(server: Server) 
     with secure(Raw(server.address)) as raw:
         raw.sock.sendall(b"".join(frame({"op": "ping", "id": n}) for n in range(500)))
         assert [raw.receive()["id"] for _ in range(500)] == list(range(500))
+
+
+# Datagrams have a key of their own, which is said over the conversation
+
+
+@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="no datagrams here")
+def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4096
+    (tmp_path / "f").write_bytes(data)
+    with Server(root, port=0, identity=IDENTITY) as server:
+        url = Url(server.address, pin=IDENTITY.pin)
+        with Client(url, udp=Udp.ONLY) as client:
+            client.put(tmp_path / "f")
+            assert (root / "f").read_bytes() == data
+            client.get("f", tmp_path / "g")
+            assert (tmp_path / "g").read_bytes() == data
+
+
+@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="no datagrams here")
+def test_the_key_of_datagrams_is_not_on_the_wire(root: Path) -> None:
+    (root / "f").write_bytes(bytes(70_000))
+    seen, talk = bytearray(), Talk()
+    with (
+        Server(root, port=0, identity=IDENTITY) as server,
+        socket.create_connection(server.address, timeout=TIMEOUT_S) as sock,
+    ):
+
+        def ask(op: str, **keys: object) -> dict[str, Any]:
+            sock.sendall(talk.say(frame({"op": op, "name": "f", **keys})))
+            heard = b""
+            while len(heard) < 4 or len(heard) < 4 + int.from_bytes(heard[:4], "big"):
+                arrived = sock.recv(1 << 16)
+                seen.extend(arrived)
+                heard += talk.hear(arrived)
+            return next(frames_in(heard)).header
+
+        sock.sendall(talk.hello())
+        while not (last := talk.finish(sock.recv(1 << 16))):
+            pass
+        sock.sendall(last)
+        version = ask("stat")["version"]
+        key = ask("pull", version=version, block=65_536, ranges=[[0, 2]])["key"]
+    assert len(key) == 32
+    assert key.encode() not in seen
+    assert bytes.fromhex(key) not in seen
+    assert version.encode() not in seen
