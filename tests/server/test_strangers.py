@@ -1,5 +1,6 @@
 """What a peer costs that has shown no token: memory of a whole process."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.support.raw import Raw, frame
+from tests.support.tls import Talk, secure
 
 MANY: Final = 200
 MOST: Final = 96 * 1024
@@ -20,9 +22,11 @@ SERVER: Final = """
 import sys
 from ftpkit import Server
 from ftpkit.access import Tokens
+from ftpkit.net.tls import Identity
 
 tokens = Tokens(sys.argv[2])
-with Server(sys.argv[1], port=0, tokens=tokens) as server:
+identity = Identity.make()
+with Server(sys.argv[1], port=0, tokens=tokens, identity=identity, plain=True) as server:
     print(server.address.port, flush=True)
     sys.stdin.read()
 """
@@ -35,6 +39,15 @@ TRICKS: Final = {
     "many requests": frame({"op": "ping", "id": "x" * 900}) * 100,
 }
 
+# A handshake that is not finished; for so long a hello OpenSSL would take as much memory.
+HELLO: Final = Talk().hello()
+LONG: Final = HELLO[:6] + (131_000).to_bytes(3, "big") + HELLO[9:]
+HANDSHAKES: Final = {
+    "a hello": HELLO,
+    "a part of a hello": HELLO[:-1],
+    "a hello that is too long": LONG,
+}
+
 
 def peak(pid: int) -> int:
     """Return the most memory that a process has had at a time, in bytes."""
@@ -44,7 +57,7 @@ def peak(pid: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
-@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("trick", [*TRICKS, *HANDSHAKES])
 def test_a_stranger_costs_little_memory(tmp_path: Path, trick: str) -> None:
     command = [sys.executable, "-c", SERVER, str(tmp_path / "root"), str(tmp_path / "tokens.json")]
     with subprocess.Popen(
@@ -52,19 +65,22 @@ def test_a_stranger_costs_little_memory(tmp_path: Path, trick: str) -> None:
     ) as server:
         assert server.stdout is not None
         address = "127.0.0.1", int(server.stdout.readline())
-        with Raw(address) as raw:
+        with Raw(address) as raw, secure(Raw(address)) as secured:
             raw.granted("hello", version=1)
+            secured.granted("hello", version=1)
         before = peak(server.pid)
         with ExitStack() as stack:
             strangers = [stack.enter_context(Raw(address)) for _ in range(MANY)]
             for stranger in strangers:
-                stranger.granted("hello", version=1)
-                stranger.sock.sendall(TRICKS[trick])
+                if trick in TRICKS:
+                    stranger.granted("hello", version=1)
+                with contextlib.suppress(OSError):  # it was let go in the middle
+                    stranger.sock.sendall(TRICKS.get(trick) or HANDSHAKES[trick])
             # Only now may the first of them end: all have cost what they cost at once.
             for stranger in strangers:
-                stranger.sock.shutdown(socket.SHUT_WR)
-            for stranger in strangers:
-                stranger.rest()
+                with contextlib.suppress(OSError):
+                    stranger.sock.shutdown(socket.SHUT_WR)
+                    stranger.rest()
         cost = (peak(server.pid) - before) / MANY
         server.communicate()
     assert cost < MOST
