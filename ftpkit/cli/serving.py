@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-import queue
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +19,7 @@ from ftpkit.cli.failures import DONE
 from ftpkit.cli.logs import log_to_stderr
 from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import Rereadable
+from ftpkit.cli.signals import RELOAD, heard
 from ftpkit.cli.state import State
 from ftpkit.cli.systemd import Manager, handed_over, shown_to_the_journal
 from ftpkit.cli.units import format_duration
@@ -36,7 +35,6 @@ from ftpkit.server.workers import Plan, Supervisor
 _logger: Final = logging.getLogger("ftpkit.cli")
 
 EVERY_INTERFACE: Final = "*"
-_RELOAD: Final = getattr(signal, "SIGHUP", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +155,7 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
     settings.logging()()
     if settings.workers > 1 and not system.HAS_HANDING_OVER:
         raise click.UsageError("--workers: this system cannot hand connections to processes")
-    signals, manager = _signals(), Manager()
+    signals, manager = heard(), Manager()
     account, named = settings.account(), settings.identity()
     with contextlib.ExitStack() as stack:
         sockets = _listen(settings)
@@ -182,7 +180,7 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)
             ready = partial(manager.ready, f"serves {shown(settings.root)} at {url}")
             ready()
-            while signals.get() == _RELOAD:
+            while signals.get() == RELOAD:
                 manager.reloading()
                 settings = _reload(server, settings, context, ready)
             manager.stopping(settings.grace)
@@ -290,29 +288,3 @@ def _reload(
         plan = new.plan(identity or server.plan.identity, server.plan.tokens)
         server.change(plan, done)
     return new
-
-
-def _signals() -> "queue.SimpleQueue[int]":
-    """Return where SIGHUP and the first SIGTERM or SIGINT arrive; the second ends the process.
-
-    Of all that could wait for a signal, SimpleQueue.put is the one that is
-    documented to be safe in a handler: an Event's lock is not reentrant.
-    """
-    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def first(number: int, _frame: object) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, second)
-        arrived.put(number)
-
-    def reload(number: int, _frame: object) -> None:
-        arrived.put(number)
-
-    def second(number: int, _frame: object) -> None:
-        os._exit(128 + number)
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, first)
-    if _RELOAD is not None:
-        signal.signal(_RELOAD, reload)
-    return arrived
