@@ -1,19 +1,22 @@
 """A server that asks for tokens, as a client sees it: who gets in, may do what, and until when."""
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from ftpkit import Server
+from ftpkit import Client, Server, Udp, Url
 from ftpkit.access import Can, Grant, Tokens
+from ftpkit.errors import FtpkitError
+from tests.support.inside import service_of
 from tests.support.logs import Log
-from tests.support.raw import Raw, Reply, frame
+from tests.support.raw import TIMEOUT_S, Raw, Reply, frame
 from tests.support.trees import published, staged
 
 BLOCK: Final = 64 * 1024
@@ -360,6 +363,27 @@ def ended(raw: Raw) -> None:
         raw.rest()
 
 
+@contextmanager
+def held(server: Server) -> Iterator[threading.Event]:
+    """Let work that takes long take until the end of the block; the event says that some came."""
+    jobs, came, gate = service_of(server).jobs, threading.Event(), threading.Event()
+    run = jobs.run
+
+    def run_late(key: Hashable, work: Callable[..., Any]) -> Any:
+        def late(progress: Any) -> Any:
+            came.set()
+            assert gate.wait(TIMEOUT_S)
+            return work(progress)
+
+        return run(key, late)
+
+    jobs.run = run_late  # type: ignore[method-assign]
+    try:
+        yield came
+    finally:
+        gate.set()
+
+
 def said_at_last(raw: Raw) -> None:
     """Read the refusal that closes, and the end."""
     reply = raw.receive()
@@ -428,6 +452,36 @@ def test_a_removed_token_cuts_who_waits_for_a_turn(
     ended(raw)
     log.wait_for("connection", user="ada", outcome="auth-required")
     assert published(root) == {}
+
+
+def test_a_removed_token_ends_datagrams_that_move(
+    tokens: Tokens, guarded: Server, root: Path, tmp_path: Path, log: Log
+) -> None:
+    (tmp_path / "f").write_bytes(bytes(MIB))
+    token = tokens.add(Grant(user="ada", rate_bps=100_000.0))
+    url = Url(guarded.address, token=token, plain=True)
+    with Client(url, udp=Udp.ONLY) as client:
+        future = client.submit_put(tmp_path / "f")
+        under_way(guarded)
+        tokens.remove("ada")
+        with pytest.raises(FtpkitError):
+            future.result(TIMEOUT_S)
+    log.wait_for("connection", user="ada", outcome="auth-required")
+    assert published(root) == {}
+
+
+def test_a_removed_token_leaves_nobody_waiting_for_long_work(
+    guarded: Server, tokens: Tokens, stranger: Callable[[], Raw], root: Path, log: Log
+) -> None:
+    (root / "f").write_bytes(b"one")
+    raw = stranger()
+    raw.granted("auth", token=tokens.add(Grant(user="ada")))
+    with held(guarded) as came:
+        raw.send({"op": "digest", "name": "f"})
+        assert came.wait(TIMEOUT_S)
+        tokens.remove("ada")
+        ended(raw)
+    log.wait_for("connection", user="ada", outcome="auth-required")
 
 
 # What a stranger costs
