@@ -18,6 +18,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, Udp, system
+from ftpkit.access import Can, Grant, Tokens
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
@@ -253,6 +254,37 @@ def test_datagrams_find_the_worker_that_has_their_session(
 
 
 # Status
+
+
+def test_each_worker_asks_for_a_token_and_knows_whose_conversation_it_takes_over(
+    root: Path, tmp_path: Path
+) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    can = frozenset({Can.WRITE})
+    token = tokens.add(Grant(user="ada", can=can, under="d", connections=2))
+    server = Supervisor(root, Plan(workers=2, tokens=tokens.path), port=0)
+    server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop, 0.0)
+        one, other = (stack.enter_context(Raw(server.address)) for _ in range(2))
+        for raw in (one, other):
+            assert raw.refused("mkdir", name="d") == "auth-required"
+            assert raw.refused("auth", token="wrong") == "auth-failed"
+            raw.granted("auth", token=token)
+            assert raw.refused("list") == "forbidden"
+        assert counts(server) == [1, 1]
+        upload = begin(one)["upload"]
+        for at, offset in enumerate(range(0, len(DATA), BLOCK)):
+            assert write((one, other)[at % 2], upload, offset).ok
+        assert sorted(counts(server)) == [0, 2]
+        assert other.refused("list") == "forbidden"
+        with Raw(server.address) as third:
+            assert third.refused("auth", token=token) == "too-many-connections"
+        other.granted("commit", upload=upload, total=len(DATA))
+        tokens.remove("ada")
+        for raw in (one, other):
+            assert raw.receive().code == "auth-required"
+    assert published(root) == {"d/f": DATA}
 
 
 def test_any_worker_tells_what_all_do(
