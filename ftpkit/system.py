@@ -288,8 +288,9 @@ def send_now(sock: socket.socket, data: memoryview) -> int:
 
 
 def receive_now(sock: socket.socket, view: memoryview) -> int:
-    """Receive what is there without waiting; BlockingIOError for nothing, or if it cannot."""
-    if sock.gettimeout() is not None:  # Python itself would wait
+    """Receive what is there without waiting; BlockingIOError for nothing."""
+    # With a timeout Python itself would wait.
+    if sock.gettimeout() is not None and not wait_readable(sock, 0):
         raise BlockingIOError
     return sock.recv_into(view, 0, getattr(socket, "MSG_DONTWAIT", 0))
 
