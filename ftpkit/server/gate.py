@@ -55,6 +55,20 @@ class Gate:
         limited = Limited(self._store, Quota(self._house, grant.under, grant.quota))
         return Under(limited, grant.under) if grant.under else limited
 
+    def home_of(self, grant: Grant) -> Store:
+        """Return the same, for a user who comes in: the directory is made if it is missing."""
+        store = self.store_for(grant)
+        try:
+            store.mkdir("")
+        except RefusedError as refusal:
+            # Who comes in cannot mend it, and is not told where it is.
+            fields = {"user": grant.user, "under": grant.under, "error": refusal.code}
+            log.error("error", extra={"fields": fields})
+            raise RefusedError(
+                Code(refusal.code), "the directory of this token cannot be used"
+            ) from refusal
+        return store
+
     def holds(self, grant: Grant) -> bool:
         """Whether it is still granted."""
         return self._tokens.holds(grant)

@@ -51,8 +51,7 @@ def auth(context: Context, request: m.Auth) -> Result:
     if not context.locked:
         raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
     grant = context.gate.open_to(request.token, context.peer)
-    store = context.gate.store_for(grant)
-    store.mkdir("")
+    store = context.gate.home_of(grant)
     context.gate.enter(grant)
     context.admit(grant, store)
     return Result(m.AuthReply(user=grant.user, can=[can for can in Can if can in grant.can]))

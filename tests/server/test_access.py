@@ -249,6 +249,23 @@ def test_a_holder_is_at_home_in_its_directory(login: Login, root: Path) -> None:
     assert raw.refused("rename", name="d/g", to="../../g") == "bad-name"
 
 
+def test_a_directory_that_cannot_be_made_lets_nobody_in(
+    stranger: Callable[[], Raw], tokens: Tokens, root: Path, log: Log
+) -> None:
+    (root / "team").write_bytes(b"")
+    token = tokens.add(Grant(user="ada", under="team/ada", connections=1))
+    raw = stranger()
+    for _ in range(2):
+        reply = raw.ask("auth", token=token)
+        assert reply.code == "not-a-directory"
+        assert reply["message"] == "the directory of this token cannot be used"
+        assert log.wait_for("error", user="ada")["under"] == "team/ada"
+    assert raw.refused("list") == "auth-required"
+    (root / "team").unlink()
+    raw.granted("auth", token=token)
+    raw.granted("list")
+
+
 def test_uploads_of_one_user_are_none_of_anothers(login: Login) -> None:
     upload = begin(login(Grant(user="ada")), "f")
     other = login(Grant(user="bob"))
