@@ -158,12 +158,13 @@ class Service:
             stream,
             agent=f"ftpkit/{__version__}",
             status=self.status if siblings is None else siblings.status,
-            account=self.traffic.account(peer.rpartition(":")[0]),
             traffic=self.traffic,
             door=door,
             siblings=siblings,
             gate=self._gate,
         )
+        if self._gate is None:  # else the user has one, whatever his name and where he is
+            context.account = self.traffic.account(peer.rpartition(":")[0])
         open_up = self._open_up if moved is None else None
         session = Session(stream, context, peer, moved, open_up)
         with self._lock:

@@ -341,6 +341,14 @@ def test_the_rate_of_one_token_is_none_of_anothers(login: Login) -> None:
     moved("up", [quick])
 
 
+def test_a_stranger_changes_nothing_of_a_user_that_is_called_like_his_host(
+    login: Login, stranger: Callable[[], Raw]
+) -> None:
+    raw = login(Grant(user="127.0.0.1", rate_bps=RATE))
+    stranger().granted("hello", version=1)
+    assert moved("up", [raw]) >= MIB / RATE - BURST_S
+
+
 def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> None:
     total = 2 * MIB
     heavy = tokens.add(Grant(user="heavy", weight=4.0))
