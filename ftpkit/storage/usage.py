@@ -60,9 +60,8 @@ def promised_in(uploads: Directory, name: str, go_on: GoOn) -> int:
         if not go_on():
             break
         with contextlib.suppress(*_PASSED_OVER), uploads.open_directory(key) as directory:
-            # One that has a name already, or no data, only waits for its paper work.
-            if directory.stat(DATA).st_nlink == 1:
-                total += _promised(directory, name)
+            directory.stat(DATA)  # one without data has its name already
+            total += _promised(directory, name)
     return total
 
 

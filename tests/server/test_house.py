@@ -281,6 +281,18 @@ def test_unfinished_uploads_count_after_a_restart(home: Home) -> None:
     begin(home.of(60), "f", 60).release()
 
 
+def test_another_name_for_its_data_makes_an_upload_no_smaller(home: Home) -> None:
+    begin(home.of(100), "f", 60).release()
+    (data,) = (home.place.root / ".ftpkit/uploads").glob("*/data")
+    try:
+        (home.place.root.parent / "data").hardlink_to(data)
+    except OSError:
+        pytest.skip("a file has one name here")
+    home.house.freed("f")
+    assert home.left(100) == 40
+    assert home.left(50) == 0
+
+
 def test_an_upload_that_is_aborted_or_expires_gives_back(home: Home) -> None:
     store = home.of(100)
     upload = begin(store, "f", 100)
