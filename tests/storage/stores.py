@@ -13,13 +13,16 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
+from ftpkit.server.house import LocalHouse, Quota
 from ftpkit.storage import DirectoryStore, Entry, Store, Upload, files
 from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.limited import Limited
 from ftpkit.storage.store import Wish
 from ftpkit.storage.under import Under
 from tests.support.portable import sitecustomize
 
 BLOCK = 64 * 1024
+_QUOTA = 2**63 - 1
 OWNER = "ada"
 # Nothing that a store under it says may tell that there is such a name.
 JAIL = "unheard/of"
@@ -128,12 +131,14 @@ class Place:
         return self._stack.enter_context(DirectoryStore(self.top, files or QuickFiles()))
 
     def store(self) -> Store:
-        """Open it as the store that names are relative to."""
+        """Open it as the store that names are relative to; in ``under`` there is a quota."""
         store = self.open()
         if not self._under:
             return store
         store.mkdir(self._under)
-        return Under(store, self._under)
+        house = LocalHouse(store.used)
+        self._stack.callback(house.close)
+        return Under(Limited(store, Quota(house, self._under, _QUOTA)), self._under)
 
     def __enter__(self) -> Self:
         return self
