@@ -258,6 +258,17 @@ def test_an_upload_takes_its_total_before_anything_is_made(home: Home) -> None:
         assert home.left(3 * BLOCK) == 0
 
 
+def test_what_an_upload_replaces_is_free_at_once(home: Home) -> None:
+    store = home.of(3 * BLOCK)
+    stage(store, "f", bytes(2 * BLOCK))
+    upload = begin(store, "f", BLOCK)
+    send(upload, 0, bytes(BLOCK))
+    assert home.left(3 * BLOCK) == 0
+    commit(upload, BLOCK)
+    upload.release()
+    assert home.left(3 * BLOCK) == 2 * BLOCK
+
+
 def test_what_is_continued_takes_nothing(home: Home) -> None:
     store = home.of(BLOCK)
     first = begin(store, "f", BLOCK)
@@ -404,6 +415,17 @@ def test_what_has_arrived_of_an_unknown_length_counts_after_a_restart(home: Home
     upload.release()
     home.open()
     assert home.left(2 * BLOCK) == BLOCK - 5
+
+
+def test_an_upload_of_unknown_length_that_is_found_by_its_identity_is_limited(home: Home) -> None:
+    upload = begin(home.of(BLOCK))
+    upload.release()
+    home.open()
+    upload = home.of(BLOCK).upload(upload.id, owner=OWNER)
+    send(upload, 0, bytes(BLOCK))
+    with refused(Code.QUOTA_EXCEEDED):
+        send(upload, BLOCK, b"1")
+    upload.release()
 
 
 def test_a_basis_takes_what_it_gives_to_an_unknown_length(home: Home) -> None:
