@@ -134,6 +134,7 @@ class Target:
             upload.directory,
             DATA,
             self._base,
+            fd=upload.fileno(),
             overwrite=self._overwrite,
             content_digest=content_digest,
         )

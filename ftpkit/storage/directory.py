@@ -432,6 +432,7 @@ class DirectoryStore:
                 upload.directory,
                 DATA,
                 wish.name,
+                fd=upload.fileno(),
                 overwrite=wish.overwrite,
                 content_digest=content_digest,
             )

@@ -109,6 +109,7 @@ class StagedFile:
                 self._staging,
                 self._part,
                 wish.name,
+                fd=self._fd,
                 overwrite=wish.overwrite,
                 content_digest=actual,
                 room=self._room,

@@ -151,13 +151,15 @@ class Tree:
         part: str,
         name: str,
         *,
+        fd: int,
         overwrite: bool,
         content_digest: str | None = None,
         room: Room = UNLIMITED,
     ) -> Entry:
         """Move a finished file from ``source`` to its name: in one step, and durably.
 
-        ``room`` is told if another file stood there.
+        ``room`` is told if another file stood there. ``fd`` is the file: what stands under the
+        name may be another one a moment later.
         """
         *parents, last = split_name(name)
         with refusing(name), self.directory(parents, make=True) as directory:
@@ -165,12 +167,12 @@ class Tree:
                 # An earlier try ended between its two steps: the file stands there already.
                 self._files.unlink(source, part)
                 self._files.sync_directory(directory)
-                return entry_of(name, directory.stat(last), content_digest)
+                return entry_of(name, os.fstat(fd), content_digest)
             replaced = _check_replaceable(directory, last, overwrite=overwrite)
             self._move(source, part, directory, last, overwrite=overwrite)
             if replaced:
                 room.freed(name)
-            return entry_of(name, directory.stat(last), content_digest)
+            return entry_of(name, os.fstat(fd), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
         """Move a file or directory; parents of ``to`` are made."""

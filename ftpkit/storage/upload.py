@@ -17,6 +17,7 @@ from ftpkit.protocol.digest import (
     new_hasher,
     split_digest,
 )
+from ftpkit.protocol.frame import MAX_SIZE
 from ftpkit.storage import journal
 from ftpkit.storage.files import Directory, Files
 from ftpkit.storage.journal import HeldBlock, JournalState
@@ -303,6 +304,10 @@ class DirectoryUpload:
                 self._revoke_writers()
             return self._commit(total, missing, content_digest, blocks_digest, progress)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the staged file."""
+        return self._data
+
     def has_data(self) -> bool:
         """Whether the staged file is still here, and not under its name."""
         with contextlib.suppress(FileNotFoundError):
@@ -472,7 +477,7 @@ class DirectoryUpload:
         """Whether such a block can be part of the file (needs no lock)."""
         total = self.wish.total
         if total is None:
-            return 0 < size <= self.block
+            return 0 < size <= self.block and offset + size <= MAX_SIZE
         return 0 < size == min(self.block, total - offset)
 
     def _length_at(self, offset: int, total: int) -> int:
