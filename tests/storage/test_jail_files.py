@@ -1,37 +1,44 @@
 """Whose a file is: second names, leases, modes, and a private directory that is somebody else's."""
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Directory
+from ftpkit.storage.files import Directory, is_doubled
 from ftpkit.storage.store import Wish
 from tests.storage.stores import (
     OWNER,
     Place,
     QuickFiles,
+    WatchedFiles,
     begin,
     commit,
     entries,
     fetch,
-    held,
     ignore,
     listed,
     refused,
     send,
     stage,
 )
+from tests.storage.stores import (
+    held as offsets,
+)
 
 SECRET: Final = b"outside"
 MEMBER: Final = 65534  # "nobody"
+LIMIT_S: Final = 20.0
 
 as_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away"
@@ -74,7 +81,7 @@ def test_a_file_with_a_name_outside_is_no_basis(place: Place, outside: Path) -> 
     (place.root / "f").hardlink_to(outside)
     upload = begin(store, "f", len(SECRET))
     store.offer_basis(upload, "blake3", ignore)
-    assert held(upload) == []
+    assert offsets(upload) == []
     upload.release()
 
 
@@ -207,6 +214,104 @@ def test_a_second_name_elsewhere_does_not_make_an_upload_published(
         store = place.open()
         assert listed(store) == []
         assert store.published(upload.id, owner=OWNER) is None
+
+
+# Between the look at a name and the opening of what stands there
+
+
+class SwappedDirectory(Directory):
+    """A directory in which something else takes a name right after it was looked at."""
+
+    swap: Callable[[], None]
+
+    def stat(self, part: str) -> os.stat_result:
+        status = super().stat(part)
+        self.swap()
+        return status
+
+
+@pytest.mark.skipif(
+    not system.HAS_DIR_FD or not hasattr(os, "mkfifo"), reason="there are no such races here"
+)
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("thing", ["link", "hard link", "fifo", "directory"])
+def test_what_takes_a_name_after_the_look_is_not_opened(
+    tmp_path: Path, outside: Path, thing: str, write: bool
+) -> None:
+    make: dict[str, Callable[[Path], None]] = {
+        "link": lambda path: path.symlink_to(outside),
+        "hard link": lambda path: path.hardlink_to(outside),
+        "fifo": os.mkfifo,
+        "directory": Path.mkdir,
+    }
+    path = tmp_path / "root" / "f"
+    path.parent.mkdir()
+    path.write_bytes(b"mine")
+
+    def swap() -> None:
+        path.rename(tmp_path / "spare")
+        make[thing](path)
+        held.swap = lambda: None
+
+    with Directory.open(os.fspath(path.parent)) as directory:
+        held = SwappedDirectory(directory.path, directory.dir_fd)
+        held.swap = swap
+        caught: list[OSError] = []
+
+        def look() -> None:
+            try:
+                os.close(held.open_file("f", write=write))
+            except OSError as error:
+                caught.append(error)
+
+        # In a thread of its own: it must not wait for the other end of a FIFO.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+    assert [error.errno for error in caught] in ([errno.ENOENT], [errno.ELOOP], [errno.EISDIR])
+
+
+@pytest.mark.skipif(not system.HAS_DIR_FD, reason="there are no such races here")
+def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
+    tmp_path: Path, outside: Path
+) -> None:
+    path = tmp_path / "root" / "f"
+    path.parent.mkdir()
+    path.write_bytes(b"mine")
+    with Directory.open(os.fspath(path.parent)) as directory:
+        held = SwappedDirectory(directory.path, directory.dir_fd)
+
+        def swap() -> None:
+            path.unlink()
+            path.hardlink_to(outside)
+            held.swap = lambda: None
+
+        held.swap = swap
+        assert is_doubled(held.steady_stat("f"))
+
+
+def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
+    tmp_path: Path, outside: Path
+) -> None:
+    path = tmp_path / "root" / "f"
+
+    def swap(change: str) -> None:
+        if change == "sync_directory" and path.is_file() and not path.is_symlink():
+            path.unlink()
+            path.symlink_to(outside)
+
+    with Place(tmp_path / "root") as place:
+        store = place.open(WatchedFiles(swap))
+        entry = stage(store, "f", b"mine")
+        assert (entry.kind, entry.total) == ("file", 4)
+        path.unlink()
+        upload = begin(store, "f", 4)
+        send(upload, 0, b"mine")
+        entry = commit(upload, 4)
+        upload.release()
+        assert (entry.kind, entry.total) == ("file", 4)
+        assert path.is_symlink()
 
 
 # What must stay at a start is no reason not to start
