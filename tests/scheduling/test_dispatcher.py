@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ftpkit.errors import Code, LinkError, RefusedError
 from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import POLICIES
+from ftpkit.scheduling.remote import Remote
 from ftpkit.scheduling.schedule import Schedule
 from ftpkit.scheduling.transfer import Account, State, Transfer
 
@@ -254,3 +256,18 @@ def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> N
         second.gave_up(1)
     first.gave_up(1)
     assert turns.snapshot()[1].moved == 3
+
+
+def test_turns_of_another_process_are_asked_for_and_handed_out(threads: ThreadPoolExecutor) -> None:
+    told: SimpleQueue[str] = SimpleQueue()
+    schedule = Remote(Schedule(POLICIES["rr"], slots=1), lambda what, **message: told.put(what))
+    turns = Dispatcher(schedule, longest_wait_s=0.05)
+    carrier = join(turns)
+    turn = threads.submit(carrier.turn)
+    try:
+        assert [told.get(timeout=LONG_S) for _ in range(4)] == ["joins", "ready", *["hurries"] * 2]
+        schedule.arrived(0, 7)
+        turns.hand_out()
+        assert turn.result(LONG_S) == 7
+    finally:
+        turns.stop()
