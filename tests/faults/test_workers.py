@@ -1,5 +1,6 @@
 """Servers of several processes: killed in part or whole, stopped, and told to read again."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -60,15 +61,13 @@ def workers(served: Served) -> list[int]:
 
 
 def sockets(pid: int) -> list[str]:
+    """Return the sockets of a process, which may end while it is asked."""
     found = []
-    for entry in Path(f"/proc/{pid}/fd").glob("*"):
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if target.startswith("socket:"):
-            found.append(target)
-    return found
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
+    return [target for target in found if target.startswith("socket:")]
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = WAIT_S) -> None:
