@@ -32,7 +32,7 @@ from ftpkit.protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from ftpkit.net.tls import Ask
+    from ftpkit.net.trust import Ask
 
 R = TypeVar("R", bound=Reply)
 
