@@ -26,6 +26,13 @@ Ask = Callable[[str], bool]
 _VERSION: Final = 0xA0
 _BEFORE_KEY: Final = 5
 
+# What a server may say before it knows that we speak TLS.
+_NOT_NOW: Final[dict[str, str]] = {
+    Code.TOO_MANY_CONNECTIONS: "has too many connections",
+    Code.SHUTTING_DOWN: "is stopping",
+    Code.TIMEOUT: "heard nothing of us for too long",
+}
+
 
 def connect(stream: Stream, host: str, pin: str | None, ask: Ask | None, timeout_s: float) -> None:
     """Let ``stream`` go on with TLS, if the server has the key of ``pin``.
@@ -112,9 +119,9 @@ def _context(*, known: bool) -> ssl.SSLContext:
 def _plaintext(stream: Stream, host: str) -> Exception:
     """Return what a refusal in plaintext says; its words could be anybody's, and are not shown."""
     try:
-        code = stream.read_header().get("code")
+        code = str(stream.read_header().get("code"))
     except (LinkError, ProtocolError):
-        code = None
-    if code == Code.TOO_MANY_CONNECTIONS:
-        return RefusedError(Code.TOO_MANY_CONNECTIONS, f"{host} has too many connections")
+        code = ""
+    if code in _NOT_NOW:
+        return RefusedError(Code(code), f"{host} {_NOT_NOW[code]}")
     return CannotConnectError(f"{host} does not speak TLS", permanent=True)

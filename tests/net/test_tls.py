@@ -351,10 +351,13 @@ def answered(
     return caught.value
 
 
-def test_a_server_that_is_full_says_so_in_plaintext(ends: tuple[Stream, socket.socket]) -> None:
-    said = encode_header({"ok": False, "code": Code.TOO_MANY_CONNECTIONS, "message": "\x1b[2J"})
-    error = answered(ends, said)
-    assert error.code == Code.TOO_MANY_CONNECTIONS
+@pytest.mark.parametrize("code", [Code.TOO_MANY_CONNECTIONS, Code.SHUTTING_DOWN, Code.TIMEOUT])
+def test_a_server_that_has_no_time_says_so_in_plaintext(
+    ends: tuple[Stream, socket.socket], code: Code
+) -> None:
+    error = answered(ends, encode_header({"ok": False, "code": code, "message": "\x1b[2J"}))
+    assert isinstance(error, RefusedError)
+    assert error.code == code
     assert "\x1b" not in str(error)
 
 
@@ -363,6 +366,7 @@ def test_a_server_that_is_full_says_so_in_plaintext(ends: tuple[Stream, socket.s
     [
         encode_header({"ok": False, "code": "bad-frame", "message": "what?"}),
         encode_header({"ok": True}),
+        encode_header({"ok": False, "code": []}),
         b"\0",
         b"\0\0\0\x02[]",
         b"SSH-2.0-OpenSSH_9.6\r\n",
