@@ -118,6 +118,8 @@ class Directory:
         """Return the status of ``part`` while it stood there, and not from a moment later."""
         status = self.stat(part)
         for _ in range(_MOST_LOOKS):
+            if not stat.S_ISREG(status.st_mode):  # it has no names to count
+                return status
             before, status = status, self.stat(part)
             if _is_unmoved(before, status):
                 return status

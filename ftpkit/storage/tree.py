@@ -313,9 +313,9 @@ class Tree:
         """
         past = (after or "").encode(errors="surrogatepass")
         levels = [_Level(name)]
-        with refusing(name):
-            self._read_level(levels[0], recursive=recursive, past=past)
         try:
+            with refusing(name):
+                self._read_level(levels[0], recursive=recursive, past=past)
             while levels:
                 level = levels[-1]
                 if not level.items:
