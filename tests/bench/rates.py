@@ -15,7 +15,7 @@ from typing import Final
 
 from ftpkit.client import Client, Transfer
 from ftpkit.client.pool import Submitted
-from tests.bench.processes import fast_directory, ftpkit, parse_size, serving
+from tests.bench.processes import HERE, fast_directory, ftpkit, parse_size, serving
 
 _ANNOUNCES: Final = r"--to (\S+)$"
 _WAYS: Final = (("up",), ("down",), ("up", "down"))
@@ -51,7 +51,7 @@ def _seen(
             with path.open("wb") as file:
                 file.truncate(int(rate * (seconds + _LONGEST_START_S)))
         command = ftpkit(
-            *("serve", str(here / "root"), "--port", "0", "--no-fsync", "--quiet"),
+            *("serve", str(here / "root"), "--port", "0", *HERE, "--no-fsync", "--quiet"),
             *("--rate", str(rate), "--workers", str(workers)),
         )
         _, url = stack.enter_context(serving(command, _ANNOUNCES))
