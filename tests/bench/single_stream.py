@@ -173,10 +173,11 @@ def _cp(directory: str, source: str) -> Way:
 
 
 def _places(directory: str, name: str, source: str) -> tuple[str, str]:
-    """Return a root that holds the source, as a link: it is warm for all, and where to get it."""
+    """Return a root that holds the source, warm for all, and where to get it."""
     root = os.path.join(directory, name)
     os.mkdir(root)
-    os.link(source, os.path.join(root, _HELD))
+    # A copy, for ftpkit does not serve a file that has another name elsewhere.
+    shutil.copyfile(source, os.path.join(root, _HELD))
     return root, os.path.join(directory, f"{name}.down")
 
 
