@@ -479,10 +479,11 @@ def test_importing_ftpkit_brings_no_screen() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert ftpkit.__all__ == [
-        "Address", "BlockedError", "CannotConnectError", "Client", "Code", "DamagedError",
-        "DirectoryStore", "Entry", "FtpkitError", "LinkError", "LocalFileError", "ProtocolError",
-        "RefusedError", "Server", "SourceChangedError", "Store", "Transfer", "TruncatedError",
-        "Udp", "UntrustedError", "Url", "__version__",
+        "Address", "BlockedError", "Can", "CannotConnectError", "Client", "Code", "DamagedError",
+        "DirectoryStore", "Entry", "FtpkitError", "Grant", "Identity", "LinkError",
+        "LocalFileError", "ProtocolError", "RefusedError", "Server", "SourceChangedError",
+        "Store", "Tokens", "Transfer", "TruncatedError", "Udp", "UntrustedError", "Url",
+        "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)
 
