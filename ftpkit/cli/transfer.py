@@ -199,11 +199,11 @@ def get(
 def _move(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> int:
     """Do ``at_once`` of the jobs at once, on after a failure; return the exit code."""
     with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
-        tally = _in_turn(jobs, report) if at_once == 1 else _together(jobs, at_once, report)
+        tally = _one_by_one(jobs, report) if at_once == 1 else _together(jobs, at_once, report)
     return tally.exit_code
 
 
-def _in_turn(jobs: list[Job], report: Report) -> Tally:
+def _one_by_one(jobs: list[Job], report: Report) -> Tally:
     """Do them in this thread: many small files wait for no other."""
     tally = Tally()
     for job in jobs:
