@@ -121,7 +121,7 @@ class Turns:
     def _hand_out(self) -> None:
         """Give all turns that there are, and wake the thread if it looks too late for the next."""
         now = self._clock()
-        while (lane := self._schedule.next(now)) is not None:
+        while not self._stopped and (lane := self._schedule.next(now)) is not None:
             self._give(lane)
         if self._left or self._schedule.next_at() < self._until_s:
             self._until_s = -math.inf
