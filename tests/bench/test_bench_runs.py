@@ -156,8 +156,9 @@ def test_rates_prints_how_near_each_way_comes() -> None:
     assert ways == ["up", "down", "up beside the other", "down beside the other"]
 
 
-def test_workers_reports_both_servers_and_how_they_compare(tmp_path: Path) -> None:
-    done = run("workers", "--files", "20", "--runs", "1", "--directory", str(tmp_path))
+@pytest.mark.parametrize("how", [[], ["--tls"]])
+def test_workers_reports_both_servers_and_how_they_compare(tmp_path: Path, how: list[str]) -> None:
+    done = run("workers", "--files", "20", "--runs", "1", "--directory", str(tmp_path), *how)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("1 worker: ")

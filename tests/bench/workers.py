@@ -1,4 +1,4 @@
-"""Many small files over several connections: one worker against two, by turns.
+"""Files over several connections, small ones or over TLS: one worker against two, by turns.
 
 The client sends frames that it made before, and only counts replies: on a machine with two cores
 it takes part of what the second worker could have. Its share is printed beside.
@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import socket
+import ssl
 import statistics
 import sys
 import tempfile
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for turn in range(options.runs):
             for workers, done in runs.items():
                 root = os.path.join(directory, f"{turn}-{workers}")
-                done.append(_run(root, workers, options.connections, options.files, options.size))
+                done.append(_run(root, workers, options))
     medians = {
         workers: statistics.median(run.rate for run in done) for workers, done in runs.items()
     }
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{workers} worker{'s' * (workers > 1)}: {medians[workers]:,.0f} files/s"
             f" ({min(rates):,.0f} to {max(rates):,.0f}),"
+            f" {medians[workers] * options.size / 1e6:,.0f} MB/s,"
             f" CPU a file: server {server:.0f} us, client {client:.0f} us"
         )
     print(f"{medians[options.workers] / medians[1]:.2f} times as fast")
@@ -66,6 +68,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--files", type=int, default=2000, help="on each; default: %(default)s")
     parser.add_argument("--size", type=int, default=4096, help="default: %(default)s")
+    parser.add_argument("--tls", action="store_true", help="for large files")
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--directory", default=fast_directory(), help="default: %(default)s")
     options = parser.parse_args(arguments)
@@ -74,13 +77,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _run(root: str, workers: int, connections: int, files: int, size: int) -> Run:
+def _run(root: str, workers: int, options: argparse.Namespace) -> Run:
+    connections, files, size = options.connections, options.files, options.size
+    how = ("--host", "127.0.0.1", "--open", "--state", f"{root}-state") if options.tls else HERE
     command = ftpkit(
-        "serve", root, "--port", "0", *HERE, "--workers", str(workers), "--no-fsync", "--quiet"
+        *("serve", root, "--port", "0", *how, "--workers", str(workers), "--no-fsync", "--quiet")
     )
-    with serving(command, r"ftpkit put FILE --to ftpk://(\S+)") as (server, where):
-        host, _, port = where.rpartition(":")
-        lines = [socket.create_connection((host, int(port))) for _ in range(connections)]
+    with serving(command, r" at ftpk://(\S+)") as (server, where):
+        lines = [_connected(where, tls=options.tls) for _ in range(connections)]
         try:
             requests = [_requests(number, files, size) for number in range(connections)]
             cpu, own, since = _cpu_s(server.pid), time.process_time(), time.perf_counter()
@@ -112,10 +116,23 @@ def _requests(number: int, files: int, size: int) -> bytes:
     return bytes(row)
 
 
+def _connected(where: str, *, tls: bool) -> socket.socket:
+    """Return a connection to a server; whose key it has, does not matter here."""
+    host, _, port = where.rpartition(":")
+    line = socket.create_connection((host, int(port)))
+    if not tls:
+        return line
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context.wrap_socket(line)
+
+
 def _put_all(line: socket.socket, requests: bytes, files: int) -> None:
     """Send everything, and read until all of it is answered."""
     sender = threading.Thread(target=line.sendall, args=(requests,))
     sender.start()
+    if isinstance(line, ssl.SSLSocket):  # no two threads may use it at once
+        sender.join()
     answered, rest = 0, b""
     while answered < files:
         data = rest + line.recv(_READ)
