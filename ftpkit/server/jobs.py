@@ -12,6 +12,8 @@ from ftpkit.protocol.messages import Pending
 _PATIENCE_S: Final = 4.0
 # How long a finished job waits for somebody to ask for its result.
 _KEPT_S: Final = 300.0
+# Each is a thread, which goes on where nobody waits for it any more.
+_MOST: Final = 4096
 
 Work = Callable[[Callable[[int, int], None]], Any]
 
@@ -23,8 +25,8 @@ class Jobs:
     over another connection, and gets the result of the first.
     """
 
-    def __init__(self, patience_s: float = _PATIENCE_S) -> None:
-        self._patience_s = patience_s
+    def __init__(self, patience_s: float = _PATIENCE_S, most: int = _MOST) -> None:
+        self._patience_s, self._most = patience_s, most
         self._lock = threading.Lock()
         self._jobs: dict[Hashable, _Job] = {}
         self._stopped = False
@@ -37,6 +39,8 @@ class Jobs:
             if job is None:
                 if self._stopped:
                     raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
+                if sum(not each.finished.is_set() for each in self._jobs.values()) >= self._most:
+                    raise RefusedError(Code.BUSY, "too much work is under way; try again later")
                 job = self._jobs[key] = _Job(work)
                 job.thread.start()
         if not job.finished.wait(self._patience_s):
