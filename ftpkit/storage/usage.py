@@ -1,7 +1,6 @@
 """How many bytes are stored in a directory, and promised to what is unfinished for it."""
 
 import contextlib
-import os
 from collections.abc import Callable
 from typing import Final
 
@@ -22,7 +21,7 @@ def stored_in(top: Directory, go_on: GoOn) -> int:
     Each directory is opened once and the way back is "..", so that neither work nor open
     descriptors grow with the depth. OSError says that one was moved away meanwhile.
     """
-    current = top.open_directory(os.curdir)
+    current = top.open_directory(".")
     try:
         total, waiting = _look(current)
         levels = [(current.status(), waiting)]
