@@ -1,4 +1,4 @@
-"""How near a server keeps to its rate, over some seconds of real transfers.
+"""How near a server keeps to its rate, or to that of a token, over some seconds of transfers.
 
 Run it with ``python -m tests.bench.rates [--rate 20M]``; it prints a Markdown table. What has moved
 is what the server's status says.
@@ -10,14 +10,18 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Final
 
+from ftpkit.access import Grant, Tokens
 from ftpkit.client import Client, Transfer
 from ftpkit.client.pool import Submitted
+from ftpkit.net.address import Url
 from tests.bench.processes import HERE, fast_directory, ftpkit, parse_size, serving
 
-_ANNOUNCES: Final = r"--to (\S+)$"
+_ANNOUNCES: Final = r" at (\S+) "
+_LIMITED: Final = ["server", "token"]
 _WAYS: Final = (("up",), ("down",), ("up", "down"))
 # What was saved up, and the first turns, are over by then.
 _SETTLE_S: Final = 0.5
@@ -28,19 +32,20 @@ _LONGEST_START_S: Final = 20.0
 def main() -> None:
     """Measure, and print it."""
     options = _options()
-    print("| workers | transfers | way | rate met |\n|---|---|---|---|")
-    for workers in options.workers:
-        for transfers in options.transfers:
-            for ways in _WAYS:
-                seen = _seen(options.rate, workers, transfers, ways, options.seconds)
-                for way in ways:
-                    beside = " beside the other" if len(ways) > 1 else ""
-                    share = seen[way] / options.rate
-                    print(f"| {workers} | {transfers} | {way}{beside} | {share:.2%} |", flush=True)
+    print("| rate of | workers | transfers | way | rate met |\n|---|---|---|---|---|")
+    rows = product(options.rate_of, options.workers, options.transfers, _WAYS)
+    for whose, workers, transfers, ways in rows:
+        seen = _seen(options.rate, whose, workers, transfers, ways, options.seconds)
+        for way in ways:
+            beside = " beside the other" if len(ways) > 1 else ""
+            share = seen[way] / options.rate
+            print(
+                f"| {whose} | {workers} | {transfers} | {way}{beside} | {share:.2%} |", flush=True
+            )
 
 
 def _seen(
-    rate: int, workers: int, transfers: int, ways: tuple[str, ...], seconds: float
+    rate: int, whose: str, workers: int, transfers: int, ways: tuple[str, ...], seconds: float
 ) -> Mapping[str, float]:
     """Return the bytes a second of each way, over so many transfers in it."""
     with contextlib.ExitStack() as stack:
@@ -50,11 +55,19 @@ def _seen(
         for path in (here / "up", *(here / "root" / f"down{n}" for n in range(transfers))):
             with path.open("wb") as file:
                 file.truncate(int(rate * (seconds + _LONGEST_START_S)))
+        state = here / "state"
+        limited: tuple[str, ...] = (*HERE, "--rate", str(rate))
+        if whose == "token":
+            limited = ("--host", "127.0.0.1", "--plain", "--state", str(state))
         command = ftpkit(
-            *("serve", str(here / "root"), "--port", "0", *HERE, "--no-fsync", "--quiet"),
-            *("--rate", str(rate), "--workers", str(workers)),
+            *("serve", str(here / "root"), "--port", "0", "--no-fsync", "--quiet"),
+            *("--workers", str(workers), *limited),
         )
-        _, url = stack.enter_context(serving(command, _ANNOUNCES))
+        _, address = stack.enter_context(serving(command, _ANNOUNCES))
+        token = None
+        if whose == "token":
+            token = Tokens(state / "tokens.json").add(Grant(user="bench", rate_bps=rate))
+        url = Url(Url.parse(address).address, token=token, plain=True)
         futures = stack.enter_context(_under_way(url, here, transfers, ways))
         client = stack.enter_context(Client(url))
         while _moved(client)[1] < transfers * len(ways):
@@ -71,7 +84,7 @@ def _seen(
 
 @contextlib.contextmanager
 def _under_way(
-    url: str, here: Path, transfers: int, ways: tuple[str, ...]
+    url: Url, here: Path, transfers: int, ways: tuple[str, ...]
 ) -> Iterator[list[Submitted[Transfer]]]:
     """Let transfers go on until the block ends."""
     with Client(url, jobs=transfers * len(ways)) as client:
@@ -101,6 +114,7 @@ def _options() -> argparse.Namespace:
         prog="python -m tests.bench.rates", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--rate", type=parse_size, default="20M", help="default: %(default)s")
+    parser.add_argument("--rate-of", choices=_LIMITED, nargs="+", default=_LIMITED)
     parser.add_argument("--seconds", type=float, default=5.0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--transfers", type=int, nargs="+", default=[1, 4])
