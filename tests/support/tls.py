@@ -15,6 +15,17 @@ from ftpkit.net.tls import Identity
 from tests.support.raw import Raw
 
 _DAY: Final = timedelta(days=1)
+_SIGNS: Final = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 _RECORD_PREFIX: Final = 5
 APPLICATION_DATA: Final = 0x17
 
@@ -83,9 +94,13 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("Somebody")
         constraint = x509.BasicConstraints(ca=True, path_length=0)
+        own = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        self._whose = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
         self.certificate = (
             _builder(self._name, self._name, self._key, -_DAY, _DAY)
             .add_extension(constraint, critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(own, critical=False)
             .sign(self._key, SHA256())
             .public_bytes(Encoding.PEM)
         )
@@ -104,6 +119,7 @@ class Authority:
         certificate = (
             _builder(_name(host), self._name, key, since, until)
             .add_extension(names, critical=False)
+            .add_extension(self._whose, critical=False)
             .sign(self._key, SHA256())
         )
         return Identity(certificate.public_bytes(Encoding.PEM), in_pem(key))
