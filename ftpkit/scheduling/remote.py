@@ -70,9 +70,10 @@ class Remote:
 
     def gave_up(self, lane: Lane, moved: int, now: float) -> None:
         """Note that ``lane`` moved so many bytes, and ended its turn if it had one."""
-        if self.shaped or lane in self._numbers:
-            self._tell(what="gave_up", lane=self._number(lane), moved=moved)
-        self._rest(lane)
+        if lane.state is not State.DONE:  # it may have left, in another thread
+            if self.shaped or lane in self._numbers:
+                self._tell(what="gave_up", lane=self._number(lane), moved=moved)
+            self._rest(lane)
         self._here.gave_up(lane, moved, now)
 
     def leave(self, lane: Lane, now: float) -> None:

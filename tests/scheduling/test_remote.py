@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from ftpkit.scheduling.policies import POLICIES
 from ftpkit.scheduling.remote import Remote
 from ftpkit.scheduling.schedule import Schedule
@@ -61,6 +63,16 @@ def test_a_turn_for_one_that_has_left_is_nobodys() -> None:
     turns.leave(one, 0.0)
     assert turns.next(0.0) is other
     assert turns.next(0.0) is None
+
+
+@pytest.mark.parametrize("slots", [1, None])
+def test_one_that_has_left_stays_gone_whatever_it_still_moves(slots: int | None) -> None:
+    turns, told = remote(slots=slots)
+    lane = turns.join(transfer())
+    turns.leave(lane, 0.0)
+    turns.gave_up(lane, 100, 1.0)
+    turns.leave(lane, 2.0)
+    assert (lane.state, turns.snapshot(2.0), told) == (State.DONE, [], [])
 
 
 def test_without_a_limit_nothing_is_told() -> None:
