@@ -36,6 +36,8 @@ _GENTLE_S: Final = 10.0
 # So much of a file is held back until it is seen to be unchanged: small files wholly, and
 # not much of large ones, which travel without a copy.
 _LAST: Final = 64 * 1024
+# Who shows no token for so long takes the place of somebody who has one, whatever it asks for.
+_UNKNOWN_S: Final = 60.0
 
 log = logging.getLogger("ftpkit.server")
 
@@ -91,7 +93,7 @@ class Session:
             self._last_word(refusal)
         except EndOfStreamError:
             if self._revoked:
-                self._last_word(_revoked())
+                self._last_word(self._shown_out())
             elif self._stopping:
                 outcome = Code.SHUTTING_DOWN
                 self._last_word(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
@@ -124,8 +126,12 @@ class Session:
         self._rest()
 
     def check(self) -> None:
-        """End if the token that was shown is good no longer: with a word where one can be said."""
-        if self._revoked or self._context.good:
+        """End if the token that was shown is good no longer, or none was shown in time.
+
+        With a word, where one can be said.
+        """
+        late = self._context.locked and time.monotonic() - self._since > _UNKNOWN_S
+        if self._revoked or (self._context.good and not late):
             return
         with self._state:
             self._revoked = True
@@ -239,7 +245,7 @@ class Session:
         """Return ``request`` as whoever is at the other end may have it done now."""
         if not self._context.good:
             self._revoked = True
-            raise _revoked()
+            raise self._shown_out()
         return permitted(request, self._context.grant)
 
     def _hand_over(self, header: Header, to: int) -> None:
@@ -332,6 +338,8 @@ class Session:
             "outcome": Code.AUTH_REQUIRED if self._revoked else outcome,
         }
 
-
-def _revoked() -> RefusedError:
-    return RefusedError(Code.AUTH_REQUIRED, "the token is good no longer")
+    def _shown_out(self) -> RefusedError:
+        why = (
+            "no token was shown in time" if self._context.locked else "the token is good no longer"
+        )
+        return RefusedError(Code.AUTH_REQUIRED, why)

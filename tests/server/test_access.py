@@ -14,6 +14,7 @@ import pytest
 from ftpkit import Client, Server, Udp, Url
 from ftpkit.access import Can, Grant, Tokens
 from ftpkit.errors import FtpkitError
+from ftpkit.server import session as session_module
 from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, Reply, frame
@@ -425,6 +426,22 @@ def test_a_token_that_is_removed_ends_an_idle_conversation_with_a_word(
     said_at_last(raw)
     assert log.wait_for("connection", user="ada")["outcome"] == "auth-required"
     other.granted("ping")
+
+
+def test_who_shows_no_token_keeps_no_place_whatever_it_sends(
+    login: Login, stranger: Callable[[], Raw], monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    monkeypatch.setattr(session_module, "_UNKNOWN_S", 0.5)
+    known, silent, asking, sending = login(Grant(user="ada")), *(stranger() for _ in range(3))
+    sending.send({"op": "put", "name": "f", "size": MIB}, b"a")
+    until = time.monotonic() + TIMEOUT_S
+    with suppress(ConnectionError):
+        while not asking.ask("ping").closes:
+            assert time.monotonic() < until
+    said_at_last(silent)
+    assert sending.rest() == b"", "there is no word in the middle of a body"
+    assert log.wait_for("connection", requests=0)["outcome"] == "auth-required"
+    known.granted("ping")
 
 
 def test_a_token_that_changes_or_expires_ends_its_conversations(
