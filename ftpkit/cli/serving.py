@@ -165,7 +165,6 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             _become(account, settings, sockets)
         access = Access.of(settings, named)
         url = access.url(reachable(sockets[0].address))
-        access.state.set_url(url)
         stack.enter_context(_told_here(settings, access, sockets[0].address))
         server = _server(settings, access, sockets)
         try:
@@ -175,6 +174,8 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             reason = error.strerror or str(error)
             raise click.ClickException(f"cannot serve {settings.root}: {reason}") from None
         try:
+            # Not before: where a start fails, another server is perhaps reached as it says there.
+            access.state.set_url(url)
             said = replace(url, token=None) if shown_to_the_journal() else url
             click.echo(first_line(settings.root, said, open_to_all=settings.open))
             warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)

@@ -284,8 +284,9 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
-def test_a_root_in_use_is_one_line(serve: Serve) -> None:
-    root = str(serve().root)
+def test_a_root_in_use_is_one_line(serve: Serve, run: Run) -> None:
+    served = serve()
+    root = str(served.root)
     result = subprocess.run(
         command("serve", root, "--port", "0"),
         capture_output=True,
@@ -296,6 +297,8 @@ def test_a_root_in_use_is_one_line(serve: Serve) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == f"ftpkit: cannot serve {root}: another server uses {root}\n"
+    link = Url.parse(run("token", "add", "ada").stdout.strip())
+    assert str(link.address) == served.url, "links name the server that runs"
 
 
 def test_nobody_reads_its_first_line(tmp_path: Path) -> None:
