@@ -40,7 +40,9 @@ class State:
                     private.replace(self._key, made.key)
         try:
             return Identity.read(self._certificate, self._key)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise LocalFileError(f"cannot read {error.filename}: {error.strerror}") from None
+        except ValueError as error:
             raise LocalFileError(f"there is no identity in {self.path}: {error}") from None
 
     def tokens(self) -> Tokens:
