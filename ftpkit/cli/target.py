@@ -12,7 +12,7 @@ from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option,
 from ftpkit.client import Client, Udp
 from ftpkit.client.hosts import Hosts, Running, RunningServer
 from ftpkit.client.link import Link, Where
-from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError, UntrustedError
+from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.here import is_here
 
@@ -142,9 +142,10 @@ def _get_acquainted(where: Where, timeout: float) -> None:
         return
     try:
         link, url = meet(where, timeout)
-    except UntrustedError:
-        raise
-    except FtpkitError:
+    except FtpkitError as error:
+        # Who has just said that the key is right is not to hear that nobody vouches for it.
+        if isinstance(error, UntrustedError) or error.code == Code.AUTH_REQUIRED:
+            raise
         return  # the command itself tells, and perhaps tries again
     with closing(link):
         if url.pin is not None:

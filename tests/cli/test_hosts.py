@@ -249,6 +249,14 @@ def test_what_was_kept_for_tls_is_not_shown_in_plaintext(guard: Guard) -> None:
     assert find(plain) == find(Url(guard.address)) == token
 
 
+def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None:
+    with terminal("ping", "--to", str(guard.address)) as screen:
+        screen.answer(r"\[y/N\]: $", "y")
+        assert screen.end() == (3, "")
+    assert "wants a token" in screen.shown
+    assert "vouches" not in screen.shown
+
+
 def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: Url) -> None:
     kept_hosts().keep(replace(unknown, pin=OTHER_PIN), default=True)
     for args in (["ping"], ["login", str(unknown)]):
