@@ -108,8 +108,9 @@ def usage_fault(error: click.ClickException) -> str:
     message = error.format_message()
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return message
-    if type(error) is click.BadParameter and error.param is not None:
-        message = f"{_origin(error.ctx, error.param)}: {error.message}"
+    if type(error) is click.BadParameter:
+        origin = "" if error.param is None else f"{_origin(error.ctx, error.param)}: "
+        message = origin + error.message
     return f"{message.rstrip('.')} (see '{error.ctx.command_path} --help')"
 
 

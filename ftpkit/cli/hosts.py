@@ -96,7 +96,7 @@ def _forget(names: tuple[Url, ...]) -> int:
 
 def _read_link() -> Url:
     if has_person():
-        return URL(click.prompt("Link", hide_input=True, err=True))
+        return URL(click.prompt("Link", hide_input=True, err=True).strip())
     return URL(sys.stdin.readline().strip())
 
 

@@ -79,7 +79,7 @@ def URL(text: str) -> Url:  # noqa: N802  a click type, as those below
         return Url.parse(text)
     except ValueError:
         raise click.BadParameter(
-            "expected ftpk://HOST:PORT or a link, with a port from 1 to 65535"
+            "expected ftpk://HOST:PORT or a whole link, with a port from 1 to 65535"
         ) from None
 
 

@@ -126,6 +126,15 @@ def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
     assert find(None) == guard.url
 
 
+def test_what_comes_from_standard_input_and_is_no_link_is_told(run: Run) -> None:
+    result = run("login")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "ftpkit: expected ftpk://HOST:PORT or a whole link, with a port from 1 to 65535 "
+        "(see 'ftpkit login --help')\n"
+    )
+
+
 def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
     with terminal("login") as screen:
         screen.answer("Link: ", guard.url.link(), hidden=True)
@@ -178,7 +187,7 @@ def test_what_is_no_link_is_not_said_again(
         Path(hosts_file()).with_name("client.toml").write_text(f'url = "{wrong}"')
     result = run(*args)
     assert result.exit_code == 2
-    assert "expected ftpk://HOST:PORT or a link" in result.stderr
+    assert "expected ftpk://HOST:PORT or a whole link" in result.stderr
     assert TOKEN not in result.output
 
 
