@@ -155,9 +155,10 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
     settings.logging()()
     if settings.workers > 1 and not system.HAS_HANDING_OVER:
         raise click.UsageError("--workers: this system cannot hand connections to processes")
-    signals, manager = heard(), Manager()
-    account, named = settings.account(), settings.identity()
+    manager = Manager()
     with contextlib.ExitStack() as stack:
+        signalled = stack.enter_context(heard())
+        account, named = settings.account(), settings.identity()
         sockets = _listen(settings)
         for each in sockets:
             stack.callback(each.close)
@@ -181,7 +182,7 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)
             ready = partial(manager.ready, f"serves {shown(settings.root)} at {url}")
             ready()
-            while signals.get() == RELOAD:
+            while signalled() == RELOAD:
                 manager.reloading()
                 settings = _reload(server, settings, context, ready)
             manager.stopping(settings.grace)
