@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -165,8 +165,9 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
         if account is not None:
             _become(account, settings, sockets)
         access = Access.of(settings, named)
-        url = access.url(reachable(sockets[0].address))
-        stack.enter_context(_told_here(settings, access, sockets[0].address))
+        told = stack.enter_context(contextlib.ExitStack())
+        address = sockets[0].address
+        _tell_here(told, settings, access, address)
         server = _server(settings, access, sockets)
         try:
             os.makedirs(settings.root, exist_ok=True)
@@ -176,11 +177,20 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             raise click.ClickException(f"cannot serve {settings.root}: {reason}") from None
         try:
             # Not before: where a start fails, another server is perhaps reached as it says there.
-            access.state.set_url(url)
+            url = _tell_links(access, address)
             said = replace(url, token=None) if shown_to_the_journal() else url
             click.echo(first_line(settings.root, said, open_to_all=settings.open))
             warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)
-            ready = partial(manager.ready, f"serves {shown(settings.root)} at {url}")
+
+            def ready() -> None:
+                nonlocal access
+                if server.identity is not None and server.identity.pin != access.identity.pin:
+                    access = replace(access, identity=server.identity)
+                    _tell_here(told, settings, access, address)
+                    _tell_links(access, address)
+                    _logger.warning("the key is another: links that name the old one are refused")
+                manager.ready(f"serves {shown(settings.root)} at {url}")
+
             ready()
             while signalled() == RELOAD:
                 manager.reloading()
@@ -222,18 +232,29 @@ def _become(account: Account, settings: Settings, sockets: Sequence[Bound]) -> N
         raise click.ClickException(f"--user {account.name}: {error.strerror or error}") from None
 
 
-@contextlib.contextmanager
-def _told_here(settings: Settings, access: Access, address: Address) -> Iterator[None]:
-    """Let clients on this machine find the server until the block ends."""
-    with contextlib.ExitStack() as stack:
-        try:
-            running = Running(running_directory())
-            root = os.path.abspath(settings.root)
-            telling = running.tell(access.url(address), root=root, state=access.state.path)
-            stack.enter_context(telling)
-        except LocalFileError as error:
-            _logger.info("clients on this machine have to be told where it is: %s", error)
-        yield
+def _tell_here(
+    told: contextlib.ExitStack, settings: Settings, access: Access, address: Address
+) -> None:
+    """Let clients on this machine find the server, until ``told`` ends.
+
+    What they were told before ends when they have been told this.
+    """
+    before = told.pop_all()
+    try:
+        running = Running(running_directory())
+        root = os.path.abspath(settings.root)
+        telling = running.tell(access.url(address), root=root, state=access.state.path)
+        told.enter_context(telling)
+    except LocalFileError as error:
+        _logger.info("clients on this machine have to be told where it is: %s", error)
+    before.close()
+
+
+def _tell_links(access: Access, address: Address) -> Url:
+    """Let links that are made later say how the server is reached; return that."""
+    url = access.url(reachable(address))
+    access.state.set_url(url)
+    return url
 
 
 def _server(settings: Settings, access: Access, sockets: Sequence[Bound]) -> Server | Supervisor:

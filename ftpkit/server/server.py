@@ -88,6 +88,11 @@ class Server:
         """The first address on which the server listens."""
         return self.addresses[0]
 
+    @property
+    def identity(self) -> Identity | None:
+        """Who the server is, to those that connect from now on."""
+        return self._identity
+
     def start(self) -> None:
         """Listen, open the root, and serve; OSError says why that is impossible."""
         self._stopping.clear()

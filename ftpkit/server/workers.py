@@ -125,6 +125,11 @@ class Supervisor:
         return self._plan
 
     @property
+    def identity(self) -> Identity | None:
+        """Who the server is, to those that connect from now on."""
+        return self._plan.identity
+
+    @property
     def addresses(self) -> list[Address]:
         """Where the server listens."""
         return [listener.address for listener in self._listeners]

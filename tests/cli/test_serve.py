@@ -165,6 +165,23 @@ def test_a_certificate_of_ones_own_is_read_again(
     assert not (tmp_path / "state" / "ftpkit" / "key.pem").exists()
 
 
+@needs_hangup
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_another_key_is_what_new_links_and_clients_of_this_machine_know(
+    serve: Serve, run: Run, tmp_path: Path, workers: str
+) -> None:
+    options = written(Identity.make(), tmp_path, "mine")
+    served = serve("--host", "127.0.0.1", "--workers", workers, *options, default=True)
+    assert run("ls").exit_code == 0
+    written(second := Identity.make(), tmp_path, "mine")
+    served.process.send_signal(signal.SIGHUP)
+    lines_until(served, "the key is another")
+    assert Url.parse(run("token", "add", "ada").stdout.split()[0]).pin == second.pin
+    (here,) = Running(running_directory()).servers()
+    assert here.url.pin == second.pin
+    assert run("ls").exit_code == 0
+
+
 @pytest.mark.parametrize("wrong", ["missing", "garbage", "of another", "swapped"])
 def test_a_certificate_that_cannot_be_used_is_one_line(
     run: Run, tmp_path: Path, wrong: str
