@@ -86,6 +86,10 @@ class Link:
         """Where the server is."""
         return self.url.address
 
+    def may(self, permission: str) -> bool:
+        """Whether the server allows us that: "read", "write", "delete" or "admin"."""
+        return self.holder is None or permission in self.holder.can
+
     def _open(
         self, pace: Pace | None, on_socket: OnSocket | None, ask: "Ask | None", *, tls: bool
     ) -> None:

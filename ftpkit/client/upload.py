@@ -149,7 +149,8 @@ class Upload:
         self._moved = 0
         self._on_progress(0, self._source.total)
         as_datagrams = self._carrier.wanted and self._source.total > 0
-        if self._source.total <= SMALL_FILE and not as_datagrams:
+        # Who may not look could not find out that only the reply to a put was lost.
+        if self._source.total <= SMALL_FILE and not as_datagrams and link.may("read"):
             published = self._put(link)
         else:
             published = self._published_before(link) or self._send_blocks(link)

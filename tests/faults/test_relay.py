@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ftpkit import Can, Grant, Tokens, Url
 from ftpkit.client import Client, upload
 from ftpkit.client.upload import BLOCK
 from ftpkit.errors import Code, FtpkitError, RefusedError, SourceChangedError, StalledError
@@ -180,6 +181,24 @@ def test_a_reply_to_a_commit_that_was_lost_is_given_again(
     assert relay.up < 6 * MIB + HEADERS
     assert (root / "rehearse2").read_bytes() == source.read_bytes()
     assert left_over(root) == []
+
+
+def test_who_may_only_write_is_told_again_what_became_of_a_small_file(
+    root: Path, here: Path, tmp_path: Path
+) -> None:
+    tokens = Tokens(tmp_path / "tokens.json")
+    token = tokens.add(Grant(user="ada", can=frozenset({Can.WRITE})))
+    source = settled(here / "source", b"a small file")
+    with Server(root, port=0, tokens=tokens) as server, Relay(server.address) as relay:
+        url = Url(relay.address, token=token, plain=True)
+        with Eager(url) as client:
+            client.put(source, "rehearsal")
+        relay.wait(lambda relay: not relay._pairs)  # or it has not counted all
+        relay.expect(down(Swallow(relay.down - 20)))
+        with Eager(url, retry_for_s=RETRY_S) as client:
+            client.put(source, "rehearse2")
+        assert relay.accepted == 2
+    assert (root / "rehearse2").read_bytes() == b"a small file"
 
 
 def test_a_small_put_whose_reply_was_lost_does_not_hide_a_real_refusal(
