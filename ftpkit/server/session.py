@@ -251,6 +251,8 @@ class Session:
     def _hand_over(self, header: Header, to: int) -> None:
         """Let another process answer this request, and all that follow it."""
         context = self._context
+        # The keys of its TLS cannot be given away. If there is no descriptor, nothing has begun.
+        lent = socket.socketpair() if self._stream.secured else None
         with self._state:
             self._handed_over = True
         self._transfers.close()
@@ -262,11 +264,10 @@ class Session:
         moved = Moved(header, ahead, grant, context.algorithm, answered, self._since, local)
         if context.siblings is None:
             return
-        if not self._stream.secured:
+        if lent is None:
             context.siblings.hand_over(sock, moved, to, lent=False)
             return
-        # The keys of its TLS cannot be given away.
-        ours, theirs = socket.socketpair()
+        ours, theirs = lent
         with ours:
             with theirs:
                 context.siblings.hand_over(theirs, moved, to, lent=True)

@@ -185,7 +185,7 @@ class Worker:
         except (OSError, RuntimeError) as error:
             log.warning("error", extra={"fields": {"error": str(error), "peer": connection.peer}})
             close_all(fds)
-            connection.leave()
+            connection.turn_away()
 
     def leave(self, host: str) -> None:
         """Note that a connection has gone from here."""
@@ -229,6 +229,12 @@ class _Connection:
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
             self.leave()
+
+    def turn_away(self) -> None:
+        """Leave unserved, and let another connection of its user have its place."""
+        if self._moved is not None and self._moved.grant is not None:
+            self._worker.tell("house", what="leave", user=self._moved.grant.user)
+        self.leave()
 
     def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
         """Let another worker go on with it."""

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
@@ -27,6 +28,7 @@ from tests.server.test_workers import (
     records,
     two,
     unfinished,
+    wait_until,
     write,
 )
 from tests.support.logs import Log
@@ -188,6 +190,40 @@ def test_the_holder_of_a_token_is_counted_once(serve: Serve, tmp_path: Path) -> 
         for line in (lines[0], lines[2]):
             assert line.receive().code == "auth-required"
     assert server.admission.wait_for(lambda count: count == 0, WAIT_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes descriptors from others")
+@pytest.mark.parametrize("without", ["lender", "heir"])
+def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
+    serve: Serve, tmp_path: Path, without: str
+) -> None:
+    path = str(tmp_path / "tokens.json")
+    token = Tokens(path).add(Grant(user="ada", connections=2))
+    server = serve(tokens=path)
+    with ExitStack() as stack:
+        lines = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
+        for line in lines:
+            line.granted("auth", token=token)
+        upload = begin(lines[0])["upload"]
+        assert write(lines[0], upload, 0).ok
+        (holder,) = holders(server)
+        members = server._broker.serving()
+        poor = next(each for each in members if (each.number == holder) == (without == "heir"))
+        pid = server._processes[poor].process.pid or 0
+        import resource  # not everywhere
+
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+        free = min(set(range(len(used) + 1)) - used)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+        with pytest.raises(OSError, match=r"ended|reset|EOF"):
+            write(lines[1], upload, BLOCK)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        wait_until(lambda: server._house._users["ada"] == 1)
+        again = stack.enter_context(secure(Raw(server.address)))
+        again.granted("auth", token=token)
+        assert write(again, upload, BLOCK).ok
+        wait_until(lambda: server._house._users["ada"] == 2)
 
 
 @pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
