@@ -187,7 +187,10 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
                 if server.identity is not None and server.identity.pin != access.identity.pin:
                     access = replace(access, identity=server.identity)
                     _tell_here(told, settings, access, address)
-                    _tell_links(access, address)
+                    try:
+                        _tell_links(access, address)
+                    except LocalFileError as error:
+                        _logger.error("links that are made name the old key: %s", error)
                     _logger.warning("the key is another: links that name the old one are refused")
                 manager.ready(f"serves {shown(settings.root)} at {url}")
 

@@ -182,6 +182,21 @@ def test_another_key_is_what_new_links_and_clients_of_this_machine_know(
     assert run("ls").exit_code == 0
 
 
+@needs_hangup
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_where_the_state_cannot_be_written_another_key_serves_all_the_same(
+    serve: Serve, tmp_path: Path, workers: str
+) -> None:
+    options = written(Identity.make(), tmp_path, "mine")
+    served = serve("--host", "127.0.0.1", "--workers", workers, *options, default=True)
+    written(second := Identity.make(), tmp_path, "mine")
+    (tmp_path / "state" / "ftpkit").chmod(0o777)
+    served.process.send_signal(signal.SIGHUP)
+    assert "links that are made name the old key: others" in lines_until(served, "key is another")
+    assert pin_of(Url.parse(served.url).address) == second.pin
+    assert served.end()[0] == 0
+
+
 @pytest.mark.parametrize("wrong", ["missing", "garbage", "of another", "swapped"])
 def test_a_certificate_that_cannot_be_used_is_one_line(
     run: Run, tmp_path: Path, wrong: str
