@@ -33,6 +33,9 @@ JOURNAL: Final = "journal"
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
 _CHECKPOINT_S: Final = 5.0
 _PIECE: Final = 1024 * 1024
+# So much a journal may have beside its blocks, for each `begin` may wish something else.
+_MOST_WISHES: Final = 1024 * 1024
+_RECORD: Final = 128
 
 Publish = Callable[["DirectoryUpload", str], Entry]
 LetGo = Callable[["DirectoryUpload"], None]
@@ -181,6 +184,10 @@ class DirectoryUpload:
         with self._lock:
             self._check_open()
             if wish != self.wish:
+                if self._journal_length > _MOST_WISHES + _RECORD * len(self._blocks):
+                    raise RefusedError(
+                        Code.BUSY, "this upload was begun in too many ways; abort it first"
+                    )
                 self.wish = wish
                 self._append(journal.encode_wish({**self._identity(), **asdict(wish)}))
 
