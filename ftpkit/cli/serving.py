@@ -123,8 +123,8 @@ class Settings:
 class Access:
     """How clients get in: where they find which key, with which tokens, or without."""
 
-    state: State
-    identity: Identity
+    state: State | None
+    identity: Identity | None
     tokens: Tokens | None
     first_token: str | None
     plain: bool
@@ -138,13 +138,22 @@ class Access:
             tokens = None if settings.open else state.tokens()
             first = None if settings.open else state.first_token()
         except LocalFileError as error:
+            if settings.plain and settings.open:
+                # Who is let in without either needs no place for a key and tokens.
+                _logger.info("TLS is not spoken: %s", error)
+                return cls(None, None, None, None, settings.plain)
             raise click.ClickException(f"{error}; --state names another directory") from None
         return cls(state, identity, tokens, first, settings.plain)
+
+    @property
+    def pin(self) -> str | None:
+        """What clients know the key by, if there is one."""
+        return None if self.identity is None else self.identity.pin
 
     def url(self, address: Address) -> Url:
         """Return what a client has to know."""
         if not self.plain:
-            return Url(address, pin=self.identity.pin, token=self.first_token)
+            return Url(address, pin=self.pin, token=self.first_token)
         # On this machine a client goes without TLS by itself, but not where it has a token.
         plain = self.first_token is not None or not is_loopback(address.host)
         return Url(address, token=self.first_token, plain=plain)
@@ -184,13 +193,10 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
 
             def ready() -> None:
                 nonlocal access
-                if server.identity is not None and server.identity.pin != access.identity.pin:
+                if server.identity is not None and server.identity.pin != access.pin:
                     access = replace(access, identity=server.identity)
                     _tell_here(told, settings, access, address)
-                    try:
-                        _tell_links(access, address)
-                    except LocalFileError as error:
-                        _logger.error("links that are made name the old key: %s", error)
+                    _tell_links(access, address)
                     _logger.warning("the key is another: links that name the old one are refused")
                 manager.ready(f"serves {shown(settings.root)} at {url}")
 
@@ -246,7 +252,8 @@ def _tell_here(
     try:
         running = Running(running_directory())
         root = os.path.abspath(settings.root)
-        telling = running.tell(access.url(address), root=root, state=access.state.path)
+        state = None if access.state is None else access.state.path
+        telling = running.tell(access.url(address), root=root, state=state)
         told.enter_context(telling)
     except LocalFileError as error:
         _logger.info("clients on this machine have to be told where it is: %s", error)
@@ -256,7 +263,11 @@ def _tell_here(
 def _tell_links(access: Access, address: Address) -> Url:
     """Let links that are made later say how the server is reached; return that."""
     url = access.url(reachable(address))
-    access.state.set_url(url)
+    try:
+        if access.state is not None:
+            access.state.set_url(url)
+    except LocalFileError as error:
+        _logger.error("links that are made do not know how it is reached: %s", error)
     return url
 
 

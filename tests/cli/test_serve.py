@@ -192,7 +192,9 @@ def test_where_the_state_cannot_be_written_another_key_serves_all_the_same(
     written(second := Identity.make(), tmp_path, "mine")
     (tmp_path / "state" / "ftpkit").chmod(0o777)
     served.process.send_signal(signal.SIGHUP)
-    assert "links that are made name the old key: others" in lines_until(served, "key is another")
+    assert "links that are made do not know how it is reached: others" in lines_until(
+        served, "key is another"
+    )
     assert pin_of(Url.parse(served.url).address) == second.pin
     assert served.end()[0] == 0
 
@@ -228,6 +230,15 @@ def test_without_a_place_for_its_state_it_says_so(
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "--state names another directory" in result.stderr
+
+
+def test_who_asks_for_neither_key_nor_token_needs_no_place_for_them(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with Client(serve().url) as client:
+        client.ping()
 
 
 # Who finds it
