@@ -12,7 +12,7 @@ from ftpkit.errors import HandshakeError
 
 # So much is encrypted for one call of the system, and asked of it for one: more than that
 # is no faster, and each connection that moved much keeps as much memory.
-_MOST: Final = 128 * 1024
+_MOST: Final = 256 * 1024
 _RECORD: Final = 16 * 1024
 # What an idle connection asks for.
 _LEAST: Final = 4 * 1024
@@ -221,7 +221,8 @@ class Tls:
     def flush_now(self) -> bool:
         """Let leave what can of what was taken; return whether that is all."""
         with contextlib.suppress(BlockingIOError):
-            while self._backlog:
+            # Looked at each time, for where Python waits for a socket it would wait here, too.
+            while self._backlog and system.wait_writable(self._sock, 0):
                 self._backlog = self._backlog[system.send_now(self._sock, self._backlog) :]
         return not self._backlog
 
