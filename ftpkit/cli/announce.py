@@ -13,14 +13,18 @@ from ftpkit.net.address import Address, Url
 _logger = logging.getLogger("ftpkit.cli")
 
 
-def first_line(root: str, url: Url, *, open_to_all: bool) -> str:
-    """Return what is served where, and what a client types first; it may have a token in it."""
+def first_line(root: str, url: Url, *, open_to_all: bool, state: str | None = None) -> str:
+    """Return what is served where, and what a client types first; it may have a token in it.
+
+    ``state`` is the state directory, where it is not the one that commands look into.
+    """
     if open_to_all:
         what = f"send a file with: ftpkit put FILE --to {url.link()}"
     elif url.token is not None:
         what = f"on a client: ftpkit login {url.link()}"
     else:
-        what = "make a link for a client with: ftpkit token add NAME"
+        where = "" if state is None else f" --state {shown(os.path.abspath(state))}"
+        what = f"make a link for a client with: ftpkit token add NAME{where}"
     return f"ftpkit {__version__} serves {shown(os.path.abspath(root))} at {url} - {what}"
 
 

@@ -188,7 +188,9 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
             # Not before: where a start fails, another server is perhaps reached as it says there.
             url = _tell_links(access, address)
             said = replace(url, token=None) if shown_to_the_journal() else url
-            click.echo(first_line(settings.root, said, open_to_all=settings.open))
+            click.echo(
+                first_line(settings.root, said, open_to_all=settings.open, state=settings.state)
+            )
             warn_of_strangers(server.addresses, plain=settings.plain, open_to_all=settings.open)
 
             def ready() -> None:
