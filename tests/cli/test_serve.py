@@ -57,18 +57,6 @@ def test_the_first_line_is_one_link_that_stays_the_same(serve: Serve, tmp_path: 
     assert links[0] == links[1]
 
 
-def test_without_its_first_token_it_says_how_to_make_one(
-    serve: Serve, run: Run, tmp_path: Path
-) -> None:
-    state = str(tmp_path / "elsewhere")
-    serve("--state", state, default=True).end()
-    assert run("token", "rm", "owner", "--state", state).exit_code == 0
-    line = serve("--state", state, default=True).line
-    assert line.endswith(
-        f" - make a link for a client with: ftpkit token add NAME --state {state}\n"
-    )
-
-
 def pin_of(address: Address) -> str:
     """The pin of the key that a server shows."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -253,10 +253,12 @@ def test_a_manager_that_does_not_listen_is_a_line_in_the_log(start: Start, tmp_p
     assert "the service manager cannot be told READY=1: " in log
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_token_is_not_shown_to_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
     journal = tmp_path / "journal"
+    state = ["--state", str(tmp_path / "elsewhere")] if elsewhere else []
     with ExitStack() as stack:
         told = Told(stack, str(tmp_path / "n"))
         file = stack.enter_context(journal.open("w"))
@@ -264,11 +266,12 @@ def test_a_token_is_not_shown_to_the_journal(
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         monkeypatch.setenv("NOTIFY_SOCKET", told.address)
         argv = command("serve", str(tmp_path / "inbox"), "--host", "127.0.0.1", "--port", "0")
-        server = subprocess.Popen(argv, stdout=file, stderr=subprocess.PIPE, text=True)
+        server = subprocess.Popen([*argv, *state], stdout=file, stderr=subprocess.PIPE, text=True)
         stack.callback(kill, server)
         told.next()
     line = journal.read_text()
-    assert line.endswith(" - make a link for a client with: ftpkit token add NAME\n")
+    adding = " ".join(["ftpkit token add NAME", *state])
+    assert line.endswith(f" - make a link for a client with: {adding}\n")
     assert "@" not in line
 
 
