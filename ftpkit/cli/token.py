@@ -13,10 +13,11 @@ from ftpkit.access import Can, Grant, encode_grant, is_user
 from ftpkit.cli.display import format_time, json_line
 from ftpkit.cli.failures import DONE, FAILED, complain
 from ftpkit.cli.files import json_option
-from ftpkit.cli.places import default_state
+from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import COUNT, RATE, setting, word
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.units import format_size, parse_duration, parse_size
+from ftpkit.client.hosts import Running
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.protocol.names import check_name
@@ -94,7 +95,7 @@ state_option = setting(
     "state",
     "--state",
     metavar="DIR",
-    show_default="~/.local/state/ftpkit",
+    show_default="that of the server that runs here, else ~/.local/state/ftpkit",
     help="The directory that the server keeps its key and its tokens in.",
 )
 
@@ -237,16 +238,23 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
     return code
 
 
+def _place() -> str:
+    """Return where the state of the server is that is meant: the one that runs, if one does."""
+    running = Running(running_directory()).servers()
+    states = {server.state for server in running if server.state is not None}
+    return states.pop() if len(states) == 1 else default_state()
+
+
 def _state(path: str | None) -> "State":
     # It loads what makes certificates, which other commands should not wait for.
     from ftpkit.cli.state import State
 
-    return State(path or default_state())
+    return State(path or _place())
 
 
 def _known(path: str | None) -> "State":
     """Return the state of a server, but make none where it was looked for by mistake."""
-    path = path or default_state()
+    path = path or _place()
     try:
         os.stat(path)
     except OSError as error:

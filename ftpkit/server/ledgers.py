@@ -128,8 +128,8 @@ class Ledgers:
             return False
         raise RefusedError(
             Code.QUOTA_EXCEEDED,
-            f"{count:,} bytes are more than the {max(0, left):,} that are left"
-            f" of a quota of {quota:,}",
+            # How much others have stored is not for who may only write.
+            f"{count:,} bytes are more than is left of a quota of {quota:,}",
         )
 
     def _ledger(self, under: str) -> "_Ledger":

@@ -10,9 +10,10 @@ import pytest
 
 from ftpkit import private, system
 from ftpkit.access import EVERYTHING, Can, Grant, Tokens
+from ftpkit.cli.places import default_state
 from ftpkit.cli.state import State
 from ftpkit.net.address import Address, Url
-from tests.cli.conftest import WAIT_S, Run, command
+from tests.cli.conftest import WAIT_S, Run, Serve, command
 
 WHERE = Address("files.example.org", 7)
 
@@ -68,6 +69,19 @@ def test_a_link_is_as_the_server_is_reached(run: Run, state: State) -> None:
     state.set_url(Url(Address("2001:db8::1"), pin="p" * 43))
     link = run("token", "add", "bob").stdout.strip()
     assert link.endswith(f":{'p' * 43}@2001-db8--1.ipv6-literal.net:9021")
+
+
+def test_the_server_that_runs_is_meant_wherever_its_state_is(
+    run: Run, serve: Serve, tmp_path: Path
+) -> None:
+    served = serve("--state", str(tmp_path / "elsewhere"), default=True)
+    other = State(str(tmp_path / "elsewhere"))
+    add(run, "alice")
+    assert [grant.user for grant in other.tokens().grants()] == ["owner", "alice"]
+    assert served.end()[0] == 0
+    add(run, "bob")
+    usual = State(default_state()).tokens()
+    assert [grant.user for grant in usual.grants()] == ["owner", "bob"]
 
 
 def test_before_the_first_start_a_link_is_a_guess(run: Run, path: Path) -> None:
