@@ -307,7 +307,8 @@ class Tls:
     def _decrypt(self, view: memoryview) -> int:
         self.more = False
         try:
-            count: int = self._tls.read(len(view), view)  # type: ignore[assignment]  # no bytes
+            # With a buffer it returns how many bytes, of which its type knows nothing.
+            count: int = self._tls.read(len(view), view)  # type: ignore[assignment]
         except ssl.SSLZeroReturnError:
             return 0
         self.more = bool(self._tls.pending() or self._incoming.pending)
