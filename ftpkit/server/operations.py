@@ -140,7 +140,7 @@ def put(context: Context, request: m.Put) -> Result:
         name=request.name,
         total=request.size,
         mtime=request.mtime,
-        mode=_kept(request.mode),
+        mode=request.mode,
         overwrite=request.overwrite,
     )
     staged = context.store.stage(wish, request.digest)
@@ -189,7 +189,7 @@ def begin(context: Context, request: m.Begin) -> Result:
         name=request.name,
         total=request.total,
         mtime=request.mtime,
-        mode=_kept(request.mode),
+        mode=request.mode,
         overwrite=request.overwrite,
     )
     store, owner, algorithm = context.store, context.owner, context.algorithm
@@ -285,11 +285,6 @@ def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
         while count := context.stream.read_into(buffer):
             sink(buffer[:count])
             context.passed(count)
-
-
-def _kept(mode: int | None) -> int | None:
-    """Return what is kept of a mode: never that a file runs as its owner."""
-    return None if mode is None else mode & 0o777
 
 
 def _asked_digest(context: Context, request: m.Get, reader: Reader, size: int) -> str | None:
