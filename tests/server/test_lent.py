@@ -14,6 +14,7 @@ import pytest
 
 from ftpkit import Client, Grant, Identity, Tokens, Udp, Url, system
 from ftpkit.server.workers import Plan, Supervisor
+from tests.server import test_workers
 from tests.server.test_workers import (
     BLOCK,
     DATA,
@@ -21,7 +22,6 @@ from tests.server.test_workers import (
     b3,
     begin,
     counts,
-    frames,
     gone,
     holders,
     pids,
@@ -95,33 +95,22 @@ def test_connections_of_one_upload_meet_in_one_worker(
     assert workers.admission.wait_for(lambda count: count == 0, WAIT_S)
 
 
-def test_what_was_read_ahead_goes_along(
-    workers: Supervisor, connect: Callable[[], Raw], root: Path
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_workers.test_what_one_worker_has_published_the_other_serves,
+        test_workers.test_what_was_read_ahead_moves_with_its_connection,
+        test_workers.test_a_begin_takes_over_what_a_silent_connection_in_another_worker_holds,
+        test_workers.test_a_connection_may_go_from_one_worker_to_the_other_and_back,
+    ],
+)
+def test_what_holds_of_workers_holds_over_tls(
+    test: Callable[[Supervisor, Callable[[], Raw], Path], None],
+    workers: Supervisor,
+    connect: Callable[[], Raw],
+    root: Path,
 ) -> None:
-    one, other = two(connect, workers)
-    upload = begin(one)["upload"]
-    body = DATA[:BLOCK]
-    other.send(
-        {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(body), "id": 7},
-        body + frames({"op": "ping", "id": "p"}, {"op": "stat", "name": "", "id": 9}),
-    )
-    replies = [other.receive() for _ in range(3)]
-    assert [(reply["ok"], reply["id"]) for reply in replies] == [(True, 7), (True, "p"), (True, 9)]
-    assert [record[0] for record in records(begin(one))] == [0]
-
-
-def test_one_that_is_lent_may_be_given_on(
-    workers: Supervisor, connect: Callable[[], Raw], root: Path
-) -> None:
-    one, other = two(connect, workers)
-    first, second = begin(one, "a")["upload"], begin(other, "b")["upload"]
-    third = connect()
-    for offset in range(0, len(DATA), BLOCK):
-        assert write(third, first, offset).ok
-        assert write(third, second, offset).ok
-    for upload in (first, second):
-        third.granted("commit", upload=upload, total=len(DATA))
-    assert published(root) == {"a": DATA, "b": DATA}
+    test(workers, connect, root)
 
 
 @pytest.mark.parametrize("killed", ["lender", "heir"])

@@ -26,6 +26,7 @@ from tests.storage.stores import (
     send,
     stage,
 )
+from tests.storage.test_jail import seen
 from tests.support.attacker import WAYS, attacker
 
 pytestmark = pytest.mark.skipif(
@@ -49,15 +50,6 @@ def outside(tmp_path: Path) -> Path:
     for name in (".ftpkit/staging", ".ftpkit/uploads", ".ftpkit/published"):
         (path / name).mkdir(parents=True)
     return path
-
-
-def state(path: Path) -> list[tuple[str, int, int, bytes]]:
-    found = []
-    for item in [path, *sorted(path.rglob("*"))]:
-        status = item.lstat()
-        content = item.read_bytes() if item.is_file() else b""
-        found.append((str(item), status.st_mode, status.st_mtime_ns, content))
-    return found
 
 
 class Visitor:
@@ -153,7 +145,7 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
     """Let a visitor and an attacker loose on a root; return how requests ended."""
     if "device" in way and os.geteuid() != 0:
         pytest.skip("only root makes devices")
-    before = state(outside)
+    before = seen(outside)
     with Place(root) as place:
         store = place.open()
         for name in ("f", "d/f", "d/e/f"):
@@ -167,7 +159,7 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
         assert not thread.is_alive(), "a request waits for ever"
         if visitor.fault is not None:
             raise visitor.fault
-        assert state(outside) == before
+        assert seen(outside) == before
     return visitor.outcomes
 
 
