@@ -82,7 +82,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: dict[str, str]) -> 
     assert {name for name in wheel if not name.startswith(DIST_INFO)} == in_tree("ftpkit")
 
 
-@pytest.mark.parametrize("name", ["ftpkit/py.typed", "ftpkit/protocol/WIRE.md"])
+@pytest.mark.parametrize(
+    "name", ["ftpkit/py.typed", "ftpkit/protocol/WIRE.md", "ftpkit/docs/using.md"]
+)
 def test_the_wheel_holds_what_is_no_python(wheel: dict[str, str], name: str) -> None:
     assert name in wheel
 
@@ -130,7 +132,15 @@ def test_the_metadata_has_what_must_be_installed(metadata: "Message[str, str]") 
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "LICENSE", "pyproject.toml", "conf/ftpkit.toml", "tests/__init__.py"]
+    "name",
+    [
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        "conf/ftpkit.toml",
+        "ftpkit/docs/using.md",
+        "tests/__init__.py",
+    ],
 )
 def test_the_sdist_holds_what_a_packager_needs(sdist: set[str], name: str) -> None:
     assert name in sdist

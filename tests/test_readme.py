@@ -1,34 +1,43 @@
-"""The examples of README.md, run as they stand there."""
+"""README.md and the pages of ftpkit/docs: their examples run, and what they name exists."""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import ftpkit
 from ftpkit import Server
 from ftpkit.cli import main
 
-README = Path(__file__).parent.parent / "README.md"
+TOP = Path(__file__).parent.parent
+README = TOP / "README.md"
+DOCS = Path(ftpkit.__file__).parent / "docs"
+PAGES = {path: path.read_text("utf-8") for path in [README, *sorted(DOCS.glob("*.md"))]}
+TEXT = "".join(PAGES.values())
+
+LINK = re.compile(r"\[[^]]+\]\(([^)]+)\)")
+FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def example(marker: str) -> str:
-    """Return the code block behind a comment in README.md."""
-    match = re.search(
-        rf"<!-- {re.escape(marker)} -->\n```\w*\n(.*?)```", README.read_text(), re.DOTALL
-    )
-    assert match is not None, f"README.md has no {marker}"
-    return match[1]
+    """Return the code block behind a comment."""
+    matches = re.findall(rf"<!-- {re.escape(marker)} -->\n```\w*\n(.*?)```", TEXT, re.DOTALL)
+    assert len(matches) == 1, f"{len(matches)} blocks are marked {marker!r}"
+    return str(matches[0])
 
 
 def output_behind(marker: str) -> str:
     """Return the text block that follows a marked code block: what it prints."""
     code = re.escape(example(marker))
-    match = re.search(rf"{code}```\n+```text\n(.*?)```", README.read_text(), re.DOTALL)
-    assert match is not None, f"README.md shows no output of {marker}"
+    match = re.search(rf"{code}```\n+```text\n(.*?)```", TEXT, re.DOTALL)
+    assert match is not None, f"no output is shown of {marker!r}"
     return match[1]
 
 
@@ -91,12 +100,109 @@ def test_ten_line_client_just_works(tmp_path: Path) -> None:
     assert (tmp_path / "root" / "bigfile.iso").read_bytes() == b"x" * 4096
 
 
+def test_readme_is_short() -> None:
+    content = README.read_bytes()
+    assert len(content.splitlines()) <= 180
+    assert len(content) <= 10_000
+
+
+def test_readme_has_the_two_commands() -> None:
+    assert "ftpkit serve" in example("main command")
+    assert "pytest" in example("test command")
+
+
+def test_readme_links_every_page() -> None:
+    linked = {README.parent / target for target in LINK.findall(PAGES[README])}
+    assert PAGES.keys() - {README} == {path for path in linked if path.parent == DOCS}
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        pytest.param(path, target, id=f"{path.stem}-{target}")
+        for path, text in PAGES.items()
+        for target in LINK.findall(text)
+        if not target.startswith("https://")
+    ],
+)
+def test_every_link_resolves(path: Path, target: str) -> None:
+    name, _, anchor = target.partition("#")
+    linked = (path.parent / name).resolve()
+    assert linked.is_file()
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", linked.read_text("utf-8"), re.MULTILINE)
+        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
 def test_every_command_is_told_of() -> None:
     for command in main.commands:
-        assert f"`ftpkit {command}" in README.read_text() or f"`{command} " in README.read_text()
+        assert f"`ftpkit {command}" in PAGES[README] or f"`{command} " in PAGES[README]
 
 
-@pytest.mark.parametrize("row", re.findall(r"\| `(tests/[^`]+)` \|$", README.read_text(), re.M))
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every command below ``group`` with the words that call it."""
+    for name, command in group.commands.items():
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+
+
+COMMANDS = {(): main, **dict(commands(main))}
+
+
+def options(command: click.Command) -> set[str]:
+    """Return the long options of a command."""
+    params = command.get_params(click.Context(command))
+    return {word for param in params for word in param.opts if word.startswith("--")}
+
+
+def bench_options() -> set[str]:
+    """Return the options of the programs in tests/bench."""
+    sources = (path.read_text("utf-8") for path in (TOP / "tests" / "bench").glob("*.py"))
+    return {option for source in sources for option in re.findall(r'"(--[a-z-]+)"', source)}
+
+
+def code(text: str) -> Iterator[str]:
+    """Yield the lines of code blocks, and every code span."""
+    for block in FENCED.findall(text):
+        yield from block.splitlines()
+    for span in SPAN.findall(FENCED.sub("", text)):
+        yield " ".join(span.split())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_option_exists(path: Path) -> None:
+    known = set().union(*map(options, COMMANDS.values())) | bench_options()
+    for piece in code(PAGES[path]):
+        if "pip install" in piece or not (named := set(OPTION.findall(piece))):
+            continue
+        assert named <= known, piece
+        for call in re.findall(r"\bftpkit ((?!&&)[^|&]+)", piece):
+            words = call.split()
+            called = max((key for key in COMMANDS if tuple(words[: len(key)]) == key), key=len)
+            assert set(OPTION.findall(call)) <= options(COMMANDS[called]), piece
+
+
+def test_every_variable_exists() -> None:
+    params = [param for each in COMMANDS.values() for param in each.params]
+    known = {param.envvar for param in params} | {"FTPKIT_DEBUG"}
+    assert set(re.findall(r"FTPKIT_[A-Z_]+", TEXT)) <= known
+
+
+def test_every_directory_that_readme_names_exists() -> None:
+    named = re.findall(r"`(ftpkit/[^`]+)`", PAGES[README])
+    assert named
+    assert [name for name in named if not (TOP / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["reliability", "security"])
+def test_the_tables_of_faults_and_attacks_name_tests(page: str) -> None:
+    rows = [row for row in PAGES[DOCS / f"{page}.md"].splitlines() if row.startswith("| ")]
+    tied = [row for row in rows if re.search(r"\| `tests/[^`]+` \|$", row)]
+    assert len(tied) == len(rows) - 1  # all but the heading
+
+
+@pytest.mark.parametrize("row", re.findall(r"\| `(tests/[^`]+)` \|$", TEXT, re.MULTILINE))
 def test_every_test_that_a_table_names_exists(row: str) -> None:
     path, _, name = row.partition("::")
-    assert f"def {name}(" in (README.parent / path).read_text()
+    assert f"def {name}(" in (TOP / path).read_text()

@@ -11,8 +11,8 @@ with the source byte for byte after the clock has stopped. "ftpkit is" divides t
 by ftpkit's in the same round. ftpkit verifies every block and brings the file to stable storage
 before it says that all is done; the others do neither.
 
-On stdout comes a table for README.md, or with --json one object with every single run. The other
-scripts are run the same way: ``tests.bench.eight_clients`` and ``tests.bench.big_file``.
+On stdout comes a table for ftpkit/docs/performance.md, or with --json one object with every run.
+The other scripts are run the same way: ``tests.bench.eight_clients`` and ``tests.bench.big_file``.
 """
 
 import argparse
