@@ -10,6 +10,7 @@ from ftpkit import __version__
 from ftpkit.cli import failures
 from ftpkit.cli.compare import compare
 from ftpkit.cli.files import ls, mkdir, mv, ping, rm, stat
+from ftpkit.cli.help import help_command
 from ftpkit.cli.hosts import hosts, login
 from ftpkit.cli.serve import serve
 from ftpkit.cli.status import status
@@ -80,5 +81,6 @@ for _command in (
     ping,
     status,
     compare,
+    help_command,
 ):
     main.add_command(_command)
