@@ -80,3 +80,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOME.get(name, "ftpkit.errors")), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not, for completion."""
+    return __all__
