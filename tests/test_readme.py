@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ftpkit.cli import main
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"
 DOCS = Path(ftpkit.__file__).parent / "docs"
+SERVING = DOCS / "serving.md"
 PAGES = {path: path.read_text("utf-8") for path in [README, *sorted(DOCS.glob("*.md"))]}
 TEXT = "".join(PAGES.values())
 
@@ -62,6 +64,64 @@ def at(code: str, port: int) -> str:
     """Return ``code`` with another port."""
     assert "9021" in code
     return code.replace("9021", str(port))
+
+
+def console(path: Path, first: str) -> list[tuple[list[str], str]]:
+    """Return the commands of a console block, found by its first one, and what each prints."""
+    blocks = re.findall(r"^```console\n(.*?)^```$", PAGES[path], re.MULTILINE | re.DOTALL)
+    block = next(block for block in blocks if block.startswith(f"$ {first}"))
+    return [
+        (shlex.split(line), shown)
+        for line, shown in re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    ]
+
+
+def masked(text: str) -> list[str]:
+    """Return the lines of an output without what differs from run to run."""
+    text = re.sub(r"ftpk://\S+", "URL", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
+    text = re.sub(r"[\d.]+ [kMG]?B", "SIZE", text)
+    text = re.sub(r"[\d.]+ m?s\b", "TIME", text)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_the_sessions_print_what_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "bigfile.iso").write_bytes(os.urandom(3_000_000))
+    environment = {
+        **{
+            key: value for key, value in os.environ.items() if not key.startswith(("FTPKIT", "XDG"))
+        },
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(DOCS.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+
+    def start(words: list[str], errors: int) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+    [(serve, shown)] = console(README, "ftpkit serve")
+    here = ["--host", "127.0.0.1", "--port", "0"]
+    root = str(tmp_path / "inbox")
+    with start(["ftpkit", "serve", root, *here], subprocess.DEVNULL) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert masked(line.replace(root, serve[-1])) == masked(shown)
+            url = line.split()[-1]
+            session = console(README, "ftpkit login") + console(SERVING, "ftpkit token")
+            for words, shown in session:
+                words = [url if word.startswith("ftpk://") else word for word in words]
+                with start(words, subprocess.STDOUT) as process:
+                    printed, _ = process.communicate(timeout=60)
+                assert masked(printed) == masked(shown), words
+        finally:
+            server.terminate()
 
 
 def test_embedding_example_prints_what_is_shown(tmp_path: Path) -> None:
