@@ -266,3 +266,30 @@ def test_the_tables_of_faults_and_attacks_name_tests(page: str) -> None:
 def test_every_test_that_a_table_names_exists(row: str) -> None:
     path, _, name = row.partition("::")
     assert f"def {name}(" in (TOP / path).read_text()
+
+
+def test_every_public_name_is_described() -> None:
+    page = PAGES[DOCS / "python-api.md"]
+    assert [name for name in ftpkit.__all__ if f"`{name}" not in page] == []
+
+
+def tree(block: str) -> dict[str, set[str]]:
+    """Return the packages that an indented tree shows, each with its modules."""
+    shown: dict[str, set[str]] = {"": set()}
+    above: dict[int, str] = {0: ""}
+    for line in block.splitlines()[1:]:
+        words = line.split()
+        depth = len(line) - len(line.lstrip())
+        package = above[depth - 2]
+        if words[0].endswith("/"):
+            package += words.pop(0)
+            above[depth] = package
+        shown.setdefault(package, set()).update(words)
+    return shown
+
+
+def test_the_tree_in_architecture_is_that_of_the_package() -> None:
+    [block] = [each for each in FENCED.findall(TEXT) if each.startswith("ftpkit/\n")]
+    for package, modules in tree(block).items():
+        found = {path.stem for path in (DOCS.parent / package).glob("*.py")}
+        assert modules == found - {"__init__", "__main__"}, package
