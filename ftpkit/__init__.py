@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftpkit.access import Can, Grant, Tokens
+    from ftpkit.access import Grant, Permission, Tokens
     from ftpkit.client import Client, Entry, Transfer, Udp
     from ftpkit.errors import (
-        BlockedError,
         CannotConnectError,
         Code,
-        DamagedError,
+        ConnectionLostError,
+        CorruptDataError,
         FtpkitError,
-        LinkError,
         LocalFileError,
         ProtocolError,
         RefusedError,
         SourceChangedError,
         TruncatedError,
+        UdpBlockedError,
         UntrustedError,
     )
     from ftpkit.net.address import Address, Url
@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
-    "BlockedError",
-    "Can",
     "CannotConnectError",
     "Client",
     "Code",
-    "DamagedError",
+    "ConnectionLostError",
+    "CorruptDataError",
     "DirectoryStore",
     "Entry",
     "FtpkitError",
     "Grant",
     "Identity",
-    "LinkError",
     "LocalFileError",
+    "Permission",
     "ProtocolError",
     "RefusedError",
     "Server",
@@ -51,6 +50,7 @@ __all__ = [
     "Transfer",
     "TruncatedError",
     "Udp",
+    "UdpBlockedError",
     "UntrustedError",
     "Url",
     "__version__",

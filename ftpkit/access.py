@@ -26,7 +26,7 @@ _VERSION: Final = 1
 _TOKEN_BYTES: Final = 24
 
 
-class Can(StrEnum):
+class Permission(StrEnum):
     """What a token may allow."""
 
     READ = "read"
@@ -38,7 +38,7 @@ class Can(StrEnum):
 # What of a file's status changes with the file.
 _Stamp = tuple[int, int, int, int]
 
-EVERYTHING: Final = frozenset(Can)
+EVERYTHING: Final = frozenset(Permission)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Grant:
     """
 
     user: str
-    can: frozenset[Can] = EVERYTHING
+    can: frozenset[Permission] = EVERYTHING
     under: str = ""
     quota: int | None = None
     rate_bps: float | None = None
@@ -69,7 +69,7 @@ def is_user(name: str) -> bool:
 
 def encode_grant(grant: Grant) -> dict[str, Any]:
     """Return ``grant`` as values that JSON has."""
-    return {**asdict(grant), "can": [can for can in Can if can in grant.can]}
+    return {**asdict(grant), "can": [can for can in Permission if can in grant.can]}
 
 
 def decode_grant(values: Any) -> Grant:
@@ -80,7 +80,7 @@ def decode_grant(values: Any) -> Grant:
     if not isinstance(values, dict) or values.keys() != {each.name for each in fields(Grant)}:
         raise ValueError("it has not the values that a grant has")
     try:
-        grant = Grant(**{**values, "can": frozenset(map(Can, values["can"]))})
+        grant = Grant(**{**values, "can": frozenset(map(Permission, values["can"]))})
     except TypeError:
         raise ValueError("can is no list") from None
     _check(grant)
@@ -163,7 +163,7 @@ class Tokens:
                 found = grant
         return found if found is not None and self._lasts(found) else None
 
-    def holds(self, grant: Grant) -> bool:
+    def is_valid(self, grant: Grant) -> bool:
         """Whether ``grant``, which ``find`` returned, is still what its token grants."""
         return self._now().get(grant.key) == grant and self._lasts(grant)
 

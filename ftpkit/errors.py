@@ -62,7 +62,7 @@ class RefusedError(FtpkitError):
         self.code = code
 
 
-class ElsewhereError(FtpkitError):
+class WrongWorkerError(FtpkitError):
     """Another process of this server is to do it: the one with the number ``holder``."""
 
     code = Code.BUSY
@@ -72,7 +72,7 @@ class ElsewhereError(FtpkitError):
         self.holder = holder
 
 
-class DamagedError(FtpkitError):
+class CorruptDataError(FtpkitError):
     """Bytes arrived that do not match their digest; they were thrown away."""
 
     code = Code.DIGEST_MISMATCH
@@ -90,13 +90,13 @@ class LocalFileError(FtpkitError):
     code = "local-file"
 
 
-class LinkError(FtpkitError):
+class ConnectionLostError(FtpkitError):
     """The connection failed; what was not acknowledged may or may not have happened."""
 
     code = "connection-lost"
 
 
-class CannotConnectError(LinkError):
+class CannotConnectError(ConnectionLostError):
     """Nobody that speaks the ftpkit protocol answers there.
 
     ``permanent`` says that trying again is of no use: there is no such host,
@@ -110,7 +110,7 @@ class CannotConnectError(LinkError):
         self.permanent = permanent
 
 
-class BlockedError(CannotConnectError):
+class UdpBlockedError(CannotConnectError):
     """No datagram gets through, though the server answers over TCP."""
 
     code = "udp-blocked"
@@ -128,7 +128,7 @@ class UntrustedError(CannotConnectError):
         super().__init__(message, permanent=True)
 
 
-class HandshakeError(LinkError):
+class HandshakeError(ConnectionLostError):
     """The peer speaks no TLS, or none that we do; ``reason`` is OpenSSL's word for ``fault``."""
 
     code = "tls-failed"
@@ -138,20 +138,20 @@ class HandshakeError(LinkError):
         self.reason, self.fault = reason, fault
 
 
-class StalledError(LinkError):
+class StallTimeoutError(ConnectionLostError):
     """The peer moved no byte for too long."""
 
     code = Code.TIMEOUT
 
 
-class EndOfStreamError(LinkError, EOFError):
+class EndOfStreamError(ConnectionLostError, EOFError):
     """The peer ended the conversation at a frame border."""
 
     def __init__(self) -> None:
         super().__init__("the peer ended the conversation")
 
 
-class TruncatedError(LinkError):
+class TruncatedError(ConnectionLostError):
     """The peer vanished in the middle of a frame.
 
     ``got`` and ``expected`` count bytes of the part that was being read: prefix, header or body.

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from ftpkit import private, system
-from ftpkit.access import EVERYTHING, Can, Grant, Tokens, decode_grant, encode_grant
+from ftpkit.access import EVERYTHING, Grant, Permission, Tokens, decode_grant, encode_grant
 from ftpkit.errors import LocalFileError
 from tests.support.logs import Log
 
 WAIT_S = 20
 FULL = Grant(
     user="alice",
-    can=frozenset({Can.READ, Can.WRITE}),
+    can=frozenset({Permission.READ, Permission.WRITE}),
     under="people/alice",
     quota=10**10,
     rate_bps=5e7,
@@ -111,15 +111,15 @@ def test_what_is_removed_holds_no_more(tokens: Tokens) -> None:
     token, kept = tokens.add(FULL), tokens.add(Grant(user="bob"))
     grant = tokens.find(token)
     assert grant is not None
-    assert tokens.holds(grant)
+    assert tokens.is_valid(grant)
     assert tokens.remove("alice")
     assert not tokens.remove("alice")
-    assert not tokens.holds(grant)
+    assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
     assert tokens.find(kept) is not None
     # Who comes back under the same name has another token.
     tokens.add(FULL)
-    assert not tokens.holds(grant)
+    assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
 
 
@@ -130,17 +130,17 @@ def test_a_grant_that_was_changed_holds_no_more(tokens: Tokens, path: Path) -> N
     content = json.loads(path.read_text())
     content["tokens"][0]["can"] = ["read"]
     private.replace(str(path), json.dumps(content).encode())
-    assert not tokens.holds(grant)
+    assert not tokens.is_valid(grant)
     changed = tokens.find(token)
-    assert changed == replace(grant, can=frozenset({Can.READ}))
-    assert tokens.holds(changed)
+    assert changed == replace(grant, can=frozenset({Permission.READ}))
+    assert tokens.is_valid(changed)
 
 
 def test_a_made_up_grant_does_not_hold(tokens: Tokens) -> None:
     grant = tokens.find(tokens.add(FULL))
     assert grant is not None
     for made_up in (FULL, replace(grant, can=EVERYTHING), replace(grant, key="0" * 64)):
-        assert not tokens.holds(made_up)
+        assert not tokens.is_valid(made_up)
 
 
 def test_a_token_ends_when_it_expires(path: Path) -> None:
@@ -150,9 +150,9 @@ def test_a_token_ends_when_it_expires(path: Path) -> None:
     clock.now += 9.5
     grant = tokens.find(token)
     assert grant is not None
-    assert tokens.holds(grant)
+    assert tokens.is_valid(grant)
     clock.now += 0.5
-    assert not tokens.holds(grant)
+    assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
     assert tokens.grants() == [grant]
 
@@ -165,13 +165,13 @@ def test_changes_of_another_process_count_at_once(tokens: Tokens, path: Path) ->
     for user in users * 5:
         for token, grant in held:
             assert others.remove(grant.user)
-            assert not tokens.holds(grant)
+            assert not tokens.is_valid(grant)
             assert tokens.find(token) is None
         token = others.add(Grant(user=user))
         found = tokens.find(token)
         assert found is not None
         assert found.user == user
-        assert tokens.holds(found)
+        assert tokens.is_valid(found)
         held = [(token, found)]
 
 
@@ -180,7 +180,7 @@ def test_the_file_is_read_only_when_it_changed(
 ) -> None:
     grant = tokens.find(tokens.add(FULL))
     assert grant is not None
-    assert tokens.holds(grant)
+    assert tokens.is_valid(grant)
     reads: list[str] = []
 
     def read(path: str) -> bytes | None:
@@ -190,10 +190,10 @@ def test_the_file_is_read_only_when_it_changed(
     data = private.read(str(path))
     assert data is not None
     monkeypatch.setattr(private, "read", read)
-    assert all(tokens.holds(grant) for _ in range(10))
+    assert all(tokens.is_valid(grant) for _ in range(10))
     assert reads == []
     private.replace(str(path), data)
-    assert all(tokens.holds(grant) for _ in range(10))
+    assert all(tokens.is_valid(grant) for _ in range(10))
     assert reads == [str(path)]
 
 
@@ -239,7 +239,7 @@ def test_a_file_with_a_fault_admits_nobody(
     assert grant is not None
     good = path.read_bytes()
     DAMAGES[damage](path)
-    assert not tokens.holds(grant)
+    assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
     with pytest.raises(LocalFileError, match=str(path.parent)) as caught:
         tokens.grants()
@@ -250,7 +250,7 @@ def test_a_file_with_a_fault_admits_nobody(
     path.unlink(missing_ok=True)
     path.parent.chmod(0o700)
     private.replace(str(path), good)
-    assert tokens.holds(grant)
+    assert tokens.is_valid(grant)
     assert tokens.find(token) == grant
 
 
@@ -400,7 +400,7 @@ def test_threads_that_look_while_it_changes_see_whole_files(tokens: Tokens, path
 
     def look() -> None:
         while not ended.is_set():
-            if not tokens.holds(grant) or tokens.find(token) != grant:
+            if not tokens.is_valid(grant) or tokens.find(token) != grant:
                 faults.append(grant)
 
     threads = [threading.Thread(target=look) for _ in range(3)]

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from ftpkit.access import Can
+from ftpkit.access import Permission
 from ftpkit.cli.display import json_line, shown
 from ftpkit.cli.failures import DONE, FAILED, complain
 from ftpkit.cli.files import json_option
@@ -103,5 +103,5 @@ def _read_link() -> Url:
 def _welcome(url: Url, holder: AuthReply | None) -> str:
     if holder is None:
         return f"{url} is known; it asks for no token"
-    allowed = ", ".join(each for each in Can if each in holder.can)
+    allowed = ", ".join(each for each in Permission if each in holder.can)
     return f"logged in to {url} as {shown(holder.user)}: {allowed}"

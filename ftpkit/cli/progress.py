@@ -12,7 +12,7 @@ from ftpkit.cli.display import json_line, shown
 from ftpkit.cli.failures import complain
 from ftpkit.cli.units import format_duration, format_size
 from ftpkit.client import Transfer
-from ftpkit.errors import BlockedError, FtpkitError
+from ftpkit.errors import FtpkitError, UdpBlockedError
 
 EVENT_INTERVAL_S: Final = 0.5
 
@@ -59,7 +59,7 @@ class Lines:
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Print what failed, and when it goes on."""
         if not self._quiet:
-            on_tcp = isinstance(error, BlockedError)
+            on_tcp = isinstance(error, UdpBlockedError)
             then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
             complain(f"{error}; {then}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ftpkit.access import Can, Grant, encode_grant, is_user
+from ftpkit.access import Grant, Permission, encode_grant, is_user
 from ftpkit.cli.display import format_time, json_line
 from ftpkit.cli.failures import DONE, FAILED, complain
 from ftpkit.cli.files import json_option
@@ -34,8 +34,8 @@ def _user(text: str) -> str:
     return text
 
 
-def _can(text: str) -> frozenset[Can]:
-    return frozenset(map(Can, text.split(",")))
+def _can(text: str) -> frozenset[Permission]:
+    return frozenset(map(Permission, text.split(",")))
 
 
 def _under(text: str) -> str:
@@ -64,7 +64,7 @@ def _lifetime(text: str) -> float:
 
 
 USER: Final = word(_user, "at most 64 letters, digits and . _ -, a letter or digit first")
-CAN: Final = word(_can, f"some of {','.join(Can)}")
+CAN: Final = word(_can, f"some of {','.join(Permission)}")
 UNDER: Final = word(_under, "a directory in the server's root, like people/alice")
 QUOTA: Final = word(_quota, "bytes like 10G or 10Gi, over 0")
 WEIGHT: Final = word(_weight, "a number over 0, like 2 or 0.5")
@@ -157,7 +157,7 @@ def token(ctx: click.Context) -> None:
 @state_option
 def add(
     user: str,
-    can: frozenset[Can],
+    can: frozenset[Permission],
     under: str,
     quota: int | None,
     rate: float | None,

@@ -14,7 +14,7 @@ from ftpkit.client.link import Where
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.stop import Stop
 from ftpkit.client.upload import OnProgress, Source, Upload
-from ftpkit.errors import DamagedError, FtpkitError, ProtocolError
+from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.pacing import Pace
 from ftpkit.protocol.digest import digest_of
@@ -193,7 +193,7 @@ class Client:
                     raise ProtocolError("the server sent too long a page")
                 page = link.stream.read_body()
                 if digest_of(page, link.algorithm) != link.check_algorithm(reply.digest):
-                    raise DamagedError("the list arrived damaged")
+                    raise CorruptDataError("the list arrived damaged")
             for line in page.splitlines():
                 yield entry_from_line(line)
             if reply.next is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ftpkit.client.link import Link
 from ftpkit.client.retry import OnRetry
-from ftpkit.errors import BlockedError
+from ftpkit.errors import UdpBlockedError
 from ftpkit.protocol.messages import Done, Ping, Pull, Push
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class Carrier:
                 return 0  # somebody found that out meanwhile
             try:
                 if _FEATURE not in link.features:
-                    raise BlockedError(f"{link.address} takes no datagrams")
+                    raise UdpBlockedError(f"{link.address} takes no datagrams")
                 exchange(link, request, start, count, self._rate_bps)
-            except BlockedError as error:
+            except UdpBlockedError as error:
                 if self._udp is Udp.ONLY:
                     raise
                 self._blocked = True

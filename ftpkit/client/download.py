@@ -12,7 +12,7 @@ from ftpkit.client.datagrams import Carrier
 from ftpkit.client.link import Link, Send
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
-from ftpkit.errors import Code, DamagedError, LocalFileError, ProtocolError, RefusedError
+from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
 from ftpkit.protocol.datagram import MOST_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
@@ -211,7 +211,7 @@ class Download:
                 if refusal.code is not Code.DIGEST_MISMATCH:
                     raise
                 self._target.drop()
-                raise DamagedError(
+                raise CorruptDataError(
                     f"{self._name!r} is damaged on the server: it no longer has the digest"
                     " that it was stored with"
                 ) from None
@@ -313,7 +313,7 @@ class _Row:
         """Ask for a damaged block again, a few times."""
         tries = self._damaged[reply.offset] = self._damaged.get(reply.offset, 0) + 1
         if tries >= TRIES:
-            raise DamagedError(f"the block at {reply.offset:,} arrived damaged {TRIES} times")
+            raise CorruptDataError(f"the block at {reply.offset:,} arrived damaged {TRIES} times")
         self._count(-reply.size)
         self._again.append(reply.offset)
 

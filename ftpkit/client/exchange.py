@@ -11,7 +11,7 @@ from typing import Final
 from ftpkit import system
 from ftpkit.client.datagrams import OnMoved
 from ftpkit.client.link import Link
-from ftpkit.errors import BlockedError, ProtocolError, StalledError
+from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.datagrams import DatagramSocket, carry
 from ftpkit.net.sealing import Seal
 from ftpkit.protocol.datagram import KEY, OVERHEAD, most_open
@@ -103,7 +103,7 @@ def _connected(link: Link) -> DatagramSocket:
             undo.pop_all()
     except OSError as error:
         reason = error.strerror or error
-        raise BlockedError(f"no datagram can be sent to {link.address}: {reason}") from None
+        raise UdpBlockedError(f"no datagram can be sent to {link.address}: {reason}") from None
     return datagrams
 
 
@@ -147,11 +147,11 @@ class _Watch:
         if link.look():
             self._waiting, self._answered_at = False, now
         if not path.heard and idle_s > _BLOCKED_S:
-            raise BlockedError(f"no datagram gets through to {link.address}")
+            raise UdpBlockedError(f"no datagram gets through to {link.address}")
         if idle_s > patience_s and self._answered_at > self._moved_at + patience_s / 2:
-            raise BlockedError(f"datagrams get through to {link.address} no longer")
+            raise UdpBlockedError(f"datagrams get through to {link.address} no longer")
         if idle_s > max(link.timeout_s, patience_s):
-            raise StalledError("the peer moved no byte for too long")
+            raise StallTimeoutError("the peer moved no byte for too long")
         # While blocks move, so that the server sees that we live; in a silence, to see it does.
         due = self._asked_at + (_PING_S if idle_s < patience_s / 2 else _DEAD_S / 4)
         if now > due and not self._waiting:

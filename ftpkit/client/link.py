@@ -9,10 +9,10 @@ from ftpkit import __version__
 from ftpkit.errors import (
     CannotConnectError,
     Code,
-    LinkError,
+    ConnectionLostError,
     ProtocolError,
     RefusedError,
-    StalledError,
+    StallTimeoutError,
 )
 from ftpkit.net.address import Address, Url
 from ftpkit.net.here import leads_here
@@ -117,7 +117,7 @@ class Link:
             connect(self.stream, self.address.host, self.url.pin, ask, self.timeout_s)
         except CannotConnectError:
             raise
-        except LinkError as error:
+        except ConnectionLostError as error:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
 
     def _greet(self) -> None:
@@ -141,12 +141,12 @@ class Link:
             raise CannotConnectError(
                 f"{self.address} is no ftpkit server", permanent=True
             ) from None
-        except StalledError:
+        except StallTimeoutError:
             # Perhaps it waits for a line's end that ours does not have: HTTP does.
             raise CannotConnectError(
                 f"{self.address} does not answer; is it an ftpkit server?"
             ) from None
-        except LinkError as error:
+        except ConnectionLostError as error:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
         self.algorithm, self.features = reply.digest, reply.features
 
@@ -191,7 +191,7 @@ class Link:
         header = self._conversation.ask(request)
         try:
             (send or self.stream.send)(header)
-        except LinkError:
+        except ConnectionLostError:
             self._explain()
             raise
 
@@ -225,7 +225,7 @@ class Link:
 
     def _explain(self) -> None:
         """If the server said why it hung up, raise that instead of the broken connection."""
-        with contextlib.suppress(LinkError, ProtocolError):
+        with contextlib.suppress(ConnectionLostError, ProtocolError):
             while True:
                 reply = self.receive().reply
                 if isinstance(reply, RefusedError) and self._conversation.closed:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ftpkit.errors import CannotConnectError, Code, FtpkitError, LinkError, RefusedError
+from ftpkit.errors import CannotConnectError, Code, ConnectionLostError, FtpkitError, RefusedError
 
 _FIRST_S: Final = 0.5
 _LONGEST_S: Final = 15.0
@@ -23,7 +23,7 @@ def may_pass(error: FtpkitError) -> bool:
         return not error.permanent
     if isinstance(error, RefusedError):
         return error.code in _NOT_NOW
-    return isinstance(error, LinkError)
+    return isinstance(error, ConnectionLostError)
 
 
 class Backoff:

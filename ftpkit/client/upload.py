@@ -17,7 +17,7 @@ from ftpkit.client.memory import BlockMemory
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import (
     Code,
-    DamagedError,
+    CorruptDataError,
     FtpkitError,
     LocalFileError,
     ProtocolError,
@@ -190,7 +190,7 @@ class Upload:
             if reply.code is not Code.DIGEST_MISMATCH:
                 raise reply
             source.check_unchanged()
-        raise DamagedError(f"{self._name!r} arrived damaged {TRIES} times in a row")
+        raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
 
     def _ours(self, link: Link, request: Put) -> Published | None:
         reply = link.ask(DigestOf(name=self._name), Published)
@@ -427,7 +427,7 @@ class Row:
         self._source.check_unchanged()
         tries = self._damaged[request.offset] = self._damaged.get(request.offset, 0) + 1
         if tries >= TRIES:
-            raise DamagedError(f"the block at {request.offset:,} arrived damaged {TRIES} times")
+            raise CorruptDataError(f"the block at {request.offset:,} arrived damaged {TRIES} times")
         self._count(-request.size)
         self._again.append(request.offset)
 

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.protocol import Decoder, encode_header
 
 NUMBER: Final = Struct("!I")
@@ -95,7 +95,7 @@ def compare_framing(count: int, largest: int, seed: int = 0) -> list[Outcome]:
         framed = _through_tcp(map(_frame, messages))
         datagrams = _through_udp(messages)
     except OSError as error:
-        raise LinkError(f"loopback failed: {error.strerror or error}") from error
+        raise ConnectionLostError(f"loopback failed: {error.strerror or error}") from error
     return [
         _outcome("tcp", plain, stream_fates(messages, plain)),
         _outcome("tcp-framed", framed, stream_fates(messages, list(bodies(framed)))),

@@ -18,7 +18,7 @@ from ftpkit.client.link import Link
 from ftpkit.client.upload import Source, Upload
 from ftpkit.compare.child import Child
 from ftpkit.compare.trace import Arrival
-from ftpkit.errors import LinkError, LocalFileError
+from ftpkit.errors import ConnectionLostError, LocalFileError
 from ftpkit.net.address import Address, Url
 
 _HOST: Final = "127.0.0.1"
@@ -154,7 +154,7 @@ class _Uploads:
         )
         self._links.append(link)
         if self._stopped:
-            raise LinkError("the uploads were stopped")
+            raise ConnectionLostError("the uploads were stopped")
         return link, "-".join(map(str, link.sock.getsockname()))
 
 

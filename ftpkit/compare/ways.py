@@ -13,7 +13,7 @@ from ftpkit.client.link import Link
 from ftpkit.client.upload import BLOCK, Row
 from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url
 from ftpkit.protocol.datagram import MOST_BLOCKS, most_open
 from ftpkit.protocol.messages import Push
@@ -66,9 +66,9 @@ class Links:
             try:
                 use_congestion(link.sock, self._congestion)
             except OSError as error:
-                raise LinkError(f"no {self._congestion} here: {error.strerror}") from None
+                raise ConnectionLostError(f"no {self._congestion} here: {error.strerror}") from None
         if self.stopped:
-            raise LinkError("the transfer was stopped")
+            raise ConnectionLostError("the transfer was stopped")
         return link
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.sealing import Seal
 from ftpkit.protocol.datagram import SAFE_DATAGRAM
 from ftpkit.protocol.exchange import End
@@ -122,7 +122,7 @@ class DatagramSocket:
                     continue  # nobody listens there now; that may change
                 if error.errno in _LOSSES:
                     return
-                raise LinkError(f"connection lost: {error.strerror or error}") from None
+                raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None
             taken += count
             segment = system.segment_size(ancillary) or max(count, 1)
             for start in range(0, count, segment):
@@ -212,4 +212,4 @@ def _losses() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in _LOSSES:
-            raise LinkError(f"connection lost: {error.strerror or error}") from None
+            raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.errors import (
+    ConnectionLostError,
     FtpkitError,
     HandshakeError,
     HeaderTooLongError,
-    LinkError,
     SourceChangedError,
-    StalledError,
+    StallTimeoutError,
     TruncatedError,
 )
 from ftpkit.net.lending import carry
@@ -93,7 +93,7 @@ class Stream:
         """
         with _errors_translated():
             if not system.wait_readable(self._sock, seconds):
-                raise StalledError("the peer was silent for too long")
+                raise StallTimeoutError("the peer was silent for too long")
             return self._sock.recv(1, socket.MSG_PEEK)
 
     def secure(
@@ -341,7 +341,7 @@ class Stream:
         """
         while True:
             if not wait(self._stall_timeout_s):
-                raise StalledError("the peer moved no byte for too long")
+                raise StallTimeoutError("the peer moved no byte for too long")
             most, moved = turns.turn(), 0
             with contextlib.suppress(BlockingIOError):
                 try:
@@ -355,7 +355,7 @@ class Stream:
             if self._decoder.at_border:
                 idle_s = self._stall_timeout_s if self.wary else self._idle_timeout_s
                 if not self._line.wait_readable(idle_s):
-                    raise StalledError("the peer was silent for too long")
+                    raise StallTimeoutError("the peer was silent for too long")
             else:
                 self._check_begun()
             data = self._line.receive(self._read_size)
@@ -368,7 +368,7 @@ class Stream:
         now = time.monotonic()
         self._begun_at = self._begun_at or now
         if now - self._begun_at > self._stall_timeout_s:
-            raise StalledError("the header took too long to arrive")
+            raise StallTimeoutError("the header took too long to arrive")
 
 
 def _read_all(fd: int, view: memoryview, offset: int) -> None:
@@ -391,8 +391,8 @@ def _sending() -> Iterator[None]:
     try:
         with _errors_translated():
             yield
-    except StalledError:
-        raise LinkError("connection lost: the peer took no byte for too long") from None
+    except StallTimeoutError:
+        raise ConnectionLostError("connection lost: the peer took no byte for too long") from None
 
 
 @contextlib.contextmanager
@@ -401,12 +401,12 @@ def _errors_translated() -> Iterator[None]:
     try:
         yield
     except (BlockingIOError, TimeoutError):
-        raise StalledError("the peer moved no byte for too long") from None
+        raise StallTimeoutError("the peer moved no byte for too long") from None
     except FtpkitError:
         raise
     except ssl.SSLError as error:
-        raise LinkError(f"connection lost: {_reason(error)}") from None
+        raise ConnectionLostError(f"connection lost: {_reason(error)}") from None
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOMEM, errno.EMFILE):
             raise
-        raise LinkError(f"connection lost: {error.strerror or error}") from None
+        raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None

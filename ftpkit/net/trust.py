@@ -9,11 +9,11 @@ from typing import Final
 from ftpkit.errors import (
     CannotConnectError,
     Code,
+    ConnectionLostError,
     HandshakeError,
-    LinkError,
     ProtocolError,
     RefusedError,
-    StalledError,
+    StallTimeoutError,
     UntrustedError,
 )
 from ftpkit.net.stream import Stream
@@ -69,7 +69,7 @@ def connect(stream: Stream, host: str, pin: str | None, ask: Ask | None, timeout
                 "get a link from whoever runs it: it names the key"
             ) from None
         raise CannotConnectError(f"cannot connect to {host}: {error}", permanent=True) from None
-    except StalledError:
+    except StallTimeoutError:
         raise CannotConnectError(f"{host} does not answer; is it an ftpkit server?") from None
     if not secured:
         raise _plaintext(stream, host)
@@ -120,7 +120,7 @@ def _plaintext(stream: Stream, host: str) -> Exception:
     """Return what a refusal in plaintext says; its words could be anybody's, and are not shown."""
     try:
         code = str(stream.read_header().get("code"))
-    except (LinkError, ProtocolError):
+    except (ConnectionLostError, ProtocolError):
         code = ""
     if code in _NOT_NOW:
         return RefusedError(Code(code), f"{host} {_NOT_NOW[code]}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ftpkit.errors import Code, LinkError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.scheduling.limit import Rates
 from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.remote import Remote
@@ -121,7 +121,7 @@ class Dispatcher:
         if self._stopped:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
         if lane.state is State.DONE:
-            raise LinkError("the transfer was taken from this connection")
+            raise ConnectionLostError("the transfer was taken from this connection")
 
     def _hand_out(self, now: float) -> None:
         """Give all turns that there are, and see to it that somebody looks for the next."""

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
-from ftpkit.errors import ElsewhereError, LinkError
+from ftpkit.errors import ConnectionLostError, WrongWorkerError
 from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
@@ -56,14 +56,14 @@ class Member:
 
     def tell(self, op: str, **message: Any) -> None:
         """Send a message; that it is gone, who receives from it will find."""
-        with contextlib.suppress(LinkError):
+        with contextlib.suppress(ConnectionLostError):
             self.channel.send(op=op, **message)
 
     def offer(self, op: str, **message: Any) -> bool:
         """Send a message as ``tell`` does, if that takes no wait; False says that it would."""
         try:
             return self.channel.offer(op=op, **message)
-        except LinkError:
+        except ConnectionLostError:
             return True
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Broker:
         host = address[0]
         with sock:
             while (member := self._next(host)) is not None:
-                with contextlib.suppress(LinkError):
+                with contextlib.suppress(ConnectionLostError):
                     member.channel.send(
                         op="serve", fds=[sock.fileno()], peer=peer_name(address), host=host, at=at
                     )
@@ -289,7 +289,7 @@ class KeeperClaims:
         """Have an upload, unless a worker has it."""
         holder = self._broker.claim(KEEPER, key)
         if holder != KEEPER:
-            raise ElsewhereError(holder or KEEPER)
+            raise WrongWorkerError(holder or KEEPER)
 
     def give_up(self, key: str) -> None:
         """Let workers have it again."""

@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError, TruncatedError
+from ftpkit.errors import ConnectionLostError, TruncatedError
 from ftpkit.protocol.frame import Decoder, Header, encode_header
 
 _READ: Final = 64 * 1024
@@ -92,7 +92,7 @@ class Channel:
         except OSError as error:
             # Half a frame may have left: nothing can follow it.
             self.interrupt()
-            raise LinkError(f"a process of this server is gone: {error}") from None
+            raise ConnectionLostError(f"a process of this server is gone: {error}") from None
 
     def _take(self, most: int) -> memoryview:
         """Return some bytes, ``most`` at most; none if none are wanted, or none will come."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from ftpkit import system
-from ftpkit.errors import FtpkitError, LinkError
+from ftpkit.errors import ConnectionLostError, FtpkitError
 from ftpkit.net.datagrams import DatagramSocket, Parts, carry
 from ftpkit.net.sealing import Seal
 from ftpkit.protocol.datagram import (
@@ -108,7 +108,7 @@ class Door:
 
     def _serve(self) -> None:
         while not self._closed.is_set():
-            with contextlib.suppress(LinkError):
+            with contextlib.suppress(ConnectionLostError):
                 self._port.wait(_WAIT_S)
                 for raw, address in self._port.arrived():
                     try:

@@ -71,4 +71,4 @@ class Gate:
 
     def holds(self, grant: Grant) -> bool:
         """Whether it is still granted."""
-        return self._tokens.holds(grant)
+        return self._tokens.is_valid(grant)

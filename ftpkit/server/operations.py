@@ -6,7 +6,7 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any, Final
 
-from ftpkit.access import Can
+from ftpkit.access import Permission
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import Buffers
 from ftpkit.protocol import messages as m
@@ -54,7 +54,7 @@ def auth(context: Context, request: m.Auth) -> Result:
     store = context.gate.home_of(grant)
     context.gate.enter(grant)
     context.admit(grant, store)
-    return Result(m.AuthReply(user=grant.user, can=[can for can in Can if can in grant.can]))
+    return Result(m.AuthReply(user=grant.user, can=[can for can in Permission if can in grant.can]))
 
 
 def status(context: Context, request: m.Status) -> Result:
@@ -235,7 +235,7 @@ def commit(context: Context, request: m.Commit) -> Result:
             return _published(publication)
         try:
             # It may have been begun when its owner was allowed to replace what stands there.
-            if upload.wish.overwrite and Can.DELETE not in context.grant.can:
+            if upload.wish.overwrite and Permission.DELETE not in context.grant.can:
                 upload.renew(replace(upload.wish, overwrite=False))
             return _published(
                 upload.commit(

@@ -3,29 +3,29 @@
 from dataclasses import replace
 from typing import Final
 
-from ftpkit.access import Can, Grant
+from ftpkit.access import Grant, Permission
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol import messages as m
 
-NEEDS: Final[dict[type[m.Request], frozenset[Can]]] = {
+NEEDS: Final[dict[type[m.Request], frozenset[Permission]]] = {
     m.Hello: frozenset(),
     m.Auth: frozenset(),
     m.Ping: frozenset(),
-    m.Stat: frozenset({Can.READ}),
-    m.List: frozenset({Can.READ}),
-    m.Get: frozenset({Can.READ}),
-    m.Pull: frozenset({Can.READ}),
-    m.DigestOf: frozenset({Can.READ}),
-    m.Mkdir: frozenset({Can.WRITE}),
-    m.Put: frozenset({Can.WRITE}),
-    m.Begin: frozenset({Can.WRITE}),
-    m.Write: frozenset({Can.WRITE}),
-    m.Commit: frozenset({Can.WRITE}),
-    m.Abort: frozenset({Can.WRITE}),
-    m.Push: frozenset({Can.WRITE}),
-    m.Delete: frozenset({Can.DELETE}),
-    m.Rename: frozenset({Can.WRITE, Can.DELETE}),
-    m.Status: frozenset({Can.ADMIN}),
+    m.Stat: frozenset({Permission.READ}),
+    m.List: frozenset({Permission.READ}),
+    m.Get: frozenset({Permission.READ}),
+    m.Pull: frozenset({Permission.READ}),
+    m.DigestOf: frozenset({Permission.READ}),
+    m.Mkdir: frozenset({Permission.WRITE}),
+    m.Put: frozenset({Permission.WRITE}),
+    m.Begin: frozenset({Permission.WRITE}),
+    m.Write: frozenset({Permission.WRITE}),
+    m.Commit: frozenset({Permission.WRITE}),
+    m.Abort: frozenset({Permission.WRITE}),
+    m.Push: frozenset({Permission.WRITE}),
+    m.Delete: frozenset({Permission.DELETE}),
+    m.Rename: frozenset({Permission.WRITE, Permission.DELETE}),
+    m.Status: frozenset({Permission.ADMIN}),
 }
 
 
@@ -39,17 +39,17 @@ def permitted(request: m.Request, grant: Grant) -> m.Request:
     if needs is None:
         raise RefusedError(Code.FORBIDDEN, f"no token allows {request.op}")
     if isinstance(request, m.Begin) and request.basis:
-        needs |= {Can.READ}
+        needs |= {Permission.READ}
     missing = needs - grant.can
     if missing:
         raise RefusedError(
             Code.FORBIDDEN,
             f"{request.op} needs {_listed(missing)}, which this token does not allow",
         )
-    if isinstance(request, m.Put | m.Begin) and Can.DELETE not in grant.can:
+    if isinstance(request, m.Put | m.Begin) and Permission.DELETE not in grant.can:
         return replace(request, overwrite=False)
     return request
 
 
-def _listed(missing: frozenset[Can]) -> str:
-    return " and ".join(can for can in Can if can in missing)
+def _listed(missing: frozenset[Permission]) -> str:
+    return " and ".join(can for can in Permission if can in missing)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.datagrams import DatagramSocket, Parts
 from ftpkit.protocol.datagram import read_header
 
@@ -49,7 +49,7 @@ class Relay:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            with contextlib.suppress(LinkError):
+            with contextlib.suppress(ConnectionLostError):
                 self.port.wait(_WAIT_S)
                 for raw, address in self.port.arrived():
                     header = read_header(raw)

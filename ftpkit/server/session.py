@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from ftpkit.errors import (
     Code,
-    ElsewhereError,
+    ConnectionLostError,
     EndOfStreamError,
     HeaderTooLongError,
-    LinkError,
     ProtocolError,
     RefusedError,
     SourceChangedError,
-    StalledError,
+    StallTimeoutError,
+    WrongWorkerError,
 )
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.conversation import ServerConversation
@@ -103,10 +103,10 @@ class Session:
         except ProtocolError as error:
             outcome = error.code
             self._last_word(RefusedError(Code.BAD_FRAME, str(error)))
-        except StalledError as error:
+        except StallTimeoutError as error:
             outcome = error.code
             self._last_word(RefusedError(Code.TIMEOUT, str(error)))
-        except (LinkError, SourceChangedError) as error:
+        except (ConnectionLostError, SourceChangedError) as error:
             outcome = error.code
         finally:
             self._transfers.close()
@@ -179,7 +179,7 @@ class Session:
         while True:
             try:
                 return self._stream.read_header()
-            except StalledError:
+            except StallTimeoutError:
                 exchange = self._context.exchange
                 if exchange is None or not exchange.running:
                     raise
@@ -202,9 +202,9 @@ class Session:
         except RefusedError as refusal:
             self._transfers.refused(request, refusal, started)
             self._refuse(refusal)
-        except ElsewhereError as error:
+        except WrongWorkerError as error:
             self._hand_over(header, error.holder)
-        except (LinkError, SourceChangedError):
+        except (ConnectionLostError, SourceChangedError):
             self._transfers.broken(request, header.get("size", 0) - self._stream.left, started)
             raise
         except Exception:  # the client gets a reference, the log the rest
@@ -226,7 +226,7 @@ class Session:
             self._transfers.leaving(result.reply)
             try:
                 self._answer(result)
-            except (LinkError, SourceChangedError):
+            except (ConnectionLostError, SourceChangedError):
                 self._transfers.broken(request, self._sent, started)
                 raise
             self._transfers.served(request, result.reply, started)
@@ -239,7 +239,7 @@ class Session:
         if self._stream.secured:  # it would be here all the same
             return
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
-            raise ElsewhereError(0)
+            raise WrongWorkerError(0)
 
     def _allowed(self, request: Request) -> Request:
         """Return ``request`` as whoever is at the other end may have it done now."""
@@ -321,7 +321,7 @@ class Session:
     def _last_word(self, refusal: RefusedError) -> None:
         if self._conversation.closed:
             return
-        with contextlib.suppress(LinkError):
+        with contextlib.suppress(ConnectionLostError):
             self._stream.send(self._conversation.refuse(refusal, close=True))
             self._close_gently()
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.access import Tokens, decode_grant, encode_grant
-from ftpkit.errors import Code, ElsewhereError, LinkError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, RefusedError, WrongWorkerError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
@@ -104,7 +104,7 @@ class Worker:
         while True:
             try:
                 header, body, fds = self.channel.receive()
-            except LinkError:
+            except ConnectionLostError:
                 if self._ended:
                     self.channel.close()
                     return
@@ -115,7 +115,7 @@ class Worker:
         """Have an upload; ElsewhereError says which worker has it."""
         header, _ = self._ask("claim", key=key)
         if header["holder"] != self.number:
-            raise ElsewhereError(header["holder"])
+            raise WrongWorkerError(header["holder"])
 
     def give_up(self, key: str) -> None:
         """Let other workers have an upload."""
@@ -133,7 +133,7 @@ class Worker:
 
     def tell(self, op: str, **message: Any) -> None:
         """Send a message; where nobody takes it any more, this process is about to end."""
-        with contextlib.suppress(LinkError):
+        with contextlib.suppress(ConnectionLostError):
             self.channel.send(op=op, **message)
 
     def _ask(self, op: str, timeout_s: float | None = None, **message: Any) -> tuple[Header, bytes]:

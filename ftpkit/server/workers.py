@@ -19,7 +19,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
 from ftpkit import system
-from ftpkit.errors import Code, LinkError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
@@ -344,7 +344,7 @@ class Supervisor:
         try:
             while True:
                 self._follow(member, *member.channel.receive())
-        except LinkError:
+        except ConnectionLostError:
             pass
         except Exception:  # of which the other workers must hear nothing
             log.exception("error", extra={"fields": {"worker": member.number}})

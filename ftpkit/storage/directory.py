@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final, Self
 
 from ftpkit import system
-from ftpkit.errors import Code, ElsewhereError, RefusedError
+from ftpkit.errors import Code, RefusedError, WrongWorkerError
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
 from ftpkit.storage import journal
@@ -306,7 +306,7 @@ class DirectoryStore:
         """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
         now = time.time()
         for key, _ in list(self._uploads.names()):
-            with self._lock, contextlib.suppress(OSError, ElsewhereError), self._claimed(key):
+            with self._lock, contextlib.suppress(OSError, WrongWorkerError), self._claimed(key):
                 self._settle(key)
                 if key not in self._open and now - self._touched(key) > uploads_s:
                     self._tree.purge(self._uploads, key, _ignore)

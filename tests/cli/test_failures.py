@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ftpkit.cli import main
 from ftpkit.cli.failures import Tally, complain, exit_code, reported
-from ftpkit.errors import CannotConnectError, Code, DamagedError, FtpkitError, RefusedError
+from ftpkit.errors import CannotConnectError, Code, CorruptDataError, FtpkitError, RefusedError
 from tests.cli.conftest import WAIT_S, Run, Served, command
 
 
@@ -204,7 +204,7 @@ def test_codes_of_errors() -> None:
     tally.add(refused)
     tally.add(refused)
     assert tally.exit_code == 3
-    tally.add(DamagedError("no"))
+    tally.add(CorruptDataError("no"))
     assert tally.exit_code == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import private, system
-from ftpkit.access import EVERYTHING, Can, Grant, Tokens
+from ftpkit.access import EVERYTHING, Grant, Permission, Tokens
 from ftpkit.cli.places import default_state
 from ftpkit.cli.state import State
 from ftpkit.net.address import Address, Url
@@ -55,7 +55,7 @@ def test_a_link_is_all_that_a_client_needs(run: Run, state: State) -> None:
     assert result.stderr == "For alice: ftpkit login LINK - the link is not shown again\n"
     grant = granted(state, url)
     assert grant.user == "alice"
-    assert grant.can == {Can.READ, Can.WRITE}
+    assert grant.can == {Permission.READ, Permission.WRITE}
 
 
 def test_without_options_nothing_is_limited(run: Run, state: State) -> None:
@@ -101,7 +101,7 @@ def test_every_option_says_what_it_is_for(run: Run, state: State) -> None:
         *("--rate", "50M", "--weight", "0.5", "--connections", "4", "--expires", "7d"),
     )
     grant = granted(state, url)
-    assert grant.can == {Can.READ, Can.DELETE}
+    assert grant.can == {Permission.READ, Permission.DELETE}
     assert (grant.under, grant.quota, grant.rate_bps) == ("people/alice", 10**10, 5e7)
     assert (grant.weight, grant.connections) == (0.5, 4)
     assert grant.expires_at is not None
@@ -111,7 +111,9 @@ def test_every_option_says_what_it_is_for(run: Run, state: State) -> None:
 
 def test_ls_is_a_table(run: Run, state: State) -> None:
     add(run, "alice", "--under", "people/alice", "--quota", "10G", "--rate", "50M", "--weight", "2")
-    state.tokens().add(Grant(user="bob", can=frozenset({Can.READ}), connections=3, expires_at=1.0))
+    state.tokens().add(
+        Grant(user="bob", can=frozenset({Permission.READ}), connections=3, expires_at=1.0)
+    )
     lines = [re.split("  +", line.strip()) for line in run("token", "ls").stdout.splitlines()]
     ended = f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(1))} (expired)"
     assert lines == [
@@ -153,11 +155,11 @@ def test_nothing_but_add_shows_a_token_or_its_hash(run: Run, state: State, path:
 def test_rm_counts_at_once_and_goes_on_after_an_unknown_name(run: Run, state: State) -> None:
     running = state.tokens()
     grants = [granted(state, add(run, user)) for user in ("alice", "bob", "carol")]
-    assert all(running.holds(grant) for grant in grants)
+    assert all(running.is_valid(grant) for grant in grants)
     result = run("token", "rm", "alice", "dave", "bob")
     assert result.exit_code == 1
     assert result.output == "ftpkit: there is no token dave\n"
-    assert [running.holds(grant) for grant in grants] == [False, False, True]
+    assert [running.is_valid(grant) for grant in grants] == [False, False, True]
     assert run("token", "rm", "carol", "owner").output == ""
     assert running.grants() == []
     assert run("token", "ls").stdout.splitlines()[1:] == []
@@ -168,7 +170,7 @@ def test_a_name_is_taken_once(run: Run, state: State) -> None:
     result = run("token", "add", "alice", "--can", "read")
     assert result.exit_code == 1
     assert result.output == "ftpkit: there is a token alice already\n"
-    assert state.tokens().holds(grant)
+    assert state.tokens().is_valid(grant)
 
 
 @pytest.mark.parametrize(

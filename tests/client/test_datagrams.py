@@ -13,10 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, LinkError, LocalFileError, RefusedError, Server, SourceChangedError
+from ftpkit import (
+    Client,
+    ConnectionLostError,
+    LocalFileError,
+    RefusedError,
+    Server,
+    SourceChangedError,
+)
 from ftpkit.client import Udp
 from ftpkit.client import exchange as exchange_module
-from ftpkit.errors import BlockedError, FtpkitError
+from ftpkit.errors import FtpkitError, UdpBlockedError
 from tests.faults.relay import Relay
 from tests.support.logs import Log
 from tests.support.trees import published, staged
@@ -340,7 +347,7 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
             client.get("f", tmp_path / "copy", on_progress=seen, on_retry=on_retry)
             assert (tmp_path / "copy").read_bytes() == data
         ((error, delay),) = told
-        assert isinstance(error, BlockedError)
+        assert isinstance(error, UdpBlockedError)
         assert delay == 0
         # 2 s, and what a busy machine adds.
         assert when[0] - started < 6.0
@@ -364,7 +371,7 @@ def test_blocked_from_the_start_nothing_else_is_an_error(
             "up": lambda: client.put(tmp_path / "f", "g"),
             "down": lambda: client.get("f", tmp_path / "here/copy"),
         }
-        with pytest.raises(BlockedError, match="no datagram gets through") as caught:
+        with pytest.raises(UdpBlockedError, match="no datagram gets through") as caught:
             moves[direction]()
         assert caught.value.permanent
         assert client.ping() >= 0
@@ -407,7 +414,7 @@ def test_blocked_in_the_middle(
 
     with Client(wire.address, udp=udp) as client:
         if udp is Udp.ONLY:
-            with pytest.raises(BlockedError, match="no longer"):
+            with pytest.raises(UdpBlockedError, match="no longer"):
                 move(client)
             assert published(root) == {"f": data}
             # What arrived is kept for the next.
@@ -417,7 +424,7 @@ def test_blocked_in_the_middle(
             assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
         else:
             move(client)
-            assert [type(error) for error, _ in told] == [BlockedError]
+            assert [type(error) for error, _ in told] == [UdpBlockedError]
             assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
     assert seen[-1] == (len(data), len(data))
     if direction == "up":
@@ -465,9 +472,9 @@ def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
             client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
         assert [str(error) for error, _ in told] == [f"{server.address} takes no datagrams"]
         with Client(server.address, udp=Udp.ONLY) as client:
-            with pytest.raises(BlockedError, match="takes no datagrams"):
+            with pytest.raises(UdpBlockedError, match="takes no datagrams"):
                 client.put(tmp_path / "f")
-            with pytest.raises(BlockedError, match="takes no datagrams"):
+            with pytest.raises(UdpBlockedError, match="takes no datagrams"):
                 client.get("f", tmp_path / "other")
             # Where there is no block, nothing has to travel as a datagram.
             made(tmp_path / "empty", 0)
@@ -492,7 +499,7 @@ def test_an_upload_that_broke_off_sends_only_what_is_missing(
 
     wire.fate = fate
     with Client(wire.address, udp=Udp.ONLY) as client:
-        with pytest.raises(LinkError):
+        with pytest.raises(ConnectionLostError):
             client.put(tmp_path / "f")
         first = wire.up
         wire.fate = lambda raw, up: [raw]
@@ -519,7 +526,7 @@ def test_a_download_that_broke_off_fetches_only_what_is_missing(
 
     wire.fate = fate
     with Client(wire.address, udp=Udp.ONLY) as client:
-        with pytest.raises(LinkError):
+        with pytest.raises(ConnectionLostError):
             client.get("f", tmp_path / "copy")
         first = wire.down
         wire.fate = lambda raw, up: [raw]

@@ -14,14 +14,14 @@ from ftpkit import (
     Address,
     CannotConnectError,
     Client,
-    DamagedError,
+    ConnectionLostError,
+    CorruptDataError,
     FtpkitError,
-    LinkError,
     ProtocolError,
     RefusedError,
     Server,
 )
-from ftpkit.errors import StalledError
+from ftpkit.errors import StallTimeoutError
 from ftpkit.protocol.status import encode_status
 from tests.support.hostile import HELLO, Peer, Script, hostile, relay
 from tests.support.status import status, transfer
@@ -119,7 +119,7 @@ def test_who_says_nothing_more() -> None:
     with (
         hostile(script) as address,
         Client(Address(*address), timeout_s=0.2) as client,
-        pytest.raises(StalledError, match="the peer was silent for too long"),
+        pytest.raises(StallTimeoutError, match="the peer was silent for too long"),
     ):
         client.ping()
 
@@ -161,7 +161,7 @@ def answering(*headers: dict[str, Any], body: bytes = b"") -> Script:
 HALF = bytes(range(256)) * 40
 
 DOWN: list[tuple[Script, type[FtpkitError]]] = [
-    (greeted(lambda peer: None), LinkError),
+    (greeted(lambda peer: None), ConnectionLostError),
     (greeted(lambda peer: peer.sock.sendall(b"GARBAGE")), ProtocolError),
     (answering({"ok": 1}), ProtocolError),
     (answering({"ok": True}), ProtocolError),
@@ -197,7 +197,7 @@ def test_a_server_that_is_gone_in_the_middle_of_a_body(count: int, tmp_path: Pat
     with (
         hostile(greeted(rest)) as address,
         talking_to(address) as client,
-        pytest.raises(LinkError),
+        pytest.raises(ConnectionLostError),
     ):
         client.get("f", tmp_path / "copy")
     assert os.listdir(tmp_path) == []
@@ -215,7 +215,7 @@ def test_a_server_that_always_lies_about_its_digest(tmp_path: Path) -> None:
     with (
         hostile(greeted(rest)) as address,
         talking_to(address) as client,
-        pytest.raises(DamagedError),
+        pytest.raises(CorruptDataError),
     ):
         client.get("f", tmp_path / "copy")
     assert asked == [0, 0, 0]
@@ -253,7 +253,7 @@ def test_a_server_that_is_gone_in_the_middle_of_an_upload(tmp_path: Path) -> Non
     with (
         hostile(greeted(rest)) as address,
         talking_to(address) as client,
-        pytest.raises(LinkError),
+        pytest.raises(ConnectionLostError),
     ):
         client.put(tmp_path / "f")
 
@@ -307,7 +307,7 @@ def test_a_server_that_finds_every_block_damaged(tmp_path: Path) -> None:
     with (
         hostile(greeted(rest)) as address,
         talking_to(address) as client,
-        pytest.raises(DamagedError),
+        pytest.raises(CorruptDataError),
     ):
         client.put(tmp_path / "f")
     (tmp_path / "f").write_bytes(b"small")
@@ -315,7 +315,7 @@ def test_a_server_that_finds_every_block_damaged(tmp_path: Path) -> None:
     with (
         hostile(answering(*[always] * 3)) as address,
         talking_to(address) as client,
-        pytest.raises(DamagedError),
+        pytest.raises(CorruptDataError),
     ):
         client.put(tmp_path / "f")
 
@@ -329,7 +329,7 @@ def entry(name: str) -> bytes:
     [
         ({}, b"not json\n", ProtocolError),
         ({}, b'{"name":1}\n', ProtocolError),
-        ({"digest": b3(b"other")}, entry("a"), DamagedError),
+        ({"digest": b3(b"other")}, entry("a"), CorruptDataError),
         ({"digest": "md5:00"}, entry("a"), ProtocolError),
         ({"size": 2**40}, b"", ProtocolError),
         ({"next": 7}, entry("a"), ProtocolError),
@@ -432,5 +432,9 @@ def test_a_status_that_breaks_off() -> None:
         peer.request()
         peer.reply({"ok": True, "size": 100}, bytes(99))
 
-    with hostile(script) as address, talking_to(address) as client, pytest.raises(LinkError):
+    with (
+        hostile(script) as address,
+        talking_to(address) as client,
+        pytest.raises(ConnectionLostError),
+    ):
         client.status()

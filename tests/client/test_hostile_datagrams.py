@@ -14,7 +14,7 @@ import pytest
 from ftpkit import Address, Client, FtpkitError, ProtocolError, RefusedError
 from ftpkit.client import Udp as Mode
 from ftpkit.client import exchange as exchange_module
-from ftpkit.errors import BlockedError, StalledError
+from ftpkit.errors import StallTimeoutError, UdpBlockedError
 from tests.support.hostile import HELLO, Peer, Script, hostile
 from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, Udp, pieces_of
 
@@ -182,12 +182,12 @@ def test_a_session_that_cannot_be(source: Path, here: Path, wrong: dict[str, Any
 def test_endless_echoes_are_no_transfer(source: Path, here: Path, mode: Mode) -> None:
     with (
         talking_to(answering(open_push, echoes), mode=mode) as client,
-        pytest.raises(BlockedError if mode is Mode.ONLY else FtpkitError),
+        pytest.raises(UdpBlockedError if mode is Mode.ONLY else FtpkitError),
     ):
         client.put(source)
     with (
         talking_to(answering(open_pull, echoes), mode=mode) as client,
-        pytest.raises(BlockedError if mode is Mode.ONLY else FtpkitError),
+        pytest.raises(UdpBlockedError if mode is Mode.ONLY else FtpkitError),
     ):
         client.get("f", here / "f")
     assert not (here / "f").exists()
@@ -200,7 +200,7 @@ def test_endless_words_that_move_nothing_are_no_transfer(source: Path, here: Pat
         yield line.said(ACK, struct.pack("!IQ", 0, 0))
         yield line.said(ACK, struct.pack("!IQ", 0, 0), number=1)
 
-    with talking_to(answering(open_push, nothing_new)) as client, pytest.raises(BlockedError):
+    with talking_to(answering(open_push, nothing_new)) as client, pytest.raises(UdpBlockedError):
         client.put(source)
 
     def never_wanted(line: Line, heard: Heard) -> Iterator[bytes]:
@@ -208,7 +208,7 @@ def test_endless_words_that_move_nothing_are_no_transfer(source: Path, here: Pat
         yield line.said(DATA, bytes(PIECE), block=2**32 - 1, offset=2**32 - 1)
         yield line.said(DATA, bytes(PIECE), number=2**32 - 1)
 
-    with talking_to(answering(open_pull, never_wanted)) as client, pytest.raises(BlockedError):
+    with talking_to(answering(open_pull, never_wanted)) as client, pytest.raises(UdpBlockedError):
         client.get("f", here / "f")
 
 
@@ -220,14 +220,14 @@ def test_endless_new_proofs_are_no_transfer(source: Path) -> None:
         if heard.kind == PROBE:
             yield line.echo(heard, proof=next(proofs))
 
-    with talking_to(answering(open_push, renewed)) as client, pytest.raises(BlockedError):
+    with talking_to(answering(open_push, renewed)) as client, pytest.raises(UdpBlockedError):
         client.put(source)
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_where_the_conversation_is_silent_too_the_server_is_gone(source: Path) -> None:
     script = answering(open_push, echoes, pongs=False)
-    with talking_to(script) as client, pytest.raises(StalledError):
+    with talking_to(script) as client, pytest.raises(StallTimeoutError):
         client.put(source)
 
 
@@ -301,7 +301,7 @@ def test_datagrams_that_say_nothing_to_a_client(source: Path, payload: bytes) ->
         yield b""
         yield payload
 
-    with talking_to(answering(open_push, answer)) as client, pytest.raises(BlockedError):
+    with talking_to(answering(open_push, answer)) as client, pytest.raises(UdpBlockedError):
         client.put(source)
 
 

@@ -10,13 +10,13 @@ from ftpkit.client.retry import Backoff, may_pass
 from ftpkit.errors import (
     CannotConnectError,
     Code,
-    DamagedError,
+    ConnectionLostError,
+    CorruptDataError,
     FtpkitError,
-    LinkError,
     LocalFileError,
     RefusedError,
     SourceChangedError,
-    StalledError,
+    StallTimeoutError,
     TruncatedError,
     UntrustedError,
 )
@@ -53,8 +53,8 @@ def waits(clock: Clock, tries: Backoff, error: FtpkitError) -> int:
 @pytest.mark.parametrize(
     "error",
     [
-        LinkError("lost"),
-        StalledError("stalled"),
+        ConnectionLostError("lost"),
+        StallTimeoutError("stalled"),
         TruncatedError(1, 2),
         CannotConnectError("refused"),
         RefusedError(Code.TOO_MANY_CONNECTIONS, "full"),
@@ -72,7 +72,7 @@ def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
     [
         CannotConnectError("no such host", permanent=True),
         UntrustedError("another key"),
-        DamagedError("damaged"),
+        CorruptDataError("damaged"),
         LocalFileError("unreadable"),
         SourceChangedError("changed"),
         *(
@@ -99,23 +99,23 @@ def test_what_stays_so_stops_at_once(error: FtpkitError) -> None:
 
 def test_waits_double_up_to_a_cap_and_end_with_the_time_that_was_given() -> None:
     clock = Clock()
-    waits(clock, backoff(clock, 60), LinkError("lost"))
+    waits(clock, backoff(clock, 60), ConnectionLostError("lost"))
     assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 14.5]
     assert clock.now == 160
 
 
 def test_no_time_means_no_second_try() -> None:
     clock = Clock()
-    assert waits(clock, backoff(clock, 0), LinkError("lost")) == 0
+    assert waits(clock, backoff(clock, 0), ConnectionLostError("lost")) == 0
 
 
 def test_new_progress_gives_the_whole_time_again() -> None:
     clock = Clock()
     tries = backoff(clock, 3)
-    waits(clock, tries, LinkError("lost"))
+    waits(clock, tries, ConnectionLostError("lost"))
     tries.progress(10)
     clock.slept.clear()
-    waits(clock, tries, LinkError("lost"))
+    waits(clock, tries, ConnectionLostError("lost"))
     assert sum(clock.slept) == pytest.approx(3)
 
 
@@ -123,15 +123,15 @@ def test_going_over_the_same_ground_is_no_progress() -> None:
     clock = Clock()
     tries = backoff(clock, 3)
     tries.progress(10)
-    waits(clock, tries, LinkError("lost"))
+    waits(clock, tries, ConnectionLostError("lost"))
     tries.progress(10)
-    assert waits(clock, tries, LinkError("lost")) == 0
+    assert waits(clock, tries, ConnectionLostError("lost")) == 0
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0.1, 1000))
 def test_chance_shortens_a_wait_by_half_at_most(chance: float, retry_for_s: float) -> None:
     clock = Clock()
-    waits(clock, backoff(clock, retry_for_s, chance), LinkError("lost"))
+    waits(clock, backoff(clock, retry_for_s, chance), ConnectionLostError("lost"))
     assert sum(clock.slept) == pytest.approx(retry_for_s)
     assert all(delay <= 15 for delay in clock.slept)
     assert clock.slept[0] >= min(0.25, retry_for_s) - 1e-9
@@ -139,6 +139,6 @@ def test_chance_shortens_a_wait_by_half_at_most(chance: float, retry_for_s: floa
 
 def test_whoever_listens_hears_the_failure_and_the_wait() -> None:
     heard: list[tuple[FtpkitError, float]] = []
-    clock, error = Clock(), LinkError("lost")
+    clock, error = Clock(), ConnectionLostError("lost")
     backoff(clock, 60).wait(error, lambda error, delay: heard.append((error, delay)))
     assert heard == [(error, 0.5)]

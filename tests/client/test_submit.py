@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from ftpkit import Address, Client, LinkError, LocalFileError, RefusedError, Server, Transfer, Udp
+from ftpkit import (
+    Address,
+    Client,
+    ConnectionLostError,
+    LocalFileError,
+    RefusedError,
+    Server,
+    Transfer,
+    Udp,
+)
 from ftpkit.client.stop import Stop, Stopped
 from tests.faults.relay import Hold, Plan, Relay
 from tests.support.hostile import Peer, hostile
@@ -500,5 +509,5 @@ def test_a_server_that_stops_ends_them(server: Server, tmp_path: Path) -> None:
     with Client(server.address, jobs=2) as client:
         assert client.submit_put(tmp_path / "f").result().total == 3
         server.stop(grace_s=0.0)
-        with pytest.raises(LinkError):
+        with pytest.raises(ConnectionLostError):
             client.submit_put(tmp_path / "f").result()

@@ -21,7 +21,7 @@ from ftpkit.compare.framing import (
     stream_fates,
     take_datagrams,
 )
-from ftpkit.errors import LinkError, ProtocolError
+from ftpkit.errors import ConnectionLostError, ProtocolError
 from ftpkit.protocol import encode_header
 
 WHOLE, GLUED, SPLIT, LOST = Fate.WHOLE, Fate.GLUED, Fate.SPLIT, Fate.LOST
@@ -201,7 +201,7 @@ def test_a_machine_without_descriptors_is_a_link_error() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(LinkError, match="loopback failed: Too many open files"):
+        with pytest.raises(ConnectionLostError, match="loopback failed: Too many open files"):
             compare_framing(10, 64)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -4,7 +4,7 @@ import socket
 from struct import Struct
 from typing import Any, Final, Self
 
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Address
 from ftpkit.net.stream import Stream
 from ftpkit.protocol.frame import encode_header
@@ -45,7 +45,7 @@ class Raw:
         try:
             while True:
                 self.heard()
-        except LinkError:
+        except ConnectionLostError:
             return True
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, DamagedError, Server, system
+from ftpkit import Client, CorruptDataError, Server, system
 from ftpkit.cli import main
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.store import Wish
@@ -44,7 +44,7 @@ def test_a_file_that_rotted_is_reported_and_not_delivered(
     client.put(tmp_path / "f")
     assert client.stat("f").content_digest == client.digest("f")
     rot(root / "f")
-    with pytest.raises(DamagedError, match="damaged on the server"):
+    with pytest.raises(CorruptDataError, match="damaged on the server"):
         client.get("f", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     assert not list(tmp_path.glob(".copy*"))

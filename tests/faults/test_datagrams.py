@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit.client import Client, Udp
-from ftpkit.errors import BlockedError, Code, FtpkitError, LinkError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, FtpkitError, RefusedError, UdpBlockedError
 from tests.faults.conftest import MIB, left_over, noise, settled, visible
 from tests.faults.processes import Served
 from tests.faults.test_space import fill, serving, tiny
@@ -76,7 +76,7 @@ def test_a_server_that_is_killed_in_the_middle_and_comes_back(
                 client.get("large", here / "copy", on_retry=lambda error, delay: told.append(error))
             restarting.result()
         assert told
-        assert all(isinstance(error, LinkError) for error in told)
+        assert all(isinstance(error, ConnectionLostError) for error in told)
         assert wire.tcp.up + wire.tcp.down < MIB
     assert (root / "large").read_bytes() == data
     assert left_over(root) == []
@@ -109,5 +109,5 @@ def test_a_client_out_of_descriptors_goes_on_over_tcp(tmp_path: Path, here: Path
             client.put(source, on_progress=take, on_retry=give_back)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert [type(error) for error in told] == [BlockedError]
+    assert [type(error) for error in told] == [UdpBlockedError]
     assert (root / "large").read_bytes() == source.read_bytes()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Can, Grant, Tokens, Url
+from ftpkit import Grant, Permission, Tokens, Url
 from ftpkit.client import Client, upload
 from ftpkit.client.upload import BLOCK
-from ftpkit.errors import Code, FtpkitError, RefusedError, SourceChangedError, StalledError
+from ftpkit.errors import Code, FtpkitError, RefusedError, SourceChangedError, StallTimeoutError
 from ftpkit.server import Server
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, quiet, settled, visible
 from tests.faults.relay import (
@@ -187,7 +187,7 @@ def test_who_may_only_write_is_told_again_what_became_of_a_small_file(
     root: Path, here: Path, tmp_path: Path
 ) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
-    token = tokens.add(Grant(user="ada", can=frozenset({Can.WRITE})))
+    token = tokens.add(Grant(user="ada", can=frozenset({Permission.WRITE})))
     source = settled(here / "source", b"a small file")
     with Server(root, port=0, tokens=tokens) as server, Relay(server.address) as relay:
         url = Url(relay.address, token=token, plain=True)
@@ -437,7 +437,7 @@ def test_silence_is_told_as_such_where_nothing_is_tried_again(relay: Relay, here
     source = settled(here / "large", noise(8 * MIB, 16))
     relay.expect(down(Freeze(400)))
     # Long enough that a server on a busy machine still says hello.
-    with client_of(relay, timeout_s=2.0, retry_for_s=0) as client, pytest.raises(StalledError):
+    with client_of(relay, timeout_s=2.0, retry_for_s=0) as client, pytest.raises(StallTimeoutError):
         client.put(source)
 
 

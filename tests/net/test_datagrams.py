@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import LinkError, ProtocolError
+from ftpkit.errors import ConnectionLostError, ProtocolError
 from ftpkit.net.datagrams import DatagramSocket, carry
 from ftpkit.net.sealing import Seal
 from ftpkit.protocol.datagram import OVERHEAD, Datagram, Header, Kind, pack_header
@@ -266,7 +266,7 @@ def test_whoever_waits_is_woken_up(stack: ExitStack) -> None:
     assert woken.wait(WAIT_S)
     thread.join()
     assert list(receiver.arrived()) == []
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         receiver.send([cut(b"x" * 100)])
 
 
@@ -275,9 +275,9 @@ def test_a_closed_socket_is_no_link(stack: ExitStack) -> None:
     sock = DatagramSocket(near)
     sock.close()
     sock.close()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         sock.send([cut(b"x" * 100)])
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         list(sock.arrived())
 
 
@@ -382,7 +382,7 @@ def test_the_loop_ends_where_the_socket_does(stack: ExitStack) -> None:
     sock = DatagramSocket(near)
     with closing(sock):
         sock.interrupt()
-        with pytest.raises(LinkError):
+        with pytest.raises(ConnectionLostError):
             carry(sock, Seal(KEY), Talker(3), while_=lambda now: True)
 
 

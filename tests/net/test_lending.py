@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.stream import Stream
 from ftpkit.net.tls import Identity
 
@@ -38,7 +38,7 @@ class Lent:
         thread.join()
         inner, self.heir = socket.socketpair()
         self.heir.settimeout(PATIENT_S)
-        self.raised: list[LinkError] = []
+        self.raised: list[ConnectionLostError] = []
         self.thread = threading.Thread(target=self._lend, args=(inner,))
         self.thread.start()
 
@@ -46,7 +46,7 @@ class Lent:
         with inner:
             try:
                 self.stream.lend(inner)
-            except LinkError as error:
+            except ConnectionLostError as error:
                 self.raised.append(error)
         self.stream.close_gently(PATIENT_S)
 

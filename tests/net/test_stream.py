@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from ftpkit import system
 from ftpkit.errors import (
+    ConnectionLostError,
     EndOfStreamError,
-    LinkError,
     ProtocolError,
     SourceChangedError,
-    StalledError,
+    StallTimeoutError,
     TruncatedError,
 )
 from ftpkit.net import stream
@@ -232,7 +232,7 @@ def test_what_is_no_frame_is_a_protocol_error(pair: Pair) -> None:
 def test_silence_inside_a_header_is_a_stall() -> None:
     with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=PATIENT_S) as pair:
         pair.peer.sendall(CONVERSATION[:3])
-        with pytest.raises(StalledError):
+        with pytest.raises(StallTimeoutError):
             pair.stream.read_header()
 
 
@@ -240,13 +240,13 @@ def test_silence_inside_a_body_is_a_stall() -> None:
     with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=PATIENT_S) as pair:
         pair.peer.sendall(encode_header({"size": 10}) + b"12345")
         pair.stream.read_header()
-        with pytest.raises(StalledError):
+        with pytest.raises(StallTimeoutError):
             pair.stream.read_into(memoryview(bytearray(10)))
 
 
 def test_silence_between_frames_may_last_until_the_idle_timeout() -> None:
     with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=4 * SHORT_S) as pair:
-        with pytest.raises(StalledError):
+        with pytest.raises(StallTimeoutError):
             pair.stream.read_header()
         pair.peer.sendall(frame(n=1))
         assert pair.stream.read_header() == {"n": 1}
@@ -261,12 +261,18 @@ def test_an_idle_connection_outlives_many_stall_timeouts() -> None:
 
 
 def test_a_peer_that_reads_nothing_is_lost() -> None:
-    with Pair(stall_timeout_s=SHORT_S) as pair, pytest.raises(LinkError, match="took no byte"):
+    with (
+        Pair(stall_timeout_s=SHORT_S) as pair,
+        pytest.raises(ConnectionLostError, match="took no byte"),
+    ):
         pair.stream.send(bytes(64 * PIECE))
 
 
 def test_a_peer_that_reads_nothing_of_a_file_is_lost(big: int) -> None:
-    with Pair(stall_timeout_s=SHORT_S) as pair, pytest.raises(LinkError, match="took no byte"):
+    with (
+        Pair(stall_timeout_s=SHORT_S) as pair,
+        pytest.raises(ConnectionLostError, match="took no byte"),
+    ):
         pair.stream.send_range(frame(), big, 0, BIG)
 
 
@@ -276,7 +282,7 @@ def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
     def read() -> None:
         try:
             pair.stream.read_header()
-        except LinkError as error:
+        except ConnectionLostError as error:
             errors.append(error)
 
     thread = threading.Thread(target=read)
@@ -290,15 +296,15 @@ def test_a_closed_stream_raises_link_errors_and_may_be_closed_again(pair: Pair) 
     pair.stream.close()
     pair.stream.close()
     pair.stream.interrupt()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         pair.stream.send(b"x")
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         pair.stream.read_header()
 
 
 def test_a_peer_that_is_gone_is_a_link_error(pair: Pair) -> None:
     pair.peer.close()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         pair.stream.send(bytes(8 * PIECE))
 
 
@@ -509,7 +515,7 @@ def test_a_turn_is_given_up_when_the_peer_is_gone(big: int, way: str) -> None:
         pair.peer.sendall(encode_header({"size": BIG}) + b"some")
         pair.peer.close()
         pair.stream.read_header()
-        with pytest.raises(LinkError):
+        with pytest.raises(ConnectionLostError):
             pair.stream.skip_body() if way == "up" else pair.stream.send_range(b"", big, 0, BIG)
         asked = 0
         while turns.asked.acquire(blocking=False):
@@ -564,7 +570,7 @@ def test_a_reset_is_a_link_error(tcp: tuple[socket.socket, socket.socket]) -> No
     stream = Stream(ours, stall_timeout_s=PATIENT_S)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
-    with pytest.raises(LinkError, match="connection lost") as caught:
+    with pytest.raises(ConnectionLostError, match="connection lost") as caught:
         stream.read_header()
     assert not isinstance(caught.value, EndOfStreamError)
 

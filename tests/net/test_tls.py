@@ -28,12 +28,12 @@ from ftpkit import system
 from ftpkit.errors import (
     CannotConnectError,
     Code,
+    ConnectionLostError,
     EndOfStreamError,
     FtpkitError,
     HandshakeError,
-    LinkError,
     RefusedError,
-    StalledError,
+    StallTimeoutError,
     UntrustedError,
 )
 from ftpkit.net import trust
@@ -69,7 +69,7 @@ def meanwhile(work: Callable[[], object]) -> Iterator[list[BaseException]]:
     def run() -> None:
         try:
             work()
-        except (OSError, LinkError) as error:
+        except (OSError, ConnectionLostError) as error:
             raised.append(error)
 
     thread = threading.Thread(target=run)
@@ -346,7 +346,7 @@ def answered(
     sock.sendall(answer)
     if answer:
         sock.shutdown(socket.SHUT_WR)
-    with pytest.raises((LinkError, RefusedError)) as caught:
+    with pytest.raises((ConnectionLostError, RefusedError)) as caught:
         trust.connect(stream, HOST, IDENTITY.pin, None, limit_s)
     return caught.value
 
@@ -388,7 +388,7 @@ def test_somebody_else_is_not_tried_again(
 def test_a_server_that_hangs_up_is_tried_again(ends: tuple[Stream, socket.socket]) -> None:
     stream, sock = ends
     sock.shutdown(socket.SHUT_WR)
-    with pytest.raises(LinkError) as caught:
+    with pytest.raises(ConnectionLostError) as caught:
         trust.connect(stream, HOST, IDENTITY.pin, None, PATIENT_S)
     assert not getattr(caught.value, "permanent", False)
 
@@ -435,7 +435,7 @@ def serve(stream: Stream, found: list[object]) -> None:
         found.append("shaken")
         while True:
             found.append(stream.read_header()["n"])
-    except LinkError as error:
+    except ConnectionLostError as error:
         found.append(type(error))
     finally:
         stream.close()
@@ -485,7 +485,7 @@ def test_cut_anywhere_it_gives_whole_frames_and_then_an_error_or_the_end() -> No
         whole, end = found[:-1], found[-1]
         assert whole == ["shaken", 0, 1, 2][: len(whole)]
         assert isinstance(end, type)
-        assert issubclass(end, LinkError)
+        assert issubclass(end, ConnectionLostError)
         ends.add(end)
         at += 1
     assert EndOfStreamError in ends
@@ -507,13 +507,13 @@ def test_a_byte_that_was_changed_anywhere_is_noticed() -> None:
 def test_a_record_that_is_sent_twice_is_noticed() -> None:
     with conversation() as (sock, talk, last, found):
         sock.sendall(last + talk.say(FRAMES[0]) * 2)
-    assert found == ["shaken", 0, LinkError]
+    assert found == ["shaken", 0, ConnectionLostError]
 
 
 def test_nobody_can_go_on_in_plaintext() -> None:
     with conversation() as (sock, talk, last, found):
         sock.sendall(last + talk.say(FRAMES[0]) + FRAMES[1])
-    assert found == ["shaken", 0, LinkError]
+    assert found == ["shaken", 0, ConnectionLostError]
 
 
 @pytest.mark.parametrize("size", [1, 100])
@@ -532,7 +532,7 @@ def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
         with ours, sock:
             sock.sendall(hello[:at])
             sock.shutdown(socket.SHUT_WR)
-            with pytest.raises(LinkError):
+            with pytest.raises(ConnectionLostError):
                 Stream(ours, stall_timeout_s=PATIENT_S).secure(CONTEXT, PATIENT_S)
 
 
@@ -540,7 +540,7 @@ def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
 def test_a_handshake_that_stands_still_ends(ends: tuple[Stream, socket.socket], sent: int) -> None:
     stream, sock = ends
     sock.sendall(Talk().hello()[:sent])
-    with pytest.raises(StalledError):
+    with pytest.raises(StallTimeoutError):
         stream.secure(CONTEXT, SHORT_S)
 
 
@@ -570,7 +570,7 @@ def test_a_handshake_byte_by_byte_may_take_no_longer(ends: tuple[Stream, socket.
                 return
 
     with meanwhile(trickle):
-        with pytest.raises(StalledError):
+        with pytest.raises(StallTimeoutError):
             stream.secure(CONTEXT, SHORT_S)
         over.set()
 
@@ -593,7 +593,7 @@ def test_a_record_byte_by_byte_may_take_no_longer_than_silence() -> None:
     with ours, sock, meanwhile(trickle):
         serve(stream, found)
         over.set()
-    assert found == ["shaken", StalledError]
+    assert found == ["shaken", StallTimeoutError]
 
 
 def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ftpkit.errors import Code, LinkError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import POLICIES
@@ -116,9 +116,9 @@ def test_a_cut_connection_waits_no_longer(dispatcher: Make, threads: ThreadPoolE
     cut = threads.submit(second.turn)
     waiting(turns, 1)
     second.leave()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         cut.result(LONG_S)
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         second.turn()
     first.gave_up(0)
     assert third.turn() == 4 * MIB
@@ -135,7 +135,7 @@ def test_another_watches_the_clock_when_the_watch_is_cut(
     future = threads.submit(other.turn)
     waiting(turns, 2)
     watch.leave()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         cut.result(LONG_S)
     assert future.result(LONG_S) == 50_000
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from ftpkit import Client, Server, Udp, Url
-from ftpkit.access import Can, Grant, Tokens
+from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.errors import FtpkitError
 from ftpkit.server import session as session_module
 from tests.support.inside import service_of
@@ -26,7 +26,7 @@ RATE: Final = 8.0 * MIB
 # What may move at once, because it was not used before.
 BURST_S: Final = 0.05
 ZEROS: Final = hashlib.sha256(bytes(BLOCK)).hexdigest()
-READ, WRITE = frozenset({Can.READ}), frozenset({Can.WRITE})
+READ, WRITE = frozenset({Permission.READ}), frozenset({Permission.WRITE})
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_before_a_token_nothing_is_answered(
 def test_auth_tells_whose_token_it_is_and_what_it_allows(
     stranger: Callable[[], Raw], tokens: Tokens
 ) -> None:
-    token = tokens.add(Grant(user="ada", can=frozenset({Can.ADMIN, Can.WRITE})))
+    token = tokens.add(Grant(user="ada", can=frozenset({Permission.ADMIN, Permission.WRITE})))
     reply = stranger().granted("auth", token=token)
     assert (reply["user"], reply["can"]) == ("ada", ["write", "admin"])
 

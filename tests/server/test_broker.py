@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import ElsewhereError
+from ftpkit.errors import WrongWorkerError
 from ftpkit.server.admission import Admission
 from ftpkit.server.broker import Broker, KeeperClaims, Member, State
 from ftpkit.server.channel import Channel
@@ -134,7 +134,7 @@ def test_the_keeper_takes_nothing_from_workers_and_they_wait_for_it(
     one, keeper = join(1), KeeperClaims(broker)
     one.say("claim", key="k", call=0)
     assert one.heard() == answer(0, 1)
-    with pytest.raises(ElsewhereError):
+    with pytest.raises(WrongWorkerError):
         keeper.claim("k")
     keeper.claim("l")
     one.say("claim", key="l", call=1)

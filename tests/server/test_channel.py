@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import LinkError
+from ftpkit.errors import ConnectionLostError
 from ftpkit.server.channel import Channel, close_all
 
 pytestmark = pytest.mark.skipif(
@@ -81,7 +81,7 @@ def test_an_offer_waits_for_nobody(ends: Ends) -> None:
     assert here.offer(op="y")
     assert there.receive()[0]["op"] == "y"
     there.close()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         here.offer(op="x")
 
 
@@ -90,9 +90,9 @@ def test_the_end_of_one_side_is_told_to_the_other(ends: Ends) -> None:
     here.send(op="last")
     here.close()
     assert there.receive()[0]["op"] == "last"
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         there.receive()
-    with pytest.raises(LinkError, match="is gone"):
+    with pytest.raises(ConnectionLostError, match="is gone"):
         there.send(op="x")
 
 
@@ -103,7 +103,7 @@ def test_a_message_that_is_cut_is_none(kept: int) -> None:
     Channel(sink[0]).send(b"body", op="x")
     raw.sendall(sink[1].recv(1000)[:kept])
     raw.close()
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         there.receive()
     there.close()
     for each in sink:
@@ -132,7 +132,7 @@ def test_descriptors_that_cannot_be_opened_are_missed_by_their_message_alone(end
 def test_who_takes_nothing_is_given_up(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = ends
     system.limit_sending(here._sock, 0.05)
-    with pytest.raises(LinkError, match="is gone"):
+    with pytest.raises(ConnectionLostError, match="is gone"):
         here.send(bytes(10_000_000), op="x")
-    with pytest.raises(LinkError):
+    with pytest.raises(ConnectionLostError):
         here.receive()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from ftpkit.access import Can, Grant, Tokens
+from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.server import service as service_module
 from ftpkit.server.admission import Admission
@@ -147,7 +147,9 @@ def test_who_moves_to_another_process_is_not_asked_again_and_counted_once(
     inside: Inside, root: Path
 ) -> None:
     one, other = inside.service()[0], inside.service()[0]
-    grant = Grant(user="ada", can=frozenset({Can.READ, Can.WRITE}), under="d", connections=1)
+    grant = Grant(
+        user="ada", can=frozenset({Permission.READ, Permission.WRITE}), under="d", connections=1
+    )
     token = inside.tokens.add(grant)
     siblings = Leaving(leaving=False)
     ours, client = inside.line()

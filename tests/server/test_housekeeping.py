@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import Code, LinkError
+from ftpkit.errors import Code, ConnectionLostError
 from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import Admission
 from ftpkit.server.broker import Broker, Member, State
@@ -90,12 +90,12 @@ class Worker:
         self.channel.send(op=op, **message)
 
     def _receive_there(self) -> None:
-        with contextlib.suppress(LinkError):
+        with contextlib.suppress(ConnectionLostError):
             while True:
                 self._broker.receive(self.member, *self.member.channel.receive())
 
     def _receive_here(self) -> None:
-        with contextlib.suppress(LinkError):
+        with contextlib.suppress(ConnectionLostError):
             while True:
                 header, _, fds = self.channel.receive()
                 for fd in fds:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import pytest
 
 from ftpkit import Server
-from ftpkit.access import Can, Grant, Tokens
+from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol import messages as m
 from ftpkit.server.permissions import NEEDS, permitted
@@ -43,7 +43,9 @@ REQUESTS: Final[dict[str, tuple[dict[str, Any], set[str]]]] = {
     "status": ({}, {"admin"}),
 }
 SUBSETS: Final = [
-    frozenset(subset) for size in range(len(Can) + 1) for subset in combinations(Can, size)
+    frozenset(subset)
+    for size in range(len(Permission) + 1)
+    for subset in combinations(Permission, size)
 ]
 
 
@@ -73,7 +75,7 @@ def test_what_has_no_row_nobody_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("can", SUBSETS, ids=lambda can: "+".join(sorted(can)) or "nothing")
 def test_a_request_is_forbidden_to_whoever_lacks_what_it_needs(
-    guarded: Server, tokens: Tokens, can: frozenset[Can]
+    guarded: Server, tokens: Tokens, can: frozenset[Permission]
 ) -> None:
     token = tokens.add(Grant(user="ada", can=can))
     with Raw(guarded.address) as raw:
@@ -93,7 +95,7 @@ def test_without_access_control_everybody_may_do_everything(raw: Raw) -> None:
 
 
 def test_a_refusal_names_what_the_token_lacks() -> None:
-    writer = Grant(user="ada", can=frozenset({Can.WRITE}))
+    writer = Grant(user="ada", can=frozenset({Permission.WRITE}))
     with pytest.raises(RefusedError, match="rename needs delete, which"):
         permitted(m.Rename(name="a", to="b"), writer)
     nobody = Grant(user="ada", can=frozenset())
@@ -107,7 +109,7 @@ def test_a_refusal_names_what_the_token_lacks() -> None:
     ids=["put", "begin"],
 )
 def test_nothing_is_replaced_without_delete(request_: m.Put | m.Begin) -> None:
-    writer = Grant(user="ada", can=frozenset({Can.WRITE}))
+    writer = Grant(user="ada", can=frozenset({Permission.WRITE}))
     assert permitted(request_, Grant(user="ada")) is request_
     changed = permitted(request_, writer)
     assert isinstance(changed, m.Put | m.Begin)

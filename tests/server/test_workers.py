@@ -18,7 +18,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, Udp, system
-from ftpkit.access import Can, Grant, Tokens
+from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Plan, Supervisor, next_delay
@@ -262,7 +262,7 @@ def test_each_worker_asks_for_a_token_and_knows_whose_conversation_it_takes_over
     root: Path, tmp_path: Path
 ) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
-    can = frozenset({Can.WRITE})
+    can = frozenset({Permission.WRITE})
     token = tokens.add(Grant(user="ada", can=can, under="d", connections=2))
     server = Supervisor(root, Plan(workers=2, tokens=tokens.path), port=0)
     server.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import system
-from ftpkit.errors import Code, ElsewhereError
+from ftpkit.errors import Code, WrongWorkerError
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.sharing import Share
 from ftpkit.storage.store import Wish
@@ -52,7 +52,7 @@ class Seat:
     def claim(self, key: str) -> None:
         holder = self.table.holders.setdefault(key, self.number)
         if holder != self.number:
-            raise ElsewhereError(holder)
+            raise WrongWorkerError(holder)
 
     def give_up(self, key: str) -> None:
         assert self.table.holders.pop(key) == self.number
@@ -94,7 +94,7 @@ def test_what_one_has_open_the_others_hear_of(join: Join, table: Table) -> None:
         lambda: other.abort(upload.id, owner=OWNER),
         lambda: other.published(upload.id, owner=OWNER),
     ):
-        with pytest.raises(ElsewhereError) as caught:
+        with pytest.raises(WrongWorkerError) as caught:
             attempt()
         assert caught.value.holder == 1
     begin(one, "f", len(DATA)).release()

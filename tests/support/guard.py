@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ftpkit.errors import Code, LinkError, ProtocolError, RefusedError
+from ftpkit.errors import Code, ConnectionLostError, ProtocolError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.stream import Stream
 from ftpkit.net.tls import Identity
@@ -40,7 +40,7 @@ class Guard:
     def serve(self, sock: socket.socket) -> None:
         """Serve one connection."""
         stream = Stream(sock, stall_timeout_s=TIMEOUT_S)
-        with contextlib.suppress(LinkError, ProtocolError):
+        with contextlib.suppress(ConnectionLostError, ProtocolError):
             conversation = ServerConversation(must_authenticate=self.token is not None)
             self.firsts.append(stream.peek(TIMEOUT_S))
             if self.identity is not None and self.firsts[-1] == TLS:
