@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftpkit.access import Grant, Permission, Tokens
-    from ftpkit.client import Client, Entry, Transfer, Udp
+    from ftpkit.client import Client, Entry, TransferResult, UdpMode
     from ftpkit.errors import (
         CannotConnectError,
         Code,
@@ -47,10 +47,10 @@ __all__ = [
     "SourceChangedError",
     "Store",
     "Tokens",
-    "Transfer",
+    "TransferResult",
     "TruncatedError",
-    "Udp",
     "UdpBlockedError",
+    "UdpMode",
     "UntrustedError",
     "Url",
     "__version__",

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ftpkit.cli.display import shown
 from ftpkit.cli.progress import Lines
-from ftpkit.client import Transfer
+from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError
 
 BAR_INTERVAL_S: Final = 0.1
@@ -53,7 +53,7 @@ class Bars:
         with self._turn, tqdm.external_write_mode(sys.stderr):
             self._lines.retrying(name, error, delay)
 
-    def done(self, transfer: Transfer) -> None:
+    def done(self, transfer: TransferResult) -> None:
         """Print the line above the bars."""
         with self._turn:
             self._end_file(transfer.name)

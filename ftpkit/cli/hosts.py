@@ -35,7 +35,7 @@ _COLUMNS: Final = (
 @click.command()
 @click.argument("link", type=URL, required=False)
 @timeout_options
-def login(link: Url | None, timeout: float) -> None:
+def login(connection: Url | None, timeout: float) -> None:
     """Keep the LINK to a server, and use that server from now on.
 
     The server prints it when it starts, and for each token that is made. Without LINK it is read
@@ -47,9 +47,9 @@ def login(link: Url | None, timeout: float) -> None:
     \b
     Example:  ftpkit login ftpk://TOKEN:PIN@HOST:9021
     """
-    opened, url = meet(partial(find, link or _read_link()), timeout)
+    opened, url = meet(partial(find, connection or _read_link()), timeout)
     with closing(opened):
-        kept_hosts().keep(url, default=True)
+        kept_hosts().save(url, default=True)
     click.echo(_welcome(url, opened.holder))
 
 
@@ -67,7 +67,7 @@ def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
         raise click.UsageError("--forget and HOST go together")
     if forget:
         return _forget(names)
-    kept = kept_hosts().kept()
+    kept = kept_hosts().load()
     rows = [
         {
             "url": str(url),

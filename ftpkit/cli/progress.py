@@ -11,7 +11,7 @@ import click
 from ftpkit.cli.display import json_line, shown
 from ftpkit.cli.failures import complain
 from ftpkit.cli.units import format_duration, format_size
-from ftpkit.client import Transfer
+from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError, UdpBlockedError
 
 EVENT_INTERVAL_S: Final = 0.5
@@ -29,7 +29,7 @@ class Report(Protocol):
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Say what failed, and that the next try is in ``delay`` seconds."""
 
-    def done(self, transfer: Transfer) -> None:
+    def done(self, transfer: TransferResult) -> None:
         """Say that the file is over, and verified."""
 
     def failed(self, name: str, error: FtpkitError) -> None:
@@ -63,7 +63,7 @@ class Lines:
             then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
             complain(f"{error}; {then}")
 
-    def done(self, transfer: Transfer) -> None:
+    def done(self, transfer: TransferResult) -> None:
         """Print what was moved, and how fast."""
         if not self._quiet:
             click.echo(summary(transfer))
@@ -105,7 +105,7 @@ class Events:
             seconds=round(delay, 3),
         )
 
-    def done(self, transfer: Transfer) -> None:
+    def done(self, transfer: TransferResult) -> None:
         """``{"event": "done", "name", "path", "total", "seconds", "version", …}``."""
         self._emit(
             "done",
@@ -129,7 +129,7 @@ class Events:
             click.echo(json_line({"event": event, **values}))
 
 
-def summary(transfer: Transfer) -> str:
+def summary(transfer: TransferResult) -> str:
     """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
     rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
     size, seconds = format_size(transfer.total), format_duration(transfer.seconds)

@@ -23,7 +23,7 @@ from ftpkit.cli.signals import RELOAD, heard
 from ftpkit.cli.state import State
 from ftpkit.cli.systemd import Manager, handed_over, shown_to_the_journal
 from ftpkit.cli.units import format_duration
-from ftpkit.client.hosts import Running
+from ftpkit.client.hosts import LocalServers
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
@@ -252,10 +252,10 @@ def _tell_here(
     """
     before = told.pop_all()
     try:
-        running = Running(running_directory())
+        running = LocalServers(running_directory())
         root = os.path.abspath(settings.root)
         state = None if access.state is None else access.state.path
-        telling = running.tell(access.url(address), root=root, state=state)
+        telling = running.announce(access.url(address), root=root, state=state)
         told.enter_context(telling)
     except LocalFileError as error:
         _logger.info("clients on this machine have to be told where it is: %s", error)

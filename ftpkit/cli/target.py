@@ -9,17 +9,17 @@ import click
 
 from ftpkit.cli.places import hosts_file, memory_directory, running_directory, settings_file
 from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
-from ftpkit.client import Client, Udp
-from ftpkit.client.hosts import Hosts, Running, RunningServer
-from ftpkit.client.link import Link, Where
+from ftpkit.client import Client, UdpMode
+from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers
+from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.here import is_here
 
 
-def kept_hosts() -> Hosts:
+def kept_hosts() -> KnownHosts:
     """Return the links that ``login`` has kept."""
-    return Hosts(hosts_file())
+    return KnownHosts(hosts_file())
 
 
 def timeout_options(command: Command) -> Command:
@@ -60,7 +60,7 @@ def connect(
     timeout: float,
     rate: float | None = None,
     retry_for: float = 0.0,
-    udp: Udp = Udp.NO,
+    udp: UdpMode = UdpMode.NO,
     jobs: int = 1,
 ) -> Client:
     """Return a client of ``url`` that connects when it is used; ``rate`` in bytes a second."""
@@ -82,7 +82,7 @@ def find(asked: Url | None) -> Url:
     """Return where a command goes, with what is known of it; None asks for no server by name."""
     if asked is not None and (asked.pin is not None or (asked.plain and asked.token is not None)):
         return asked
-    kept = kept_hosts().kept()
+    kept = kept_hosts().load()
     if asked is None:
         return kept.find(kept.default) or _only_running() or Url(Address("127.0.0.1"))
     known = kept.find(asked.address) or _running_at(asked.address)
@@ -93,22 +93,22 @@ def find(asked: Url | None) -> Url:
     return replace(known, address=asked.address)
 
 
-def meet(where: Where, timeout: float) -> tuple[Link, Url]:
+def meet(where: UrlProvider, timeout: float) -> tuple[Connection, Url]:
     """Connect, and return how the server is known then.
 
     On a terminal, a person decides about a key that nobody vouches for.
     """
     try:
-        link = Link(where, timeout_s=timeout, pace=None)
+        connection = Connection(where, timeout_s=timeout, limiter=None)
     except UntrustedError:
         if where().pin is not None or not has_person():
             raise
         url = replace(where(), pin=_accepted_pin(where, timeout))
-        link = Link(lambda: url, timeout_s=timeout, pace=None)
-    return link, link.url
+        connection = Connection(lambda: url, timeout_s=timeout, limiter=None)
+    return connection, connection.url
 
 
-def _accepted_pin(where: Where, timeout: float) -> str | None:
+def _accepted_pin(where: UrlProvider, timeout: float) -> str | None:
     """Return the pin of the server's key, if a person says that it is the right one.
 
     None says that there is nothing to ask, after all.
@@ -120,7 +120,7 @@ def _accepted_pin(where: Where, timeout: float) -> str | None:
         return False  # a server has no time for a handshake in which a person thinks
 
     try:
-        Link(where, timeout_s=timeout, pace=None, ask=see).close()
+        Connection(where, timeout_s=timeout, limiter=None, confirm_pin=see).close()
     except UntrustedError:
         if not shown:
             raise
@@ -135,23 +135,23 @@ def has_person() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _get_acquainted(where: Where, timeout: float) -> None:
+def _get_acquainted(where: UrlProvider, timeout: float) -> None:
     """Have a person decide about an unknown key, before anything is begun, and keep that."""
     known = where()
     if known.plain or known.pin is not None:
         return
     try:
-        link, url = meet(where, timeout)
+        connection, url = meet(where, timeout)
     except FtpkitError as error:
         # Who has just said that the key is right is not to hear that nobody vouches for it.
         if isinstance(error, UntrustedError) or error.code == Code.AUTH_REQUIRED:
             raise
         return  # the command itself tells, and perhaps tries again
-    with closing(link):
+    with closing(connection):
         if url.pin is not None:
-            kept = kept_hosts().kept().find(url.address)
+            kept = kept_hosts().load().find(url.address)
             token = None if kept is None else kept.token
-            kept_hosts().keep(Url(url.address, pin=url.pin, token=token), default=False)
+            kept_hosts().save(Url(url.address, pin=url.pin, token=token), default=False)
 
 
 def _only_running() -> Url | None:
@@ -170,12 +170,12 @@ def _only_running() -> Url | None:
             )
 
 
-def _running() -> list[RunningServer]:
+def _running() -> list[LocalServer]:
     try:
         directory = running_directory()
     except LocalFileError:  # an account without a home can still be a client
         return []
-    return Running(directory).servers()
+    return LocalServers(directory).servers()
 
 
 def _running_at(address: Address) -> Url | None:

@@ -17,7 +17,7 @@ from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import COUNT, RATE, setting, word
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.units import format_size, parse_duration, parse_size
-from ftpkit.client.hosts import Running
+from ftpkit.client.hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.protocol.names import check_name
@@ -240,7 +240,7 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
 
 def _place() -> str:
     """Return where the state of the server is that is meant: the one that runs, if one does."""
-    running = Running(running_directory()).servers()
+    running = LocalServers(running_directory()).servers()
     states = {server.state for server in running if server.state is not None}
     return states.pop() if len(states) == 1 else default_state()
 

@@ -16,7 +16,7 @@ from ftpkit.cli.failures import InterruptedTransferError, Tally
 from ftpkit.cli.progress import Events, Lines, Report, watched
 from ftpkit.cli.settings import COUNT, DURATION, RATE, Command, setting
 from ftpkit.cli.target import connect, target_options
-from ftpkit.client import Client, Transfer, Udp
+from ftpkit.client import Client, TransferResult, UdpMode
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 from ftpkit.net.address import Url
 
@@ -82,8 +82,8 @@ class Job:
 
     name: str
     total: int | None
-    move: Callable[..., Transfer]
-    submit: "Callable[..., Future[Transfer]]"
+    move: Callable[..., TransferResult]
+    submit: "Callable[..., Future[TransferResult]]"
     moved: int = 0
 
     def start(self, report: Report, how: Callable[..., T]) -> T:
@@ -224,9 +224,9 @@ def _one_by_one(jobs: list[Job], report: Report) -> Tally:
 
 def _together(jobs: list[Job], at_once: int, report: Report) -> Tally:
     tally, waiting = Tally(), deque(jobs)
-    running: dict[Future[Transfer], Job] = {}
+    running: dict[Future[TransferResult], Job] = {}
     # Cheaper for many small files than ``wait``, which goes through all that run.
-    ended: SimpleQueue[Future[Transfer]] = SimpleQueue()
+    ended: SimpleQueue[Future[TransferResult]] = SimpleQueue()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -249,7 +249,7 @@ def _together(jobs: list[Job], at_once: int, report: Report) -> Tally:
     return tally
 
 
-def _tell(job: Job, future: "Future[Transfer]", report: Report) -> FtpkitError | None:
+def _tell(job: Job, future: "Future[TransferResult]", report: Report) -> FtpkitError | None:
     """Wait until a job has ended, and tell how; return why it failed."""
     error: FtpkitError
     try:
@@ -276,8 +276,8 @@ def _report(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> Report
     return Bars(lines, [job.total or 0 for job in jobs], min(at_once, len(jobs)))
 
 
-def _udp(first: bool, only: bool) -> Udp:
-    return Udp.ONLY if only else Udp.FIRST if first else Udp.NO
+def _udp(first: bool, only: bool) -> UdpMode:
+    return UdpMode.ONLY if only else UdpMode.FIRST if first else UdpMode.NO
 
 
 def _last_part(path: str) -> str:

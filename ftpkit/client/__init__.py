@@ -1,7 +1,7 @@
 """The client: files up and down over one conversation."""
 
-from ftpkit.client.client import Client, Transfer
-from ftpkit.client.datagrams import Udp
+from ftpkit.client.client import Client, TransferResult
+from ftpkit.client.datagrams import UdpMode
 from ftpkit.protocol.messages import Entry
 
-__all__ = ["Client", "Entry", "Transfer", "Udp"]
+__all__ = ["Client", "Entry", "TransferResult", "UdpMode"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from ftpkit.client.connection import Connection
-from ftpkit.client.datagrams import Carrier, Udp
-from ftpkit.client.link import Where
+from ftpkit.client.connection import ReconnectingConnection
+from ftpkit.client.datagrams import UdpMode, UdpTransfer
+from ftpkit.client.link import UrlProvider
 from ftpkit.client.retry import Backoff, OnRetry
-from ftpkit.client.stop import Stop
+from ftpkit.client.stop import CancelToken
 from ftpkit.client.upload import OnProgress, Source, Upload
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
@@ -41,11 +41,11 @@ from ftpkit.protocol.names import check_name
 from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status
 
 if TYPE_CHECKING:
-    from ftpkit.client.pool import Pool, Submitted
+    from ftpkit.client.pool import Pool, TransferFuture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
+class TransferResult:
     """A file that was moved, whole and verified: ``total`` bytes in ``seconds``."""
 
     name: str
@@ -85,19 +85,19 @@ class Client:
 
     def __init__(
         self,
-        url: str | Url | Address | Where = "ftpk://127.0.0.1",
+        url: str | Url | Address | UrlProvider = "ftpk://127.0.0.1",
         *,
         timeout_s: float = 30.0,
         rate_bps: float | None = None,
         retry_for_s: float = 0.0,
         memory: str | os.PathLike[str] | None = None,
-        udp: Udp = Udp.NO,
+        udp: UdpMode = UdpMode.NO,
         jobs: int = 4,
     ) -> None:
-        self._where = _where(url)
+        self._url_provider = _url_provider(url)
         self._timeout_s = timeout_s
-        self._pace = Pace(rate_bps) if rate_bps else None
-        self._carrier = Carrier(udp, rate_bps)
+        self._limiter = Pace(rate_bps) if rate_bps else None
+        self._udp_transfer = UdpTransfer(udp, rate_bps)
         self._retry_for_s = retry_for_s
         self._memory = None if memory is None else os.fspath(memory)
         if jobs < 1:
@@ -115,7 +115,7 @@ class Client:
         overwrite: bool = True,
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
-    ) -> Transfer:
+    ) -> TransferResult:
         """Upload the file ``path`` as ``name`` (its own last part, if None).
 
         It appears under its name in one step, when all of it is there, verified and on
@@ -131,7 +131,7 @@ class Client:
         overwrite: bool = True,
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
-    ) -> Transfer:
+    ) -> TransferResult:
         """Download ``name`` to ``path``: a file, or a directory to put it into (here, if None).
 
         It appears at ``path`` in one step, when all of it is there and verified.
@@ -146,7 +146,7 @@ class Client:
         overwrite: bool = True,
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
-    ) -> "Submitted[Transfer]":
+    ) -> "TransferFuture[TransferResult]":
         """As ``put``, in the background: return at once the future of what that returns or raises.
 
         The callbacks are called in a thread of the transfer. Cancelled, it stops at its next
@@ -170,7 +170,7 @@ class Client:
         overwrite: bool = True,
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
-    ) -> "Submitted[Transfer]":
+    ) -> "TransferFuture[TransferResult]":
         """As ``get``, in the background, as ``submit_put`` does it."""
         work = partial(
             self._get,
@@ -187,12 +187,16 @@ class Client:
         check_name(name, root=True)
         after: str | None = None
         while True:
-            with self._connection.link() as link:
-                reply = link.ask(List(name=name, recursive=recursive, after=after), ListReply)
+            with self._connection.acquire() as connection:
+                reply = connection.request(
+                    List(name=name, recursive=recursive, after=after), ListReply
+                )
                 if reply.size > MAX_PAGE:
                     raise ProtocolError("the server sent too long a page")
-                page = link.stream.read_body()
-                if digest_of(page, link.algorithm) != link.check_algorithm(reply.digest):
+                page = connection.stream.read_body()
+                if digest_of(page, connection.algorithm) != connection.check_algorithm(
+                    reply.digest
+                ):
                     raise CorruptDataError("the list arrived damaged")
             for line in page.splitlines():
                 yield entry_from_line(line)
@@ -205,51 +209,51 @@ class Client:
     def stat(self, name: str = "") -> StatReply:
         """Tell what stands under ``name``."""
         check_name(name, root=True)
-        with self._connection.link() as link:
-            return link.ask(Stat(name=name), StatReply)
+        with self._connection.acquire() as connection:
+            return connection.request(Stat(name=name), StatReply)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents; an existing directory is fine."""
         check_name(name)
-        with self._connection.link() as link:
-            link.ask(Mkdir(name=name), Named)
+        with self._connection.acquire() as connection:
+            connection.request(Mkdir(name=name), Named)
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> None:
         """Move a file or directory."""
         check_name(name)
         check_name(to)
-        with self._connection.link() as link:
-            link.ask(Rename(name=name, to=to, overwrite=overwrite), Named)
+        with self._connection.acquire() as connection:
+            connection.request(Rename(name=name, to=to, overwrite=overwrite), Named)
 
     def delete(self, name: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty directory; with ``recursive`` also a full one."""
         check_name(name)
-        with self._connection.link() as link:
-            link.ask(Delete(name=name, recursive=recursive), Named)
+        with self._connection.acquire() as connection:
+            connection.request(Delete(name=name, recursive=recursive), Named)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
         """Let the server read a file, and return the digest of its content."""
         check_name(name)
-        with self._connection.link() as link:
-            reply = link.ask(DigestOf(name=name, digest=algorithm), Published)
+        with self._connection.acquire() as connection:
+            reply = connection.request(DigestOf(name=name, digest=algorithm), Published)
         if reply.content_digest is None:
             raise ProtocolError("the server told no digest")
         return reply.content_digest
 
     def ping(self) -> float:
         """Return how many seconds a request and its reply take."""
-        with self._connection.link() as link:
+        with self._connection.acquire() as connection:
             started = time.monotonic()
-            link.ask(Ping(), Done)
+            connection.request(Ping(), Done)
             return time.monotonic() - started
 
     def status(self) -> ServerStatus:
         """Tell what the server does now: a dict with the keys that WIRE.md, section 6, lists."""
-        with self._connection.link() as link:
-            reply = link.ask(Status(), StatusReply)
+        with self._connection.acquire() as connection:
+            reply = connection.request(Status(), StatusReply)
             if reply.size > MAX_STATUS:
                 raise ProtocolError("the server sent too long a status")
-            return decode_status(link.stream.read_body())
+            return decode_status(connection.stream.read_body())
 
     def close(self, *, cancel_futures: bool = False) -> None:
         """Wait for what was submitted, and hang up; the next operation connects again.
@@ -271,12 +275,16 @@ class Client:
     @property
     def address(self) -> Address:
         """Where the server is."""
-        return self._where().address
+        return self._url_provider().address
 
-    def _connect(self) -> Connection:
-        return Connection(self._where, timeout_s=self._timeout_s, pace=self._pace)
+    def _connect(self) -> ReconnectingConnection:
+        return ReconnectingConnection(
+            self._url_provider, timeout_s=self._timeout_s, limiter=self._limiter
+        )
 
-    def _submit(self, work: Callable[[Connection], Transfer]) -> "Submitted[Transfer]":
+    def _submit(
+        self, work: Callable[[ReconnectingConnection], TransferResult]
+    ) -> "TransferFuture[TransferResult]":
         # Here, because a client that never submits should not wait for it.
         from ftpkit.client.pool import Pool
 
@@ -287,30 +295,30 @@ class Client:
 
     def _put(
         self,
-        connection: Connection,
+        reconnecting: ReconnectingConnection,
         path: str | os.PathLike[str],
         name: str | None,
         overwrite: bool,
         on_progress: OnProgress | None,
         on_retry: OnRetry | None,
-    ) -> Transfer:
+    ) -> TransferResult:
         path = os.fspath(path)
         name = check_name(os.path.basename(path) if name is None else name)
         on_retry = on_retry or _untold
         started = time.monotonic()
-        backoff = self._backoff(connection)
+        backoff = self._backoff(reconnecting)
         with Source(path) as source:
             upload = Upload(
                 source,
                 name,
                 overwrite=overwrite,
                 memory=self._memory,
-                on_progress=_watched(backoff, connection.stop, on_progress),
+                on_progress=_watched(backoff, reconnecting.cancel_token, on_progress),
                 on_retry=on_retry,
-                carrier=self._carrier,
+                udp_transfer=self._udp_transfer,
             )
-            reply = connection.persist(upload.run, backoff, on_retry)
-        return Transfer(
+            reply = reconnecting.run(upload.run, backoff, on_retry)
+        return TransferResult(
             name=name,
             path=path,
             total=source.total,
@@ -321,15 +329,15 @@ class Client:
 
     def _get(
         self,
-        connection: Connection,
+        reconnecting: ReconnectingConnection,
         name: str,
         path: str | os.PathLike[str] | None,
         overwrite: bool,
         on_progress: OnProgress | None,
         on_retry: OnRetry | None,
-    ) -> Transfer:
+    ) -> TransferResult:
         # Here, because a download is staged as on a server: nothing else needs all of storage/.
-        from ftpkit.client.download import Download, Target
+        from ftpkit.client.download import Download, DownloadTarget
 
         check_name(name)
         path = os.curdir if path is None else os.fspath(path)
@@ -337,12 +345,14 @@ class Client:
             path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
         on_retry = on_retry or _untold
         started = time.monotonic()
-        backoff = self._backoff(connection)
-        with Target(path, overwrite=overwrite) as target:
-            progress = _watched(backoff, connection.stop, on_progress)
-            download = Download(name, str(self.address), target, progress, on_retry, self._carrier)
-            reply, entry = connection.persist(download.run, backoff, on_retry)
-        return Transfer(
+        backoff = self._backoff(reconnecting)
+        with DownloadTarget(path, overwrite=overwrite) as target:
+            progress = _watched(backoff, reconnecting.cancel_token, on_progress)
+            download = Download(
+                name, str(self.address), target, progress, on_retry, self._udp_transfer
+            )
+            reply, entry = reconnecting.run(download.run, backoff, on_retry)
+        return TransferResult(
             name=name,
             path=path,
             total=reply.total,
@@ -351,11 +361,11 @@ class Client:
             content_digest=entry.content_digest,
         )
 
-    def _backoff(self, connection: Connection) -> Backoff:
-        return Backoff(self._retry_for_s, sleep=connection.stop.sleep)
+    def _backoff(self, reconnecting: ReconnectingConnection) -> Backoff:
+        return Backoff(self._retry_for_s, sleep=reconnecting.cancel_token.sleep)
 
 
-def _where(url: str | Url | Address | Where) -> Where:
+def _url_provider(url: str | Url | Address | UrlProvider) -> UrlProvider:
     if callable(url):
         return url
     if isinstance(url, str):
@@ -365,11 +375,13 @@ def _where(url: str | Url | Address | Where) -> Where:
     return lambda: url
 
 
-def _watched(backoff: Backoff, stop: Stop, on_progress: OnProgress | None) -> OnProgress:
+def _watched(
+    backoff: Backoff, cancel_token: CancelToken, on_progress: OnProgress | None
+) -> OnProgress:
     """Return what tells all of them how far a transfer is, and ends it when it is to stop."""
 
     def moved(count: int, total: int) -> None:
-        stop.check()
+        cancel_token.check()
         backoff.progress(count)
         if on_progress is not None:
             on_progress(count, total)

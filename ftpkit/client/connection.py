@@ -5,70 +5,72 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ftpkit.client.link import Link, Where
+from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.client.retry import Backoff, OnRetry
-from ftpkit.client.stop import Stop
+from ftpkit.client.stop import CancelToken
 from ftpkit.errors import FtpkitError
 from ftpkit.net.pacing import Pace
 
 T = TypeVar("T")
 
 
-class Connection:
+class ReconnectingConnection:
     """One conversation at a time; threads take turns.
 
     ``stop`` ends what is done over it; it is exchanged between two transfers alone.
     """
 
-    def __init__(self, where: Where, *, timeout_s: float, pace: Pace | None) -> None:
-        self._where, self._timeout_s, self._pace = where, timeout_s, pace
-        self._turn = threading.RLock()
-        self._link: Link | None = None
-        self.stop = Stop()
+    def __init__(
+        self, url_provider: UrlProvider, *, timeout_s: float, limiter: Pace | None
+    ) -> None:
+        self._url_provider, self._timeout_s, self._limiter = url_provider, timeout_s, limiter
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self.cancel_token = CancelToken()
 
     @contextlib.contextmanager
-    def link(self) -> Iterator[Link]:
+    def acquire(self) -> Iterator[Connection]:
         """Have the conversation for oneself; after a failure that left it in the middle, end it."""
-        with self._turn:
+        with self._lock:
             try:
                 yield self._open()
             except FtpkitError:
-                if self._link is not None and not self._link.usable:
+                if self._connection is not None and not self._connection.usable:
                     self.close()
                 raise
             except BaseException:
                 self.close()
                 raise
             finally:
-                self.stop.release()
+                self.cancel_token.detach()
 
-    def persist(self, work: Callable[[Link], T], backoff: Backoff, on_retry: OnRetry) -> T:
+    def run(self, work: Callable[[Connection], T], backoff: Backoff, on_retry: OnRetry) -> T:
         """Do ``work``, over a new conversation after each failure that may pass."""
         while True:
             try:
-                with self.link() as link:
-                    return work(link)
+                with self.acquire() as connection:
+                    return work(connection)
             except FtpkitError as error:
-                self.stop.check()
+                self.cancel_token.check()
                 backoff.wait(error, on_retry)
 
     def close(self) -> None:
         """Hang up; what comes next connects again."""
-        with self._turn:
-            if self._link is not None:
-                self._link.close()
-                self._link = None
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
-    def _open(self) -> Link:
-        if self._link is not None and not self._link.usable:
+    def _open(self) -> Connection:
+        if self._connection is not None and not self._connection.usable:
             self.close()
-        if self._link is None:
-            self._link = Link(
-                self._where,
+        if self._connection is None:
+            self._connection = Connection(
+                self._url_provider,
                 timeout_s=self._timeout_s,
-                pace=self._pace,
-                on_socket=self.stop.watch,
+                limiter=self._limiter,
+                on_socket=self.cancel_token.attach,
             )
         else:
-            self.stop.watch(self._link.sock)
-        return self._link
+            self.cancel_token.attach(self._connection.sock)
+        return self._connection

@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from ftpkit.client.link import Link
+from ftpkit.client.link import Connection
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import UdpBlockedError
 from ftpkit.protocol.messages import Done, Ping, Pull, Push
@@ -22,7 +22,7 @@ _FEATURE: Final = "datagrams"
 _PING_S: Final = 1.0
 
 
-class Udp(StrEnum):
+class UdpMode(StrEnum):
     """Whether blocks travel as datagrams."""
 
     NO = "no"
@@ -30,26 +30,26 @@ class Udp(StrEnum):
     ONLY = "only"
 
 
-class Carrier:
+class UdpTransfer:
     """Carries rows of blocks as datagrams, for one client; remembers where UDP is blocked.
 
     ``rate_bps`` is how many bytes a second may leave, or be asked for, at most. Where
     several threads share it, one row at a time has the whole rate.
     """
 
-    def __init__(self, udp: Udp, rate_bps: float | None) -> None:
+    def __init__(self, udp: UdpMode, rate_bps: float | None) -> None:
         self._udp, self._rate_bps = udp, rate_bps
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._blocked = False
 
     @property
     def wanted(self) -> bool:
         """Whether it is worth a try."""
-        return self._udp is not Udp.NO and not self._blocked
+        return self._udp is not UdpMode.NO and not self._blocked
 
     def send(
         self,
-        link: Link,
+        connection: Connection,
         upload: str,
         block: int,
         sizes: Mapping[int, int],
@@ -64,14 +64,14 @@ class Carrier:
         conversation tells. Where UDP is blocked, ``on_retry`` hears of it, or
         BlockedError is raised if there is to be nothing else.
         """
-        from ftpkit.client.exchange import sending
+        from ftpkit.client.exchange import upload_starter
 
-        start = sending(block, sizes, fill, self._rate_bps)
-        return self._carry(link, Push(upload=upload), start, on_moved, on_retry)
+        start = upload_starter(block, sizes, fill, self._rate_bps)
+        return self._run(connection, Push(upload=upload), start, on_moved, on_retry)
 
     def receive(
         self,
-        link: Link,
+        connection: Connection,
         pull: Pull,
         sizes: Mapping[int, int],
         take: Callable[[int, memoryview, bytes], None],
@@ -82,21 +82,23 @@ class Carrier:
 
         ``take`` gets the number of a block, its bytes and their raw digest, unchecked.
         """
-        from ftpkit.client.exchange import receiving
+        from ftpkit.client.exchange import download_starter
 
         if self._rate_bps is not None:
             pull = replace(pull, rate=max(1, int(self._rate_bps)))
-        return self._carry(link, pull, receiving(pull.block, sizes, take), on_moved, on_retry)
+        return self._run(
+            connection, pull, download_starter(pull.block, sizes, take), on_moved, on_retry
+        )
 
-    def _carry(
+    def _run(
         self,
-        link: Link,
+        connection: Connection,
         request: Push | Pull,
         start: "SessionStart",
         on_moved: OnMoved,
         on_retry: OnRetry,
     ) -> int:
-        from ftpkit.client.exchange import exchange
+        from ftpkit.client.exchange import run_session
 
         moved = 0
 
@@ -105,30 +107,30 @@ class Carrier:
             moved += more
             on_moved(more)
 
-        with self._in_turn(link):
+        with self._exclusive(connection):
             if not self.wanted:
                 return 0  # somebody found that out meanwhile
             try:
-                if _FEATURE not in link.features:
-                    raise UdpBlockedError(f"{link.address} takes no datagrams")
-                exchange(link, request, start, count, self._rate_bps)
+                if _FEATURE not in connection.features:
+                    raise UdpBlockedError(f"{connection.address} takes no datagrams")
+                run_session(connection, request, start, count, self._rate_bps)
             except UdpBlockedError as error:
-                if self._udp is Udp.ONLY:
+                if self._udp is UdpMode.ONLY:
                     raise
                 self._blocked = True
                 on_retry(error, 0.0)
-            link.settle()
+            connection.drain()
         return moved
 
     @contextlib.contextmanager
-    def _in_turn(self, link: Link) -> Iterator[None]:
+    def _exclusive(self, connection: Connection) -> Iterator[None]:
         """Have the rate for oneself; until then, let the server see that we live."""
         if self._rate_bps is None:
             yield
             return
-        while not self._turn.acquire(timeout=_PING_S):
-            link.ask(Ping(), Done)
+        while not self._lock.acquire(timeout=_PING_S):
+            connection.request(Ping(), Done)
         try:
             yield
         finally:
-            self._turn.release()
+            self._lock.release()

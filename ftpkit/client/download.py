@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Final, Self
 
 from ftpkit import system
-from ftpkit.client.datagrams import Carrier
-from ftpkit.client.link import Link, Send
+from ftpkit.client.datagrams import UdpTransfer
+from ftpkit.client.link import Connection, SendBody
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
 from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
@@ -35,7 +35,7 @@ _PIECE: Final = 1024 * 1024
 _MOST_RANGES: Final = 1000
 
 
-class Target:
+class DownloadTarget:
     """Where a download goes: into ``.NAME.part/`` beside its name, and from there to its name.
 
     What a failed download leaves there is continued by the next one. ``path``
@@ -167,42 +167,44 @@ class Download:
         self,
         name: str,
         server: str,
-        target: Target,
+        target: DownloadTarget,
         on_progress: OnProgress,
         on_retry: OnRetry,
-        carrier: Carrier,
+        udp_transfer: UdpTransfer,
     ) -> None:
         self._name, self._server, self._target = name, server, target
         self._on_progress, self._on_retry = on_progress, on_retry
-        self._carrier = carrier
+        self._udp_transfer = udp_transfer
         self._buffer = memoryview(bytearray(_PIECE))
 
-    def run(self, link: Link) -> tuple[GetReply | StatReply, Entry]:
+    def run(self, connection: Connection) -> tuple[GetReply | StatReply, Entry]:
         """Fetch what is missing, and publish; return what the server said, and what stands here."""
         for _ in range(TRIES):
             try:
-                return self._fetch(link)
+                return self._fetch(connection)
             except RefusedError as refusal:
                 # Another version took its place: nothing of this one may be kept.
                 if refusal.code is not Code.CHANGED:
                     raise
                 last = refusal
-                link.settle()
+                connection.drain()
         raise last
 
-    def _fetch(self, link: Link) -> tuple[GetReply | StatReply, Entry]:
-        first = self._ask(link)
+    def _fetch(self, connection: Connection) -> tuple[GetReply | StatReply, Entry]:
+        first = self._request_stat(connection)
         if first.name != self._name:
             raise ProtocolError("the reply is about another file")
         total = first.total
         identity = digest_of(repr((self._server, self._name, first.version, total)).encode())
         wish = Wish(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
         upload = self._target.stage(identity, wish)
-        row = _Row(link, upload, first, self._target.errors, self._buffer, self._on_progress)
+        row = BlockDownload(
+            connection, upload, first, self._target.errors, self._buffer, self._on_progress
+        )
         if isinstance(first, GetReply):
             row.receive(first)
-        if self._carrier.wanted:
-            row.carry(self._carrier, self._on_retry)
+        if self._udp_transfer.wanted:
+            row.transfer_udp(self._udp_transfer, self._on_retry)
         row.fetch()
         with self._target.errors():
             try:
@@ -217,38 +219,38 @@ class Download:
                 ) from None
         return first, entry
 
-    def _ask(self, link: Link) -> GetReply | StatReply:
+    def _request_stat(self, connection: Connection) -> GetReply | StatReply:
         """Learn what the file is; with nothing here yet its first block comes along."""
-        if self._target.left or self._carrier.wanted:
-            reply = link.ask(Stat(name=self._name), StatReply)
+        if self._target.left or self._udp_transfer.wanted:
+            reply = connection.request(Stat(name=self._name), StatReply)
             if reply.kind == "dir":
                 raise RefusedError(Code.IS_A_DIRECTORY, f"{self._name!a} is a directory")
             return reply
-        request = Get(name=self._name, offset=0, length=BLOCK, digest=link.algorithm)
-        return link.ask(request, GetReply)
+        request = Get(name=self._name, offset=0, length=BLOCK, digest=connection.algorithm)
+        return connection.request(request, GetReply)
 
 
-class _Row:
+class BlockDownload:
     """The blocks of one download over one link: which are missing, which are on their way."""
 
     def __init__(
         self,
-        link: Link,
+        connection: Connection,
         upload: DirectoryUpload,
         what: GetReply | StatReply,
         local: Callable[[], contextlib.AbstractContextManager[None]],
         buffer: memoryview,
         on_progress: OnProgress,
     ) -> None:
-        self._link, self._upload, self._what, self._local = link, upload, what, local
+        self._connection, self._upload, self._what, self._local = connection, upload, what, local
         self._buffer, self._on_progress = buffer, on_progress
         self._again: deque[int] = deque()
         self._damaged: dict[int, int] = {}
-        self._held = {record.offset for record in upload.records(link.algorithm)}
+        self._held = {record.offset for record in upload.records(connection.algorithm)}
         self._moved = sum(map(self._size, self._held))
         on_progress(self._moved, what.total)
 
-    def carry(self, carrier: Carrier, on_retry: OnRetry) -> None:
+    def transfer_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
         """Fetch what is not held as datagrams, as far as they get."""
         missing = islice(self._missing(), MOST_BLOCKS)
         ranges = _ranges(offset // BLOCK for offset in missing)
@@ -263,7 +265,7 @@ class _Row:
 
         def take(number: int, data: memoryview, raw: bytes) -> None:
             nonlocal taken
-            offset, digest = number * BLOCK, format_digest(self._link.algorithm, raw)
+            offset, digest = number * BLOCK, format_digest(self._connection.algorithm, raw)
             with self._local():
                 # One that is damaged comes over the conversation.
                 if hold_block(self._upload, offset, data, digest):
@@ -272,7 +274,7 @@ class _Row:
 
         what = self._what
         pull = Pull(name=what.name, version=what.version, block=BLOCK, ranges=ranges)
-        moved = carrier.receive(self._link, pull, sizes, take, self._count, on_retry)
+        moved = udp_transfer.receive(self._connection, pull, sizes, take, self._count, on_retry)
         self._count(taken - moved)
 
     def fetch(self) -> None:
@@ -286,13 +288,13 @@ class _Row:
         """Take the body of ``reply`` into its block; if it is damaged, ask again later."""
         if reply.digest is None or reply.size != self._size(reply.offset):
             raise ProtocolError("the reply has another range than was asked for")
-        self._link.check_algorithm(reply.digest)
+        self._connection.check_algorithm(reply.digest)
         if reply.size == 0:
             return
         with self._local():
             writer = self._upload.write(reply.offset, reply.size, reply.digest)
             try:
-                while count := self._link.stream.read_into(self._buffer):
+                while count := self._connection.stream.read_into(self._buffer):
                     writer.write(self._buffer[:count])
                     self._count(count)
                 writer.finish()
@@ -318,7 +320,7 @@ class _Row:
         self._again.append(reply.offset)
 
     def _pipeline(self, offsets: Iterable[int]) -> None:
-        for answer in self._link.pipeline(map(self._request, offsets), WINDOW):
+        for answer in self._connection.pipeline(map(self._request, offsets), WINDOW):
             if isinstance(answer.reply, RefusedError):
                 raise answer.reply
             if not isinstance(answer.reply, GetReply) or not isinstance(answer.request, Get):
@@ -327,12 +329,12 @@ class _Row:
                 raise ProtocolError("the reply has another range than was asked for")
             self.receive(answer.reply)
 
-    def _request(self, offset: int) -> tuple[Request, Send | None]:
+    def _request(self, offset: int) -> tuple[Request, SendBody | None]:
         request = Get(
             name=self._what.name,
             offset=offset,
             length=BLOCK,
-            digest=self._link.algorithm,
+            digest=self._connection.algorithm,
             if_version=self._what.version,
         )
         return request, None

@@ -10,7 +10,7 @@ from typing import Final
 
 from ftpkit import system
 from ftpkit.client.datagrams import OnMoved
-from ftpkit.client.link import Link
+from ftpkit.client.link import Connection
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.datagrams import DatagramSocket, carry
 from ftpkit.net.sealing import Seal
@@ -33,7 +33,7 @@ SessionStart = Callable[[int, int, float, float], Row]
 """Makes the client's half of a row: session, bytes a piece, seconds a round trip, the time now."""
 
 
-def sending(
+def upload_starter(
     block: int, sizes: Mapping[int, int], fill: Fill, rate_bps: float | None
 ) -> Callable[[int, int, float, float], Sender]:
     """Return what makes the sender of an upload's blocks."""
@@ -54,7 +54,7 @@ def sending(
     return start
 
 
-def receiving(block: int, sizes: Mapping[int, int], take: Take) -> SessionStart:
+def download_starter(block: int, sizes: Mapping[int, int], take: Take) -> SessionStart:
     """Return what makes the receiver of a download's blocks."""
 
     def start(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
@@ -70,8 +70,8 @@ def receiving(block: int, sizes: Mapping[int, int], take: Take) -> SessionStart:
     return start
 
 
-def exchange(
-    link: Link,
+def run_session(
+    connection: Connection,
     request: Push | Pull,
     start: SessionStart,
     on_moved: OnMoved,
@@ -82,20 +82,25 @@ def exchange(
     Where ``rate_bps`` was asked for, nothing may move for as long as that takes. Raises
     BlockedError where no datagram gets through, LinkError where nothing does.
     """
-    reply = link.ask(request, SessionReply)
-    seal = Seal(_key(reply))
-    with closing(_connected(link)) as sock:
+    reply = connection.request(request, SessionReply)
+    cipher = Seal(_key(reply))
+    with closing(_connected(connection)) as sock:
         path = Path(reply.session, sock.sizes(), time.monotonic())
-        end = ClientEnd(path, partial(start, reply.session))
-        carry(sock, seal, end, while_=_Watch(link, end, on_moved, rate_bps).goes_on)
+        session = ClientEnd(path, partial(start, reply.session))
+        carry(
+            sock,
+            cipher,
+            session,
+            while_=_Watchdog(connection, session, on_moved, rate_bps).is_running,
+        )
         # What a receiver says last lets the server rest.
-        sock.send(seal.close(*end.datagrams_to_send(time.monotonic())))
+        sock.send(cipher.close(*session.datagrams_to_send(time.monotonic())))
 
 
-def _connected(link: Link) -> DatagramSocket:
+def _connected(connection: Connection) -> DatagramSocket:
     """Return a socket to where the conversation goes; what makes that impossible blocks UDP."""
     try:
-        family, address = link.stream.remote
+        family, address = connection.stream.remote
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
             datagrams = DatagramSocket(sock)
@@ -103,7 +108,9 @@ def _connected(link: Link) -> DatagramSocket:
             undo.pop_all()
     except OSError as error:
         reason = error.strerror or error
-        raise UdpBlockedError(f"no datagram can be sent to {link.address}: {reason}") from None
+        raise UdpBlockedError(
+            f"no datagram can be sent to {connection.address}: {reason}"
+        ) from None
     return datagrams
 
 
@@ -115,13 +122,13 @@ def _key(reply: SessionReply) -> bytes:
     raise ProtocolError("the server's key is none")
 
 
-class _Watch:
+class _Watchdog:
     """Keeps an eye on the conversation and on the path, a few times a second."""
 
     def __init__(
-        self, link: Link, end: ClientEnd, on_moved: OnMoved, rate_bps: float | None
+        self, connection: Connection, session: ClientEnd, on_moved: OnMoved, rate_bps: float | None
     ) -> None:
-        self._link, self._end, self._on_moved = link, end, on_moved
+        self._connection, self._session, self._on_moved = connection, session, on_moved
         self._rate_bps = rate_bps
         self._moved = 0
         now = time.monotonic()
@@ -129,36 +136,36 @@ class _Watch:
         self._moved_at = self._asked_at = self._answered_at = now
         self._waiting = False
 
-    def goes_on(self, now: float) -> bool:
+    def is_running(self, now: float) -> bool:
         """Whether there is more to do; raises what says that it cannot be done."""
-        if self._end.row is not None and self._end.row.moved != self._moved:
-            moved = self._end.row.moved
+        if self._session.row is not None and self._session.row.moved != self._moved:
+            moved = self._session.row.moved
             self._on_moved(moved - self._moved)
             self._moved, self._moved_at = moved, now
         if now >= self._next:
             self._next = now + _WATCH_S
-            self._look(now)
-        return not self._end.done and not self._end.ended
+            self._check(now)
+        return not self._session.done and not self._session.ended
 
-    def _look(self, now: float) -> None:
-        link, path = self._link, self._end.path
+    def _check(self, now: float) -> None:
+        connection, path = self._connection, self._session.path
         # Only blocks count: echoes alone, or words that move nothing, could go on for ever.
         idle_s, patience_s = now - self._moved_at, _DEAD_S + self._pause_s
-        if link.look():
+        if connection.poll():
             self._waiting, self._answered_at = False, now
         if not path.heard and idle_s > _BLOCKED_S:
-            raise UdpBlockedError(f"no datagram gets through to {link.address}")
+            raise UdpBlockedError(f"no datagram gets through to {connection.address}")
         if idle_s > patience_s and self._answered_at > self._moved_at + patience_s / 2:
-            raise UdpBlockedError(f"datagrams get through to {link.address} no longer")
-        if idle_s > max(link.timeout_s, patience_s):
+            raise UdpBlockedError(f"datagrams get through to {connection.address} no longer")
+        if idle_s > max(connection.timeout_s, patience_s):
             raise StallTimeoutError("the peer moved no byte for too long")
         # While blocks move, so that the server sees that we live; in a silence, to see it does.
         due = self._asked_at + (_PING_S if idle_s < patience_s / 2 else _DEAD_S / 4)
         if now > due and not self._waiting:
             self._waiting, self._asked_at = True, now
-            link.send(Ping())
+            connection.send(Ping())
 
     @property
     def _pause_s(self) -> float:
         """How long nothing may move because it is to be slow."""
-        return 4 * (self._end.path.piece + OVERHEAD) / self._rate_bps if self._rate_bps else 0.0
+        return 4 * (self._session.path.piece + OVERHEAD) / self._rate_bps if self._rate_bps else 0.0

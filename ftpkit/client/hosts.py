@@ -15,7 +15,7 @@ from ftpkit.net.address import Address, Url
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SavedUrls:
     """What is kept: ``urls``, one a host and port, and which of them is used unasked."""
 
     urls: tuple[Url, ...] = ()
@@ -25,13 +25,13 @@ class Kept:
         """Return what is kept for a host and port."""
         return next((url for url in self.urls if url.address == address), None)
 
-    def without(self, address: Address) -> "Kept":
+    def without(self, address: Address) -> "SavedUrls":
         """Return all but what is kept for a host and port."""
         urls = tuple(url for url in self.urls if url.address != address)
-        return Kept(urls, None if self.default == address else self.default)
+        return SavedUrls(urls, None if self.default == address else self.default)
 
 
-class Hosts:
+class KnownHosts:
     """Keeps links in the file ``path``, which is of this account alone.
 
     Raises LocalFileError where that is damaged, or open to others.
@@ -40,11 +40,11 @@ class Hosts:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def kept(self) -> Kept:
+    def load(self) -> SavedUrls:
         """Return all that is kept."""
         data = private.read(self._path)
         if data is None:
-            return Kept()
+            return SavedUrls()
         try:
             return _kept(json.loads(data))
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -53,24 +53,24 @@ class Hosts:
                 f"{self._path} is damaged: remove it, and log in to each host anew"
             ) from None
 
-    def keep(self, url: Url, *, default: bool) -> None:
+    def save(self, url: Url, *, default: bool) -> None:
         """Keep ``url`` in place of what was kept for its host and port."""
         private.make_directory(os.path.dirname(self._path))
         with private.locked(self._path):
-            kept = self.kept()
+            kept = self.load()
             others = kept.without(url.address)
             chosen = url.address if default else kept.default
-            self._write(Kept((*others.urls, url), chosen))
+            self._write(SavedUrls((*others.urls, url), chosen))
 
     def forget(self, address: Address) -> bool:
         """Keep nothing for a host and port; False says that nothing was kept."""
-        if self.kept().find(address) is None:
+        if self.load().find(address) is None:
             return False
         with private.locked(self._path):
-            self._write(self.kept().without(address))
+            self._write(self.load().without(address))
         return True
 
-    def _write(self, kept: Kept) -> None:
+    def _write(self, kept: SavedUrls) -> None:
         values = {
             "default": None if kept.default is None else str(kept.default),
             "links": [url.link() for url in kept.urls],
@@ -78,10 +78,10 @@ class Hosts:
         private.replace(self._path, json.dumps(values, indent=1).encode())
 
 
-def _kept(values: Any) -> Kept:
+def _kept(values: Any) -> SavedUrls:
     """Return what the file says; it raises whatever it likes where that is something else."""
-    kept = Kept(
-        tuple(Url.parse(link) for link in values["links"]),
+    kept = SavedUrls(
+        tuple(Url.parse(connection) for connection in values["links"]),
         None if values["default"] is None else Address.parse(values["default"]),
     )
     if kept.default is not None and kept.find(kept.default) is None:
@@ -94,7 +94,7 @@ _HERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  nobody liste
 
 
 @dataclass(frozen=True, slots=True)
-class RunningServer:
+class LocalServer:
     """A server on this machine: its whole link, the directory it serves, and where its state is."""
 
     url: Url
@@ -102,14 +102,14 @@ class RunningServer:
     state: str | None
 
 
-class Running:
+class LocalServers:
     """The servers that run under this account; each tells of itself by a file in ``directory``."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     @contextlib.contextmanager
-    def tell(self, url: Url, *, root: str, state: str | None = None) -> Iterator[None]:
+    def announce(self, url: Url, *, root: str, state: str | None = None) -> Iterator[None]:
         """Let clients find the server at ``url`` until the block ends, or the process does."""
         private.make_directory(self._directory)
         host = _HERE.get(url.address.host, url.address.host)
@@ -125,9 +125,9 @@ class Running:
             finally:
                 _remove(path)
 
-    def servers(self) -> list[RunningServer]:
+    def servers(self) -> list[LocalServer]:
         """Return those that live, the newest first; what dead ones left is removed."""
-        found: list[tuple[int, RunningServer]] = []
+        found: list[tuple[int, LocalServer]] = []
         try:
             names = os.listdir(self._directory)
         except OSError:  # none has ever run
@@ -148,8 +148,8 @@ class Running:
 _TOLD: Final = re.compile(r"[0-9]{1,5}-(?P<pid>[0-9]{1,10})-[0-9a-f]{16}\.json")
 
 
-def _server(values: Any) -> RunningServer:
-    return RunningServer(Url.parse(values["link"]), values["root"], values["state"])
+def _server(values: Any) -> LocalServer:
+    return LocalServer(Url.parse(values["link"]), values["root"], values["state"])
 
 
 def _lives(path: str, pid: int) -> bool:

@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Reply)
 
-Send = Callable[[bytes], None]
+SendBody = Callable[[bytes], None]
 """Sends a header, which it is given, and the body behind it."""
 
 OnSocket = Callable[[socket.socket], None]
 
-Where = Callable[[], Url]
+UrlProvider = Callable[[], Url]
 """Says where the server is, and how it is entered; asked before each connection."""
 
 
-class Link:
+class Connection:
     """One conversation, opened with ``hello``, and with ``auth`` where there is a token.
 
     Raises CannotConnectError where nobody answers, or somebody else, and RefusedError
@@ -55,66 +55,71 @@ class Link:
 
     def __init__(
         self,
-        where: Where,
+        url_provider: UrlProvider,
         *,
         timeout_s: float,
-        pace: Pace | None,
+        limiter: Pace | None,
         on_socket: OnSocket | None = None,
-        ask: "Ask | None" = None,
+        confirm_pin: "Ask | None" = None,
     ) -> None:
-        self._where, self.timeout_s = where, timeout_s
+        self._url_provider, self.timeout_s = url_provider, timeout_s
         self.algorithm = DEFAULT
         self.features: list[str] = []
         self.holder: AuthReply | None = None
         """Whose token was shown, and what it allows; None where the server asks for none."""
-        self.url = where()
+        self.url = url_provider()
         try:
-            self._open(pace, on_socket, ask, tls=False)
+            self._open(limiter, on_socket, confirm_pin, tls=False)
         except RefusedError as refusal:
             tls_required = refusal.code == Code.TLS_REQUIRED
             if not self._unknown or not (tls_required or refusal.code == Code.AUTH_REQUIRED):
                 raise
             # It runs here, and may have told of itself only after it was asked for.
-            url = where()
+            url = url_provider()
             if not tls_required and url == self.url:
                 raise
             self.url = url
-            self._open(pace, on_socket, ask, tls=tls_required)
+            self._open(limiter, on_socket, confirm_pin, tls=tls_required)
 
     @property
     def address(self) -> Address:
         """Where the server is."""
         return self.url.address
 
-    def may(self, permission: str) -> bool:
+    def allows(self, permission: str) -> bool:
         """Whether the server allows us that: "read", "write", "delete" or "admin"."""
         return self.holder is None or permission in self.holder.can
 
     def _open(
-        self, pace: Pace | None, on_socket: OnSocket | None, ask: "Ask | None", *, tls: bool
+        self,
+        limiter: Pace | None,
+        on_socket: OnSocket | None,
+        confirm_pin: "Ask | None",
+        *,
+        tls: bool,
     ) -> None:
         """Connect and greet; with ``tls`` the server is known to demand that."""
         sock = _connected(self.address, self.timeout_s, on_socket)
         self.sock = sock
         """The connection beneath ``stream``, for those who tune and measure it."""
-        self.stream = Stream(sock, stall_timeout_s=self.timeout_s, turns=pace)
-        self._conversation = ClientConversation()
+        self.stream = Stream(sock, stall_timeout_s=self.timeout_s, turns=limiter)
+        self._protocol = ClientConversation()
         try:
             # Of a server on this machine we need not know anything: nobody is in between.
             self._unknown = not tls and self.url == Url(self.address) and leads_here(sock)
             if not self.url.plain and not self._unknown:
-                self._shake_hands(ask)
+                self._start_tls(confirm_pin)
             self._greet()
         except BaseException:
             self.close()
             raise
 
-    def _shake_hands(self, ask: "Ask | None") -> None:
+    def _start_tls(self, confirm_pin: "Ask | None") -> None:
         # Here, because it brings along what a conversation in plaintext has no use for.
         from ftpkit.net.trust import connect
 
         try:
-            connect(self.stream, self.address.host, self.url.pin, ask, self.timeout_s)
+            connect(self.stream, self.address.host, self.url.pin, confirm_pin, self.timeout_s)
         except CannotConnectError:
             raise
         except ConnectionLostError as error:
@@ -130,11 +135,11 @@ class Link:
             if token is not None:
                 # Not only when the server says that it wants one: that saves a round trip.
                 self.send(Auth(token=token))
-            reply = self._answer(HelloReply)
+            reply = self._receive_reply(HelloReply)
             if reply.digest not in ALGORITHMS:
                 raise ProtocolError(f"the server picked a digest {reply.digest!a}")
             if reply.auth:
-                self.holder = self._enter()
+                self.holder = self._authenticate()
             elif token is not None:
                 self.receive()
         except ProtocolError:
@@ -150,7 +155,7 @@ class Link:
             raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
         self.algorithm, self.features = reply.digest, reply.features
 
-    def _enter(self) -> AuthReply:
+    def _authenticate(self) -> AuthReply:
         """Return what the server says to the token that was sent to it."""
         if self.url.token is None:
             raise RefusedError(
@@ -158,7 +163,7 @@ class Link:
                 f"{self.address} wants a token: ftpkit login LINK, with a link from who runs it",
             )
         try:
-            return self._answer(AuthReply)
+            return self._receive_reply(AuthReply)
         except RefusedError as refusal:
             if refusal.code != Code.AUTH_FAILED:
                 raise
@@ -166,7 +171,7 @@ class Link:
                 Code.AUTH_FAILED, f"{self.address} does not know this token, or no longer"
             ) from None
 
-    def _answer(self, expected: type[R]) -> R:
+    def _receive_reply(self, expected: type[R]) -> R:
         reply = self.receive().reply
         if isinstance(reply, RefusedError):
             raise reply
@@ -174,7 +179,7 @@ class Link:
             raise ProtocolError("the reply does not fit the request")
         return reply
 
-    def ask(self, request: Request, expected: type[R]) -> R:
+    def request(self, request: Request, expected: type[R]) -> R:
         """Send a request without a body and return its reply; wait where it is pending."""
         while True:
             self.send(request)
@@ -186,20 +191,20 @@ class Link:
             if not isinstance(reply, Pending):
                 raise ProtocolError("the reply does not fit the request")
 
-    def send(self, request: Request, send: Send | None = None) -> None:
+    def send(self, request: Request, send: SendBody | None = None) -> None:
         """Send a request; ``send`` sends its header and body where it has one."""
-        header = self._conversation.ask(request)
+        header = self._protocol.ask(request)
         try:
             (send or self.stream.send)(header)
         except ConnectionLostError:
-            self._explain()
+            self._raise_refusal()
             raise
 
     def receive(self) -> Answer:
         """Return the next answer; the body of its reply must be read from ``stream`` next."""
-        return self._conversation.receive(self.stream.read_header())
+        return self._protocol.receive(self.stream.read_header())
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Take an answer without a body if one has come; LinkError if the server has hung up."""
         if not self.stream.arrived(0):
             return False
@@ -207,35 +212,35 @@ class Link:
         return True
 
     def pipeline(
-        self, requests: Iterable[tuple[Request, Send | None]], window: int
+        self, requests: Iterable[tuple[Request, SendBody | None]], window: int
     ) -> Iterator[Answer]:
         """Send ``requests``, up to ``window`` ahead of their answers; yield these in order."""
         for request, send in requests:
             self.send(request, send)
-            while self._conversation.unanswered >= window:
+            while self._protocol.unanswered >= window:
                 yield self.receive()
-        while self._conversation.unanswered:
+        while self._protocol.unanswered:
             yield self.receive()
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Read and drop the answers that are still under way."""
-        while self._conversation.unanswered:
+        while self._protocol.unanswered:
             self.receive()
             self.stream.skip_body()
 
-    def _explain(self) -> None:
+    def _raise_refusal(self) -> None:
         """If the server said why it hung up, raise that instead of the broken connection."""
         with contextlib.suppress(ConnectionLostError, ProtocolError):
             while True:
                 reply = self.receive().reply
-                if isinstance(reply, RefusedError) and self._conversation.closed:
+                if isinstance(reply, RefusedError) and self._protocol.closed:
                     raise reply
                 self.stream.skip_body()
 
     @property
     def usable(self) -> bool:
         """Whether another request may follow: nothing is under way and nobody has hung up."""
-        if self._conversation.unanswered or self._conversation.closed or self.stream.left:
+        if self._protocol.unanswered or self._protocol.closed or self.stream.left:
             return False
         if self.sock.fileno() < 0:
             return False
@@ -247,10 +252,10 @@ class Link:
             raise ProtocolError("the reply has another digest than was agreed on")
         return digest
 
-    def again(self) -> "Link":
+    def reconnect(self) -> "Connection":
         """Hang up, and return a new conversation with the same server."""
         self.close()
-        return Link(self._where, timeout_s=self.timeout_s, pace=None)
+        return Connection(self._url_provider, timeout_s=self.timeout_s, limiter=None)
 
     def close(self) -> None:
         """Hang up; safe to call twice."""

@@ -22,7 +22,7 @@ _SETTLED_NS: Final = 2 * 10**9
 _KEPT_S: Final = 30 * 86400
 
 
-class BlockMemory:
+class DigestCache:
     """The digests of one file's blocks by offset; in ``directory``, or for this object's life.
 
     A file is told by device, inode, size and mtime; whatever else changes it is another file.

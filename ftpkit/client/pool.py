@@ -6,13 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ftpkit.client.connection import Connection
-from ftpkit.client.stop import Stop
+from ftpkit.client.connection import ReconnectingConnection
+from ftpkit.client.stop import CancelToken
 
 T = TypeVar("T")
 
 
-class Submitted(Future[T]):
+class TransferFuture(Future[T]):
     """The future of a transfer; unlike others, ``cancel`` ends one that is running, too.
 
     It ends at its next piece. What has arrived is kept, so that the same transfer
@@ -24,12 +24,12 @@ class Submitted(Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stop = Stop()
+        self.cancel_token = CancelToken()
         self._claim = threading.Lock()
 
     def cancel(self) -> bool:
         """End it; False says that it has ended already, and not so."""
-        self.stop.set()
+        self.cancel_token.cancel()
         if self._claim.acquire(blocking=False):
             self._end_cancelled()
         return self.cancelled() or not self.done()
@@ -47,7 +47,7 @@ class Submitted(Future[T]):
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001  ``result`` raises it
-            if self.stop.is_set():
+            if self.cancel_token.is_cancelled():
                 self._end_cancelled()
             else:
                 self.set_exception(error)
@@ -62,15 +62,15 @@ class Submitted(Future[T]):
 class Pool:
     """Runs ``size`` transfers at once, first come, first served."""
 
-    def __init__(self, size: int, connect: Callable[[], Connection]) -> None:
+    def __init__(self, size: int, connect: Callable[[], ReconnectingConnection]) -> None:
         self._executor = ThreadPoolExecutor(size, thread_name_prefix="ftpkit-transfer")
         self._connect = connect
-        self._idle: list[Connection] = []
+        self._idle: list[ReconnectingConnection] = []
         self._futures: set[Future[Any]] = set()
 
-    def submit(self, work: Callable[[Connection], T]) -> Submitted[T]:
+    def submit(self, work: Callable[[ReconnectingConnection], T]) -> TransferFuture[T]:
         """Have ``work`` done over a connection, as soon as there is room."""
-        future: Submitted[T] = Submitted()
+        future: TransferFuture[T] = TransferFuture()
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         self._executor.submit(self._run, future, work)
@@ -85,21 +85,21 @@ class Pool:
         except BaseException:  # whoever waited no longer wants to: Ctrl-C
             self._cancel()
             raise
-        for connection in self._idle:
-            connection.close()
+        for reconnecting in self._idle:
+            reconnecting.close()
 
-    def _run(self, future: Submitted[T], work: Callable[[Connection], T]) -> None:
+    def _run(self, future: TransferFuture[T], work: Callable[[ReconnectingConnection], T]) -> None:
         if not future.begin():
             return
         try:
-            connection = self._idle.pop()
+            reconnecting = self._idle.pop()
         except IndexError:
-            connection = self._connect()
-        connection.stop = future.stop
+            reconnecting = self._connect()
+        reconnecting.cancel_token = future.cancel_token
         try:
-            future.run(partial(work, connection))
+            future.run(partial(work, reconnecting))
         finally:
-            self._idle.append(connection)
+            self._idle.append(reconnecting)
 
     def _cancel(self) -> None:
         for future in list(self._futures):

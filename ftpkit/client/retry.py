@@ -17,7 +17,7 @@ OnRetry = Callable[[FtpkitError, float], None]
 """Called with what failed, and how many seconds until the next try."""
 
 
-def may_pass(error: FtpkitError) -> bool:
+def is_retryable(error: FtpkitError) -> bool:
     """Whether the same request could succeed later, without anybody changing it."""
     if isinstance(error, CannotConnectError):
         return not error.permanent
@@ -59,7 +59,7 @@ class Backoff:
         if self._since is None:
             self._since = now
         left = self._since + self._retry_for_s - now
-        if not may_pass(error) or left <= 0:
+        if not is_retryable(error) or left <= 0:
             raise error
         delay = min(self._wait_s * (0.5 + 0.5 * self._chance()), left)
         self._wait_s = min(self._wait_s * 2, _LONGEST_S)

@@ -5,50 +5,50 @@ import socket
 import threading
 
 
-class Stopped(Exception):  # noqa: N818  nothing went wrong
+class Cancelled(Exception):  # noqa: N818  nothing went wrong
     """Ends a transfer that was cancelled; whoever runs it makes of it what its callers expect."""
 
 
-class Stop:
+class CancelToken:
     """Ends the waits of one transfer: for its connection, or for the next try.
 
     ``set`` may be called from any thread, the rest from that of the transfer.
     """
 
     def __init__(self) -> None:
-        self._set = threading.Event()
-        self._turn = threading.Lock()
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
         self._sock: socket.socket | None = None
 
-    def set(self) -> None:
+    def cancel(self) -> None:
         """End them, and those to come; the connection is of no use then."""
-        with self._turn:
-            self._set.set()
+        with self._lock:
+            self._cancelled.set()
             if self._sock is not None:
                 with contextlib.suppress(OSError):  # it may not be connected yet, or no longer
                     self._sock.shutdown(socket.SHUT_RDWR)
 
-    def is_set(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the transfer is to end."""
-        return self._set.is_set()
+        return self._cancelled.is_set()
 
     def check(self) -> None:
         """Raise Stopped if the transfer is to end."""
-        if self._set.is_set():
-            raise Stopped
+        if self._cancelled.is_set():
+            raise Cancelled
 
-    def watch(self, sock: socket.socket) -> None:
+    def attach(self, sock: socket.socket) -> None:
         """Break this connection, and no other, with ``set``; Stopped if that was already called."""
-        with self._turn:
+        with self._lock:
             self.check()
             self._sock = sock
 
-    def release(self) -> None:
+    def detach(self) -> None:
         """Leave the connection alone from now on."""
-        with self._turn:
+        with self._lock:
             self._sock = None
 
     def sleep(self, seconds: float) -> None:
         """Wait, or raise Stopped as soon as the transfer is to end."""
-        if self._set.wait(seconds):
-            raise Stopped
+        if self._cancelled.wait(seconds):
+            raise Cancelled

@@ -11,9 +11,9 @@ from struct import Struct
 from typing import Final, Self
 
 from ftpkit import system
-from ftpkit.client.datagrams import Carrier
-from ftpkit.client.link import Link, Send
-from ftpkit.client.memory import BlockMemory
+from ftpkit.client.datagrams import UdpTransfer
+from ftpkit.client.link import Connection, SendBody
+from ftpkit.client.memory import DigestCache
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import (
     Code,
@@ -83,9 +83,9 @@ class Source:
 
     def digest(self, offset: int, size: int, algorithm: str) -> str:
         """Return the digest of a range."""
-        hasher, end = new_hasher(algorithm), offset + size
-        while offset < end:
-            count = self._read(self._buffer[: end - offset], offset)
+        hasher, session = new_hasher(algorithm), offset + size
+        while offset < session:
+            count = self._read(self._buffer[: session - offset], offset)
             hasher.update(self._buffer[:count])
             offset += count
         return format_digest(algorithm, hasher.digest())
@@ -134,26 +134,26 @@ class Upload:
         memory: str | None,
         on_progress: OnProgress,
         on_retry: OnRetry,
-        carrier: Carrier,
+        udp_transfer: UdpTransfer,
     ) -> None:
         self._source, self._name, self._overwrite = source, name, overwrite
-        self._on_retry, self._carrier = on_retry, carrier
+        self._on_retry, self._udp_transfer = on_retry, udp_transfer
         self._memory_directory = memory
         self._on_progress = on_progress
         self._moved = 0
         self._sent = False
         self._committing: Commit | None = None
 
-    def run(self, link: Link) -> Published:
+    def run(self, connection: Connection) -> Published:
         """Send what is missing, and return what was published."""
         self._moved = 0
         self._on_progress(0, self._source.total)
-        as_datagrams = self._carrier.wanted and self._source.total > 0
+        as_datagrams = self._udp_transfer.wanted and self._source.total > 0
         # Who may not look could not find out that only the reply to a put was lost.
-        if self._source.total <= SMALL_FILE and not as_datagrams and link.may("read"):
-            published = self._put(link)
+        if self._source.total <= SMALL_FILE and not as_datagrams and connection.allows("read"):
+            published = self._put(connection)
         else:
-            published = self._published_before(link) or self._send_blocks(link)
+            published = self._published_before(connection) or self._send_blocks(connection)
         # Headers have no checksum: damage could have changed the name that the server read.
         if (published.name, published.total) != (self._name, self._source.total):
             raise ProtocolError("the server published something else than was sent")
@@ -161,12 +161,12 @@ class Upload:
 
     # A small file: one request
 
-    def _put(self, link: Link) -> Published:
+    def _put(self, connection: Connection) -> Published:
         source = self._source
         request = Put(
             name=self._name,
             size=source.total,
-            digest=source.digest(0, source.total, link.algorithm),
+            digest=source.digest(0, source.total, connection.algorithm),
             mtime=source.mtime,
             mode=source.mode,
             overwrite=self._overwrite,
@@ -175,13 +175,14 @@ class Upload:
         source.check_unchanged()
         for _ in range(TRIES):
             sent_before, self._sent = self._sent, True
-            link.send(
-                request, lambda header: link.stream.send_range(header, source.fd, 0, source.total)
+            connection.send(
+                request,
+                lambda header: connection.stream.send_range(header, source.fd, 0, source.total),
             )
-            reply = link.receive().reply
+            reply = connection.receive().reply
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # Perhaps it is ours: only the reply to the first try was lost.
-                reply = self._ours(link, request) or reply
+                reply = self._is_already_stored(connection, request) or reply
             if isinstance(reply, Published):
                 self._count(source.total)
                 return reply
@@ -192,23 +193,26 @@ class Upload:
             source.check_unchanged()
         raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
 
-    def _ours(self, link: Link, request: Put) -> Published | None:
-        reply = link.ask(DigestOf(name=self._name), Published)
+    def _is_already_stored(self, connection: Connection, request: Put) -> Published | None:
+        reply = connection.request(DigestOf(name=self._name), Published)
         return reply if reply.content_digest == request.digest else None
 
     # A large file: a row of blocks
 
-    def _send_blocks(self, link: Link) -> Published:
+    def _send_blocks(self, connection: Connection) -> Published:
         with closing(
-            BlockMemory(
-                self._memory_directory, self._source.status, block=BLOCK, algorithm=link.algorithm
+            DigestCache(
+                self._memory_directory,
+                self._source.status,
+                block=BLOCK,
+                algorithm=connection.algorithm,
             )
         ) as memory:
             for _ in range(TRIES):
                 self._moved = 0
-                self._committing = self._send_row(link, memory)
+                self._committing = self._send_missing(connection, memory)
                 try:
-                    published = link.ask(self._committing, Published)
+                    published = connection.request(self._committing, Published)
                 except RefusedError as refusal:
                     # What the server's disk has not kept is no longer held, and is sent again.
                     if refusal.code is not Code.INCOMPLETE:
@@ -219,13 +223,15 @@ class Upload:
                     return published
         raise last
 
-    def _send_row(self, link: Link, memory: BlockMemory) -> Commit:
+    def _send_missing(self, connection: Connection, memory: DigestCache) -> Commit:
         """Send what the server lacks, and return the request that publishes it."""
-        row = Row(link, self._source, self._name, memory, self._count, overwrite=self._overwrite)
+        row = BlockUpload(
+            connection, self._source, self._name, memory, self._count, overwrite=self._overwrite
+        )
         try:
             row.begin()
-            if self._carrier.wanted:
-                row.carry(self._carrier, self._on_retry)
+            if self._udp_transfer.wanted:
+                row.transfer_udp(self._udp_transfer, self._on_retry)
             row.send()
             self._source.check_unchanged()
         except SourceChangedError:
@@ -234,12 +240,12 @@ class Upload:
             raise
         return row.commit()
 
-    def _published_before(self, link: Link) -> Published | None:
+    def _published_before(self, connection: Connection) -> Published | None:
         """If only the reply to our commit was lost, get it now."""
         if self._committing is None:
             return None
         try:
-            return link.ask(self._committing, Published)
+            return connection.request(self._committing, Published)
         except RefusedError as refusal:
             if refusal.code in (Code.NOT_FOUND, Code.INCOMPLETE):
                 return None
@@ -250,21 +256,26 @@ class Upload:
         self._on_progress(self._moved, self._source.total)
 
 
-class Row:
+class BlockUpload:
     """The blocks of one upload over one link: which are missing, which are on their way."""
 
     def __init__(
         self,
-        link: Link,
+        connection: Connection,
         source: Source,
         name: str,
-        memory: BlockMemory,
+        memory: DigestCache,
         count: Callable[[int], None],
         *,
         overwrite: bool,
     ) -> None:
         self.upload = ""
-        self._link, self._source, self._name, self._overwrite = link, source, name, overwrite
+        self._connection, self._source, self._name, self._overwrite = (
+            connection,
+            source,
+            name,
+            overwrite,
+        )
         self._memory, self._count = memory, count
         self._counted = 0
         self._held: dict[int, str] = {}
@@ -283,15 +294,15 @@ class Row:
             mode=source.mode,
             overwrite=self._overwrite,
         )
-        reply = self._link.ask(request, BeginReply)
+        reply = self._connection.request(request, BeginReply)
         if reply.block != BLOCK:
             raise ProtocolError("the server chose another block size")
         self.upload = reply.upload
         if reply.size % _RECORD.size or reply.size > -(-source.total // BLOCK) * _RECORD.size:
             raise ProtocolError("the server's records are no row of blocks of this file")
-        records = _RECORD.iter_unpack(self._link.stream.read_body())
+        records = _RECORD.iter_unpack(self._connection.stream.read_body())
         self._held = {
-            offset: format_digest(self._link.algorithm, raw) for offset, _, raw in records
+            offset: format_digest(self._connection.algorithm, raw) for offset, _, raw in records
         }
 
     def send(self) -> None:
@@ -311,18 +322,18 @@ class Row:
         """Send the blocks at ``offsets``; what arrives damaged waits for ``send``."""
         self._write(self._digested(offsets))
 
-    def carry(self, carrier: Carrier, on_retry: OnRetry) -> None:
+    def transfer_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
         """Send what is missing as datagrams, as far as they get."""
         missing = self.missing()
         if not missing:
             return
         self._count_held(sum(missing.values()))
         sizes = dict(islice(missing.items(), MOST_BLOCKS))
-        moved = carrier.send(
-            self._link, self.upload, BLOCK, sizes, self.fill, self._count, on_retry
+        moved = udp_transfer.send(
+            self._connection, self.upload, BLOCK, sizes, self.fill, self._count, on_retry
         )
         self._counted += moved
-        self.carried(sizes, moved)
+        self.count_arrived(sizes, moved)
 
     def missing(self) -> dict[int, int]:
         """Return the bytes of each block that is to be sent, by its number."""
@@ -335,11 +346,11 @@ class Row:
         """
         data = body[:-DIGEST_BYTES]
         self._source.read(data, number * BLOCK)
-        digest = digest_of(data, self._link.algorithm)
+        digest = digest_of(data, self._connection.algorithm)
         self._know(number * BLOCK, digest)
         body[-DIGEST_BYTES:] = split_digest(digest)[1]
 
-    def carried(self, sizes: Mapping[int, int], moved: int) -> None:
+    def count_arrived(self, sizes: Mapping[int, int], moved: int) -> None:
         """Learn which of the blocks in ``sizes`` are held, ``moved`` bytes of which arrived."""
         if moved == sum(sizes.values()):
             self._held.update((block * BLOCK, self._digests[block * BLOCK]) for block in sizes)
@@ -348,10 +359,10 @@ class Row:
 
     def commit(self) -> Commit:
         """Return the request that publishes exactly the blocks that we mean."""
-        hasher = new_hasher(self._link.algorithm)
+        hasher = new_hasher(self._connection.algorithm)
         for _, digest in sorted(self._digests.items()):
             hasher.update(split_digest(digest)[1])
-        blocks_digest = format_digest(self._link.algorithm, hasher.digest())
+        blocks_digest = format_digest(self._connection.algorithm, hasher.digest())
         return Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
 
     def abort(self) -> None:
@@ -362,11 +373,11 @@ class Row:
         if not self.upload:
             return
         with contextlib.suppress(FtpkitError):
-            if self._link.usable:
-                self._link.ask(Abort(upload=self.upload), Done)
+            if self._connection.usable:
+                self._connection.request(Abort(upload=self.upload), Done)
                 return
-            with closing(self._link.again()) as link:
-                link.ask(Abort(upload=self.upload), Done)
+            with closing(self._connection.reconnect()) as connection:
+                connection.request(Abort(upload=self.upload), Done)
 
     def _plan(self) -> tuple[list[int], list[int]]:
         """Return which blocks are to be sent, and which are held but not remembered here."""
@@ -395,7 +406,7 @@ class Row:
         for offset in offsets:
             size = self._size(offset)
             system.expect_read(self._source.fd, offset + size, BLOCK)
-            self._know(offset, self._source.digest(offset, size, self._link.algorithm))
+            self._know(offset, self._source.digest(offset, size, self._connection.algorithm))
             yield offset
 
     def _differing(self, offsets: Iterable[int]) -> Iterator[int]:
@@ -407,16 +418,16 @@ class Row:
                 yield offset
 
     def _write(self, offsets: Iterable[int]) -> None:
-        for answer in self._link.pipeline(map(self._request, offsets), WINDOW):
+        for answer in self._connection.pipeline(map(self._request, offsets), WINDOW):
             if isinstance(answer.reply, RefusedError) and isinstance(answer.request, Write):
                 self._refused(answer.request, answer.reply)
 
-    def _request(self, offset: int) -> tuple[Request, Send]:
+    def _request(self, offset: int) -> tuple[Request, SendBody]:
         size = self._size(offset)
         request = Write(upload=self.upload, offset=offset, size=size, digest=self._digests[offset])
 
         def send(header: bytes) -> None:
-            self._link.stream.send_range(header, self._source.fd, offset, size, self._count)
+            self._connection.stream.send_range(header, self._source.fd, offset, size, self._count)
 
         return request, send
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-from ftpkit.client.link import Link
-from ftpkit.client.memory import BlockMemory
-from ftpkit.client.upload import BLOCK, Row, Source
+from ftpkit.client.link import Connection
+from ftpkit.client.memory import DigestCache
+from ftpkit.client.upload import BLOCK, BlockUpload, Source
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.compare.ways import Links, OverRawUdp, OverTcp, OverUdp, Way
 from ftpkit.errors import FtpkitError
@@ -34,7 +34,7 @@ class Job:
     possible), or repaired if that is None. After ``limit_s`` seconds it is broken off.
     """
 
-    link: str
+    connection: str
     path: str
     name: str
     limit_s: float
@@ -82,12 +82,12 @@ class _Attempt:
     """One upload: how far it came, and what it took."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self._url = job, Url.parse(job.link)
+        self._job, self._url = job, Url.parse(job.connection)
         self._links = Links(self._url, job.congestion)
         self._sources = ExitStack()
         self._way = self._choose()
         # Shared by all rows, so that the first knows what the others have sent.
-        self._memory: BlockMemory | None = None
+        self._memory: DigestCache | None = None
         self._last_byte_at: float | None = None
         self._congestion: str | None = None
         self._verified = False
@@ -118,24 +118,28 @@ class _Attempt:
         return OverRawUdp(self._job.raw_bps or math.inf)
 
     def _send(self, source: Source) -> None:
-        link = self._links.open()
-        self._congestion = congestion_of(link.sock) if self._job.streams else None
-        row = self._row(link, source)
+        connection = self._links.open()
+        self._congestion = congestion_of(connection.sock) if self._job.streams else None
+        row = self._row(connection, source)
         row.begin()
-        self._last_byte_at = self._way.move(link, row)
+        self._last_byte_at = self._way.move(connection, row)
         if self._job.raw_bps is None:
             source.check_unchanged()
-            link.ask(row.commit(), Published)
+            connection.request(row.commit(), Published)
             self._verified = True
 
-    def _row(self, link: Link, source: Source) -> Row:
+    def _row(self, connection: Connection, source: Source) -> BlockUpload:
         if self._memory is None:
-            self._memory = BlockMemory(None, source.status, block=BLOCK, algorithm=link.algorithm)
-        return Row(link, source, self._job.name, self._memory, lambda moved: None, overwrite=True)
+            self._memory = DigestCache(
+                None, source.status, block=BLOCK, algorithm=connection.algorithm
+            )
+        return BlockUpload(
+            connection, source, self._job.name, self._memory, lambda moved: None, overwrite=True
+        )
 
-    def _join(self, link: Link, first: Row) -> Row:
+    def _join(self, connection: Connection, first: BlockUpload) -> BlockUpload:
         """Return another row of the upload that ``first`` has begun."""
-        row = self._row(link, self._sources.enter_context(Source(self._job.path)))
+        row = self._row(connection, self._sources.enter_context(Source(self._job.path)))
         row.upload = first.upload
         return row
 
@@ -166,13 +170,13 @@ class _Attempt:
             contextlib.suppress(FtpkitError),
             closing(Links(self._url, None)) as links,
         ):
-            link = links.open()
+            connection = links.open()
             if not self._verified:
                 # Perhaps only the reply to a request was lost: it is begun again to be aborted.
-                row = self._row(link, source)
+                row = self._row(connection, source)
                 row.begin()
                 row.abort()
-            link.ask(Delete(name=self._job.name), Named)
+            connection.request(Delete(name=self._job.name), Named)
 
 
 class _Watch:

@@ -114,7 +114,7 @@ class Comparison:
         if not transport.repaired:
             raw_bps = self._link.shape.rate_bps / 8 * _RAW_SHARE if self._link else 0.0
         return Job(
-            link=self._url.link(),
+            connection=self._url.link(),
             path=self._path,
             name=f"ftpkit-compare-{secrets.token_hex(8)}",
             limit_s=self._limit_s,

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from ftpkit.client.datagrams import Carrier, Udp
-from ftpkit.client.link import Link
+from ftpkit.client.datagrams import UdpMode, UdpTransfer
+from ftpkit.client.link import Connection
 from ftpkit.client.upload import Source, Upload
 from ftpkit.compare.child import Child
 from ftpkit.compare.trace import Arrival
@@ -110,17 +110,17 @@ class _Uploads:
         self._url, self._path = url, path
         first = IPv4Address(_HOST)
         self._hosts = {user: str(first + at) for at, user in enumerate(sorted(users))}
-        self._idle: dict[str, list[tuple[Link, str]]] = defaultdict(list)
-        self._links: list[Link] = []
+        self._idle: dict[str, list[tuple[Connection, str]]] = defaultdict(list)
+        self._links: list[Connection] = []
         self._stopped = False
 
     def upload(self, arrival: Arrival) -> None:
         """Upload as many bytes as arrive; a connection replaces what it brought before."""
         idle = self._idle[arrival.user]
         try:
-            link, name = idle.pop()
+            connection, name = idle.pop()
         except IndexError:
-            link, name = self._open(arrival.user)
+            connection, name = self._open(arrival.user)
         with Source(self._path) as source:
             source.total = arrival.size
             Upload(
@@ -130,32 +130,32 @@ class _Uploads:
                 memory=None,
                 on_progress=lambda moved, total: None,
                 on_retry=lambda error, delay: None,
-                carrier=Carrier(Udp.NO, None),
-            ).run(link)
-        idle.append((link, name))
+                udp_transfer=UdpTransfer(UdpMode.NO, None),
+            ).run(connection)
+        idle.append((connection, name))
 
     def stop(self) -> None:
         """Break off whatever is under way."""
         self._stopped = True
-        for link in list(self._links):
-            link.stream.interrupt()
+        for connection in list(self._links):
+            connection.stream.interrupt()
 
     def close(self) -> None:
         """Hang up; nobody may be uploading."""
-        for link in self._links:
-            link.close()
+        for connection in self._links:
+            connection.close()
 
-    def _open(self, user: str) -> tuple[Link, str]:
-        link = Link(
+    def _open(self, user: str) -> tuple[Connection, str]:
+        connection = Connection(
             lambda: self._url,
             timeout_s=_PATIENCE_S,
-            pace=None,
+            limiter=None,
             on_socket=partial(_come_from, self._hosts[user]),
         )
-        self._links.append(link)
+        self._links.append(connection)
         if self._stopped:
             raise ConnectionLostError("the uploads were stopped")
-        return link, "-".join(map(str, link.sock.getsockname()))
+        return connection, "-".join(map(str, connection.sock.getsockname()))
 
 
 def _come_from(host: str, sock: socket.socket) -> None:

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
-from ftpkit.client.exchange import SessionStart, exchange, sending
-from ftpkit.client.link import Link
-from ftpkit.client.upload import BLOCK, Row
+from ftpkit.client.exchange import SessionStart, run_session, upload_starter
+from ftpkit.client.link import Connection
+from ftpkit.client.upload import BLOCK, BlockUpload
 from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
@@ -43,7 +43,7 @@ class Way(Protocol):
     def moved(self) -> int:
         """Bytes that have arrived, as far as that was acknowledged; safe from another thread."""
 
-    def move(self, link: Link, row: Row) -> float:
+    def move(self, connection: Connection, row: BlockUpload) -> float:
         """Move them, and return when the last byte had arrived; what breaks the link passes."""
 
     def spent(self) -> Spent:
@@ -56,33 +56,33 @@ class Links:
     def __init__(self, url: Url, congestion: str | None) -> None:
         self.stopped = False
         self._url, self._congestion = url, congestion
-        self._links: list[Link] = []
+        self._links: list[Connection] = []
 
-    def open(self) -> Link:
+    def open(self) -> Connection:
         """Open another conversation; LinkError if there is to be no more."""
-        link = Link(lambda: self._url, timeout_s=_TIMEOUT_S, pace=None)
-        self._links.append(link)
+        connection = Connection(lambda: self._url, timeout_s=_TIMEOUT_S, limiter=None)
+        self._links.append(connection)
         if self._congestion is not None:
             try:
-                use_congestion(link.sock, self._congestion)
+                use_congestion(connection.sock, self._congestion)
             except OSError as error:
                 raise ConnectionLostError(f"no {self._congestion} here: {error.strerror}") from None
         if self.stopped:
             raise ConnectionLostError("the transfer was stopped")
-        return link
+        return connection
 
     def stop(self) -> None:
         """Break off whatever is under way; safe from another thread."""
         self.stopped = True
-        for link in list(self._links):
-            link.stream.interrupt()
+        for connection in list(self._links):
+            connection.stream.interrupt()
 
     def close(self) -> None:
         """Close them; nothing that is still buffered leaves."""
-        for link in self._links:
-            if self.stopped and link.sock.fileno() >= 0:
-                link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            link.close()
+        for connection in self._links:
+            if self.stopped and connection.sock.fileno() >= 0:
+                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            connection.close()
 
 
 class OverTcp:
@@ -91,7 +91,9 @@ class OverTcp:
     ``join`` makes, for another link, a row of the same upload with a source of its own.
     """
 
-    def __init__(self, links: Links, streams: int, join: Callable[[Link, Row], Row]) -> None:
+    def __init__(
+        self, links: Links, streams: int, join: Callable[[Connection, BlockUpload], BlockUpload]
+    ) -> None:
         self._links, self._streams, self._join = links, streams, join
         self._meters: list[_Meter] = []
 
@@ -100,12 +102,12 @@ class OverTcp:
         """Bytes that the kernel says are acknowledged, headers included."""
         return sum(meter.now.acked - meter.then.acked for meter in list(self._meters))
 
-    def move(self, link: Link, row: Row) -> float:
+    def move(self, connection: Connection, row: BlockUpload) -> float:
         """Send what is missing."""
         if self._streams == 1:
-            self._meters.append(_Meter(link.sock))
+            self._meters.append(_Meter(connection.sock))
         else:
-            self._share(link, row)
+            self._share(connection, row)
             # To the first connection, what came over the others is news.
             row.begin()
         row.send()
@@ -122,12 +124,12 @@ class OverTcp:
             None,
         )
 
-    def _share(self, link: Link, row: Row) -> None:
+    def _share(self, connection: Connection, row: BlockUpload) -> None:
         # One step of a list's iterator is one step for threads, too: each block is taken once.
         offsets = iter([number * BLOCK for number in row.missing()])
 
-        def work(link: Link, row: Row) -> None:
-            self._meters.append(_Meter(link.sock))
+        def work(connection: Connection, row: BlockUpload) -> None:
+            self._meters.append(_Meter(connection.sock))
             row.write(offsets)
 
         def join() -> None:
@@ -135,7 +137,7 @@ class OverTcp:
             work(other, self._join(other, row))
 
         with ThreadPoolExecutor(self._streams) as pool:
-            streams = [pool.submit(work, link, row)]
+            streams = [pool.submit(work, connection, row)]
             streams += [pool.submit(join) for _ in range(self._streams - 1)]
             for stream in streams:
                 stream.result()
@@ -148,18 +150,18 @@ class OverUdp:
         self.moved = 0
         self._senders: list[Sender] = []
 
-    def move(self, link: Link, row: Row) -> float:
+    def move(self, connection: Connection, row: BlockUpload) -> float:
         """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
         sizes = dict(islice(row.missing().items(), MOST_BLOCKS))
-        start = sending(BLOCK, sizes, row.fill, None)
+        start = upload_starter(BLOCK, sizes, row.fill, None)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             self._senders.append(start(session, piece, rtt_s, now))
             return self._senders[-1]
 
-        exchange(link, Push(upload=row.upload), begin, self._count, None)
-        link.settle()
-        row.carried(sizes, self.moved)
+        run_session(connection, Push(upload=row.upload), begin, self._count, None)
+        connection.drain()
+        row.count_arrived(sizes, self.moved)
         row.send()
         return time.monotonic()
 
@@ -184,15 +186,17 @@ class OverRawUdp:
         self._moved_at = time.monotonic()
         self._senders: list[RawSender] = []
 
-    def move(self, link: Link, row: Row) -> float:
+    def move(self, connection: Connection, row: BlockUpload) -> float:
         """Send each block once.
 
         A receiver keeps so many unfinished blocks and no more, and here most stay so:
         for those that follow there is a session of their own.
         """
         for sizes in _batches(row.missing(), most_open(BLOCK)):
-            exchange(link, Push(upload=row.upload), self._start(sizes, row), self._count, None)
-            link.settle()
+            run_session(
+                connection, Push(upload=row.upload), self._start(sizes, row), self._count, None
+            )
+            connection.drain()
         return self._moved_at
 
     def spent(self) -> Spent:
@@ -203,7 +207,7 @@ class OverRawUdp:
             sum(each.once for each in sent), 0, sum(each.lost for each in sent) if told else None
         )
 
-    def _start(self, sizes: Mapping[int, int], row: Row) -> SessionStart:
+    def _start(self, sizes: Mapping[int, int], row: BlockUpload) -> SessionStart:
         def begin(session: int, piece: int, rtt_s: float, now: float) -> RawSender:
             sender = RawSender(session, piece, sizes, row.fill, self._rate, rtt_s=rtt_s, now=now)
             self._senders.append(sender)

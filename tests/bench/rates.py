@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from ftpkit.access import Grant, Tokens
-from ftpkit.client import Client, Transfer
-from ftpkit.client.pool import Submitted
+from ftpkit.client import Client, TransferResult
+from ftpkit.client.pool import TransferFuture
 from ftpkit.net.address import Url
 from tests.bench.processes import HERE, fast_directory, ftpkit, parse_size, serving
 
@@ -85,7 +85,7 @@ def _seen(
 @contextlib.contextmanager
 def _under_way(
     url: Url, here: Path, transfers: int, ways: tuple[str, ...]
-) -> Iterator[list[Submitted[Transfer]]]:
+) -> Iterator[list[TransferFuture[TransferResult]]]:
     """Let transfers go on until the block ends."""
     with Client(url, jobs=transfers * len(ways)) as client:
         futures = []

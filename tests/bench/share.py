@@ -56,7 +56,7 @@ def _together(kinds: Sequence[str], shape: Shape, source: str, seconds: float) -
         flows: list[Child] = []
         for kind in kinds:
             job = Job(
-                link=url.link(),
+                connection=url.link(),
                 path=source,
                 name=f"{len(flows)}",
                 limit_s=seconds,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ftpkit
-from ftpkit import Client, Udp, system
+from ftpkit import Client, UdpMode, system
 from ftpkit.cli.account import Account
 from ftpkit.net.address import Address
 from tests.cli.conftest import HERE, WAIT_S, Run
@@ -113,7 +113,9 @@ def test_it_has_the_rights_of_that_user_alone(
     for pid in processes:
         assert ids(pid) == [{account.uid}, {account.groups[0]}, {*account.groups}]
     (tmp_path / "f").write_bytes(bytes(3_000_000))
-    with Client(serving.address, udp=Udp.ONLY if system.HAS_SHARED_PORTS else Udp.NO) as client:
+    with Client(
+        serving.address, udp=UdpMode.ONLY if system.HAS_SHARED_PORTS else UdpMode.NO
+    ) as client:
         client.put(tmp_path / "f")
     root, state = place / "a" / "inbox", place / "b" / "state"
     assert set(published(root)) == {"f"}

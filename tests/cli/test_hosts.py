@@ -20,7 +20,7 @@ import pytest
 from ftpkit import Server, system
 from ftpkit.cli.places import hosts_file, running_directory
 from ftpkit.cli.target import find, kept_hosts
-from ftpkit.client.hosts import Running
+from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from tests.cli.conftest import WAIT_S, Run, Serve, command
@@ -104,8 +104,8 @@ def terminal(*args: str) -> Iterator[Terminal]:
         yield opened
 
 
-def here() -> Running:
-    return Running(running_directory())
+def here() -> LocalServers:
+    return LocalServers(running_directory())
 
 
 def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Gu
 
 def test_what_was_kept_for_tls_is_not_shown_in_plaintext(guard: Guard) -> None:
     plain = Url(guard.address, plain=True)
-    kept_hosts().keep(guard.url, default=True)
+    kept_hosts().save(guard.url, default=True)
     assert find(plain) == plain
     token = replace(plain, token=TOKEN)
-    kept_hosts().keep(token, default=True)
+    kept_hosts().save(token, default=True)
     assert find(plain) == find(Url(guard.address)) == token
 
 
@@ -267,7 +267,7 @@ def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None
 
 
 def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: Url) -> None:
-    kept_hosts().keep(replace(unknown, pin=OTHER_PIN), default=True)
+    kept_hosts().save(replace(unknown, pin=OTHER_PIN), default=True)
     for args in (["ping"], ["login", str(unknown)]):
         result = run(*args)
         assert result.exit_code == 4
@@ -283,7 +283,7 @@ def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: 
 
 
 def test_a_fresh_link_takes_the_place_of_the_old_one(run: Run, guard: Guard) -> None:
-    kept_hosts().keep(Url(guard.address, OTHER_PIN, "old"), default=False)
+    kept_hosts().save(Url(guard.address, OTHER_PIN, "old"), default=False)
     assert run("login", guard.url.link()).exit_code == 0
     assert find(None) == guard.url
 
@@ -302,7 +302,7 @@ def test_a_person_is_asked_once_about_an_unknown_key(
     assert "[y/N]" not in screen.shown
     assert run(*put).exit_code == 0
     assert published(tmp_path / "unknown") == {"f": b"data"}
-    assert kept_hosts().kept().default is None, "it was no login"
+    assert kept_hosts().load().default is None, "it was no login"
 
 
 @pytest.mark.parametrize("args", [["ping", "--to"], ["login"]])
@@ -346,20 +346,20 @@ def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
             for guard in guards
         ]
         assert [login.wait(WAIT_S) for login in logins] == [0] * 4
-    assert set(kept_hosts().kept().urls) == {guard.url for guard in guards}
+    assert set(kept_hosts().load().urls) == {guard.url for guard in guards}
 
 
 def test_the_server_that_runs_here_is_found(run: Run, guard: Guard) -> None:
     hosts = ("127.0.0.1", "localhost")
     for target in ([], *(["--to", f"{host}:{guard.address.port}"] for host in hosts)):
         assert run("ping", *target).exit_code == 4
-        with here().tell(guard.url, root="/srv"):
+        with here().announce(guard.url, root="/srv"):
             assert run("ping", *target).exit_code == 0
         assert run("ping", *target).exit_code == 4
 
 
 def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Guard) -> None:
-    with here().tell(guard.url, root="/srv"):
+    with here().announce(guard.url, root="/srv"):
         port = guard.address.port
         for elsewhere in (Address("192.0.2.1", port), Address("127.0.0.1", port + 1)):
             assert find(Url(elsewhere)) == Url(elsewhere)
@@ -369,13 +369,13 @@ def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Gu
 
 def test_what_a_login_kept_comes_before_what_runs_here(run: Run, guard: Guard) -> None:
     run("login", guard.url.link())
-    with here().tell(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
+    with here().announce(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
         assert find(None) == find(Url(guard.address)) == guard.url
 
 
 def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> None:
     other = Url(Address("127.0.0.1", 1))
-    with here().tell(guard.url, root="/a"), here().tell(other, root="/b"):
+    with here().announce(guard.url, root="/a"), here().announce(other, root="/b"):
         result = run("ping")
         assert result.exit_code == 4
         assert result.stderr == (
@@ -384,7 +384,7 @@ def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> 
         )
         assert run("ping", "--to", str(guard.address)).exit_code == 0
         usual = Url(Address("127.0.0.1"))
-        with here().tell(usual, root="/c"):
+        with here().announce(usual, root="/c"):
             assert find(None) == usual
 
 

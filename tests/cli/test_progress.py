@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ftpkit.cli.progress import Events, summary
-from ftpkit.client import Transfer
+from ftpkit.client import TransferResult
 from ftpkit.errors import Code, RefusedError
 from tests.cli.conftest import WAIT_S, Run, Served, command
 
-TRANSFER = Transfer(
+TRANSFER = TransferResult(
     name="big\x1b.iso",
     path="/tmp/big.iso",
     total=4_294_967_296,

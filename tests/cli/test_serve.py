@@ -12,7 +12,7 @@ import pytest
 from ftpkit import Client, __version__, system
 from ftpkit.cli.announce import first_line, is_loopback, reachable
 from ftpkit.cli.places import running_directory
-from ftpkit.client.hosts import Running
+from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from ftpkit.protocol import encode_header
@@ -177,7 +177,7 @@ def test_another_key_is_what_new_links_and_clients_of_this_machine_know(
     served.process.send_signal(signal.SIGHUP)
     lines_until(served, "the key is another")
     assert Url.parse(run("token", "add", "ada").stdout.split()[0]).pin == second.pin
-    (here,) = Running(running_directory()).servers()
+    (here,) = LocalServers(running_directory()).servers()
     assert here.url.pin == second.pin
     assert run("ls").exit_code == 0
 
@@ -245,7 +245,7 @@ def test_who_asks_for_neither_key_nor_token_needs_no_place_for_them(
 
 
 def test_clients_on_this_machine_find_it_while_it_runs(serve: Serve, tmp_path: Path) -> None:
-    running = Running(running_directory())
+    running = LocalServers(running_directory())
     state = tmp_path / "elsewhere"
     served = serve("--state", str(state), default=True)
     url = Url.parse(served.url)

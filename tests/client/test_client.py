@@ -82,8 +82,8 @@ def test_it_connects_again_after_the_server_hung_up(server: Server, client: Clie
         client.ping()
         for session in service_of(server).sessions():
             session.stop(now=False)
-        assert client._connection._link is not None
-        assert select.select([client._connection._link.sock], [], [], 10.0)[0], (
+        assert client._connection._connection is not None
+        assert select.select([client._connection._connection.sock], [], [], 10.0)[0], (
             "the server hangs up"
         )
     client.ping()

@@ -21,7 +21,7 @@ from ftpkit import (
     Server,
     SourceChangedError,
 )
-from ftpkit.client import Udp
+from ftpkit.client import UdpMode
 from ftpkit.client import exchange as exchange_module
 from ftpkit.errors import FtpkitError, UdpBlockedError
 from tests.faults.relay import Relay
@@ -71,14 +71,14 @@ def wire(server: Server) -> Iterator[Wire]:
 @pytest.fixture
 def only(server: Server) -> Iterator[Client]:
     """A client that goes over nothing but UDP."""
-    with Client(server.address, timeout_s=20.0, udp=Udp.ONLY) as client:
+    with Client(server.address, timeout_s=20.0, udp=UdpMode.ONLY) as client:
         yield client
 
 
 @pytest.fixture
 def wired(wire: Wire) -> Iterator[Client]:
     """A client behind the network."""
-    with Client(wire.address, timeout_s=20.0, udp=Udp.ONLY) as client:
+    with Client(wire.address, timeout_s=20.0, udp=UdpMode.ONLY) as client:
         yield client
 
 
@@ -124,8 +124,8 @@ def test_the_blocks_are_in_the_datagrams(
     assert published(root) == {"f": data}
 
 
-@pytest.mark.parametrize("udp", [Udp.FIRST, Udp.ONLY])
-def test_ipv6(server: Server, root: Path, tmp_path: Path, udp: Udp) -> None:
+@pytest.mark.parametrize("udp", [UdpMode.FIRST, UdpMode.ONLY])
+def test_ipv6(server: Server, root: Path, tmp_path: Path, udp: UdpMode) -> None:
     address = server.addresses[-1]
     if ":" not in address.host:
         pytest.skip("there is no IPv6 here")
@@ -147,7 +147,7 @@ def test_a_server_on_every_interface(root: Path, tmp_path: Path, host: str) -> N
             socket.create_connection((host, server.address.port)).close()
         except OSError:
             pytest.skip(f"{host} is no address here")
-        with Client(server.address._replace(host=host), udp=Udp.ONLY) as client:
+        with Client(server.address._replace(host=host), udp=UdpMode.ONLY) as client:
             client.put(tmp_path / "f")
             client.get("f", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
@@ -158,11 +158,11 @@ def test_two_uploads_and_a_download_at_once(server: Server, root: Path, tmp_path
     (root / "c").write_bytes(data["c"])
 
     def put(name: str) -> None:
-        with Client(server.address, udp=Udp.ONLY) as client:
+        with Client(server.address, udp=UdpMode.ONLY) as client:
             client.put(tmp_path / name)
 
     def get(name: str) -> None:
-        with Client(server.address, udp=Udp.ONLY) as client:
+        with Client(server.address, udp=UdpMode.ONLY) as client:
             client.get(name, tmp_path / "copy")
 
     with ThreadPoolExecutor(3) as pool:
@@ -190,7 +190,7 @@ def test_a_limited_rate_is_not_exceeded(
     total, rate = 2 * MIB, 4 * MIB
     data = made(tmp_path / "f", total)
     (root / "f").write_bytes(data)
-    with Client(server.address, udp=Udp.ONLY, rate_bps=rate) as client:
+    with Client(server.address, udp=UdpMode.ONLY, rate_bps=rate) as client:
         if direction == "up":
             transfer = client.put(tmp_path / "f")
         else:
@@ -204,7 +204,7 @@ def test_the_smallest_rates_move_a_byte(
     only: Client, root: Path, tmp_path: Path, rate: float
 ) -> None:
     made(tmp_path / "f", 1)
-    with Client(only.address, udp=Udp.ONLY, rate_bps=rate) as client:
+    with Client(only.address, udp=UdpMode.ONLY, rate_bps=rate) as client:
         client.put(tmp_path / "f")
         client.get("f", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
@@ -337,7 +337,7 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
         when.append(time.monotonic())
 
     seen = Seen()
-    with Client(tcp_only.address, udp=Udp.FIRST) as client:
+    with Client(tcp_only.address, udp=UdpMode.FIRST) as client:
         client.ping()
         started = time.monotonic()
         if direction == "up":
@@ -366,7 +366,7 @@ def test_blocked_from_the_start_nothing_else_is_an_error(
     data = made(tmp_path / "f", BLOCK + 1)
     (root / "f").write_bytes(data)
     (tmp_path / "here").mkdir()
-    with Client(tcp_only.address, udp=Udp.ONLY, retry_for_s=60) as client:
+    with Client(tcp_only.address, udp=UdpMode.ONLY, retry_for_s=60) as client:
         moves = {
             "up": lambda: client.put(tmp_path / "f", "g"),
             "down": lambda: client.get("f", tmp_path / "here/copy"),
@@ -379,14 +379,14 @@ def test_blocked_from_the_start_nothing_else_is_an_error(
     assert os.listdir(tmp_path / "here") == []
 
 
-@pytest.mark.parametrize("udp", [Udp.FIRST, Udp.ONLY])
+@pytest.mark.parametrize("udp", [UdpMode.FIRST, UdpMode.ONLY])
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_blocked_in_the_middle(
     wire: Wire,
     root: Path,
     tmp_path: Path,
     direction: str,
-    udp: Udp,
+    udp: UdpMode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exchange_module, "_DEAD_S", 2.0)
@@ -413,7 +413,7 @@ def test_blocked_in_the_middle(
             client.get("f", tmp_path / "here/copy", on_progress=seen, on_retry=on_retry)
 
     with Client(wire.address, udp=udp) as client:
-        if udp is Udp.ONLY:
+        if udp is UdpMode.ONLY:
             with pytest.raises(UdpBlockedError, match="no longer"):
                 move(client)
             assert published(root) == {"f": data}
@@ -467,11 +467,11 @@ def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
     data = made(tmp_path / "f", BLOCK + 1)
     told: Told = []
     with Server(root, port=0, datagrams=False) as server:
-        with Client(server.address, udp=Udp.FIRST) as client:
+        with Client(server.address, udp=UdpMode.FIRST) as client:
             client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
             client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
         assert [str(error) for error, _ in told] == [f"{server.address} takes no datagrams"]
-        with Client(server.address, udp=Udp.ONLY) as client:
+        with Client(server.address, udp=UdpMode.ONLY) as client:
             with pytest.raises(UdpBlockedError, match="takes no datagrams"):
                 client.put(tmp_path / "f")
             with pytest.raises(UdpBlockedError, match="takes no datagrams"):
@@ -498,7 +498,7 @@ def test_an_upload_that_broke_off_sends_only_what_is_missing(
         return [raw]
 
     wire.fate = fate
-    with Client(wire.address, udp=Udp.ONLY) as client:
+    with Client(wire.address, udp=UdpMode.ONLY) as client:
         with pytest.raises(ConnectionLostError):
             client.put(tmp_path / "f")
         first = wire.up
@@ -525,7 +525,7 @@ def test_a_download_that_broke_off_fetches_only_what_is_missing(
         return [raw]
 
     wire.fate = fate
-    with Client(wire.address, udp=Udp.ONLY) as client:
+    with Client(wire.address, udp=UdpMode.ONLY) as client:
         with pytest.raises(ConnectionLostError):
             client.get("f", tmp_path / "copy")
         first = wire.down
@@ -556,7 +556,7 @@ def test_one_call_outlives_a_conversation_that_is_cut(
     wire.fate = fate
     told: Told = []
     seen = Seen()
-    with Client(wire.address, udp=Udp.ONLY, retry_for_s=60) as client:
+    with Client(wire.address, udp=UdpMode.ONLY, retry_for_s=60) as client:
         if direction == "up":
             client.put(
                 tmp_path / "f", "g", on_progress=seen, on_retry=lambda *each: told.append(each)

@@ -12,7 +12,7 @@ import blake3
 import pytest
 
 from ftpkit import Address, Client, FtpkitError, ProtocolError, RefusedError
-from ftpkit.client import Udp as Mode
+from ftpkit.client import UdpMode as Mode
 from ftpkit.client import exchange as exchange_module
 from ftpkit.errors import StallTimeoutError, UdpBlockedError
 from tests.support.hostile import HELLO, Peer, Script, hostile

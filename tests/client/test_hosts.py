@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import LocalFileError, system
-from ftpkit.client.hosts import Hosts, Kept, Running, RunningServer
+from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers, SavedUrls
 from ftpkit.net.address import Address, Url
 
 WAIT_S = 20
@@ -27,54 +27,54 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hosts(path: Path) -> Hosts:
-    return Hosts(str(path))
+def hosts(path: Path) -> KnownHosts:
+    return KnownHosts(str(path))
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Running:
-    return Running(str(tmp_path / "state" / "running"))
+def running(tmp_path: Path) -> LocalServers:
+    return LocalServers(str(tmp_path / "state" / "running"))
 
 
 needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
 
 
-def test_nothing_is_kept_at_first(hosts: Hosts, path: Path) -> None:
-    assert hosts.kept() == Kept()
+def test_nothing_is_kept_at_first(hosts: KnownHosts, path: Path) -> None:
+    assert hosts.load() == SavedUrls()
     assert not hosts.forget(NEAR.address)
     assert not path.parent.exists(), "who only looks leaves no trace"
 
 
-def test_what_is_kept_is_found_by_host_and_port(hosts: Hosts) -> None:
-    hosts.keep(NEAR, default=True)
-    hosts.keep(FAR, default=False)
-    kept = hosts.kept()
-    assert kept == Kept((NEAR, FAR), NEAR.address)
+def test_what_is_kept_is_found_by_host_and_port(hosts: KnownHosts) -> None:
+    hosts.save(NEAR, default=True)
+    hosts.save(FAR, default=False)
+    kept = hosts.load()
+    assert kept == SavedUrls((NEAR, FAR), NEAR.address)
     assert (kept.find(NEAR.address), kept.find(FAR.address)) == (NEAR, FAR)
     assert kept.find(NEAR.address._replace(port=10)) is None
     assert kept.find(None) is None
 
 
-def test_a_host_and_port_is_kept_once(hosts: Hosts) -> None:
-    hosts.keep(NEAR, default=True)
+def test_a_host_and_port_is_kept_once(hosts: KnownHosts) -> None:
+    hosts.save(NEAR, default=True)
     other = Url(NEAR.address, pin="q" * 43)
-    hosts.keep(other, default=False)
-    assert hosts.kept() == Kept((other,), NEAR.address)
+    hosts.save(other, default=False)
+    assert hosts.load() == SavedUrls((other,), NEAR.address)
 
 
-def test_the_default_is_forgotten_with_its_host(hosts: Hosts) -> None:
-    hosts.keep(FAR, default=True)
-    hosts.keep(NEAR, default=True)
+def test_the_default_is_forgotten_with_its_host(hosts: KnownHosts) -> None:
+    hosts.save(FAR, default=True)
+    hosts.save(NEAR, default=True)
     assert hosts.forget(NEAR.address)
-    assert hosts.kept() == Kept((FAR,), None)
+    assert hosts.load() == SavedUrls((FAR,), None)
     assert not hosts.forget(NEAR.address)
 
 
 @needs_owners
-def test_nobody_else_can_read_it(hosts: Hosts, path: Path) -> None:
+def test_nobody_else_can_read_it(hosts: KnownHosts, path: Path) -> None:
     before = os.umask(0)
     try:
-        hosts.keep(NEAR, default=True)
+        hosts.save(NEAR, default=True)
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -82,10 +82,12 @@ def test_nobody_else_can_read_it(hosts: Hosts, path: Path) -> None:
 
 
 @needs_owners
-def test_a_file_that_others_can_read_is_refused_with_what_to_do(hosts: Hosts, path: Path) -> None:
-    hosts.keep(NEAR, default=True)
+def test_a_file_that_others_can_read_is_refused_with_what_to_do(
+    hosts: KnownHosts, path: Path
+) -> None:
+    hosts.save(NEAR, default=True)
     path.chmod(0o640)
-    for refused in (hosts.kept, lambda: hosts.keep(FAR, default=True)):
+    for refused in (hosts.load, lambda: hosts.save(FAR, default=True)):
         with pytest.raises(LocalFileError, match=f"chmod 600 {path}"):
             refused()
     assert "far" not in path.read_text()
@@ -108,11 +110,11 @@ def test_a_file_that_others_can_read_is_refused_with_what_to_do(hosts: Hosts, pa
     ],
 )
 def test_a_damaged_file_is_an_error_without_secrets_and_stays(
-    hosts: Hosts, path: Path, text: str
+    hosts: KnownHosts, path: Path, text: str
 ) -> None:
-    hosts.keep(NEAR, default=True)
+    hosts.save(NEAR, default=True)
     path.write_text(text)
-    for refused in (hosts.kept, lambda: hosts.keep(NEAR, default=True)):
+    for refused in (hosts.load, lambda: hosts.save(NEAR, default=True)):
         with pytest.raises(LocalFileError, match="is damaged: remove it") as told:
             refused()
         assert "secret" not in str(told.value)
@@ -138,31 +140,31 @@ def test_who_keeps_at_the_same_time_loses_nothing(path: Path) -> None:
         assert process.stdin is not None
         process.stdin.close()
     assert [process.wait(WAIT_S) for process in processes] == [0] * len(names)
-    kept = Hosts(str(path)).kept()
+    kept = KnownHosts(str(path)).load()
     assert {(host, port) for host, port in map(tuple, (url.address for url in kept.urls))} == {
         (name, port) for name in names for port in range(1, 11)
     }
 
 
-def test_a_server_is_told_of_while_it_lives(running: Running, tmp_path: Path) -> None:
+def test_a_server_is_told_of_while_it_lives(running: LocalServers, tmp_path: Path) -> None:
     assert running.servers() == []
-    with running.tell(NEAR, root="/srv", state="/var"):
-        assert running.servers() == [RunningServer(NEAR, "/srv", "/var")]
+    with running.announce(NEAR, root="/srv", state="/var"):
+        assert running.servers() == [LocalServer(NEAR, "/srv", "/var")]
         assert len(list((tmp_path / "state/running").glob(f"9-{os.getpid()}-*.json"))) == 1
     assert running.servers() == []
     assert list((tmp_path / "state/running").iterdir()) == []
 
 
-def test_the_newest_server_comes_first(running: Running) -> None:
-    with running.tell(NEAR, root="old"), running.tell(FAR, root="new"):
+def test_the_newest_server_comes_first(running: LocalServers) -> None:
+    with running.announce(NEAR, root="old"), running.announce(FAR, root="new"):
         assert [server.root for server in running.servers()] == ["new", "old"]
 
 
 @pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
 def test_a_server_on_every_interface_is_told_of_where_it_is_reached_from_here(
-    running: Running, host: str, here: str
+    running: LocalServers, host: str, here: str
 ) -> None:
-    with running.tell(Url(Address(host, 9)), root=""):
+    with running.announce(Url(Address(host, 9)), root=""):
         assert [server.url.address for server in running.servers()] == [Address(here, 9)]
 
 
@@ -192,7 +194,9 @@ def another_server(running: Path, port: int) -> Iterator["subprocess.Popen[str]"
             process.kill()
 
 
-def test_a_server_that_was_killed_is_told_of_no_longer(running: Running, tmp_path: Path) -> None:
+def test_a_server_that_was_killed_is_told_of_no_longer(
+    running: LocalServers, tmp_path: Path
+) -> None:
     directory = tmp_path / "state/running"
     with another_server(directory, 9) as process, another_server(directory, 10):
         assert [server.url.address.port for server in running.servers()] == [10, 9]
@@ -203,12 +207,12 @@ def test_a_server_that_was_killed_is_told_of_no_longer(running: Running, tmp_pat
         assert list(directory.glob("9-*")) == []
 
 
-def test_many_may_ask_at_once(running: Running, tmp_path: Path) -> None:
+def test_many_may_ask_at_once(running: LocalServers, tmp_path: Path) -> None:
     directory = tmp_path / "state/running"
     with another_server(directory, 9):
         pass
     directory.joinpath("9-1-" + "0" * 16 + ".json").write_text("left by a dead one")
-    seen: list[list[RunningServer]] = []
+    seen: list[list[LocalServer]] = []
     with another_server(directory, 10):
         threads = [
             threading.Thread(target=lambda: seen.extend(running.servers() for _ in range(20)))
@@ -225,9 +229,9 @@ def test_many_may_ask_at_once(running: Running, tmp_path: Path) -> None:
     "text", ["", "{", "[]", "null", '{"link": "ftpk://"}', '{"link": 7, "root": "", "state": null}']
 )
 def test_what_is_no_word_of_a_server_is_passed_over(
-    running: Running, tmp_path: Path, text: str
+    running: LocalServers, tmp_path: Path, text: str
 ) -> None:
-    with running.tell(NEAR, root=""), running.tell(FAR, root=""):
+    with running.announce(NEAR, root=""), running.announce(FAR, root=""):
         spoilt = next((tmp_path / "state/running").glob("9-*.json"))
         spoilt.write_text(text)
         assert [server.url for server in running.servers()] == [FAR]
@@ -235,9 +239,9 @@ def test_what_is_no_word_of_a_server_is_passed_over(
 
 @needs_owners
 def test_a_server_that_others_could_have_told_of_is_passed_over(
-    running: Running, tmp_path: Path
+    running: LocalServers, tmp_path: Path
 ) -> None:
-    with running.tell(NEAR, root=""):
+    with running.announce(NEAR, root=""):
         (path,) = (tmp_path / "state/running").glob("*.json")
         path.chmod(0o644)
         assert running.servers() == []
@@ -251,8 +255,8 @@ def test_a_server_that_others_could_have_told_of_is_passed_over(
         assert running.servers() == []
 
 
-def test_the_file_holds_the_link(running: Running, tmp_path: Path) -> None:
-    with running.tell(NEAR, root="/srv"):
+def test_the_file_holds_the_link(running: LocalServers, tmp_path: Path) -> None:
+    with running.announce(NEAR, root="/srv"):
         (path,) = (tmp_path / "state/running").glob("*.json")
         assert json.loads(path.read_text()) == {
             "link": NEAR.link(), "root": "/srv", "state": None,

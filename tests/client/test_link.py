@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
-from ftpkit.client.link import Link
+from ftpkit.client.link import Connection
 from ftpkit.compare.child import Child
 from ftpkit.compare.link import Link as Line
 from ftpkit.compare.link import LinkUnavailableError, Shape
@@ -51,8 +51,8 @@ def plain() -> Iterator[Guard]:
         yield guard
 
 
-def linked(url: Url, ask: Callable[[str], bool] | None = None) -> Link:
-    return Link(lambda: url, timeout_s=WAIT_S, pace=None, ask=ask)
+def linked(url: Url, ask: Callable[[str], bool] | None = None) -> Connection:
+    return Connection(lambda: url, timeout_s=WAIT_S, limiter=None, confirm_pin=ask)
 
 
 def failure(url: Url, kind: type[FtpkitError], ask: Callable[[str], bool] | None = None) -> str:
@@ -64,11 +64,11 @@ def failure(url: Url, kind: type[FtpkitError], ask: Callable[[str], bool] | None
 
 
 def test_the_whole_link_leads_in(secured: Guard) -> None:
-    with closing(linked(secured.url)) as link:
-        assert link.holder is not None
-        assert (link.holder.user, link.holder.can) == (USER, ["write", "read"])
-        assert (link.address, link.url) == (secured.address, secured.url)
-        assert link.usable
+    with closing(linked(secured.url)) as connection:
+        assert connection.holder is not None
+        assert (connection.holder.user, connection.holder.can) == (USER, ["write", "read"])
+        assert (connection.address, connection.url) == (secured.address, secured.url)
+        assert connection.usable
     assert (secured.firsts, secured.heard) == ([TLS], ["hello", "auth"])
 
 
@@ -102,8 +102,8 @@ def test_a_token_is_not_shown_in_plaintext(plain: Guard) -> None:
 
 def test_a_token_is_shown_in_plaintext_where_the_link_says_so(plain: Guard) -> None:
     plain.token = TOKEN
-    with closing(linked(Url(plain.address, token=TOKEN, plain=True))) as link:
-        assert link.holder is not None
+    with closing(linked(Url(plain.address, token=TOKEN, plain=True))) as connection:
+        assert connection.holder is not None
     assert (plain.firsts, plain.heard) == ([PLAINTEXT], ["hello", "auth"])
 
 
@@ -127,16 +127,16 @@ def test_a_person_may_vouch_for_a_key(secured: Guard, identity: Identity) -> Non
 
 
 def test_without_pin_and_token_a_server_here_is_spoken_to_in_plaintext(plain: Guard) -> None:
-    with closing(linked(Url(plain.address))) as link:
-        assert link.holder is None
+    with closing(linked(Url(plain.address))) as connection:
+        assert connection.holder is None
     assert plain.firsts == [PLAINTEXT]
 
 
 def test_a_server_here_that_demands_tls_gets_it_if_its_link_is_found(secured: Guard) -> None:
     found = iter([Url(secured.address), secured.url])
-    link = Link(lambda: next(found), timeout_s=WAIT_S, pace=None)
-    link.close()
-    assert link.url == secured.url
+    connection = Connection(lambda: next(found), timeout_s=WAIT_S, limiter=None)
+    connection.close()
+    assert connection.url == secured.url
     assert (secured.firsts, secured.heard) == ([PLAINTEXT, TLS], ["hello", "auth"])
 
 
@@ -148,9 +148,9 @@ def test_a_server_here_that_demands_tls_must_be_known(secured: Guard) -> None:
 def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain: Guard) -> None:
     plain.token = TOKEN
     found = iter([Url(plain.address), plain.url])
-    link = Link(lambda: next(found), timeout_s=WAIT_S, pace=None)
-    link.close()
-    assert link.holder is not None
+    connection = Connection(lambda: next(found), timeout_s=WAIT_S, limiter=None)
+    connection.close()
+    assert connection.holder is not None
     plain.firsts.clear()
     with pytest.raises(RefusedError, match="wants a token"):
         linked(Url(plain.address))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.client.memory import BlockMemory
+from ftpkit.client.memory import DigestCache
 from ftpkit.protocol.digest import digest_of
 
 BLOCK = 65_536
@@ -22,9 +22,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def memory(directory: Path | None, source: Path, algorithm: str = "blake3") -> BlockMemory:
+def memory(directory: Path | None, source: Path, algorithm: str = "blake3") -> DigestCache:
     where = None if directory is None else str(directory)
-    return BlockMemory(where, source.stat(), block=BLOCK, algorithm=algorithm)
+    return DigestCache(where, source.stat(), block=BLOCK, algorithm=algorithm)
 
 
 def remember(directory: Path, source: Path, *offsets: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.client.retry import Backoff, may_pass
+from ftpkit.client.retry import Backoff, is_retryable
 from ftpkit.errors import (
     CannotConnectError,
     Code,
@@ -64,7 +64,7 @@ def waits(clock: Clock, tries: Backoff, error: FtpkitError) -> int:
     ],
 )
 def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
-    assert may_pass(error)
+    assert is_retryable(error)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from ftpkit import (
     LocalFileError,
     RefusedError,
     Server,
-    Transfer,
-    Udp,
+    TransferResult,
+    UdpMode,
 )
-from ftpkit.client.stop import Stop, Stopped
+from ftpkit.client.stop import Cancelled, CancelToken
 from tests.faults.relay import Hold, Plan, Relay
 from tests.support.hostile import Peer, hostile
 from tests.support.logs import Log
@@ -165,7 +165,7 @@ def test_they_can_be_awaited(client: Client, root: Path, tmp_path: Path) -> None
 # Cancelling
 
 
-def assert_cancelled(future: "Future[Transfer]") -> None:
+def assert_cancelled(future: "Future[TransferResult]") -> None:
     with pytest.raises(CancelledError):
         future.result(WAIT_S)
     assert future.cancelled()
@@ -257,10 +257,10 @@ def test_a_get_that_runs_stops_and_can_be_continued(
     assert not (tmp_path / ".copy.part").exists()
 
 
-@pytest.mark.parametrize("udp", [Udp.NO, Udp.ONLY])
+@pytest.mark.parametrize("udp", [UdpMode.NO, UdpMode.ONLY])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_cancelled_at_any_piece_it_ends_whole_or_not_at_all(
-    server: Server, root: Path, tmp_path: Path, way: str, udp: Udp
+    server: Server, root: Path, tmp_path: Path, way: str, udp: UdpMode
 ) -> None:
     data = made(tmp_path / "f", BLOCK + 5)
     (root / "g").write_bytes(data)
@@ -289,7 +289,7 @@ class CancelAt:
     def __init__(self, step: int) -> None:
         self._step = step
         self.calls = 0
-        self.future: Future[Future[Transfer]] = Future()
+        self.future: Future[Future[TransferResult]] = Future()
 
     def __call__(self, moved: int, total: int) -> None:
         future = self.future.result(WAIT_S)
@@ -444,8 +444,8 @@ def _interrupted() -> None:
 # Rate
 
 
-@pytest.mark.parametrize("udp", [Udp.NO, Udp.ONLY])
-def test_they_share_one_rate(server: Server, tmp_path: Path, udp: Udp) -> None:
+@pytest.mark.parametrize("udp", [UdpMode.NO, UdpMode.ONLY])
+def test_they_share_one_rate(server: Server, tmp_path: Path, udp: UdpMode) -> None:
     made(tmp_path / "f", MIB + 1)
     started = time.monotonic()
     with Client(server.address, rate_bps=4e6, jobs=4, udp=udp) as client:
@@ -459,7 +459,7 @@ def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> No
     # A server that hangs up on who says nothing for as long as one of them waits.
     with (
         Server(tmp_path / "root", port=0, idle_timeout_s=3.0) as server,
-        Client(server.address, rate_bps=500e3, udp=Udp.ONLY) as client,
+        Client(server.address, rate_bps=500e3, udp=UdpMode.ONLY) as client,
     ):
         futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(2)]
         assert [future.result().total for future in futures] == [len(data)] * 2
@@ -469,26 +469,26 @@ def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> No
 
 
 def test_a_stop_breaks_its_connection_and_no_other() -> None:
-    stop = Stop()
+    stop = CancelToken()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        stop.watch(ours)
-        stop.release()
-        stop.set()
+        stop.attach(ours)
+        stop.detach()
+        stop.cancel()
         ours.sendall(b"still")
         assert theirs.recv(5) == b"still"
-        with pytest.raises(Stopped):
-            stop.watch(ours)
-    assert stop.is_set()
+        with pytest.raises(Cancelled):
+            stop.attach(ours)
+    assert stop.is_cancelled()
 
 
-@pytest.mark.parametrize("wait_for", [Stop.check, lambda stop: stop.sleep(1e6)])
-def test_a_stop_that_is_set_lets_nothing_wait(wait_for: Callable[[Stop], None]) -> None:
-    stop = Stop()
+@pytest.mark.parametrize("wait_for", [CancelToken.check, lambda stop: stop.sleep(1e6)])
+def test_a_stop_that_is_set_lets_nothing_wait(wait_for: Callable[[CancelToken], None]) -> None:
+    stop = CancelToken()
     stop.check()
     stop.sleep(0.0)
-    stop.set()
-    with pytest.raises(Stopped):
+    stop.cancel()
+    with pytest.raises(Cancelled):
         wait_for(stop)
 
 

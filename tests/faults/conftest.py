@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit.client import Client
-from ftpkit.client.connection import Connection
+from ftpkit.client.connection import ReconnectingConnection
 from ftpkit.client.retry import Backoff
 from ftpkit.server import Server
 from tests.faults.relay import Relay
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 class Eager(Client):
     """A client that tries again without waiting, until ``retry_for_s`` is over."""
 
-    def _backoff(self, connection: Connection) -> Backoff:
+    def _backoff(self, connection: ReconnectingConnection) -> Backoff:
         return Backoff(self._retry_for_s, sleep=lambda seconds: None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.client import Client, Udp
+from ftpkit.client import Client, UdpMode
 from ftpkit.errors import Code, ConnectionLostError, FtpkitError, RefusedError, UdpBlockedError
 from tests.faults.conftest import MIB, left_over, noise, settled, visible
 from tests.faults.processes import Served
@@ -21,9 +21,9 @@ WAIT_S = 60.0
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the disk is filled with it")
-@pytest.mark.parametrize("udp", [Udp.FIRST, Udp.ONLY])
+@pytest.mark.parametrize("udp", [UdpMode.FIRST, UdpMode.ONLY])
 def test_a_disk_that_fills_up_is_told_by_the_conversation(
-    tiny: Path, here: Path, udp: Udp, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, here: Path, udp: UdpMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where nothing is reserved: only then can it fill up in the middle.
     monkeypatch.setattr("ftpkit.storage.files.system.reserve", lambda *args: None)
@@ -67,7 +67,7 @@ def test_a_server_that_is_killed_in_the_middle_and_comes_back(
         told: list[FtpkitError] = []
         with (
             ThreadPoolExecutor(1) as pool,
-            Client(wire.address, udp=Udp.ONLY, retry_for_s=WAIT_S) as client,
+            Client(wire.address, udp=UdpMode.ONLY, retry_for_s=WAIT_S) as client,
         ):
             restarting = pool.submit(restart)
             if direction == "up":
@@ -103,7 +103,7 @@ def test_a_client_out_of_descriptors_goes_on_over_tcp(tmp_path: Path, here: Path
         told.append(error)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    with Served(root) as server, Client(server.address, udp=Udp.FIRST) as client:
+    with Served(root) as server, Client(server.address, udp=UdpMode.FIRST) as client:
         client.ping()
         try:
             client.put(source, on_progress=take, on_retry=give_back)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.client import Client, Transfer
+from ftpkit.client import Client, TransferResult
 from ftpkit.errors import Code, FtpkitError
 from ftpkit.storage.journal import JournalState, replay
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, settled, visible
@@ -33,7 +33,7 @@ class Half:
         self.server, self.relay, self.client = server, relay, client
         self.gate = threading.Event()
         self._pool = pool
-        self.transfer: Future[Transfer] = Future()
+        self.transfer: Future[TransferResult] = Future()
 
     def put(self, source: Path) -> None:
         self.relay.expect(Plan(up=(Hold(HELD_AT, self.gate),)))

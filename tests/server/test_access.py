@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from ftpkit import Client, Server, Udp, Url
+from ftpkit import Client, Server, UdpMode, Url
 from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.errors import FtpkitError
 from ftpkit.server import session as session_module
@@ -502,7 +502,7 @@ def test_a_removed_token_ends_datagrams_that_move(
     (tmp_path / "f").write_bytes(bytes(MIB))
     token = tokens.add(Grant(user="ada", rate_bps=100_000.0))
     url = Url(guarded.address, token=token, plain=True)
-    with Client(url, udp=Udp.ONLY) as client:
+    with Client(url, udp=UdpMode.ONLY) as client:
         future = client.submit_put(tmp_path / "f")
         under_way(guarded)
         tokens.remove("ada")

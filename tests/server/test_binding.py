@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, Server, Udp, system
+from ftpkit import Client, Server, UdpMode, system
 from ftpkit.net.address import Address
 from ftpkit.server.binding import adopt, bind
 from ftpkit.server.workers import Plan, Supervisor
@@ -106,7 +106,7 @@ def test_one_of_each_family_at_one_port(root: Path, stack: ExitStack, tmp_path: 
     (tmp_path / "f").write_bytes(bytes(3_000_000))
     with Server(root, sockets=sockets) as server:
         for name, host in (("four", "127.0.0.1"), ("six", "::1")):
-            with Client(Address(host, server.address.port), udp=Udp.ONLY) as client:
+            with Client(Address(host, server.address.port), udp=UdpMode.ONLY) as client:
                 client.put(tmp_path / "f", name)
     assert set(published(root)) == {"four", "six"}
 
@@ -123,7 +123,7 @@ def test_a_udp_socket_is_taken_with_its_tcp_socket(
         assert [each.udp is not None for each in sockets] == [True, True]
         with Server(root, sockets=sockets) as server:
             for address in server.addresses:
-                with Client(address, udp=Udp.ONLY) as client:
+                with Client(address, udp=UdpMode.ONLY) as client:
                     client.put(tmp_path / "f", f"{name} at {address.port}")
     assert len(published(root)) == 4
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ftpkit import Client, Grant, Identity, Tokens, Udp, Url, system
+from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url, system
 from ftpkit.server.workers import Plan, Supervisor
 from tests.server import test_workers
 from tests.server.test_workers import (
@@ -225,7 +225,7 @@ def test_datagrams_of_a_conversation_that_is_lent_find_their_way(
     begin(one, "a", 9 * BLOCK)
     begin(other, "b", 9 * BLOCK)
     for name in ("a", "b"):
-        with Client(Url(workers.address, IDENTITY.pin), udp=Udp.ONLY) as client:
+        with Client(Url(workers.address, IDENTITY.pin), udp=UdpMode.ONLY) as client:
             client.put(source, name)
             client.get(name, tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == source.read_bytes()

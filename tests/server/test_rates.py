@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from ftpkit import Client, Server
-from ftpkit.client.datagrams import Udp
+from ftpkit.client.datagrams import UdpMode
 from ftpkit.errors import FtpkitError
 from ftpkit.server.service import Limits
 from tests.support.raw import Raw
@@ -26,7 +26,7 @@ def served(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def moved(server: Server, way: str, udp: Udp, tmp_path: Path) -> float:
+def moved(server: Server, way: str, udp: UdpMode, tmp_path: Path) -> float:
     """Move four files of 1 MiB at once; return how long that took."""
 
     def move(number: int) -> None:
@@ -44,16 +44,16 @@ def moved(server: Server, way: str, udp: Udp, tmp_path: Path) -> float:
         return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("udp", [Udp.NO, Udp.ONLY])
+@pytest.mark.parametrize("udp", [UdpMode.NO, UdpMode.ONLY])
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_rate_holds_for_all_connections(
-    served: Server, tmp_path: Path, way: str, udp: Udp
+    served: Server, tmp_path: Path, way: str, udp: UdpMode
 ) -> None:
     assert moved(served, way, udp, tmp_path) >= 4 * MIB / RATE - BURST_S
 
 
 def test_each_way_has_its_own(served: Server, tmp_path: Path) -> None:
-    moved(served, "up", Udp.NO, tmp_path)
+    moved(served, "up", UdpMode.NO, tmp_path)
     with Raw(served.address) as raw:
         body = raw.granted("get", name="f", length=1).body
     assert len(body) == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ftpkit import Client, Server, system
-from ftpkit.client import Udp
+from ftpkit.client import UdpMode
 from ftpkit.errors import CannotConnectError
 from ftpkit.net import trust
 from ftpkit.net.address import Url
@@ -191,7 +191,7 @@ def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_p
     (tmp_path / "f").write_bytes(data)
     with Server(root, port=0, identity=IDENTITY) as server:
         url = Url(server.address, pin=IDENTITY.pin)
-        with Client(url, udp=Udp.ONLY) as client:
+        with Client(url, udp=UdpMode.ONLY) as client:
             client.put(tmp_path / "f")
             assert (root / "f").read_bytes() == data
             client.get("f", tmp_path / "g")

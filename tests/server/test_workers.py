@@ -17,7 +17,7 @@ from typing import Any
 import blake3
 import pytest
 
-from ftpkit import Client, Udp, system
+from ftpkit import Client, UdpMode, system
 from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
@@ -248,7 +248,7 @@ def test_datagrams_find_the_worker_that_has_their_session(
     for name in ("a", "b", "c", "d"):
         source = tmp_path / name
         source.write_bytes(random.Random(name).randbytes(3 * MIB))
-        with Client(workers.address, udp=Udp.ONLY) as client:
+        with Client(workers.address, udp=UdpMode.ONLY) as client:
             client.put(source)
             client.get(name, tmp_path / "back")
         assert (root / name).read_bytes() == source.read_bytes()
