@@ -14,7 +14,7 @@ from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers
 from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
-from ftpkit.net.here import is_here
+from ftpkit.net.here import is_local_host
 
 
 def kept_hosts() -> KnownHosts:
@@ -180,6 +180,6 @@ def _running() -> list[LocalServer]:
 
 def _running_at(address: Address) -> Url | None:
     for server in _running():
-        if server.url.address.port == address.port and is_here(address.host):
+        if server.url.address.port == address.port and is_local_host(address.host):
             return server.url
     return None

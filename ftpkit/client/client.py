@@ -16,7 +16,7 @@ from ftpkit.client.stop import CancelToken
 from ftpkit.client.upload import OnProgress, Source, Upload
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import TokenBucket
 from ftpkit.protocol.digest import digest_of
 from ftpkit.protocol.messages import (
     MAX_PAGE,
@@ -96,7 +96,7 @@ class Client:
     ) -> None:
         self._url_provider = _url_provider(url)
         self._timeout_s = timeout_s
-        self._limiter = Pace(rate_bps) if rate_bps else None
+        self._limiter = TokenBucket(rate_bps) if rate_bps else None
         self._udp_transfer = UdpTransfer(udp, rate_bps)
         self._retry_for_s = retry_for_s
         self._memory = None if memory is None else os.fspath(memory)

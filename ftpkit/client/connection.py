@@ -9,7 +9,7 @@ from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.stop import CancelToken
 from ftpkit.errors import FtpkitError
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import TokenBucket
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class ReconnectingConnection:
     """
 
     def __init__(
-        self, url_provider: UrlProvider, *, timeout_s: float, limiter: Pace | None
+        self, url_provider: UrlProvider, *, timeout_s: float, limiter: TokenBucket | None
     ) -> None:
         self._url_provider, self._timeout_s, self._limiter = url_provider, timeout_s, limiter
         self._lock = threading.RLock()

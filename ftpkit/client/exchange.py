@@ -12,8 +12,8 @@ from ftpkit import system
 from ftpkit.client.datagrams import OnMoved
 from ftpkit.client.link import Connection
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
-from ftpkit.net.datagrams import DatagramSocket, carry
-from ftpkit.net.sealing import Seal
+from ftpkit.net.datagrams import DatagramSocket, drive_session
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import KEY, OVERHEAD, most_open
 from ftpkit.protocol.exchange import ClientEnd, Row
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
@@ -83,18 +83,18 @@ def run_session(
     BlockedError where no datagram gets through, LinkError where nothing does.
     """
     reply = connection.request(request, SessionReply)
-    cipher = Seal(_key(reply))
+    cipher = DatagramCipher(_key(reply))
     with closing(_connected(connection)) as sock:
         path = Path(reply.session, sock.sizes(), time.monotonic())
         session = ClientEnd(path, partial(start, reply.session))
-        carry(
+        drive_session(
             sock,
             cipher,
             session,
             while_=_Watchdog(connection, session, on_moved, rate_bps).is_running,
         )
         # What a receiver says last lets the server rest.
-        sock.send(cipher.close(*session.datagrams_to_send(time.monotonic())))
+        sock.send(cipher.encrypt(*session.datagrams_to_send(time.monotonic())))
 
 
 def _connected(connection: Connection) -> DatagramSocket:

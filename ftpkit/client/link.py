@@ -15,9 +15,9 @@ from ftpkit.errors import (
     StallTimeoutError,
 )
 from ftpkit.net.address import Address, Url
-from ftpkit.net.here import leads_here
-from ftpkit.net.pacing import Pace
-from ftpkit.net.stream import Stream
+from ftpkit.net.here import is_local_connection
+from ftpkit.net.pacing import TokenBucket
+from ftpkit.net.stream import FrameStream
 from ftpkit.protocol.conversation import Answer, ClientConversation
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
 from ftpkit.protocol.messages import (
@@ -32,7 +32,7 @@ from ftpkit.protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from ftpkit.net.trust import Ask
+    from ftpkit.net.trust import ConfirmPin
 
 R = TypeVar("R", bound=Reply)
 
@@ -58,9 +58,9 @@ class Connection:
         url_provider: UrlProvider,
         *,
         timeout_s: float,
-        limiter: Pace | None,
+        limiter: TokenBucket | None,
         on_socket: OnSocket | None = None,
-        confirm_pin: "Ask | None" = None,
+        confirm_pin: "ConfirmPin | None" = None,
     ) -> None:
         self._url_provider, self.timeout_s = url_provider, timeout_s
         self.algorithm = DEFAULT
@@ -92,9 +92,9 @@ class Connection:
 
     def _open(
         self,
-        limiter: Pace | None,
+        limiter: TokenBucket | None,
         on_socket: OnSocket | None,
-        confirm_pin: "Ask | None",
+        confirm_pin: "ConfirmPin | None",
         *,
         tls: bool,
     ) -> None:
@@ -102,11 +102,11 @@ class Connection:
         sock = _connected(self.address, self.timeout_s, on_socket)
         self.sock = sock
         """The connection beneath ``stream``, for those who tune and measure it."""
-        self.stream = Stream(sock, stall_timeout_s=self.timeout_s, turns=limiter)
+        self.stream = FrameStream(sock, stall_timeout_s=self.timeout_s, limiter=limiter)
         self._protocol = ClientConversation()
         try:
             # Of a server on this machine we need not know anything: nobody is in between.
-            self._unknown = not tls and self.url == Url(self.address) and leads_here(sock)
+            self._unknown = not tls and self.url == Url(self.address) and is_local_connection(sock)
             if not self.url.plain and not self._unknown:
                 self._start_tls(confirm_pin)
             self._greet()
@@ -114,7 +114,7 @@ class Connection:
             self.close()
             raise
 
-    def _start_tls(self, confirm_pin: "Ask | None") -> None:
+    def _start_tls(self, confirm_pin: "ConfirmPin | None") -> None:
         # Here, because it brings along what a conversation in plaintext has no use for.
         from ftpkit.net.trust import connect
 

@@ -12,7 +12,7 @@ from ftpkit.net.stream import PIECE
 _KEPT: Final = 16
 
 
-class Buffers:
+class BufferPool:
     """Lends buffers of ``PIECE`` bytes, and keeps a few of those that come back.
 
     They are mappings: pages that no body has reached take no memory, so a thousand
@@ -23,7 +23,7 @@ class Buffers:
         self._free: deque[memoryview] = deque(maxlen=_KEPT)
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[memoryview]:
+    def borrow(self) -> Iterator[memoryview]:
         """Lend a buffer, with whatever is in it, until the block ends."""
         try:
             buffer = self._free.pop()

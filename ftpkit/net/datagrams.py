@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ftpkit import system
 from ftpkit.errors import ConnectionLostError
-from ftpkit.net.sealing import Seal
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import SAFE_DATAGRAM
 from ftpkit.protocol.exchange import End
 
@@ -50,7 +50,7 @@ class DatagramSocket:
         self._sock, self._shared = sock, shared
         self._segments = system.HAS_UDP_SEGMENTS
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._handed: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
+        self._injected: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
@@ -93,22 +93,22 @@ class DatagramSocket:
         with _losses():
             self._sock.sendmsg(parts, source, 0, address)
 
-    def hand(self, raw: bytes, address: Any) -> None:
+    def inject(self, raw: bytes, address: Any) -> None:
         """Let this arrive, too; safe from another thread."""
-        self._handed.append((raw, address))
+        self._injected.append((raw, address))
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has arrived; False says that the time has passed."""
-        return bool(self._handed) or system.wait_readable(self._sock, seconds)
+        return bool(self._injected) or system.wait_readable(self._sock, seconds)
 
-    def arrived(self, most: int | None = None) -> Iterator[tuple[memoryview, Any]]:
+    def receive(self, most: int | None = None) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where; each is gone when the next is asked for.
 
         Behind ``most`` bytes, what has arrived stays for the next time.
         """
         taken = 0
-        while self._handed:
-            handed, address = self._handed.popleft()
+        while self._injected:
+            handed, address = self._injected.popleft()
             yield memoryview(handed), address
         for _ in range(_MOST_AT_ONCE):
             if most is not None and taken >= most:
@@ -157,10 +157,10 @@ class DatagramSocket:
             self._send(pair)
 
 
-def carry(
+def drive_session(
     sock: DatagramSocket,
-    seal: Seal,
-    end: End,
+    cipher: DatagramCipher,
+    session: End,
     *,
     while_: Callable[[float], bool],
     turn: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
@@ -174,14 +174,14 @@ def carry(
     while while_(time.monotonic()):
         with turn() as most:
             now = time.monotonic()
-            for raw, _ in sock.arrived(most):
-                opened = seal.open(raw)
+            for raw, _ in sock.receive(most):
+                opened = cipher.decrypt(raw)
                 if opened is not None:
-                    end.receive(*opened, now)
-            datagrams = end.datagrams_to_send(now)
+                    session.receive(*opened, now)
+            datagrams = session.datagrams_to_send(now)
             if datagrams:
-                sock.send(seal.close(*datagrams))
-        wait_s = end.next_event(now) - time.monotonic()
+                sock.send(cipher.encrypt(*datagrams))
+        wait_s = session.next_event(now) - time.monotonic()
         # Whoever has just heard the last word waits for nothing more.
         if wait_s > 0 and while_(time.monotonic()):
             sock.wait(wait_s)
@@ -193,16 +193,16 @@ def _batches(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:
     while start < len(parts):
         size = len(parts[start][0]) + len(parts[start][1])
         most = start + max(1, min(_MAX_SEGMENTS, _MAX_BATCH // size))
-        end = start + 1
-        while end < min(most, len(parts)):
-            length = len(parts[end][0]) + len(parts[end][1])
+        session = start + 1
+        while session < min(most, len(parts)):
+            length = len(parts[session][0]) + len(parts[session][1])
             if length > size:
                 break
-            end += 1
+            session += 1
             if length < size:
                 break
-        yield parts[start:end]
-        start = end
+        yield parts[start:session]
+        start = session
 
 
 @contextlib.contextmanager

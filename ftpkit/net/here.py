@@ -4,7 +4,7 @@ import socket
 from typing import Any
 
 
-def leads_here(sock: socket.socket) -> bool:
+def is_local_connection(sock: socket.socket) -> bool:
     """Whether a connected socket's peer is on this machine."""
     try:
         own, peer = sock.getsockname()[0], sock.getpeername()[0]
@@ -13,7 +13,7 @@ def leads_here(sock: socket.socket) -> bool:
     return bool(own == peer or peer.startswith("127."))
 
 
-def is_here(host: str) -> bool:
+def is_local_host(host: str) -> bool:
     """Whether each address of ``host`` is one of this machine."""
     try:
         found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
@@ -29,4 +29,4 @@ def _is_ours(family: int, address: tuple[Any, ...]) -> bool:
             probe.connect(address)
         except OSError:
             return False
-        return leads_here(probe)
+        return is_local_connection(probe)

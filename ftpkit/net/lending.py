@@ -5,12 +5,12 @@ import socket
 from typing import Final
 
 from ftpkit import system
-from ftpkit.net.line import Tls
+from ftpkit.net.line import TlsTransport
 
 _PIECE: Final = 128 * 1024
 
 
-def carry(tls: Tls, outer: socket.socket, inner: socket.socket) -> None:
+def proxy(tls: TlsTransport, outer: socket.socket, inner: socket.socket) -> None:
     """Carry bytes between the peer and ``inner`` until that has ended, and all has left.
 
     ``tls`` is over ``outer``. Neither way waits for the other, for whoever is at an end may
@@ -31,7 +31,7 @@ def carry(tls: Tls, outer: socket.socket, inner: socket.socket) -> None:
                 up, coming = buffer[:count], count > 0
         if inner in readable:
             data = _received(inner)
-            tls.hold(data)
+            tls.buffer(data)
             going = bool(data)
         try:
             up = up[_sent(inner, up) :]

@@ -29,7 +29,7 @@ Accept = Callable[[bytes], None]
 """Is given the peer's certificate (DER), and raises what the peer is then shown as the end."""
 
 
-class Line(Protocol):
+class Transport(Protocol):
     """Bytes to and from one peer, with the errors and timeouts of a socket.
 
     Calls that end with ``now`` are for a peer that was waited for: they raise
@@ -66,11 +66,11 @@ class Line(Protocol):
     def wait_writable(self, seconds: float) -> bool:
         """Wait until something can be sent; False says that ``seconds`` have passed."""
 
-    def end(self) -> None:
+    def shutdown_write(self) -> None:
         """Tell the peer that nothing follows."""
 
 
-class Plain:
+class TcpTransport:
     """A socket alone."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -106,11 +106,11 @@ class Plain:
     def wait_writable(self, seconds: float) -> bool:
         return system.wait_writable(self._sock, seconds)
 
-    def end(self) -> None:
+    def shutdown_write(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
 
 
-class Tls:
+class TlsTransport:
     """TLS over a socket, which stays as it is: its timeouts hold, and others may shut it down.
 
     Not an SSLSocket: that one moves a record of 16 KiB a call, and is not blocking underneath.
@@ -138,14 +138,14 @@ class Tls:
             self._tls.do_handshake()
         self.flush()
 
-    def shake_hands(self, limit_s: float, accept: Accept | None) -> None:
+    def handshake(self, limit_s: float, accept: Accept | None) -> None:
         """Agree on keys; TimeoutError after ``limit_s``, and ssl.SSLError for what is no TLS.
 
         ``accept`` is asked before the peer hears that its certificate has arrived.
         """
         deadline = time.monotonic() + limit_s
         try:
-            while not self._shaken():
+            while not self._handshake_step():
                 self.flush()
                 if self._tls.server_side:
                     self._incoming.write(self._client_record(deadline))
@@ -206,14 +206,14 @@ class Tls:
         sent = 0
         while sent < len(data) and not self._backlog and system.wait_writable(self._sock, 0):
             piece = data[sent : sent + _MOST]
-            self.hold(piece)
+            self.buffer(piece)
             sent += len(piece)
             self.flush_now()
         if data and not sent:
             raise BlockingIOError
         return sent
 
-    def hold(self, data: bytes | memoryview) -> None:
+    def buffer(self, data: bytes | memoryview) -> None:
         """Take ``data``, which leaves with a flush; what was taken before must have left."""
         self._encrypt(memoryview(data))
         self._backlog = memoryview(self._outgoing.read())
@@ -252,13 +252,13 @@ class Tls:
         self.flush()
         return system.wait_writable(self._sock, seconds)
 
-    def end(self) -> None:
+    def shutdown_write(self) -> None:
         with contextlib.suppress(ssl.SSLError):  # what the peer still says is not waited for
             self._tls.unwrap()
         self.flush()
         self._sock.shutdown(socket.SHUT_WR)
 
-    def _shaken(self) -> bool:
+    def _handshake_step(self) -> bool:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:

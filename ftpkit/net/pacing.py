@@ -11,17 +11,17 @@ _BURST_S: Final = 0.05
 _PIECE_S: Final = 0.02
 
 
-class Turns(Protocol):
+class Limiter(Protocol):
     """Says when bytes may move: each turn is waited for, used, and given up."""
 
-    def turn(self) -> int:
+    def acquire(self) -> int:
         """Wait for a turn; return how many bytes may move in it, at most."""
 
-    def gave_up(self, moved: int) -> None:
+    def release(self, moved: int) -> None:
         """End the turn, in which so many bytes moved."""
 
 
-class Pace:
+class TokenBucket:
     """Keeps the bytes that pass to ``rate_bps`` bytes a second over any second or more.
 
     Several threads may share it: together they keep to the rate.
@@ -41,11 +41,11 @@ class Pace:
         self._lock = threading.Lock()
         self._due = clock()
 
-    def turn(self) -> int:
+    def acquire(self) -> int:
         """Return how many bytes to move, at most, so that the flow is even."""
         return max(1024, min(int(self._rate_bps * _PIECE_S), 1024 * 1024))
 
-    def gave_up(self, moved: int) -> None:
+    def release(self, moved: int) -> None:
         """Note that so many bytes moved; sleep for as long as they were early."""
         with self._lock:
             now = self._clock()

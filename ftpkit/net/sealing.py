@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ftpkit.protocol.datagram import HEADER, TAG, Datagram, Header, nonce_of, read_header
 
 
-class Seal:
+class DatagramCipher:
     """The key of one session; its header travels readable and its payload does not.
 
     AES-128-GCM (NIST SP 800-38D) with a nonce of direction, kind and number, none
@@ -19,7 +19,7 @@ class Seal:
         self._cipher = AESGCM(key)
         self._closed = self._opened = memoryview(bytearray())
 
-    def close(self, *datagrams: Datagram) -> list[tuple[bytes, memoryview]]:
+    def encrypt(self, *datagrams: Datagram) -> list[tuple[bytes, memoryview]]:
         """Return the two parts of each datagram as they travel."""
         sizes = [len(payload) + TAG for _, payload in datagrams]
         self._closed = room = _room(self._closed, sum(sizes))
@@ -30,7 +30,7 @@ class Seal:
             parts.append((header, sealed))
         return parts
 
-    def open(self, raw: memoryview) -> tuple[Header, memoryview] | None:
+    def decrypt(self, raw: memoryview) -> tuple[Header, memoryview] | None:
         """Return what was sealed, or None if it was not sealed with this key."""
         header = read_header(raw)
         if header is None:

@@ -18,9 +18,9 @@ from ftpkit.errors import (
     StallTimeoutError,
     TruncatedError,
 )
-from ftpkit.net.lending import carry
-from ftpkit.net.line import PLAINTEXT, Accept, Line, Plain, Tls
-from ftpkit.net.pacing import Turns
+from ftpkit.net.lending import proxy
+from ftpkit.net.line import PLAINTEXT, Accept, TcpTransport, TlsTransport, Transport
+from ftpkit.net.pacing import Limiter
 from ftpkit.protocol.frame import Decoder, Header
 
 # Bodies up to this size travel in one call together with their header.
@@ -39,7 +39,7 @@ _GATHER_S: Final = 0.05
 Moved = Callable[[int], None]
 
 
-class Stream:
+class FrameStream:
     """Reads and writes frames over ``sock``; the only place that sees its errors.
 
     Small frames are read ahead, many in one call. Of a large body only what
@@ -53,10 +53,10 @@ class Stream:
         *,
         stall_timeout_s: float,
         idle_timeout_s: float | None = None,
-        turns: Turns | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self._sock = sock
-        self._line: Line = Plain(sock)
+        self._transport: Transport = TcpTransport(sock)
         self._local: tuple[int, tuple[Any, ...]] | None = None
         self._stall_timeout_s = stall_timeout_s
         self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
@@ -67,9 +67,9 @@ class Stream:
         self._size = 0
         self.left = 0
         """Bytes of the last frame's body that were not read yet."""
-        self.turns = turns
+        self.limiter = limiter
         """In whose turns bodies move, if they do not move as they come."""
-        self.wary = False
+        self.unauthenticated = False
         """Whether the peer may be anybody: it gets little memory, and little time to be silent."""
         system.set_socket_timeout(sock, stall_timeout_s)
         with contextlib.suppress(OSError):  # not TCP: a test's socket pair
@@ -110,16 +110,16 @@ class Stream:
         Raises HandshakeError, or what ``accept`` raises, which is given the certificate of
         the peer before that hears more of us than that we want to speak TLS.
         """
-        tls = Tls(self._sock, context, host, self._stall_timeout_s)
+        tls = TlsTransport(self._sock, context, host, self._stall_timeout_s)
         with _errors_translated():
             tls.greet()
             if self.peek(limit_s) == PLAINTEXT:
                 return False
             try:
-                tls.shake_hands(limit_s, accept)
+                tls.handshake(limit_s, accept)
             except ssl.SSLError as error:
                 raise HandshakeError(error.reason or "", _reason(error)) from None
-        self._line = tls
+        self._transport = tls
         return True
 
     def read_header(self) -> Header:
@@ -135,7 +135,7 @@ class Stream:
             taken = self._ahead[: self._decoder.wanted]
             header = self._decoder.feed(taken)
             self._ahead = self._ahead[len(taken) :]
-            if self.wary and self._decoder.wanted > _IDLE_READ:
+            if self.unauthenticated and self._decoder.wanted > _IDLE_READ:
                 raise HeaderTooLongError(self._decoder.wanted, _IDLE_READ)
             if header is not None:
                 self._size = self.left = header.get("size", 0)
@@ -148,17 +148,17 @@ class Stream:
         """
         # Not left to the next call: full pieces are hashed and written faster than odd ones.
         view = view[: self.left]
-        if self.turns is not None:
-            return self._read_in_turns(view, self.turns)
+        if self.limiter is not None:
+            return self._read_in_turns(view, self.limiter)
         count = self._take_ahead(view)
         if count < len(view):
             with _errors_translated():
-                count += self._arrived(self._line.receive_into(view[count:]))
+                count += self._arrived(self._transport.receive_into(view[count:]))
         return count
 
     def arrived(self, seconds: float) -> bool:
         """Wait until there is something to read, or the end; False after ``seconds``."""
-        return bool(self._ahead) or self._line.wait_readable(seconds)
+        return bool(self._ahead) or self._transport.wait_readable(seconds)
 
     def read_body(self) -> bytes:
         """Return the whole body; for bodies that are known to be small."""
@@ -178,10 +178,10 @@ class Stream:
         """Send ``parts``, one behind the other."""
         with _sending():
             if sum(map(len, parts)) <= SMALL:
-                self._line.send(b"".join(parts))
+                self._transport.send(b"".join(parts))
             else:
                 for part in parts:
-                    self._line.send(part)
+                    self._transport.send(part)
 
     def send_range(
         self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved | None = None
@@ -192,7 +192,7 @@ class Stream:
         then unfinished, and the connection of no more use.
         """
         # Nothing would follow a header alone that was sent with MSG_MORE.
-        if count == 0 or (count <= SMALL and self.turns is None):
+        if count == 0 or (count <= SMALL and self.limiter is None):
             body = memoryview(bytearray(count))
             _read_all(fd, body, offset)
             self.send(header, body)
@@ -200,7 +200,7 @@ class Stream:
                 on_bytes(count)
             return
         with _sending():
-            self._line.send(header, more=self.turns is None)
+            self._transport.send(header, more=self.limiter is None)
         end = offset + count
         while offset < end:
             sent = self._send_piece(fd, offset, min(PIECE, end - offset))
@@ -211,13 +211,13 @@ class Stream:
 
     def send_body(self, header: bytes, body: memoryview, on_bytes: Moved) -> None:
         """Send ``header`` and ``body``, which lies in memory."""
-        if self.turns is None:
+        if self.limiter is None:
             self.send(header, body)
             on_bytes(len(body))
             return
         self.send(header)
         while body:
-            sent = self._send_in_turn(body, self.turns)
+            sent = self._send_in_turn(body, self.limiter)
             body = body[sent:]
             on_bytes(sent)
         self._flush()
@@ -231,7 +231,7 @@ class Stream:
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
             system.set_socket_timeout(self._sock, min(seconds, 2.0))
-            self._line.end()
+            self._transport.shutdown_write()
             while time.monotonic() < deadline and self._sock.recv(_DROPPED):
                 pass
         self.close()
@@ -247,19 +247,19 @@ class Stream:
         self._local = local
         self._size = self.left = header.get("size", 0)
 
-    def lend(self, inner: socket.socket) -> None:
+    def proxy_to(self, inner: socket.socket) -> None:
         """Carry bytes between the peer and ``inner`` until somebody there has ended it.
 
         For a conversation that was detached and cannot be given away, because it is ``secured``.
         """
-        if isinstance(self._line, Tls):
+        if isinstance(self._transport, TlsTransport):
             with _sending():
-                carry(self._line, self._sock, inner)
+                proxy(self._transport, self._sock, inner)
 
     @property
     def secured(self) -> bool:
         """Whether it goes over TLS."""
-        return isinstance(self._line, Tls)
+        return isinstance(self._transport, TlsTransport)
 
     def stop_reading(self) -> None:
         """Let the stream end for the reader, behind what has arrived; safe from another thread."""
@@ -290,50 +290,50 @@ class Stream:
         self.left -= count
         return count
 
-    def _read_in_turns(self, view: memoryview, turns: Turns) -> int:
+    def _read_in_turns(self, view: memoryview, limiter: Limiter) -> int:
         def move(most: int) -> int:
             rest = view[count : count + most]
-            moved = self._take_ahead(rest) or self._arrived(self._line.receive_now(rest))
+            moved = self._take_ahead(rest) or self._arrived(self._transport.receive_now(rest))
             # A turn may cost more than a call does: it takes what has come meanwhile, too.
             with contextlib.suppress(BlockingIOError):
-                while moved < len(rest) and (more := self._line.receive_now(rest[moved:])):
+                while moved < len(rest) and (more := self._transport.receive_now(rest[moved:])):
                     moved += self._arrived(more)
             return moved
 
         count, until_s = 0, time.monotonic() + _GATHER_S
         with _errors_translated():
             while count < len(view):
-                count += self._in_turn(turns, self.arrived, move)
+                count += self._in_turn(limiter, self.arrived, move)
                 if time.monotonic() >= until_s:
                     break
         return count
 
-    def _send_in_turn(self, body: memoryview, turns: Turns) -> int:
+    def _send_in_turn(self, body: memoryview, limiter: Limiter) -> int:
         def move(most: int) -> int:
-            return self._line.send_now(body[:most])
+            return self._transport.send_now(body[:most])
 
         with _sending():
-            return self._in_turn(turns, self._line.wait_writable, move)
+            return self._in_turn(limiter, self._transport.wait_writable, move)
 
     def _send_piece(self, fd: int, offset: int, count: int) -> int:
         def move(most: int) -> int:
-            return self._line.send_file_now(fd, offset, min(most, count))
+            return self._transport.send_file_now(fd, offset, min(most, count))
 
         with _sending():
-            if self.turns is None:
-                sent = self._line.send_file(fd, offset, count)
+            if self.limiter is None:
+                sent = self._transport.send_file(fd, offset, count)
             else:
-                sent = self._in_turn(self.turns, self._line.wait_writable, move)
+                sent = self._in_turn(self.limiter, self._transport.wait_writable, move)
         if sent == 0:
             raise SourceChangedError("the file became shorter while it was being sent")
         return sent
 
     def _flush(self) -> None:
         with _sending():
-            self._line.flush()
+            self._transport.flush()
 
     def _in_turn(
-        self, turns: Turns, wait: Callable[[float], bool], move: Callable[[int], int]
+        self, limiter: Limiter, wait: Callable[[float], bool], move: Callable[[int], int]
     ) -> int:
         """Wait for the peer, then for a turn, and let ``move`` move so many bytes at most.
 
@@ -342,25 +342,25 @@ class Stream:
         while True:
             if not wait(self._stall_timeout_s):
                 raise StallTimeoutError("the peer moved no byte for too long")
-            most, moved = turns.turn(), 0
+            most, moved = limiter.acquire(), 0
             with contextlib.suppress(BlockingIOError):
                 try:
                     moved = move(most)
                     return moved
                 finally:
-                    turns.gave_up(moved)
+                    limiter.release(moved)
 
     def _receive_ahead(self) -> bytes:
         with _errors_translated():
             if self._decoder.at_border:
-                idle_s = self._stall_timeout_s if self.wary else self._idle_timeout_s
-                if not self._line.wait_readable(idle_s):
+                idle_s = self._stall_timeout_s if self.unauthenticated else self._idle_timeout_s
+                if not self._transport.wait_readable(idle_s):
                     raise StallTimeoutError("the peer was silent for too long")
             else:
                 self._check_begun()
-            data = self._line.receive(self._read_size)
+            data = self._transport.receive(self._read_size)
         full = len(data) == self._read_size
-        self._read_size = _AHEAD_READ if full and not self.wary else _IDLE_READ
+        self._read_size = _AHEAD_READ if full and not self.unauthenticated else _IDLE_READ
         return data
 
     def _check_begun(self) -> None:

@@ -16,9 +16,9 @@ from ftpkit.errors import (
     StallTimeoutError,
     UntrustedError,
 )
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 
-Ask = Callable[[str], bool]
+ConfirmPin = Callable[[str], bool]
 """Is given the pin of a key that nobody vouches for; True: it is the right one."""
 
 # In a certificate (RFC 5280, section 4.1): its version, which may miss, and how many
@@ -34,7 +34,13 @@ _NOT_NOW: Final[dict[str, str]] = {
 }
 
 
-def connect(stream: Stream, host: str, pin: str | None, ask: Ask | None, timeout_s: float) -> None:
+def connect(
+    stream: FrameStream,
+    host: str,
+    pin: str | None,
+    confirm_pin: ConfirmPin | None,
+    timeout_s: float,
+) -> None:
     """Let ``stream`` go on with TLS, if the server has the key of ``pin``.
 
     Without a pin, ``ask`` is asked about the key; without that, too, the authorities that
@@ -54,10 +60,10 @@ def connect(stream: Stream, host: str, pin: str | None, ask: Ask | None, timeout
                 f"{host} has another key than its link says: somebody may be in between, or "
                 "the server was set up anew; get a new link from whoever runs it"
             )
-        if pin is None and ask is not None and not ask(shown):
+        if pin is None and confirm_pin is not None and not confirm_pin(shown):
             raise UntrustedError(f"the key of {host} was not accepted")
 
-    known = pin is not None or ask is not None
+    known = pin is not None or confirm_pin is not None
     try:
         # A scope says something to this machine alone.
         name = host.partition("%")[0]
@@ -116,7 +122,7 @@ def _context(*, known: bool) -> ssl.SSLContext:
     return context
 
 
-def _plaintext(stream: Stream, host: str) -> Exception:
+def _plaintext(stream: FrameStream, host: str) -> Exception:
     """Return what a refusal in plaintext says; its words could be anybody's, and are not shown."""
     try:
         code = str(stream.read_header().get("code"))

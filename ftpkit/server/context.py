@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 
 from ftpkit.access import Grant
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import Stream
+from ftpkit.net.buffers import BufferPool
+from ftpkit.net.stream import FrameStream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
@@ -69,8 +69,8 @@ class Context:
 
     store: Store
     jobs: Jobs
-    buffers: Buffers
-    stream: Stream
+    buffers: BufferPool
+    stream: FrameStream
     agent: str
     status: Callable[[], ServerStatus]
     """Tells what the whole server does."""

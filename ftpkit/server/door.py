@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 from ftpkit import system
 from ftpkit.errors import ConnectionLostError, FtpkitError
-from ftpkit.net.datagrams import DatagramSocket, Parts, carry
-from ftpkit.net.sealing import Seal
+from ftpkit.net.datagrams import DatagramSocket, Parts, drive_session
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import (
     KEY,
     MIN_PIECE,
@@ -166,7 +166,7 @@ class Exchange:
         self.key = secrets.token_bytes(KEY)
         self._door, self._begin, self._let_go, self._local = door, begin, let_go, local
         self._turn = turn
-        self._seal = Seal(self.key)
+        self._seal = DatagramCipher(self.key)
         self._lock = threading.Lock()
         self._last_probe = 0
         self._peer: tuple[Any, ...] | None = None
@@ -193,20 +193,20 @@ class Exchange:
 
     def probed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Answer a probe that came to the port itself, if it was sealed with our key."""
-        opened = self._seal.open(raw)
+        opened = self._seal.decrypt(raw)
         if opened is None:
             return
         with contextlib.suppress(FtpkitError), self._lock:
             answer = self._answer(*opened, address)
             if answer is not None:
-                (parts,) = self._seal.close(answer)
+                (parts,) = self._seal.encrypt(answer)
                 self._door.send(parts, address, self._local[1])
 
     def missed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Hand on what came just before our own socket heard of its address."""
         with self._lock:
             if self._sock is not None and address == self._peer:
-                self._sock.hand(bytes(raw), address)
+                self._sock.inject(bytes(raw), address)
 
     def stop(self) -> None:
         """End the session, and wait until it has."""
@@ -279,9 +279,9 @@ class Exchange:
             silence_s = now - max(end.heard_at, self._heard_at)
             return not self._stopped and not end.over and silence_s < _SILENCE_S
 
-        seal = Seal(self.key)
+        seal = DatagramCipher(self.key)
         try:
-            carry(
+            drive_session(
                 sock, seal, end, while_=goes_on, turn=lambda: self._turn(lambda: _passed(end.row))
             )
         except (FtpkitError, OSError) as error:
@@ -293,7 +293,7 @@ class Exchange:
             with self._lock:
                 self._over = True
                 with contextlib.suppress(FtpkitError):
-                    sock.send(seal.close(end.last_word()))
+                    sock.send(seal.encrypt(end.last_word()))
                 sock.close()
             self._let_go()
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ftpkit.access import Permission
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import Buffers
+from ftpkit.net.buffers import BufferPool
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import (
     digest_of,
@@ -281,7 +281,7 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
 
 def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
     """Hand the body of the request to ``sink``, piece by piece."""
-    with context.buffers.lend() as buffer:
+    with context.buffers.borrow() as buffer:
         while count := context.stream.read_into(buffer):
             sink(buffer[:count])
             context.passed(count)
@@ -302,11 +302,11 @@ def _digest_range(
     offset: int,
     size: int,
     algorithm: str,
-    buffers: Buffers,
+    buffers: BufferPool,
     progress: Progress = lambda done, total: None,
 ) -> str:
     hasher, done = new_hasher(algorithm), 0
-    with buffers.lend() as buffer:
+    with buffers.borrow() as buffer:
         while done < size:
             count = reader.read_into(buffer[: size - done], offset + done)
             if count == 0:

@@ -51,7 +51,7 @@ class Relay:
         while not self._closed.is_set():
             with contextlib.suppress(ConnectionLostError):
                 self.port.wait(_WAIT_S)
-                for raw, address in self.port.arrived():
+                for raw, address in self.port.receive():
                     header = read_header(raw)
                     inbox = self._find(header.session) if header else None
                     if inbox is not None:

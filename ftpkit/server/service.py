@@ -13,9 +13,9 @@ from typing import Final
 from ftpkit import __version__
 from ftpkit.access import Tokens
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import Buffers
+from ftpkit.net.buffers import BufferPool
 from ftpkit.net.line import HANDSHAKE, PLAINTEXT
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import Dispatcher
@@ -100,7 +100,7 @@ class Service:
         self.traffic = Traffic(Dispatcher(schedule or limits.new_schedule()))
         self.jobs = Jobs()
         self._admission = admission
-        self._buffers = Buffers()
+        self._buffers = BufferPool()
         self._since = time.monotonic()
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
@@ -146,7 +146,7 @@ class Service:
         moved: Moved | None = None,
     ) -> None:
         """Serve one connection, in this thread, until it ends or one of ``siblings`` has it."""
-        stream = Stream(
+        stream = FrameStream(
             sock,
             stall_timeout_s=self._limits.stall_timeout_s,
             idle_timeout_s=self._limits.idle_timeout_s,
@@ -178,7 +178,7 @@ class Service:
             with self._lock:
                 self._sessions.remove(session)
 
-    def _open_up(self, stream: Stream) -> None:
+    def _open_up(self, stream: FrameStream) -> None:
         """Speak TLS with who begins with it; RefusedError for a plain frame, unless admitted.
 
         What is neither goes on to be refused as no frame.

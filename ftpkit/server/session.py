@@ -20,7 +20,7 @@ from ftpkit.errors import (
     StallTimeoutError,
     WrongWorkerError,
 )
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
@@ -50,11 +50,11 @@ class Session:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: FrameStream,
         context: Context,
         peer: str,
         moved: Moved | None = None,
-        open_up: Callable[[Stream], None] | None = None,
+        open_up: Callable[[FrameStream], None] | None = None,
     ) -> None:
         self.peer = context.peer = peer
         self._stream = stream
@@ -79,7 +79,7 @@ class Session:
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
             stream.resume(moved.header, moved.ahead, moved.local)
         self._conversation = ServerConversation(must_authenticate=context.locked)
-        stream.wary = context.locked
+        stream.unauthenticated = context.locked
 
     def run(self) -> None:
         """Serve until the client ends, fails, or is shown out; never raises."""
@@ -220,7 +220,7 @@ class Session:
                 self._transfers.served(request, result.reply, started, row)
                 if isinstance(result.reply, AuthReply):
                     self._conversation.unlock()
-                    self._stream.wary = False
+                    self._stream.unauthenticated = False
                 self._answer(result)
                 return
             self._transfers.leaving(result.reply)
@@ -271,7 +271,7 @@ class Session:
         with ours:
             with theirs:
                 context.siblings.hand_over(theirs, moved, to, lent=True)
-            self._stream.lend(ours)
+            self._stream.proxy_to(ours)
             self._stream.close_gently(_GENTLE_S)
 
     def _answer(self, result: Result) -> None:

@@ -79,7 +79,7 @@ class Transfers:
     def passed(self, count: int) -> None:
         """Note that so many bytes of a body have moved."""
         if self._moving is not None:
-            if self._context.stream.turns is None:
+            if self._context.stream.limiter is None:
                 self._moving.gave_up(count)
             # Limits may have come, or gone, on a running server.
             self._move(self._moving)
@@ -159,7 +159,7 @@ class Transfers:
     def _move(self, carrier: Carrier | None) -> None:
         self._moving = carrier
         shaped = carrier is not None and self._context.traffic.dispatcher.shaped
-        self._context.stream.turns = carrier if shaped else None
+        self._context.stream.limiter = carrier if shaped else None
 
     def _upload(self, identity: str) -> _Running:
         running = self._uploads.get(identity)

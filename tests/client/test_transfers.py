@@ -9,7 +9,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, LocalFileError, RefusedError, Server, SourceChangedError
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import TokenBucket
 from tests.support.hostile import relay
 from tests.support.logs import Log
 from tests.support.raw import Raw
@@ -387,7 +387,7 @@ def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, 
         now[0] += seconds
 
     rate = 500_000.0
-    client._connection._limiter = Pace(rate, clock=lambda: now[0], sleep=sleep)
+    client._connection._limiter = TokenBucket(rate, clock=lambda: now[0], sleep=sleep)
     made(tmp_path / "f", total)
     made(root / "g", total)
     if way == "up":

@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Address
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.protocol.frame import encode_header
 from tests.faults.relay import WAIT_S
 
@@ -25,7 +25,7 @@ class Raw:
         except OSError:
             self.sock.close()
             raise
-        self.stream = Stream(self.sock, stall_timeout_s=WAIT_S)
+        self.stream = FrameStream(self.sock, stall_timeout_s=WAIT_S)
 
     def say(self, body: bytes = b"", **header: object) -> None:
         """Send a request."""

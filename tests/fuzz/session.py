@@ -13,8 +13,8 @@ from typing import cast
 import atheris
 
 with atheris.instrument_imports(include=["ftpkit"]):
-    from ftpkit.net.buffers import Buffers
-    from ftpkit.net.stream import Stream
+    from ftpkit.net.buffers import BufferPool
+    from ftpkit.net.stream import FrameStream
     from ftpkit.protocol.frame import encode_header
     from ftpkit.server.context import Context
     from ftpkit.server.jobs import Jobs
@@ -43,9 +43,11 @@ def one(data: bytes) -> None:
     for stream in (data, conversation(data)):
         with DirectoryStore(ROOT) as store:
             sock = CutSocket(stream, [])
-            line = Stream(cast(socket.socket, sock), stall_timeout_s=1.0)
+            line = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)
             Session(
-                line, Context(store, Jobs(), Buffers(), line, agent="fuzz", status=status), "fuzz"
+                line,
+                Context(store, Jobs(), BufferPool(), line, agent="fuzz", status=status),
+                "fuzz",
             ).run()
         for reply in headers_in(bytes(sock.sent)):
             assert reply.get("code") != "internal", encode_header(reply)

@@ -2,31 +2,31 @@
 
 import pytest
 
-from ftpkit.net.buffers import Buffers
+from ftpkit.net.buffers import BufferPool
 from ftpkit.net.stream import PIECE
 
 
 def test_a_buffer_that_was_given_back_is_lent_again() -> None:
-    buffers = Buffers()
-    with buffers.lend() as first:
+    buffers = BufferPool()
+    with buffers.borrow() as first:
         assert len(first) == PIECE
         first[0] = 7
-    with buffers.lend() as second:
+    with buffers.borrow() as second:
         assert second is first
 
 
 def test_two_buffers_lent_at_once_are_not_the_same_memory() -> None:
-    buffers = Buffers()
-    with buffers.lend() as one, buffers.lend() as two:
+    buffers = BufferPool()
+    with buffers.borrow() as one, buffers.borrow() as two:
         one[0], two[0] = 1, 2
         assert (one[0], two[0]) == (1, 2)
 
 
 def test_a_buffer_comes_back_after_an_error() -> None:
-    buffers = Buffers()
-    with buffers.lend() as first:
+    buffers = BufferPool()
+    with buffers.borrow() as first:
         pass
-    with pytest.raises(ZeroDivisionError), buffers.lend() as second:
+    with pytest.raises(ZeroDivisionError), buffers.borrow() as second:
         second[0] = 1 // 0
-    with buffers.lend() as again:
+    with buffers.borrow() as again:
         assert again is first

@@ -13,8 +13,8 @@ import pytest
 
 from ftpkit import system
 from ftpkit.errors import ConnectionLostError, ProtocolError
-from ftpkit.net.datagrams import DatagramSocket, carry
-from ftpkit.net.sealing import Seal
+from ftpkit.net.datagrams import DatagramSocket, drive_session
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import OVERHEAD, Datagram, Header, Kind, pack_header
 
 WAIT_S = 20.0
@@ -87,7 +87,7 @@ def received(sock: DatagramSocket, count: int) -> list[bytes]:
     got: list[bytes] = []
     while len(got) < count:
         assert sock.wait(WAIT_S), f"only {len(got)} of {count} arrived"
-        got += [bytes(raw) for raw, _ in sock.arrived()]
+        got += [bytes(raw) for raw, _ in sock.receive()]
     assert not sock.wait(0)
     return got
 
@@ -214,7 +214,7 @@ def test_nobody_there_is_a_loss_and_may_change(stack: ExitStack) -> None:
     for _ in range(3):
         sender.send([cut(datagram) for datagram in row(100)])
         assert sender.wait(WAIT_S), "the refusal was not heard"
-        assert list(sender.arrived()) == []
+        assert list(sender.receive()) == []
     far = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     far.bind(address)
     receiver = DatagramSocket(far)
@@ -233,7 +233,7 @@ def test_one_datagram_to_an_address_from_a_socket_that_is_not_connected(
     sender.send_to((b"head", b"tail"), far.getsockname())
     sender.send_to((b"huge", bytes(70_000)), far.getsockname())
     assert receiver.wait(WAIT_S)
-    got = [(bytes(raw), address) for raw, address in receiver.arrived()]
+    got = [(bytes(raw), address) for raw, address in receiver.receive()]
     assert got == [(b"headtail", near.getsockname())]
 
 
@@ -242,9 +242,9 @@ def test_what_is_handed_over_arrives_first_and_not_without_limit(stack: ExitStac
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
     sender.send([cut(b"from the network")])
     for number in range(1000):
-        receiver.hand(str(number).encode(), "elsewhere")
+        receiver.inject(str(number).encode(), "elsewhere")
     assert receiver.wait(0)
-    got = [(bytes(raw), address) for raw, address in receiver.arrived()]
+    got = [(bytes(raw), address) for raw, address in receiver.receive()]
     assert got.pop()[0] == b"from the network"
     assert {address for _, address in got} == {"elsewhere"}
     assert got[-1][0] == b"999"
@@ -265,7 +265,7 @@ def test_whoever_waits_is_woken_up(stack: ExitStack) -> None:
     receiver.interrupt()
     assert woken.wait(WAIT_S)
     thread.join()
-    assert list(receiver.arrived()) == []
+    assert list(receiver.receive()) == []
     with pytest.raises(ConnectionLostError):
         receiver.send([cut(b"x" * 100)])
 
@@ -278,7 +278,7 @@ def test_a_closed_socket_is_no_link(stack: ExitStack) -> None:
     with pytest.raises(ConnectionLostError):
         sock.send([cut(b"x" * 100)])
     with pytest.raises(ConnectionLostError):
-        list(sock.arrived())
+        list(sock.receive())
 
 
 def test_too_many_at_once_are_taken_in_portions(stack: ExitStack) -> None:
@@ -288,7 +288,7 @@ def test_too_many_at_once_are_taken_in_portions(stack: ExitStack) -> None:
     for _ in range(200):
         sender.send([cut(b"x" * 100)])
     assert receiver.wait(WAIT_S)
-    assert 0 < len(list(receiver.arrived())) < 200
+    assert 0 < len(list(receiver.receive())) < 200
     assert receiver.wait(0)
 
 
@@ -335,7 +335,7 @@ def carried(
 
     def run() -> None:
         try:
-            carry(sock, Seal(KEY), end, while_=while_)
+            drive_session(sock, DatagramCipher(KEY), end, while_=while_)
         except Exception as error:  # noqa: BLE001  the test looks at it
             raised.append(error)
 
@@ -352,14 +352,14 @@ def test_two_ends_talk_and_forged_datagrams_say_nothing(
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     # They wait there before anything else, and one has another key.
-    (forged,) = Seal(bytes(16)).close(Datagram(pack_header(1, 9, Kind.DATA), b"forged"))
+    (forged,) = DatagramCipher(bytes(16)).encrypt(Datagram(pack_header(1, 9, Kind.DATA), b"forged"))
     for raw in (b"".join(forged), b"", b"x", bytes(OVERHEAD), os.urandom(1000)):
         near.send(raw)
         far.send(raw)
     asking, answering = Talker(40), Talker(0)
     done = threading.Event()
     thread, raised = carried(other, answering, lambda now: not done.is_set())
-    carry(sock, Seal(KEY), asking, while_=lambda now: len(asking.heard) < 40)
+    drive_session(sock, DatagramCipher(KEY), asking, while_=lambda now: len(asking.heard) < 40)
     done.set()
     other.interrupt()
     thread.join()
@@ -372,9 +372,11 @@ def test_two_ends_talk_and_forged_datagrams_say_nothing(
 def test_nonsense_of_who_holds_the_key_ends_the_loop(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
-    other.send(Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), b"nonsense")))
+    other.send(DatagramCipher(KEY).encrypt(Datagram(pack_header(1, 1, Kind.DATA), b"nonsense")))
     with pytest.raises(ProtocolError, match="nonsense"):
-        carry(sock, Seal(KEY), Talker(0, ProtocolError("nonsense")), while_=lambda now: True)
+        drive_session(
+            sock, DatagramCipher(KEY), Talker(0, ProtocolError("nonsense")), while_=lambda now: True
+        )
 
 
 def test_the_loop_ends_where_the_socket_does(stack: ExitStack) -> None:
@@ -383,7 +385,7 @@ def test_the_loop_ends_where_the_socket_does(stack: ExitStack) -> None:
     with closing(sock):
         sock.interrupt()
         with pytest.raises(ConnectionLostError):
-            carry(sock, Seal(KEY), Talker(3), while_=lambda now: True)
+            drive_session(sock, DatagramCipher(KEY), Talker(3), while_=lambda now: True)
 
 
 def test_ends_that_take_memory_views_are_enough(stack: ExitStack) -> None:
@@ -391,9 +393,9 @@ def test_ends_that_take_memory_views_are_enough(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     body = memoryview(bytearray(b"0123456789"))
-    sock.send(Seal(KEY).close(Datagram(pack_header(1, 1, Kind.DATA), body[2:5])))
+    sock.send(DatagramCipher(KEY).encrypt(Datagram(pack_header(1, 1, Kind.DATA), body[2:5])))
     assert other.wait(WAIT_S)
-    opened = [Seal(KEY).open(raw) for raw, _ in other.arrived()]
+    opened = [DatagramCipher(KEY).decrypt(raw) for raw, _ in other.receive()]
     assert [cast(tuple[Header, bytes], each)[1] for each in opened] == [b"234"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ftpkit import system
 from ftpkit.errors import ConnectionLostError
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,7 @@ class Lent:
 
     def __init__(self) -> None:
         ours, peer = socket.socketpair()
-        self.stream = Stream(ours, stall_timeout_s=PATIENT_S)
+        self.stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
         thread = threading.Thread(target=self.stream.secure, args=(SERVER, PATIENT_S))
         thread.start()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -45,7 +45,7 @@ class Lent:
     def _lend(self, inner: socket.socket) -> None:
         with inner:
             try:
-                self.stream.lend(inner)
+                self.stream.proxy_to(inner)
             except ConnectionLostError as error:
                 self.raised.append(error)
         self.stream.close_gently(PATIENT_S)

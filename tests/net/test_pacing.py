@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.net.pacing import Pace
+from ftpkit.net.pacing import TokenBucket
 
 
 class Time:
@@ -26,15 +26,15 @@ class Time:
         self.now += seconds
 
 
-def paced(rate_bps: float) -> tuple[Pace, Time]:
+def paced(rate_bps: float) -> tuple[TokenBucket, Time]:
     time = Time()
-    return Pace(rate_bps, clock=time.clock, sleep=time.sleep), time
+    return TokenBucket(rate_bps, clock=time.clock, sleep=time.sleep), time
 
 
 @pytest.mark.parametrize("rate", [0, -1, -0.5])
 def test_a_rate_is_more_than_nothing(rate: float) -> None:
     with pytest.raises(ValueError, match="more than 0"):
-        Pace(rate)
+        TokenBucket(rate)
 
 
 rates = st.floats(1e3, 1e10)
@@ -49,12 +49,12 @@ def test_no_second_or_longer_carries_more_than_the_rate(
     moved: list[tuple[float, float, int]] = []
     for share, idle in row:
         time.now += idle if idle > 1 else 0
-        count = max(1, int(pace.turn() * share))
+        count = max(1, int(pace.acquire() * share))
         before = time.now
-        pace.gave_up(count)
+        pace.release(count)
         moved.append((before, time.now, count))
     # A burst after idle time, a pause too short to make, and one piece.
-    slack = rate * (0.05 + 0.002) + pace.turn()
+    slack = rate * (0.05 + 0.002) + pace.acquire()
     for i, (start, _, _) in enumerate(moved):
         carried = 0
         for moment, _, count in moved[i:]:
@@ -67,8 +67,8 @@ def test_a_steady_flow_has_the_whole_rate(rate: float, pieces: int) -> None:
     pace, time = paced(rate)
     start = time.now
     for _ in range(pieces):
-        pace.gave_up(pace.turn())
-    ideal = pieces * pace.turn() / rate
+        pace.release(pace.acquire())
+    ideal = pieces * pace.acquire() / rate
     assert ideal - 0.003 <= time.now - start <= ideal * (1 + 1e-6) + 1e-6
 
 
@@ -82,11 +82,11 @@ class Count(int):
 
 def test_threads_keep_to_the_rate_together() -> None:
     pauses = list[float]()
-    pace = Pace(1000.0, clock=lambda: 0.0, sleep=pauses.append)
+    pace = TokenBucket(1000.0, clock=lambda: 0.0, sleep=pauses.append)
 
     def move() -> None:
         for _ in range(200):
-            pace.gave_up(Count(100))
+            pace.release(Count(100))
 
     threads = [threading.Thread(target=move) for _ in range(4)]
     for thread in threads:
@@ -99,7 +99,7 @@ def test_threads_keep_to_the_rate_together() -> None:
 def test_time_that_was_not_used_is_not_saved_up() -> None:
     pace, time = paced(1_000_000)
     time.now += 3600
-    pace.gave_up(1_000_000)
+    pace.release(1_000_000)
     assert sum(time.slept) == pytest.approx(0.95)
 
 
@@ -107,14 +107,14 @@ def test_a_slow_sender_never_sleeps() -> None:
     pace, time = paced(1_000_000)
     for _ in range(100):
         time.now += 0.1
-        pace.gave_up(50_000)
+        pace.release(50_000)
     assert time.slept == []
 
 
 def test_pauses_too_short_for_a_sleep_add_up_to_one() -> None:
     pace, time = paced(1_000_000)
     for _ in range(10):
-        pace.gave_up(1_000)
+        pace.release(1_000)
     assert time.slept
     assert all(pause >= 0.002 for pause in time.slept)
     assert sum(time.slept) == pytest.approx(0.01, abs=0.002)
@@ -122,4 +122,4 @@ def test_pauses_too_short_for_a_sleep_add_up_to_one() -> None:
 
 @given(st.floats(0.001, 1e15))
 def test_a_piece_is_of_a_sensible_size(rate: float) -> None:
-    assert 1024 <= paced(rate)[0].turn() <= 1024 * 1024
+    assert 1024 <= paced(rate)[0].acquire() <= 1024 * 1024

@@ -3,20 +3,20 @@
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ftpkit.net.sealing import Seal
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import FROM_SERVER, Datagram, Header, Kind, pack_header
 
 KEY = bytes(range(16))
-SEAL = Seal(KEY)
+SEAL = DatagramCipher(KEY)
 
 
 def sealed(header: bytes, payload: bytes) -> bytes:
-    (parts,) = SEAL.close(Datagram(header, payload))
+    (parts,) = SEAL.encrypt(Datagram(header, payload))
     return b"".join(parts)
 
 
-def opened(raw: bytes, seal: Seal = SEAL) -> tuple[Header, bytes] | None:
-    found = seal.open(memoryview(raw))
+def opened(raw: bytes, seal: DatagramCipher = SEAL) -> tuple[Header, bytes] | None:
+    found = seal.decrypt(memoryview(raw))
     return (found[0], bytes(found[1])) if found else None
 
 
@@ -53,7 +53,7 @@ def test_what_is_cut_short_or_too_long_is_noticed() -> None:
 
 @pytest.mark.parametrize("key", [bytes(16), KEY[::-1], bytes([*KEY[:15], KEY[15] ^ 1])])
 def test_another_key_opens_nothing(key: bytes) -> None:
-    assert opened(sealed(pack_header(42, 7, Kind.DATA), b"hello"), Seal(key)) is None
+    assert opened(sealed(pack_header(42, 7, Kind.DATA), b"hello"), DatagramCipher(key)) is None
 
 
 def test_a_reflected_datagram_keeps_its_direction() -> None:
@@ -70,10 +70,10 @@ def test_a_reflected_datagram_keeps_its_direction() -> None:
 def test_a_row_is_sealed_in_one_go_and_each_of_it_opens() -> None:
     row = [Datagram(pack_header(42, n, Kind.DATA), b"%d" % n * n) for n in range(1, 60)]
     for datagrams in (row, row[:3], row[3:]):
-        raws = [b"".join(parts) for parts in SEAL.close(*datagrams)]
+        raws = [b"".join(parts) for parts in SEAL.encrypt(*datagrams)]
         payloads = [found[1] for raw in raws if (found := opened(raw)) is not None]
         assert payloads == [payload for _, payload in datagrams]
-    assert SEAL.close() == []
+    assert SEAL.encrypt() == []
 
 
 def test_header_and_payload_of_two_datagrams_do_not_fit() -> None:

@@ -24,8 +24,8 @@ from ftpkit.errors import (
     TruncatedError,
 )
 from ftpkit.net import stream
-from ftpkit.net.pacing import Pace, Turns
-from ftpkit.net.stream import PIECE, SMALL, Stream
+from ftpkit.net.pacing import Limiter, TokenBucket
+from ftpkit.net.stream import PIECE, SMALL, FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header, encode_header
 
@@ -61,12 +61,12 @@ class Pair:
         *,
         stall_timeout_s: float = PATIENT_S,
         idle_timeout_s: float | None = None,
-        turns: Turns | None = None,
+        turns: Limiter | None = None,
     ) -> None:
         ours, self.peer = socket.socketpair()
         self.peer.settimeout(PATIENT_S)
-        self.stream = Stream(
-            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, turns=turns
+        self.stream = FrameStream(
+            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, limiter=turns
         )
         if self.secured:
             thread = threading.Thread(target=self.stream.secure, args=(SERVER, PATIENT_S))
@@ -103,7 +103,7 @@ FRAMES = [(1, b""), (2, b"a body"), (3, b""), (4, b"x" * 70), (5, b"{\0\0")]
 CONVERSATION = b"".join(frame(body, n=n) for n, body in FRAMES)
 
 
-def read_all(stream: Stream) -> list[tuple[int, bytes]]:
+def read_all(stream: FrameStream) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     while True:
         try:
@@ -356,7 +356,7 @@ def test_all_parts_are_sent_in_their_order(pair: Pair, sizes: list[int]) -> None
 def test_a_range_of_a_file_follows_its_header(
     big: int, offset: int, count: int, paced: bool
 ) -> None:
-    pace = Pace(1e12) if paced else None
+    pace = TokenBucket(1e12) if paced else None
     with Pair(turns=pace) as pair:
         moved: list[int] = []
         header = encode_header({"size": count})
@@ -398,7 +398,7 @@ def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    pace = Pace(1e6, clock=lambda: now[0], sleep=sleep)
+    pace = TokenBucket(1e6, clock=lambda: now[0], sleep=sleep)
     with Pair(turns=pace) as pair:
         thread = feed(pair.peer, [frame(bytes(1_000_000))])
         pair.stream.read_header()
@@ -424,12 +424,12 @@ class Held:
         self.given_up = threading.Semaphore(0)
         self.moved: list[int] = []
 
-    def turn(self) -> int:
+    def acquire(self) -> int:
         self.asked.release()
         assert self.let.acquire(timeout=PATIENT_S)
         return self.most
 
-    def gave_up(self, moved: int) -> None:
+    def release(self, moved: int) -> None:
         self.moved.append(moved)
         self.given_up.release()
 
@@ -540,7 +540,7 @@ def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
     tcp: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = tcp
-    stream = Stream(ours, stall_timeout_s=PATIENT_S)
+    stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
     peer.sendall(bytes(200_000))
     stream.send(frame(n=1))
     thread = threading.Thread(target=stream.close_gently, args=(PATIENT_S,))
@@ -560,14 +560,14 @@ def test_a_gentle_close_does_not_wait_longer_than_it_may(
     tcp: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = tcp
-    Stream(ours, stall_timeout_s=PATIENT_S).close_gently(SHORT_S)
+    FrameStream(ours, stall_timeout_s=PATIENT_S).close_gently(SHORT_S)
     assert ours.fileno() == -1
     assert peer.recv(1) == b""
 
 
 def test_a_reset_is_a_link_error(tcp: tuple[socket.socket, socket.socket]) -> None:
     ours, peer = tcp
-    stream = Stream(ours, stall_timeout_s=PATIENT_S)
+    stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
     with pytest.raises(ConnectionLostError, match="connection lost") as caught:
@@ -581,7 +581,9 @@ def test_a_header_without_a_body_is_not_held_back(
 ) -> None:
     fcntl = pytest.importorskip("fcntl", reason="nobody tells how much is unsent here")
     ours, _ = tcp
-    stream = Stream(ours, stall_timeout_s=PATIENT_S, turns=Pace(1e9) if paced else None)
+    stream = FrameStream(
+        ours, stall_timeout_s=PATIENT_S, limiter=TokenBucket(1e9) if paced else None
+    )
     stream.send_range(frame(n=1), big, 0, 0)
     siocoutqnsd = 0x894B  # how many bytes the kernel has not sent yet (Linux)
     try:

@@ -37,9 +37,9 @@ from ftpkit.errors import (
     UntrustedError,
 )
 from ftpkit.net import trust
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
-from ftpkit.net.trust import Ask, pin_of
+from ftpkit.net.trust import ConfirmPin, pin_of
 from ftpkit.protocol.frame import encode_header
 from tests.support.tls import APPLICATION_DATA, Authority, Talk, any_server, records
 
@@ -51,11 +51,11 @@ IDENTITY = Identity.make()
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Stream, socket.socket]]:
+def ends() -> Iterator[tuple[FrameStream, socket.socket]]:
     """A stream, and the bare socket of its peer."""
     ours, peer = socket.socketpair()
     peer.settimeout(PATIENT_S)
-    stream = Stream(ours, stall_timeout_s=PATIENT_S)
+    stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
     yield stream, peer
     stream.close()
     peer.close()
@@ -215,11 +215,11 @@ def identity_context(context: ssl.SSLContext, identity: Identity) -> None:
 
 
 def greet(
-    ends: tuple[Stream, socket.socket],
+    ends: tuple[FrameStream, socket.socket],
     identity: Identity,
     *,
     pin: str | None = None,
-    ask: Ask | None = None,
+    ask: ConfirmPin | None = None,
 ) -> Peer:
     """Connect, and have one frame echoed; close the client in any case."""
     stream, sock = ends
@@ -235,11 +235,11 @@ def greet(
 
 
 def refused(
-    ends: tuple[Stream, socket.socket],
+    ends: tuple[FrameStream, socket.socket],
     identity: Identity,
     *,
     pin: str | None = None,
-    ask: Ask | None = None,
+    ask: ConfirmPin | None = None,
 ) -> str:
     """Connect to a server that is not trusted; return why, if it heard of us nothing at all."""
     stream, sock = ends
@@ -257,26 +257,26 @@ def refused(
     return str(caught.value)
 
 
-def test_the_key_that_is_meant_is_spoken_to(ends: tuple[Stream, socket.socket]) -> None:
+def test_the_key_that_is_meant_is_spoken_to(ends: tuple[FrameStream, socket.socket]) -> None:
     peer = greet(ends, IDENTITY, pin=IDENTITY.pin)
     assert peer.said == encode_header({"n": 1})
     assert b'"n"' not in peer.raw
     assert peer.name == HOST
 
 
-def test_another_key_hears_nothing(ends: tuple[Stream, socket.socket]) -> None:
+def test_another_key_hears_nothing(ends: tuple[FrameStream, socket.socket]) -> None:
     reason = refused(ends, Identity.make(), pin=IDENTITY.pin)
     assert "another key" in reason
     assert "get a new link" in reason
 
 
 def test_also_a_key_that_authorities_vouch_for_hears_nothing_if_another_is_meant(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     assert "another key" in refused(ends, authority.vouch(HOST), pin=IDENTITY.pin)
 
 
-def test_a_key_is_asked_about_and_accepted(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_key_is_asked_about_and_accepted(ends: tuple[FrameStream, socket.socket]) -> None:
     asked: list[str] = []
 
     def ask(pin: str) -> bool:
@@ -287,7 +287,7 @@ def test_a_key_is_asked_about_and_accepted(ends: tuple[Stream, socket.socket]) -
     assert asked == [IDENTITY.pin]
 
 
-def test_a_key_that_is_not_accepted_hears_nothing(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_key_that_is_not_accepted_hears_nothing(ends: tuple[FrameStream, socket.socket]) -> None:
     assert "not accepted" in refused(ends, IDENTITY, ask=lambda _: False)
 
 
@@ -302,13 +302,13 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
 
 
 def test_who_an_authority_vouches_for_is_spoken_to(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     greet(ends, authority.vouch(HOST))
 
 
 def test_who_nobody_vouches_for_hears_nothing(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     reason = refused(ends, IDENTITY)
     assert "nobody whom this system trusts" in reason
@@ -317,20 +317,20 @@ def test_who_nobody_vouches_for_hears_nothing(
 
 
 def test_the_certificate_of_another_host_is_worth_nothing(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     assert "hostname mismatch" in refused(ends, authority.vouch("files.example.com"))
 
 
 def test_a_certificate_that_has_expired_is_worth_nothing(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     old = authority.vouch(HOST, since=timedelta(days=-3), until=timedelta(days=-2))
     assert "expired" in refused(ends, old)
 
 
 def test_an_authority_that_nobody_knows_is_worth_nothing(
-    ends: tuple[Stream, socket.socket], authority: Authority
+    ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     refused(ends, Authority().vouch(HOST))
 
@@ -339,7 +339,7 @@ def test_an_authority_that_nobody_knows_is_worth_nothing(
 
 
 def answered(
-    ends: tuple[Stream, socket.socket], answer: bytes, limit_s: float = PATIENT_S
+    ends: tuple[FrameStream, socket.socket], answer: bytes, limit_s: float = PATIENT_S
 ) -> FtpkitError:
     """Return how it ends when somebody answers with these bytes, and says no more."""
     stream, sock = ends
@@ -353,7 +353,7 @@ def answered(
 
 @pytest.mark.parametrize("code", [Code.TOO_MANY_CONNECTIONS, Code.SHUTTING_DOWN, Code.TIMEOUT])
 def test_a_server_that_has_no_time_says_so_in_plaintext(
-    ends: tuple[Stream, socket.socket], code: Code
+    ends: tuple[FrameStream, socket.socket], code: Code
 ) -> None:
     error = answered(ends, encode_header({"ok": False, "code": code, "message": "\x1b[2J"}))
     assert isinstance(error, RefusedError)
@@ -376,7 +376,7 @@ def test_a_server_that_has_no_time_says_so_in_plaintext(
     ],
 )
 def test_somebody_else_is_not_tried_again(
-    ends: tuple[Stream, socket.socket], answer: bytes
+    ends: tuple[FrameStream, socket.socket], answer: bytes
 ) -> None:
     error = answered(ends, answer)
     assert isinstance(error, CannotConnectError)
@@ -385,7 +385,7 @@ def test_somebody_else_is_not_tried_again(
     assert "TLS" in str(error)
 
 
-def test_a_server_that_hangs_up_is_tried_again(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_server_that_hangs_up_is_tried_again(ends: tuple[FrameStream, socket.socket]) -> None:
     stream, sock = ends
     sock.shutdown(socket.SHUT_WR)
     with pytest.raises(ConnectionLostError) as caught:
@@ -393,13 +393,15 @@ def test_a_server_that_hangs_up_is_tried_again(ends: tuple[Stream, socket.socket
     assert not getattr(caught.value, "permanent", False)
 
 
-def test_a_server_that_says_nothing_is_given_up(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_server_that_says_nothing_is_given_up(ends: tuple[FrameStream, socket.socket]) -> None:
     error = answered(ends, b"", SHORT_S)
     assert isinstance(error, CannotConnectError)
     assert not error.permanent
 
 
-def test_a_client_without_tls_1_3_is_refused_and_told(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_client_without_tls_1_3_is_refused_and_told(
+    ends: tuple[FrameStream, socket.socket],
+) -> None:
     stream, sock = ends
     old = any_server()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -428,7 +430,7 @@ def shake_hands(sock: socket.socket, talk: Talk) -> bytes:
     return last
 
 
-def serve(stream: Stream, found: list[object]) -> None:
+def serve(stream: FrameStream, found: list[object]) -> None:
     """Read as a server does, until something ends it, and close; say in ``found`` what was read."""
     try:
         stream.secure(CONTEXT, PATIENT_S)
@@ -449,7 +451,7 @@ def conversation() -> Iterator[tuple[socket.socket, Talk, bytes, list[object]]]:
     """A client's socket, its half of TLS, its end of the handshake, and what the server reads."""
     ours, sock = socket.socketpair()
     sock.settimeout(PATIENT_S)
-    stream, talk, found = Stream(ours, stall_timeout_s=PATIENT_S), Talk(), list[object]()
+    stream, talk, found = FrameStream(ours, stall_timeout_s=PATIENT_S), Talk(), list[object]()
     thread = threading.Thread(target=serve, args=(stream, found))
     thread.start()
     try:
@@ -533,11 +535,13 @@ def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
             sock.sendall(hello[:at])
             sock.shutdown(socket.SHUT_WR)
             with pytest.raises(ConnectionLostError):
-                Stream(ours, stall_timeout_s=PATIENT_S).secure(CONTEXT, PATIENT_S)
+                FrameStream(ours, stall_timeout_s=PATIENT_S).secure(CONTEXT, PATIENT_S)
 
 
 @pytest.mark.parametrize("sent", [0, 1, 100])
-def test_a_handshake_that_stands_still_ends(ends: tuple[Stream, socket.socket], sent: int) -> None:
+def test_a_handshake_that_stands_still_ends(
+    ends: tuple[FrameStream, socket.socket], sent: int
+) -> None:
     stream, sock = ends
     sock.sendall(Talk().hello()[:sent])
     with pytest.raises(StallTimeoutError):
@@ -546,7 +550,7 @@ def test_a_handshake_that_stands_still_ends(ends: tuple[Stream, socket.socket], 
 
 @pytest.mark.parametrize("hello", ["too long", "in two records"])
 def test_for_a_hello_no_more_memory_is_taken_than_for_a_record(
-    ends: tuple[Stream, socket.socket], hello: str
+    ends: tuple[FrameStream, socket.socket], hello: str
 ) -> None:
     stream, sock = ends
     said = Talk().hello()
@@ -559,7 +563,9 @@ def test_for_a_hello_no_more_memory_is_taken_than_for_a_record(
         stream.secure(CONTEXT, PATIENT_S)
 
 
-def test_a_handshake_byte_by_byte_may_take_no_longer(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_handshake_byte_by_byte_may_take_no_longer(
+    ends: tuple[FrameStream, socket.socket],
+) -> None:
     stream, sock = ends
     hello, over = Talk().hello(), threading.Event()
 
@@ -578,7 +584,7 @@ def test_a_handshake_byte_by_byte_may_take_no_longer(ends: tuple[Stream, socket.
 def test_a_record_byte_by_byte_may_take_no_longer_than_silence() -> None:
     ours, sock = socket.socketpair()
     sock.settimeout(PATIENT_S)
-    stream, talk, over = Stream(ours, stall_timeout_s=SHORT_S), Talk(), threading.Event()
+    stream, talk, over = FrameStream(ours, stall_timeout_s=SHORT_S), Talk(), threading.Event()
     found: list[object] = []
 
     def trickle() -> None:
@@ -597,7 +603,7 @@ def test_a_record_byte_by_byte_may_take_no_longer_than_silence() -> None:
 
 
 def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(
-    ends: tuple[Stream, socket.socket],
+    ends: tuple[FrameStream, socket.socket],
 ) -> None:
     stream, sock = ends
     with meanwhile(lambda: stream.secure(CONTEXT, PATIENT_S)):
@@ -611,10 +617,10 @@ def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(
 class Turns:
     """Turns of a few bytes, without waiting."""
 
-    def turn(self) -> int:
+    def acquire(self) -> int:
         return 300
 
-    def gave_up(self, moved: int) -> None:
+    def release(self, moved: int) -> None:
         pass
 
 
@@ -622,12 +628,12 @@ class Turns:
 def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
     body, read = os.urandom(40_000), bytearray()
     ours, sock = socket.socketpair()
-    stream, talk = Stream(ours, stall_timeout_s=PATIENT_S), Talk()
+    stream, talk = FrameStream(ours, stall_timeout_s=PATIENT_S), Talk()
 
     def read_in_turns() -> None:
         stream.secure(CONTEXT, PATIENT_S)
         stream.read_header()
-        stream.turns = Turns()
+        stream.limiter = Turns()
         read.extend(stream.read_body())
 
     with ours, sock, meanwhile(read_in_turns):
@@ -639,7 +645,9 @@ def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
     assert read == body
 
 
-def test_a_stream_that_stops_reading_can_still_speak(ends: tuple[Stream, socket.socket]) -> None:
+def test_a_stream_that_stops_reading_can_still_speak(
+    ends: tuple[FrameStream, socket.socket],
+) -> None:
     stream, sock = ends
     with meanwhile(lambda: stream.secure(CONTEXT, PATIENT_S)):
         peer = any_server().wrap_socket(sock)

@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit import protocol
 from ftpkit.errors import Code
-from ftpkit.net.sealing import Seal
+from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol import Decoder, ServerConversation, encode_header
 from ftpkit.protocol.conversation import MAX_ID
 from ftpkit.protocol.datagram import (
@@ -192,7 +192,7 @@ DATAGRAMS = [
 
 def test_the_datagrams_in_the_page_are_those_that_it_tells_of() -> None:
     assert "`000102030405060708090a0b0c0d0e0f`" in PAGE
-    opened = [Seal(bytes(range(16))).open(memoryview(raw)) for raw in DATAGRAMS]
+    opened = [DatagramCipher(bytes(range(16))).decrypt(memoryview(raw)) for raw in DATAGRAMS]
     (probe, echo, data, ack) = [(found[0], bytes(found[1])) for found in opened if found]
     assert probe == (DatagramHeader(42, 1, 0, 0, Kind.PROBE), pack_probe(Probe(0, 0, 0), 60))
     proof = Probe(0x0123456789ABCDEF, 0, 0)

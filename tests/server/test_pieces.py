@@ -12,8 +12,8 @@ import blake3
 import pytest
 
 from ftpkit import Server
-from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import Stream
+from ftpkit.net.buffers import BufferPool
+from ftpkit.net.stream import FrameStream
 from ftpkit.server.context import Context
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
@@ -124,8 +124,8 @@ def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list
     shutil.copytree(template, root)
     sock = CutSocket(stream, cuts)
     with DirectoryStore(root, files=Unsynced()) as store:
-        line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = Context(store, Jobs(), Buffers(), line, agent="ftpkit/test", status=status)
+        line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
+        context = Context(store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status)
         Session(line, context, "test").run()
         replies = said(bytes(sock.sent))
     assert published(root) == {}
@@ -217,8 +217,8 @@ def _cut_short(stream: bytes, template: Path, root: Path) -> list[Any]:
     shutil.copytree(template, root)
     sock = CutSocket(stream, [])
     with DirectoryStore(root, files=Unsynced()) as store:
-        line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = Context(store, Jobs(), Buffers(), line, agent="ftpkit/test", status=status)
+        line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
+        context = Context(store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status)
         Session(line, context, "test").run()
     for name, data in published(root).items():
         assert data in (b"hello", b"the block"), name

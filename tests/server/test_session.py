@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from ftpkit.net.buffers import Buffers
-from ftpkit.net.stream import Stream
+from ftpkit.net.buffers import BufferPool
+from ftpkit.net.stream import FrameStream
 from ftpkit.server.context import Context
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
@@ -52,8 +52,10 @@ class ChangingReader:
 def answers(store: Any, stream: bytes) -> bytes:
     """Return what a session says to a recorded stream."""
     sock = CutSocket(stream, [])
-    line = Stream(cast(socket.socket, sock), stall_timeout_s=10.0)
-    Session(line, Context(store, Jobs(), Buffers(), line, agent="t", status=status), "test").run()
+    line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
+    Session(
+        line, Context(store, Jobs(), BufferPool(), line, agent="t", status=status), "test"
+    ).run()
     return bytes(sock.sent)
 
 

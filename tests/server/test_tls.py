@@ -15,7 +15,7 @@ from ftpkit.client import UdpMode
 from ftpkit.errors import CannotConnectError
 from ftpkit.net import trust
 from ftpkit.net.address import Url
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from tests.support.inside import service_of
 from tests.support.logs import Log
@@ -81,7 +81,7 @@ def test_one_port_may_serve_both(root: Path) -> None:
 
 def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
     with Server(root, port=0) as server, socket.create_connection(server.address) as sock:
-        stream = Stream(sock, stall_timeout_s=SHORT_S)
+        stream = FrameStream(sock, stall_timeout_s=SHORT_S)
         with pytest.raises(CannotConnectError, match="does not speak TLS"):
             trust.connect(stream, "localhost", IDENTITY.pin, None, SHORT_S)
 
@@ -149,7 +149,7 @@ def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
     ):
         first.granted("ping")
         with pytest.raises(Exception, match="too many connections") as caught:
-            trust.connect(Stream(sock, stall_timeout_s=9), "here", IDENTITY.pin, None, 9)
+            trust.connect(FrameStream(sock, stall_timeout_s=9), "here", IDENTITY.pin, None, 9)
         assert getattr(caught.value, "code", "") == "too-many-connections"
 
 

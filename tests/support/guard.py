@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ftpkit.errors import Code, ConnectionLostError, ProtocolError, RefusedError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.stream import Stream
+from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.conversation import ServerConversation
 from ftpkit.protocol.messages import Auth, AuthReply, Done, Hello, HelloReply, Reply, Request
@@ -39,7 +39,7 @@ class Guard:
 
     def serve(self, sock: socket.socket) -> None:
         """Serve one connection."""
-        stream = Stream(sock, stall_timeout_s=TIMEOUT_S)
+        stream = FrameStream(sock, stall_timeout_s=TIMEOUT_S)
         with contextlib.suppress(ConnectionLostError, ProtocolError):
             conversation = ServerConversation(must_authenticate=self.token is not None)
             self.firsts.append(stream.peek(TIMEOUT_S))
