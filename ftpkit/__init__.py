@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftpkit.access import Grant, Permission, Tokens
-    from ftpkit.client import Client, Entry, TransferResult, UdpMode
+    from ftpkit.client import Client, ListEntry, TransferResult, UdpMode
     from ftpkit.errors import (
         CannotConnectError,
         Code,
@@ -35,10 +35,10 @@ __all__ = [
     "ConnectionLostError",
     "CorruptDataError",
     "DirectoryStore",
-    "Entry",
     "FtpkitError",
     "Grant",
     "Identity",
+    "ListEntry",
     "LocalFileError",
     "Permission",
     "ProtocolError",

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import accumulate
 
 from ftpkit.cli.units import format_size
-from ftpkit.protocol.messages import Entry, StatReply
+from ftpkit.protocol.messages import ListEntry, StatReply
 
 _CUT = "..."
 _MARKS = {"dir": "/", "link": "@", "other": "?"}
@@ -65,14 +65,14 @@ def quoted(text: str) -> str:
     return "".join(c if c.isprintable() else json_line(c)[1:-1] for c in string)
 
 
-def ls_line(entry: Entry) -> str:
+def ls_line(entry: ListEntry) -> str:
     """Return the line of ``ls`` for ``entry``: size, date, marked name."""
     size = format_size(entry.total) if entry.kind == "file" else "-"
     mark = _MARKS.get(entry.kind, "")
     return f"{size:>7}  {format_time(entry.mtime):16}  {shown(entry.name)}{mark}"
 
 
-def ls_json(entry: Entry) -> str:
+def ls_json(entry: ListEntry) -> str:
     """Return ``entry`` as the server lists it: ``mtime`` in nanoseconds."""
     values = {"name": entry.name, "kind": entry.kind, "total": entry.total, "mtime": entry.mtime}
     return json_line(values)

@@ -2,6 +2,6 @@
 
 from ftpkit.client.client import Client, TransferResult
 from ftpkit.client.datagrams import UdpMode
-from ftpkit.protocol.messages import Entry
+from ftpkit.protocol.messages import ListEntry
 
-__all__ = ["Client", "Entry", "TransferResult", "UdpMode"]
+__all__ = ["Client", "ListEntry", "TransferResult", "UdpMode"]

@@ -21,21 +21,21 @@ from ftpkit.protocol.digest import digest_of
 from ftpkit.protocol.messages import (
     MAX_PAGE,
     Delete,
-    DigestOf,
-    Done,
-    Entry,
+    DigestRequest,
+    FileReply,
     List,
+    ListEntry,
     ListReply,
     Mkdir,
-    Named,
+    NameReply,
+    OkReply,
     Ping,
-    Published,
     Rename,
     Stat,
     StatReply,
     Status,
     StatusReply,
-    entry_from_line,
+    list_entry_from_json,
 )
 from ftpkit.protocol.names import check_name
 from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status
@@ -182,7 +182,7 @@ class Client:
         )
         return self._submit(work)
 
-    def list(self, name: str = "", *, recursive: bool = False) -> Iterator[Entry]:
+    def list(self, name: str = "", *, recursive: bool = False) -> Iterator[ListEntry]:
         """Yield what is in a directory, in the byte order of full names, page by page."""
         check_name(name, root=True)
         after: str | None = None
@@ -199,7 +199,7 @@ class Client:
                 ):
                     raise CorruptDataError("the list arrived damaged")
             for line in page.splitlines():
-                yield entry_from_line(line)
+                yield list_entry_from_json(line)
             if reply.next is None:
                 return
             if after is not None and reply.next.encode() <= after.encode():
@@ -216,26 +216,26 @@ class Client:
         """Make a directory and its parents; an existing directory is fine."""
         check_name(name)
         with self._connection.acquire() as connection:
-            connection.request(Mkdir(name=name), Named)
+            connection.request(Mkdir(name=name), NameReply)
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> None:
         """Move a file or directory."""
         check_name(name)
         check_name(to)
         with self._connection.acquire() as connection:
-            connection.request(Rename(name=name, to=to, overwrite=overwrite), Named)
+            connection.request(Rename(name=name, to=to, overwrite=overwrite), NameReply)
 
     def delete(self, name: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty directory; with ``recursive`` also a full one."""
         check_name(name)
         with self._connection.acquire() as connection:
-            connection.request(Delete(name=name, recursive=recursive), Named)
+            connection.request(Delete(name=name, recursive=recursive), NameReply)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
         """Let the server read a file, and return the digest of its content."""
         check_name(name)
         with self._connection.acquire() as connection:
-            reply = connection.request(DigestOf(name=name, digest=algorithm), Published)
+            reply = connection.request(DigestRequest(name=name, digest=algorithm), FileReply)
         if reply.content_digest is None:
             raise ProtocolError("the server told no digest")
         return reply.content_digest
@@ -244,7 +244,7 @@ class Client:
         """Return how many seconds a request and its reply take."""
         with self._connection.acquire() as connection:
             started = time.monotonic()
-            connection.request(Ping(), Done)
+            connection.request(Ping(), OkReply)
             return time.monotonic() - started
 
     def status(self) -> ServerStatus:

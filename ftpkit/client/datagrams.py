@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ftpkit.client.link import Connection
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import UdpBlockedError
-from ftpkit.protocol.messages import Done, Ping, Pull, Push
+from ftpkit.protocol.messages import OkReply, Ping, Pull, Push
 
 if TYPE_CHECKING:
     from ftpkit.client.exchange import SessionStart
@@ -129,7 +129,7 @@ class UdpTransfer:
             yield
             return
         while not self._lock.acquire(timeout=_PING_S):
-            connection.request(Ping(), Done)
+            connection.request(Ping(), OkReply)
         try:
             yield
         finally:

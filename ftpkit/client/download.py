@@ -13,7 +13,7 @@ from ftpkit.client.link import Connection, SendBody
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
 from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
-from ftpkit.protocol.datagram import MOST_BLOCKS
+from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
 from ftpkit.storage.files import Directory, Files
@@ -252,7 +252,7 @@ class BlockDownload:
 
     def transfer_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
         """Fetch what is not held as datagrams, as far as they get."""
-        missing = islice(self._missing(), MOST_BLOCKS)
+        missing = islice(self._missing(), MAX_BLOCKS)
         ranges = _ranges(offset // BLOCK for offset in missing)
         sizes = {
             number: self._size(number * BLOCK)

@@ -14,11 +14,11 @@ from ftpkit.client.link import Connection
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.datagrams import DatagramSocket, drive_session
 from ftpkit.net.sealing import DatagramCipher
-from ftpkit.protocol.datagram import KEY, OVERHEAD, most_open
-from ftpkit.protocol.exchange import ClientEnd, Row
+from ftpkit.protocol.datagram import KEY, OVERHEAD, max_open_blocks
+from ftpkit.protocol.exchange import ClientDatagramSession, DatagramTransfer
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
-from ftpkit.protocol.path import Path
-from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.path import PathProber
+from ftpkit.protocol.rate import BbrControl
 from ftpkit.protocol.receiver import Receiver, Take
 from ftpkit.protocol.sender import Fill, Sender
 
@@ -29,7 +29,7 @@ _DEAD_S: Final = 10.0
 _WATCH_S: Final = 0.25
 _PING_S: Final = 15.0
 
-SessionStart = Callable[[int, int, float, float], Row]
+SessionStart = Callable[[int, int, float, float], DatagramTransfer]
 """Makes the client's half of a row: session, bytes a piece, seconds a round trip, the time now."""
 
 
@@ -44,8 +44,8 @@ def upload_starter(
             piece,
             sizes,
             fill,
-            BottleneckRate(piece + OVERHEAD, rtt_s, now, rate_bps),
-            most_open=most_open(block),
+            BbrControl(piece + OVERHEAD, rtt_s, now, rate_bps),
+            most_open=max_open_blocks(block),
             direction=0,
             rtt_s=rtt_s,
             now=now,
@@ -62,7 +62,7 @@ def download_starter(block: int, sizes: Mapping[int, int], take: Take) -> Sessio
             session,
             sizes,
             take,
-            most_open=most_open(block),
+            most_open=max_open_blocks(block),
             direction=0,
             allocate=system.memory,
         )
@@ -85,8 +85,8 @@ def run_session(
     reply = connection.request(request, SessionReply)
     cipher = DatagramCipher(_key(reply))
     with closing(_connected(connection)) as sock:
-        path = Path(reply.session, sock.sizes(), time.monotonic())
-        session = ClientEnd(path, partial(start, reply.session))
+        path = PathProber(reply.session, sock.sizes(), time.monotonic())
+        session = ClientDatagramSession(path, partial(start, reply.session))
         drive_session(
             sock,
             cipher,
@@ -126,7 +126,11 @@ class _Watchdog:
     """Keeps an eye on the conversation and on the path, a few times a second."""
 
     def __init__(
-        self, connection: Connection, session: ClientEnd, on_moved: OnMoved, rate_bps: float | None
+        self,
+        connection: Connection,
+        session: ClientDatagramSession,
+        on_moved: OnMoved,
+        rate_bps: float | None,
     ) -> None:
         self._connection, self._session, self._on_moved = connection, session, on_moved
         self._rate_bps = rate_bps
@@ -138,8 +142,8 @@ class _Watchdog:
 
     def is_running(self, now: float) -> bool:
         """Whether there is more to do; raises what says that it cannot be done."""
-        if self._session.row is not None and self._session.row.moved != self._moved:
-            moved = self._session.row.moved
+        if self._session.transfer is not None and self._session.transfer.moved != self._moved:
+            moved = self._session.transfer.moved
             self._on_moved(moved - self._moved)
             self._moved, self._moved_at = moved, now
         if now >= self._next:
@@ -153,7 +157,7 @@ class _Watchdog:
         idle_s, patience_s = now - self._moved_at, _DEAD_S + self._pause_s
         if connection.poll():
             self._waiting, self._answered_at = False, now
-        if not path.heard and idle_s > _BLOCKED_S:
+        if not path.is_open and idle_s > _BLOCKED_S:
             raise UdpBlockedError(f"no datagram gets through to {connection.address}")
         if idle_s > patience_s and self._answered_at > self._moved_at + patience_s / 2:
             raise UdpBlockedError(f"datagrams get through to {connection.address} no longer")

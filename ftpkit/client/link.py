@@ -18,7 +18,7 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.here import is_local_connection
 from ftpkit.net.pacing import TokenBucket
 from ftpkit.net.stream import FrameStream
-from ftpkit.protocol.conversation import Answer, ClientConversation
+from ftpkit.protocol.conversation import ClientProtocol, Response
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,
@@ -103,7 +103,7 @@ class Connection:
         self.sock = sock
         """The connection beneath ``stream``, for those who tune and measure it."""
         self.stream = FrameStream(sock, stall_timeout_s=self.timeout_s, limiter=limiter)
-        self._protocol = ClientConversation()
+        self._protocol = ClientProtocol()
         try:
             # Of a server on this machine we need not know anything: nobody is in between.
             self._unknown = not tls and self.url == Url(self.address) and is_local_connection(sock)
@@ -193,14 +193,14 @@ class Connection:
 
     def send(self, request: Request, send: SendBody | None = None) -> None:
         """Send a request; ``send`` sends its header and body where it has one."""
-        header = self._protocol.ask(request)
+        header = self._protocol.send_request(request)
         try:
             (send or self.stream.send)(header)
         except ConnectionLostError:
             self._raise_refusal()
             raise
 
-    def receive(self) -> Answer:
+    def receive(self) -> Response:
         """Return the next answer; the body of its reply must be read from ``stream`` next."""
         return self._protocol.receive(self.stream.read_header())
 
@@ -213,7 +213,7 @@ class Connection:
 
     def pipeline(
         self, requests: Iterable[tuple[Request, SendBody | None]], window: int
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Response]:
         """Send ``requests``, up to ``window`` ahead of their answers; yield these in order."""
         for request, send in requests:
             self.send(request, send)

@@ -24,7 +24,7 @@ from ftpkit.errors import (
     RefusedError,
     SourceChangedError,
 )
-from ftpkit.protocol.datagram import MOST_BLOCKS
+from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import (
     DIGEST_BYTES,
     digest_of,
@@ -37,9 +37,9 @@ from ftpkit.protocol.messages import (
     Begin,
     BeginReply,
     Commit,
-    DigestOf,
-    Done,
-    Published,
+    DigestRequest,
+    FileReply,
+    OkReply,
     Put,
     Request,
     Write,
@@ -144,7 +144,7 @@ class Upload:
         self._sent = False
         self._committing: Commit | None = None
 
-    def run(self, connection: Connection) -> Published:
+    def run(self, connection: Connection) -> FileReply:
         """Send what is missing, and return what was published."""
         self._moved = 0
         self._on_progress(0, self._source.total)
@@ -161,7 +161,7 @@ class Upload:
 
     # A small file: one request
 
-    def _put(self, connection: Connection) -> Published:
+    def _put(self, connection: Connection) -> FileReply:
         source = self._source
         request = Put(
             name=self._name,
@@ -183,7 +183,7 @@ class Upload:
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # Perhaps it is ours: only the reply to the first try was lost.
                 reply = self._is_already_stored(connection, request) or reply
-            if isinstance(reply, Published):
+            if isinstance(reply, FileReply):
                 self._count(source.total)
                 return reply
             if not isinstance(reply, RefusedError):
@@ -193,13 +193,13 @@ class Upload:
             source.check_unchanged()
         raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
 
-    def _is_already_stored(self, connection: Connection, request: Put) -> Published | None:
-        reply = connection.request(DigestOf(name=self._name), Published)
+    def _is_already_stored(self, connection: Connection, request: Put) -> FileReply | None:
+        reply = connection.request(DigestRequest(name=self._name), FileReply)
         return reply if reply.content_digest == request.digest else None
 
     # A large file: a row of blocks
 
-    def _send_blocks(self, connection: Connection) -> Published:
+    def _send_blocks(self, connection: Connection) -> FileReply:
         with closing(
             DigestCache(
                 self._memory_directory,
@@ -212,7 +212,7 @@ class Upload:
                 self._moved = 0
                 self._committing = self._send_missing(connection, memory)
                 try:
-                    published = connection.request(self._committing, Published)
+                    published = connection.request(self._committing, FileReply)
                 except RefusedError as refusal:
                     # What the server's disk has not kept is no longer held, and is sent again.
                     if refusal.code is not Code.INCOMPLETE:
@@ -240,12 +240,12 @@ class Upload:
             raise
         return row.commit()
 
-    def _published_before(self, connection: Connection) -> Published | None:
+    def _published_before(self, connection: Connection) -> FileReply | None:
         """If only the reply to our commit was lost, get it now."""
         if self._committing is None:
             return None
         try:
-            return connection.request(self._committing, Published)
+            return connection.request(self._committing, FileReply)
         except RefusedError as refusal:
             if refusal.code in (Code.NOT_FOUND, Code.INCOMPLETE):
                 return None
@@ -328,7 +328,7 @@ class BlockUpload:
         if not missing:
             return
         self._count_held(sum(missing.values()))
-        sizes = dict(islice(missing.items(), MOST_BLOCKS))
+        sizes = dict(islice(missing.items(), MAX_BLOCKS))
         moved = udp_transfer.send(
             self._connection, self.upload, BLOCK, sizes, self.fill, self._count, on_retry
         )
@@ -374,10 +374,10 @@ class BlockUpload:
             return
         with contextlib.suppress(FtpkitError):
             if self._connection.usable:
-                self._connection.request(Abort(upload=self.upload), Done)
+                self._connection.request(Abort(upload=self.upload), OkReply)
                 return
             with closing(self._connection.reconnect()) as connection:
-                connection.request(Abort(upload=self.upload), Done)
+                connection.request(Abort(upload=self.upload), OkReply)
 
     def _plan(self) -> tuple[list[int], list[int]]:
         """Return which blocks are to be sent, and which are held but not remembered here."""

@@ -18,7 +18,7 @@ from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.compare.ways import Links, OverRawUdp, OverTcp, OverUdp, Way
 from ftpkit.errors import FtpkitError
 from ftpkit.net.address import Url
-from ftpkit.protocol.messages import Delete, Named, Published
+from ftpkit.protocol.messages import Delete, FileReply, NameReply
 
 # How often the first byte is looked for, and how long cleaning up may take.
 _GRAIN_S: Final = 0.001
@@ -125,7 +125,7 @@ class _Attempt:
         self._last_byte_at = self._way.move(connection, row)
         if self._job.raw_bps is None:
             source.check_unchanged()
-            connection.request(row.commit(), Published)
+            connection.request(row.commit(), FileReply)
             self._verified = True
 
     def _row(self, connection: Connection, source: Source) -> BlockUpload:
@@ -176,7 +176,7 @@ class _Attempt:
                 row = self._row(connection, source)
                 row.begin()
                 row.abort()
-            connection.request(Delete(name=self._job.name), Named)
+            connection.request(Delete(name=self._job.name), NameReply)
 
 
 class _Watch:

@@ -10,12 +10,12 @@ from ftpkit.protocol.datagram import (
     OVERHEAD,
     Datagram,
     Kind,
-    Numbers,
+    PacketNumbers,
     pack_header,
     read_ack,
 )
 from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import RateControl
+from ftpkit.protocol.rate import CongestionControl
 from ftpkit.protocol.sender import Fill, Sent
 
 # As the sender that it is compared with.
@@ -43,7 +43,7 @@ class RawSender:
         piece: int,
         sizes: Mapping[int, int],
         fill: Fill,
-        rate: RateControl,
+        rate: CongestionControl,
         *,
         rtt_s: float,
         now: float,
@@ -54,7 +54,7 @@ class RawSender:
         """Whether the receiver has said how much arrived of all that left."""
         self._session, self._piece = session, piece
         self._waiting, self._fill, self._rate = deque(sizes.items()), fill, rate
-        self._numbers = Numbers()
+        self._numbers = PacketNumbers()
         self._body = memoryview(b"")
         self._block = self._offset = self._opened = 0
         self._received = 0

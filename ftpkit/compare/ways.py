@@ -15,9 +15,9 @@ from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url
-from ftpkit.protocol.datagram import MOST_BLOCKS, most_open
+from ftpkit.protocol.datagram import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.messages import Push
-from ftpkit.protocol.rate import FixedRate
+from ftpkit.protocol.rate import FixedRateControl
 from ftpkit.protocol.sender import Sender
 
 _TIMEOUT_S: Final = 30.0
@@ -152,7 +152,7 @@ class OverUdp:
 
     def move(self, connection: Connection, row: BlockUpload) -> float:
         """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
-        sizes = dict(islice(row.missing().items(), MOST_BLOCKS))
+        sizes = dict(islice(row.missing().items(), MAX_BLOCKS))
         start = upload_starter(BLOCK, sizes, row.fill, None)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
@@ -182,7 +182,7 @@ class OverRawUdp:
 
     def __init__(self, rate_bps: float) -> None:
         self.moved = 0
-        self._rate = FixedRate(rate_bps)
+        self._rate = FixedRateControl(rate_bps)
         self._moved_at = time.monotonic()
         self._senders: list[RawSender] = []
 
@@ -192,7 +192,7 @@ class OverRawUdp:
         A receiver keeps so many unfinished blocks and no more, and here most stay so:
         for those that follow there is a session of their own.
         """
-        for sizes in _batches(row.missing(), most_open(BLOCK)):
+        for sizes in _batches(row.missing(), max_open_blocks(BLOCK)):
             run_session(
                 connection, Push(upload=row.upload), self._start(sizes, row), self._count, None
             )

@@ -14,7 +14,7 @@ from ftpkit import system
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol.datagram import SAFE_DATAGRAM
-from ftpkit.protocol.exchange import End
+from ftpkit.protocol.exchange import DatagramSession
 
 # What a path of Ethernet carries, and IP's and UDP's headers on top.
 _ETHERNET: Final = 1500
@@ -160,7 +160,7 @@ class DatagramSocket:
 def drive_session(
     sock: DatagramSocket,
     cipher: DatagramCipher,
-    session: End,
+    session: DatagramSession,
     *,
     while_: Callable[[float], bool],
     turn: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,

@@ -39,7 +39,7 @@ class Phase(Enum):
     CLOSED = auto()  # the last reply is on its way
 
 
-class ServerConversation:
+class ServerProtocol:
     """The server's half: takes requests and gives each exactly one reply, in order.
 
     Call ``receive`` with a header, do what it returns, then call ``accept`` or
@@ -89,7 +89,7 @@ class ServerConversation:
             close = close or self._bad_tokens >= MAX_BAD_TOKENS
         return self._reply(refusal_to_header(refusal), close=close)
 
-    def unlock(self) -> None:
+    def mark_authenticated(self) -> None:
         """Note that the client has shown a good token."""
         self._locked = False
 
@@ -117,14 +117,14 @@ def _checked_id(value: object) -> str | int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the server said to ``request``."""
 
     request: Request
     reply: Reply | Pending | RefusedError
 
 
-class ClientConversation:
+class ClientProtocol:
     """The client's half: sends requests, ahead of their replies if it likes, and matches them."""
 
     def __init__(self) -> None:
@@ -141,13 +141,13 @@ class ClientConversation:
         """Whether the server said that it closes."""
         return self._closed
 
-    def ask(self, request: Request) -> bytes:
+    def send_request(self, request: Request) -> bytes:
         """Return the header of ``request`` to be sent, its body behind it."""
         header = encode_header(request_to_header(request))
         self._unanswered.append(request)
         return header
 
-    def receive(self, header: Header) -> Answer:
+    def receive(self, header: Header) -> Response:
         """Return what ``header`` answers, and to which request.
 
         A refusal that closes may come unasked (a server that is full, or
@@ -160,4 +160,4 @@ class ClientConversation:
                 raise error
             raise ProtocolError("a reply came that nobody asked for")
         request = self._unanswered.popleft()
-        return Answer(request, reply_from_header(REPLIES[type(request)], header))
+        return Response(request, reply_from_header(REPLIES[type(request)], header))

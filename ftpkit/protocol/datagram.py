@@ -25,7 +25,7 @@ FROM_SERVER: Final = 0x80
 _MAX_OPEN: Final = 16
 _MAX_OPEN_BYTES: Final = 64 * 1024 * 1024
 # So many blocks are wanted of one session: each takes memory before it comes.
-MOST_BLOCKS: Final = 65_536
+MAX_BLOCKS: Final = 65_536
 # Shorter pieces, but for the last of a block, are refused: each takes memory to remember.
 MIN_PIECE: Final = 512
 # How far back an acknowledgement tells, and a replay is noticed.
@@ -118,26 +118,26 @@ def plain_memory(length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
-class Bodies:
+class BlockBuffers:
     """Memory for blocks, used again: fresh pages cost more than what is done with them."""
 
     def __init__(self, allocate: Allocate = plain_memory) -> None:
         self._spare: list[memoryview] = []
         self._allocate = allocate
 
-    def lend(self, length: int) -> memoryview:
+    def borrow(self, length: int) -> memoryview:
         """Lend ``length`` bytes, with whatever is in them."""
         for index, memory in enumerate(self._spare):
             if len(memory) == length:
                 return self._spare.pop(index)
         return self._allocate(length)
 
-    def take_back(self, memory: memoryview) -> None:
+    def release(self, memory: memoryview) -> None:
         """Keep what was lent for the next."""
         self._spare.append(memory)
 
 
-def most_open(block: int) -> int:
+def max_open_blocks(block: int) -> int:
     """Return how many blocks of ``block`` bytes may be on their way at once."""
     return max(1, min(_MAX_OPEN, _MAX_OPEN_BYTES // block))
 
@@ -174,7 +174,7 @@ def read_probe(payload: bytes | memoryview) -> Probe:
     return Probe._make(_PROBE.unpack_from(payload))
 
 
-class Arrivals:
+class ReceivedPackets:
     """Which numbers of one direction have arrived: each counts once, and not for ever."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class Arrivals:
             self.bits |= bits << (self.largest - largest) & _REMEMBERED_BITS
 
 
-class Numbers:
+class PacketNumbers:
     """The numbers of one kind in one direction of a session, from 1 on."""
 
     def __init__(self) -> None:

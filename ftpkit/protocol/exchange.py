@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from ftpkit.protocol.datagram import FROM_SERVER, Datagram, Header, Kind, Numbers, pack_header
-from ftpkit.protocol.path import Path
+from ftpkit.protocol.datagram import FROM_SERVER, Datagram, Header, Kind, PacketNumbers, pack_header
+from ftpkit.protocol.path import PathProber
 from ftpkit.protocol.receiver import Receiver
 
 
-class Sending(Protocol):
+class BlockSender(Protocol):
     """The sending half of a row of blocks: ``Sender``, or another that is compared with it."""
 
     @property
@@ -29,15 +29,15 @@ class Sending(Protocol):
         """Return when there is something to do, if nothing arrives before."""
 
 
-Row = Sending | Receiver
+DatagramTransfer = BlockSender | Receiver
 
-Start = Callable[[int, float, float], Row]
+StartTransfer = Callable[[int, float, float], DatagramTransfer]
 """Makes one half of a row: bytes a piece, seconds a round trip, the time now."""
 
-Answer = Callable[[Header, bytes | memoryview], Datagram | None]
+AnswerProbe = Callable[[Header, bytes | memoryview], Datagram | None]
 
 
-class End(Protocol):
+class DatagramSession(Protocol):
     """One end of a session: takes what arrives, and gives what is to leave."""
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
@@ -50,19 +50,19 @@ class End(Protocol):
         """Return when there is something to do, if nothing arrives before."""
 
 
-class ClientEnd:
+class ClientDatagramSession:
     """The client's end: finds a path, and lets ``start`` make what moves over it."""
 
-    def __init__(self, path: Path, start: Start) -> None:
+    def __init__(self, path: PathProber, start: StartTransfer) -> None:
         self.path, self._start = path, start
-        self.row: Row | None = None
+        self.transfer: DatagramTransfer | None = None
         self.ended = False
         """Whether the server said that it goes on no further."""
 
     @property
     def done(self) -> bool:
         """Whether all blocks have arrived."""
-        return self.row is not None and self.row.done
+        return self.transfer is not None and self.transfer.done
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
         """Take a datagram in."""
@@ -71,43 +71,43 @@ class ClientEnd:
         if header.kind & ~FROM_SERVER == Kind.ECHO:
             self.path.receive(header, payload, now)
             return
-        self.path.hear(now)
+        self.path.note_received(now)
         if header.kind & ~FROM_SERVER == Kind.END:
             self.ended = True
-        elif self.row is not None:
-            _hand_over(self.row, header, payload, now)
+        elif self.transfer is not None:
+            _dispatch(self.transfer, header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """Return what is to leave now: probes first, for nothing else is heard before them."""
         datagrams = self.path.datagrams_to_send(now)
-        if self.row is None and self.path.piece:
-            self.row = self._start(self.path.piece, self.path.rtt_s, now)
-        return datagrams + (self.row.datagrams_to_send(now) if self.row else [])
+        if self.transfer is None and self.path.piece:
+            self.transfer = self._start(self.path.piece, self.path.rtt_s, now)
+        return datagrams + (self.transfer.datagrams_to_send(now) if self.transfer else [])
 
     def next_event(self, now: float) -> float:
         """Return when there is something to do, if nothing arrives before."""
         at = self.path.next_event(now)
-        return min(at, self.row.next_event(now)) if self.row else at
+        return min(at, self.transfer.next_event(now)) if self.transfer else at
 
 
-class ServerEnd:
+class ServerDatagramSession:
     """The server's end, from when the client's address is proven.
 
     ``answer`` returns the echo of a probe, or None for one that is not to be answered.
     """
 
-    def __init__(self, session: int, row: Row, answer: Answer) -> None:
-        self.row = row
+    def __init__(self, session: int, transfer: DatagramTransfer, answer: AnswerProbe) -> None:
+        self.transfer = transfer
         self.heard_at = 0.0
         """When a datagram arrived last."""
         self._session, self._answer = session, answer
-        self._numbers = Numbers()
+        self._numbers = PacketNumbers()
         self._echoes: list[Datagram] = []
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether there is nothing more to do; a receiver stays, for its last words may be lost."""
-        return not isinstance(self.row, Receiver) and self.row.done
+        return not isinstance(self.transfer, Receiver) and self.transfer.done
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
         """Take a datagram in."""
@@ -118,28 +118,30 @@ class ServerEnd:
             echo = self._answer(header, payload)
             self._echoes += [echo] if echo else []
         else:
-            _hand_over(self.row, header, payload, now)
+            _dispatch(self.transfer, header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """Return what is to leave now."""
         echoes, self._echoes = self._echoes, []
-        return echoes + self.row.datagrams_to_send(now)
+        return echoes + self.transfer.datagrams_to_send(now)
 
     def next_event(self, now: float) -> float:
         """Return when there is something to do, if nothing arrives before."""
-        return now if self._echoes else self.row.next_event(now)
+        return now if self._echoes else self.transfer.next_event(now)
 
-    def last_word(self) -> Datagram:
+    def end_datagram(self) -> Datagram:
         """Return what tells the client that this end goes on no further."""
         number = self._numbers.next()
         return Datagram(pack_header(self._session, number, Kind.END | FROM_SERVER), b"")
 
 
-def _hand_over(row: Row, header: Header, payload: bytes | memoryview, now: float) -> None:
+def _dispatch(
+    transfer: DatagramTransfer, header: Header, payload: bytes | memoryview, now: float
+) -> None:
     """Give a row what concerns it."""
     kind = header.kind & ~FROM_SERVER
-    if isinstance(row, Receiver):
+    if isinstance(transfer, Receiver):
         if kind == Kind.DATA:
-            row.receive(header, payload, now)
+            transfer.receive(header, payload, now)
     elif kind == Kind.ACK:
-        row.receive_ack(payload, now)
+        transfer.receive_ack(payload, now)

@@ -19,7 +19,7 @@ MAX_PAGE: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Constraint:
     """What a value must be, beyond its Python type, and how a person is told."""
 
     expected: str
@@ -48,20 +48,20 @@ def _are_ranges(value: list[Any]) -> bool:
     )
 
 
-Size = Annotated[int, Rule("an integer from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
-Time = Annotated[int, Rule("nanoseconds since 1970", lambda v: -MAX_SIZE <= v <= MAX_SIZE)]
-Block = Annotated[int, Rule("a power of two from 64 KiB to 64 MiB", is_block_size)]
-Digest = Annotated[str, Rule('"<algorithm>:<lowercase hex>"', looks_like_digest)]
-Algorithm = Annotated[str, Rule("an algorithm's name", looks_like_algorithm)]
-Texts = Annotated[list[str], Rule("a list of strings", _are_texts)]
-Counts = Annotated[dict[str, int], Rule("an object of integers", _are_counts)]
-Session = Annotated[int, Rule("an integer from 0 to 2^32-1", lambda v: 0 <= v < 2**32)]
+Size = Annotated[int, Constraint("an integer from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
+Time = Annotated[int, Constraint("nanoseconds since 1970", lambda v: -MAX_SIZE <= v <= MAX_SIZE)]
+Block = Annotated[int, Constraint("a power of two from 64 KiB to 64 MiB", is_block_size)]
+Digest = Annotated[str, Constraint('"<algorithm>:<lowercase hex>"', looks_like_digest)]
+Algorithm = Annotated[str, Constraint("an algorithm's name", looks_like_algorithm)]
+Texts = Annotated[list[str], Constraint("a list of strings", _are_texts)]
+Counts = Annotated[dict[str, int], Constraint("an object of integers", _are_counts)]
+Session = Annotated[int, Constraint("an integer from 0 to 2^32-1", lambda v: 0 <= v < 2**32)]
 Ranges = Annotated[
-    list[list[int]], Rule("a list of [first block, block behind the last]", _are_ranges)
+    list[list[int]], Constraint("a list of [first block, block behind the last]", _are_ranges)
 ]
 # check_name raises by itself, with a code of its own.
-Name = Annotated[str, Rule("a name", lambda v: check_name(v) == v)]
-NameOrRoot = Annotated[str, Rule("a name", lambda v: check_name(v, root=True) == v)]
+Name = Annotated[str, Constraint("a name", lambda v: check_name(v) == v)]
+NameOrRoot = Annotated[str, Constraint("a name", lambda v: check_name(v, root=True) == v)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class OkReply:
     """It is done, and there is nothing to add: the reply to ``ping`` and ``abort``."""
 
 
@@ -155,7 +155,7 @@ class ListReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ListEntry:
     """One line of a list: kind "file", "dir", "link" or "other"; ``mtime`` in nanoseconds."""
 
     name: str
@@ -192,14 +192,14 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class NameReply:
     """It is done, under this name: the reply to ``mkdir``, ``rename`` and ``delete``."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DigestOf:
+class DigestRequest:
     """Ask the server to read a whole file and tell its digest."""
 
     op: ClassVar[str] = "digest"
@@ -208,7 +208,7 @@ class DigestOf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class FileReply:
     """A whole file stands under ``name``: the reply to ``put``, ``commit`` and ``digest``."""
 
     name: str
@@ -378,30 +378,30 @@ class Pending:
 
 
 Request = (
-    Hello | Auth | Ping | Stat | List | Mkdir | Rename | Delete | DigestOf
+    Hello | Auth | Ping | Stat | List | Mkdir | Rename | Delete | DigestRequest
     | Put | Get | Begin | Write | Commit | Abort | Push | Pull | Status
 )  # fmt: skip
 Reply = (
-    HelloReply | AuthReply | Done | StatReply | ListReply | Named | Published
+    HelloReply | AuthReply | OkReply | StatReply | ListReply | NameReply | FileReply
     | GetReply | BeginReply | WriteReply | SessionReply | StatusReply
 )  # fmt: skip
 
 REPLIES: Final[dict[type[Request], type[Reply]]] = {
     Hello: HelloReply,
     Auth: AuthReply,
-    Ping: Done,
+    Ping: OkReply,
     Stat: StatReply,
     List: ListReply,
-    Mkdir: Named,
-    Rename: Named,
-    Delete: Named,
-    DigestOf: Published,
-    Put: Published,
+    Mkdir: NameReply,
+    Rename: NameReply,
+    Delete: NameReply,
+    DigestRequest: FileReply,
+    Put: FileReply,
     Get: GetReply,
     Begin: BeginReply,
     Write: WriteReply,
-    Commit: Published,
-    Abort: Done,
+    Commit: FileReply,
+    Abort: OkReply,
     Push: SessionReply,
     Pull: SessionReply,
     Status: StatusReply,
@@ -452,15 +452,15 @@ def refusal_to_header(refusal: RefusedError) -> Header:
     return {"ok": False, "code": refusal.code, "message": str(refusal)}
 
 
-def entry_to_line(entry: Entry) -> bytes:
+def list_entry_to_json(entry: ListEntry) -> bytes:
     """Return the JSON line of ``entry`` in the body of a list."""
     return json.dumps(_written(entry), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def entry_from_line(line: bytes) -> Entry:
+def list_entry_from_json(line: bytes) -> ListEntry:
     """Return the entry that one line of a list is, or raise ProtocolError."""
     values = decode_header(line)
-    return Entry(**_read(Entry, values, lambda fault: ProtocolError(f"bad list: {fault}")))
+    return ListEntry(**_read(ListEntry, values, lambda fault: ProtocolError(f"bad list: {fault}")))
 
 
 def _refusal(header: Header) -> RefusedError:
@@ -475,12 +475,12 @@ class _Field(NamedTuple):
     name: str
     type: type
     nullable: bool
-    rule: Rule | None
+    constraint: Constraint | None
     default: Any
 
     @property
     def expected(self) -> str:
-        what = self.rule.expected if self.rule else _PLAIN[self.type]
+        what = self.constraint.expected if self.constraint else _PLAIN[self.type]
         return f"{what} or null" if self.nullable else what
 
 
@@ -517,12 +517,14 @@ def _read(kind: type, header: Header, error: Callable[[str], FtpkitError]) -> di
         value = values[field.name] = header[field.name]
         if value is None and field.nullable:
             continue
-        if type(value) is not field.type or (field.rule and not field.rule.accepts(value)):
+        if type(value) is not field.type or (
+            field.constraint and not field.constraint.accepts(value)
+        ):
             raise error(f"{field.name} must be {field.expected}")
     return values
 
 
-def _written(message: Request | Reply | Entry) -> Header:
+def _written(message: Request | Reply | ListEntry) -> Header:
     """Return the fields of ``message``; what is at its default goes without saying."""
     header = {}
     kind: type = type(message)

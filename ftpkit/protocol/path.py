@@ -10,7 +10,7 @@ from ftpkit.protocol.datagram import (
     Datagram,
     Header,
     Kind,
-    Numbers,
+    PacketNumbers,
     Probe,
     pack_header,
     pack_probe,
@@ -28,7 +28,7 @@ _REMEMBERED: Final = 64
 _MAX_RTT_US: Final = 2**32 - 1
 
 
-class Path:
+class PathProber:
     """The client's side of a path: finds the largest datagram that passes, and opens it.
 
     ``sizes`` are datagrams in bytes that are worth a try, the largest first. The
@@ -43,7 +43,7 @@ class Path:
         self.rtt_s = 0.0
         """Seconds that the first echo took."""
         self._session, self._sizes = session, sizes
-        self._numbers = Numbers()
+        self._numbers = PacketNumbers()
         self._sent_at: dict[int, float] = {}
         self._heard_at = self._due = now
         self._settle_at = float("inf")
@@ -52,11 +52,11 @@ class Path:
         self._open = False
 
     @property
-    def heard(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the server was ever heard."""
         return self._largest > 0
 
-    def hear(self, now: float) -> None:
+    def note_received(self, now: float) -> None:
         """Note that the server sent something else than an echo: it knows our address."""
         self._heard_at, self._open = now, True
 

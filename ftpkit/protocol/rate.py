@@ -32,7 +32,7 @@ _LOSS_MEMORY: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class AckSample:
     """What one acknowledgement told: bytes, bytes a second, seconds.
 
     ``delivered`` counts all bytes that have arrived and ``lost`` those that were given
@@ -54,7 +54,7 @@ class Sample:
     starved: bool = False
 
 
-class RateControl(Protocol):
+class CongestionControl(Protocol):
     """Decides how fast datagrams leave and how many bytes may be under way."""
 
     @property
@@ -69,11 +69,11 @@ class RateControl(Protocol):
     def quiet(self) -> bool:
         """Whether what leaves now finds no queue of our own making."""
 
-    def learn(self, sample: Sample) -> None:
+    def on_ack(self, sample: AckSample) -> None:
         """Take in what an acknowledgement told."""
 
 
-class FixedRate:
+class FixedRateControl:
     """Sends at one rate, whatever becomes of it: for comparison only."""
 
     quiet = False
@@ -82,11 +82,11 @@ class FixedRate:
         self.rate_bps = rate_bps
         self.window = float("inf")
 
-    def learn(self, sample: Sample) -> None:
+    def on_ack(self, sample: AckSample) -> None:
         """Learn nothing."""
 
 
-class BottleneckRate:
+class BbrControl:
     """Follows the highest rate at which bytes have arrived of late, and not the losses.
 
     After BBR (Cardwell et al., ACM Queue 2016): the rate is the highest delivery
@@ -137,7 +137,7 @@ class BottleneckRate:
         """Whether our own queue is drained now."""
         return self._gain < 1
 
-    def learn(self, sample: Sample) -> None:
+    def on_ack(self, sample: AckSample) -> None:
         """Take in what an acknowledgement told."""
         self._learn_rtt(sample)
         self._learn_loss(sample)
@@ -176,7 +176,7 @@ class BottleneckRate:
     def _loss(self) -> float:
         return min(self._lost / max(self._acked + self._lost, 1.0), _TOLERATED_LOSS)
 
-    def _next_round(self, sample: Sample) -> None:
+    def _next_round(self, sample: AckSample) -> None:
         self._round += 1
         while len(self._rates) > 1 and self._rates[0][0] < self._round - _RATE_ROUNDS:
             self._rates.popleft()
@@ -184,11 +184,11 @@ class BottleneckRate:
         lost, delivered = sample.lost - self._lost_then, sample.delivered - self._delivered_then
         self._lost_then, self._delivered_then = sample.lost, sample.delivered
         if self._starting and not sample.starved:
-            self._look_for_the_top(overflow=lost > _TOLERATED_LOSS * (lost + delivered))
+            self._detect_full_pipe(overflow=lost > _TOLERATED_LOSS * (lost + delivered))
         elif not self._draining:
             self._cycle = (self._cycle + 1) % len(_CYCLE)
 
-    def _look_for_the_top(self, *, overflow: bool) -> None:
+    def _detect_full_pipe(self, *, overflow: bool) -> None:
         """End the start when the rate grows no more: at once if a queue shows it, too."""
         if self._highest >= self._full_bps * _FULL_GROWTH:
             self._full_bps, self._full_rounds = self._highest, 0
@@ -197,7 +197,7 @@ class BottleneckRate:
         if overflow or self._queueing or self._full_rounds >= _FULL_ROUNDS:
             self._starting, self._draining = False, True
 
-    def _learn_rtt(self, sample: Sample) -> None:
+    def _learn_rtt(self, sample: AckSample) -> None:
         self._round_rtt_s = min(self._round_rtt_s, sample.rtt_s)
         while self._rtts and self._rtts[-1][1] >= sample.rtt_s:
             self._rtts.pop()
@@ -205,7 +205,7 @@ class BottleneckRate:
         while self._rtts[0][0] < sample.now - _MIN_RTT_S:
             self._rtts.popleft()
 
-    def _learn_loss(self, sample: Sample) -> None:
+    def _learn_loss(self, sample: AckSample) -> None:
         if sample.quiet_acked or sample.quiet_lost:
             share = (sample.quiet_acked + sample.quiet_lost) / max(self._highest * self._rtt_s, 1)
             kept = _LOSS_MEMORY ** min(share, 1.0)

@@ -9,12 +9,12 @@ from ftpkit.protocol.datagram import (
     MIN_PIECE,
     Ack,
     Allocate,
-    Arrivals,
-    Bodies,
+    BlockBuffers,
     Datagram,
     Header,
     Kind,
-    Numbers,
+    PacketNumbers,
+    ReceivedPackets,
     pack_ack,
     pack_header,
     plain_memory,
@@ -64,12 +64,12 @@ class Receiver:
         self.moved = 0
         """Bytes of blocks that have arrived."""
         self._session, self._most_open = session, most_open
-        self._numbers = Numbers()
+        self._numbers = PacketNumbers()
         self._sizes, self._take = dict(sizes), take
         self._kind = Kind.ACK | direction
-        self._arrivals = Arrivals()
+        self._arrivals = ReceivedPackets()
         self._open: dict[int, _Arriving] = {}
-        self._memory = Bodies(allocate)
+        self._memory = BlockBuffers(allocate)
         self._untold = self._untold_bytes = 0
         self._tell_at = float("inf")
 
@@ -117,7 +117,7 @@ class Receiver:
             if len(self._open) >= self._most_open:
                 return False
             length = size + DIGEST_BYTES
-            arriving = _Arriving(self._memory.lend(length), length, set())
+            arriving = _Arriving(self._memory.borrow(length), length, set())
             self._open[block] = arriving
         end = offset + len(payload)
         length = len(arriving.body)
@@ -138,4 +138,4 @@ class Receiver:
         del self._open[block], self._sizes[block]
         # What is damaged all the same is no longer wanted here: the conversation finds that out.
         self._take(block, arriving.body[:size], bytes(arriving.body[size:]))
-        self._memory.take_back(arriving.body)
+        self._memory.release(arriving.body)

@@ -10,16 +10,16 @@ from ftpkit.protocol.datagram import (
     OVERHEAD,
     REMEMBERED,
     Ack,
-    Arrivals,
-    Bodies,
+    BlockBuffers,
     Datagram,
     Kind,
-    Numbers,
+    PacketNumbers,
+    ReceivedPackets,
     pack_header,
     read_ack,
 )
 from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import RateControl, Sample
+from ftpkit.protocol.rate import AckSample, CongestionControl
 
 # What leaves at once: the pace of a millisecond, and no less than two datagrams.
 _BURST_S: Final = 0.001
@@ -79,7 +79,7 @@ class Sender:
         piece: int,
         sizes: Mapping[int, int],
         fill: Fill,
-        rate: RateControl,
+        rate: CongestionControl,
         *,
         most_open: int,
         direction: int,
@@ -90,10 +90,10 @@ class Sender:
         self.moved = 0
         """Bytes of blocks that have arrived."""
         self._session, self._piece, self._most_open = session, piece, most_open
-        self._numbers = Numbers()
+        self._numbers = PacketNumbers()
         self._waiting, self._fill = deque(sizes.items()), fill
-        self._rate, self._kind = rate, Kind.DATA | direction
-        self._memory = Bodies()
+        self._congestion, self._kind = rate, Kind.DATA | direction
+        self._memory = BlockBuffers()
         self._bodies: dict[int, memoryview] = {}
         self._missing: dict[int, set[int]] = {}
         self._fresh: deque[tuple[int, int]] = deque()
@@ -101,7 +101,7 @@ class Sender:
         self._flights: dict[int, _Flight] = {}
         self._given_up: dict[int, _Flight] = {}
         self._in_flight = 0
-        self._arrivals = Arrivals()
+        self._arrivals = ReceivedPackets()
         self._delivered, self._delivered_at, self._first_sent_at = 0, now, now
         self._newest_sent_at = now
         self._rtt_s, self._variation_s, self._least_rtt_s = rtt_s, rtt_s / 2, rtt_s
@@ -120,7 +120,7 @@ class Sender:
         at = now + _LONGEST_WAIT_S
         if self._flights:
             at = min(at, self._alarm_at)
-        if self._in_flight < self._rate.window and self._has_more():
+        if self._in_flight < self._congestion.window and self._has_more():
             at = min(at, self._due)
         return at
 
@@ -132,7 +132,7 @@ class Sender:
         if now < self._due:
             return datagrams
         self._due = max(self._due, now - _CREDIT_S)
-        rate_bps, window = self._rate.rate_bps, self._rate.window
+        rate_bps, window = self._congestion.rate_bps, self._congestion.window
         size, room = self._piece + OVERHEAD, self._burst(now)
         while room > 0 and self._in_flight < window:
             copies, piece = self._next_piece()
@@ -160,8 +160,8 @@ class Sender:
         self._alarm_at = now + self._patience_s
         self._first_sent_at, self._delivered_at = newest.sent_at, now
         elapsed = max(newest.sent_at - newest.first_sent_at, now - newest.delivered_at)
-        self._rate.learn(
-            Sample(
+        self._congestion.on_ack(
+            AckSample(
                 now=now,
                 rtt_s=rtt_s,
                 # Over less than a round trip, acknowledgements that bunch look like speed.
@@ -182,7 +182,7 @@ class Sender:
 
     def _burst(self, now: float) -> float:
         """Return how many bytes may leave at once, by the pace."""
-        paced = (now - self._due + _BURST_S) * self._rate.rate_bps
+        paced = (now - self._due + _BURST_S) * self._congestion.rate_bps
         return min(max(paced, _MIN_BURST * (self._piece + OVERHEAD)), _MAX_BURST)
 
     def _next_piece(self) -> tuple[int, tuple[int, int]]:
@@ -221,7 +221,7 @@ class Sender:
         if not self._waiting or len(self._missing) >= self._most_open:
             return False
         block, size = self._waiting[0]
-        body = self._memory.lend(size + DIGEST_BYTES)
+        body = self._memory.borrow(size + DIGEST_BYTES)
         self._fill(block, body)
         self._waiting.popleft()
         offsets = range(0, len(body), self._piece)
@@ -245,7 +245,7 @@ class Sender:
             self._delivered,
             self._delivered_at,
             self._first_sent_at,
-            self._rate.quiet,
+            self._congestion.quiet,
         )
         self._in_flight += size
         return Datagram(pack_header(self._session, number, self._kind, block, offset), payload)
@@ -291,7 +291,7 @@ class Sender:
         self.moved += max(0, min(offset + self._piece, length) - offset)
         if not missing:
             del self._missing[block]
-            self._memory.take_back(self._bodies.pop(block))
+            self._memory.release(self._bodies.pop(block))
 
     def _give_up(self) -> int:
         """Let pieces leave again that are surely lost; return how many of their bytes were quiet.

@@ -26,7 +26,7 @@ from ftpkit.protocol.datagram import (
     read_probe,
 )
 from ftpkit.protocol.digest import keyed_number
-from ftpkit.protocol.exchange import Row, ServerEnd
+from ftpkit.protocol.exchange import DatagramTransfer, ServerDatagramSession
 from ftpkit.protocol.path import echo_of
 from ftpkit.protocol.sender import Sender
 
@@ -38,7 +38,7 @@ _LEAST_RTT_S: Final = 0.001
 
 Turn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
 """Makes the turn in which a row moves, given what tells how many bytes it has moved."""
-Begin = Callable[[int, int, float, float], Row]
+Begin = Callable[[int, int, float, float], DatagramTransfer]
 """Makes the server's half of a row: session, bytes a piece, seconds a round trip, the time now."""
 
 log = logging.getLogger("ftpkit.server")
@@ -170,7 +170,7 @@ class Exchange:
         self._lock = threading.Lock()
         self._last_probe = 0
         self._peer: tuple[Any, ...] | None = None
-        self._end: ServerEnd | None = None
+        self._end: ServerDatagramSession | None = None
         self._sock: DatagramSocket | None = None
         self._thread: threading.Thread | None = None
         self._heard_at = time.monotonic()
@@ -184,12 +184,12 @@ class Exchange:
     @property
     def done(self) -> bool:
         """Whether all blocks are over."""
-        return self._end is not None and self._end.row.done
+        return self._end is not None and self._end.transfer.done
 
     @property
     def moved(self) -> int:
         """How many bytes of blocks have gone over, or come."""
-        return self._end.row.moved if self._end else 0
+        return self._end.transfer.moved if self._end else 0
 
     def probed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Answer a probe that came to the port itself, if it was sealed with our key."""
@@ -240,7 +240,7 @@ class Exchange:
                 self._over = self._over or self._thread is None
                 self._tell(error)
             if self._over and self._end is not None:
-                return self._end.last_word()
+                return self._end.end_datagram()
         size = len(payload) + OVERHEAD
         return echo_of(header, size, Probe(proof, probe.piece, probe.rtt_us))
 
@@ -255,7 +255,7 @@ class Exchange:
         now = time.monotonic()
         rtt_s = max(probe.rtt_us / 1e6, _LEAST_RTT_S)
         row = self._begin(self.session, probe.piece, rtt_s, now)
-        end = self._end = ServerEnd(self.session, row, self._probed_again)
+        end = self._end = ServerDatagramSession(self.session, row, self._probed_again)
         sock = DatagramSocket(bound(*self._local))
         try:
             sock.connect(address)
@@ -274,15 +274,19 @@ class Exchange:
         with self._lock:
             return self._answer(header, payload, self._peer) if self._peer else None
 
-    def _run(self, end: ServerEnd, sock: DatagramSocket) -> None:
+    def _run(self, end: ServerDatagramSession, sock: DatagramSocket) -> None:
         def goes_on(now: float) -> bool:
             silence_s = now - max(end.heard_at, self._heard_at)
-            return not self._stopped and not end.over and silence_s < _SILENCE_S
+            return not self._stopped and not end.finished and silence_s < _SILENCE_S
 
         seal = DatagramCipher(self.key)
         try:
             drive_session(
-                sock, seal, end, while_=goes_on, turn=lambda: self._turn(lambda: _passed(end.row))
+                sock,
+                seal,
+                end,
+                while_=goes_on,
+                turn=lambda: self._turn(lambda: _passed(end.transfer)),
             )
         except (FtpkitError, OSError) as error:
             self._tell(error)
@@ -293,7 +297,7 @@ class Exchange:
             with self._lock:
                 self._over = True
                 with contextlib.suppress(FtpkitError):
-                    sock.send(seal.encrypt(end.last_word()))
+                    sock.send(seal.encrypt(end.end_datagram()))
                 sock.close()
             self._let_go()
 
@@ -302,7 +306,7 @@ class Exchange:
         log.info("datagrams", extra={"fields": {"session": self.session, "error": str(error)}})
 
 
-def _passed(row: Row) -> int:
+def _passed(row: DatagramTransfer) -> int:
     """Return how many bytes have passed here: what has left counts before it has arrived."""
     return row.sent.once if isinstance(row, Sender) else row.moved
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import Address
 from ftpkit.net.datagrams import DatagramSocket
-from ftpkit.protocol.conversation import ServerConversation
+from ftpkit.protocol.conversation import ServerProtocol
 from ftpkit.server.admission import Admission
 from ftpkit.server.binding import Bound
 
@@ -91,7 +91,7 @@ class Listener(socketserver.ThreadingTCPServer):
         )
         with contextlib.suppress(OSError):
             request.setblocking(False)
-            request.send(ServerConversation().refuse(refusal, close=True))
+            request.send(ServerProtocol().refuse(refusal, close=True))
             request.shutdown(socket.SHUT_WR)
         self._refused.append((time.monotonic() + _REFUSED_S, request))
         if len(self._refused) > _MOST_REFUSED:

@@ -42,7 +42,7 @@ def hello(context: Context, request: m.Hello) -> Result:
 
 
 def ping(context: Context, request: m.Ping) -> Result:
-    return Result(m.Done())
+    return Result(m.OkReply())
 
 
 def auth(context: Context, request: m.Auth) -> Result:
@@ -81,8 +81,8 @@ def list_names(context: Context, request: m.List) -> Result:
     entries = context.store.entries(request.name, recursive=request.recursive, after=request.after)
     page, last, more = bytearray(), None, False
     for entry in entries:
-        line = m.entry_to_line(
-            m.Entry(name=entry.name, kind=entry.kind, total=entry.total, mtime=entry.mtime)
+        line = m.list_entry_to_json(
+            m.ListEntry(name=entry.name, kind=entry.kind, total=entry.total, mtime=entry.mtime)
         )
         if len(page) + len(line) > m.MAX_PAGE:
             more = True
@@ -98,18 +98,18 @@ def list_names(context: Context, request: m.List) -> Result:
 
 def mkdir(context: Context, request: m.Mkdir) -> Result:
     context.store.mkdir(request.name)
-    return Result(m.Named(name=request.name))
+    return Result(m.NameReply(name=request.name))
 
 
 def rename(context: Context, request: m.Rename) -> Result:
     context.store.rename(request.name, request.to, overwrite=request.overwrite)
-    return Result(m.Named(name=request.to))
+    return Result(m.NameReply(name=request.to))
 
 
 def delete(context: Context, request: m.Delete) -> Result:
-    def work(progress: Progress) -> m.Named:
+    def work(progress: Progress) -> m.NameReply:
         context.store.delete(request.name, recursive=request.recursive, progress=progress)
-        return m.Named(name=request.name)
+        return m.NameReply(name=request.name)
 
     if not request.recursive:
         return Result(work(lambda done, total: None))
@@ -121,11 +121,11 @@ def delete(context: Context, request: m.Delete) -> Result:
     return Result(context.jobs.run(key, work))
 
 
-def digest(context: Context, request: m.DigestOf) -> Result:
+def digest(context: Context, request: m.DigestRequest) -> Result:
     store, buffers = context.store, context.buffers
     algorithm = request.digest or context.algorithm
 
-    def work(progress: Progress) -> m.Published:
+    def work(progress: Progress) -> m.FileReply:
         with store.read(request.name) as reader:
             total = reader.entry.total
             actual = _digest_range(reader, 0, total, algorithm, buffers, progress)
@@ -225,7 +225,7 @@ def write(context: Context, request: m.Write) -> Result:
 def commit(context: Context, request: m.Commit) -> Result:
     store, owner = context.store, context.owner
 
-    def work(progress: Progress) -> m.Published:
+    def work(progress: Progress) -> m.FileReply:
         try:
             upload = store.upload(request.upload, owner=owner)
         except RefusedError as refusal:
@@ -254,7 +254,7 @@ def commit(context: Context, request: m.Commit) -> Result:
 def abort(context: Context, request: m.Abort) -> Result:
     context.store.abort(request.upload, owner=context.owner)
     context.drop(request.upload)
-    return Result(m.Done())
+    return Result(m.OkReply())
 
 
 OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
@@ -266,7 +266,7 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
     m.Mkdir: mkdir,
     m.Rename: rename,
     m.Delete: delete,
-    m.DigestOf: digest,
+    m.DigestRequest: digest,
     m.Put: put,
     m.Get: get,
     m.Begin: begin,
@@ -317,8 +317,8 @@ def _digest_range(
     return format_digest(algorithm, hasher.digest())
 
 
-def _published(entry: Entry) -> m.Published:
-    return m.Published(
+def _published(entry: Entry) -> m.FileReply:
+    return m.FileReply(
         name=entry.name,
         total=entry.total,
         version=entry.version,

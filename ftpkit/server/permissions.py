@@ -15,7 +15,7 @@ NEEDS: Final[dict[type[m.Request], frozenset[Permission]]] = {
     m.List: frozenset({Permission.READ}),
     m.Get: frozenset({Permission.READ}),
     m.Pull: frozenset({Permission.READ}),
-    m.DigestOf: frozenset({Permission.READ}),
+    m.DigestRequest: frozenset({Permission.READ}),
     m.Mkdir: frozenset({Permission.WRITE}),
     m.Put: frozenset({Permission.WRITE}),
     m.Begin: frozenset({Permission.WRITE}),

@@ -6,9 +6,9 @@ from itertools import islice
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol import messages as m
-from ftpkit.protocol.datagram import FROM_SERVER, MOST_BLOCKS, OVERHEAD, most_open
+from ftpkit.protocol.datagram import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
-from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.rate import BbrControl
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
 from ftpkit.scheduling.dispatcher import Carrier
@@ -24,7 +24,7 @@ def push(context: Context, request: m.Push) -> Result:
     held = {record.offset for record in upload.records(context.algorithm)}
     offsets = (offset for offset in range(0, total, block) if offset not in held)
     missing = {
-        offset // block: min(block, total - offset) for offset in islice(offsets, MOST_BLOCKS)
+        offset // block: min(block, total - offset) for offset in islice(offsets, MAX_BLOCKS)
     }
 
     def begin(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
@@ -32,7 +32,7 @@ def push(context: Context, request: m.Push) -> Result:
             session,
             missing,
             lambda number, data, raw: _take(upload, number, data, raw, context.algorithm),
-            most_open=most_open(block),
+            most_open=max_open_blocks(block),
             direction=FROM_SERVER,
             allocate=system.memory,
         )
@@ -58,8 +58,8 @@ def pull(context: Context, request: m.Pull) -> Result:
                 piece,
                 sizes,
                 _filler(reader, block, context.algorithm),
-                BottleneckRate(piece + OVERHEAD, rtt_s, now, request.rate),
-                most_open=most_open(block),
+                BbrControl(piece + OVERHEAD, rtt_s, now, request.rate),
+                most_open=max_open_blocks(block),
                 direction=FROM_SERVER,
                 rtt_s=rtt_s,
                 now=now,
@@ -88,8 +88,8 @@ def _sizes(request: m.Pull, total: int) -> dict[int, int]:
     block, blocks = request.block, -(-total // request.block)
     if any(behind > blocks for _, behind in request.ranges):
         raise RefusedError(Code.BAD_REQUEST, f"pull: the file has {blocks} blocks")
-    if sum(behind - first for first, behind in request.ranges) > MOST_BLOCKS:
-        raise RefusedError(Code.BAD_REQUEST, f"pull: {MOST_BLOCKS} blocks at most at a time")
+    if sum(behind - first for first, behind in request.ranges) > MAX_BLOCKS:
+        raise RefusedError(Code.BAD_REQUEST, f"pull: {MAX_BLOCKS} blocks at most at a time")
     return {
         number: min(block, total - number * block)
         for first, behind in request.ranges

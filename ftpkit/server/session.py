@@ -21,7 +21,7 @@ from ftpkit.errors import (
     WrongWorkerError,
 )
 from ftpkit.net.stream import FrameStream
-from ftpkit.protocol.conversation import ServerConversation
+from ftpkit.protocol.conversation import ServerProtocol
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
 from ftpkit.server.context import Context, Moved, Result
@@ -78,7 +78,7 @@ class Session:
             context.algorithm = moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
             stream.resume(moved.header, moved.ahead, moved.local)
-        self._conversation = ServerConversation(must_authenticate=context.locked)
+        self._conversation = ServerProtocol(must_authenticate=context.locked)
         stream.unauthenticated = context.locked
 
     def run(self) -> None:
@@ -219,7 +219,7 @@ class Session:
                 row = self._context.exchange
                 self._transfers.served(request, result.reply, started, row)
                 if isinstance(result.reply, AuthReply):
-                    self._conversation.unlock()
+                    self._conversation.mark_authenticated()
                     self._stream.unauthenticated = False
                 self._answer(result)
                 return

@@ -103,20 +103,20 @@ class Transfers:
         if not isinstance(request, m.Ping):
             self._end_row()
         match request, reply:
-            case m.Put(), m.Published():
+            case m.Put(), m.FileReply():
                 self._end_put(request.size, "ok")
             case m.Begin(), m.BeginReply():
                 self._upload(reply.upload)
             case m.Write(), _:
                 self._upload(request.upload).count += request.size
-            case m.Commit(), m.Published():
+            case m.Commit(), m.FileReply():
                 self._uploads.setdefault(request.upload, _Running(Direction.UP, reply.name, since))
                 self._end_upload(request.upload, "ok")
             case m.Push(), _ if row is not None:
                 self._row = self._upload(request.upload), row
             case m.Pull(), _ if row is not None:
                 self._row = _Running(Direction.DOWN, request.name, since), row
-            case m.Abort(), m.Done():
+            case m.Abort(), m.OkReply():
                 self._end_upload(request.upload, "aborted")
             case m.Get(), m.GetReply():
                 self._downloaded(reply).count += reply.size

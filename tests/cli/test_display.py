@@ -13,7 +13,7 @@ from ftpkit.cli.display import (
     stat_lines,
     width,
 )
-from ftpkit.protocol.messages import Entry, StatReply
+from ftpkit.protocol.messages import ListEntry, StatReply
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def test_json_is_one_line_of_printable_ascii() -> None:
 
 def test_ls_aligns_and_marks() -> None:
     entries = [
-        Entry(name="a", kind="file", total=999, mtime=0),
-        Entry(name="b", kind="file", total=999_000_000, mtime=10**18),
-        Entry(name="c", kind="dir", total=4096, mtime=10**18),
-        Entry(name="d", kind="link", total=3, mtime=10**18),
-        Entry(name="e\x1b", kind="other", total=0, mtime=10**18),
+        ListEntry(name="a", kind="file", total=999, mtime=0),
+        ListEntry(name="b", kind="file", total=999_000_000, mtime=10**18),
+        ListEntry(name="c", kind="dir", total=4096, mtime=10**18),
+        ListEntry(name="d", kind="link", total=3, mtime=10**18),
+        ListEntry(name="e\x1b", kind="other", total=0, mtime=10**18),
     ]
     lines = [ls_line(entry) for entry in entries]
     assert [line.rpartition("  ")[2] for line in lines] == ["a", "b", "c/", "d@", "e\\x1b?"]
@@ -55,7 +55,7 @@ def test_ls_aligns_and_marks() -> None:
 
 
 def test_ls_json_has_the_words_of_the_wire() -> None:
-    entry = Entry(name="b", kind="file", total=5, mtime=10**18 + 1)
+    entry = ListEntry(name="b", kind="file", total=5, mtime=10**18 + 1)
     assert json.loads(ls_json(entry)) == {
         "name": "b",
         "kind": "file",

@@ -18,7 +18,7 @@ from ftpkit.protocol.datagram import (
     read_header,
 )
 from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import FixedRate
+from ftpkit.protocol.rate import FixedRateControl
 from ftpkit.protocol.receiver import Receiver
 
 PIECE = 1000
@@ -36,7 +36,7 @@ def fill(block: int, body: memoryview) -> None:
 
 
 def raw_sender(sizes: Mapping[int, int] = SIZES, rate_bps: float = RATE_BPS) -> RawSender:
-    return RawSender(7, PIECE, sizes, fill, FixedRate(rate_bps), rtt_s=0.2, now=0.0)
+    return RawSender(7, PIECE, sizes, fill, FixedRateControl(rate_bps), rtt_s=0.2, now=0.0)
 
 
 def header_of(datagram: Datagram) -> Header:

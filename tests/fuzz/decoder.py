@@ -11,7 +11,7 @@ import atheris
 
 with atheris.instrument_imports(include=["ftpkit", "json"]):
     from ftpkit.errors import EndOfStreamError, ProtocolError, RefusedError, TruncatedError
-    from ftpkit.protocol.conversation import ClientConversation, ServerConversation
+    from ftpkit.protocol.conversation import ClientProtocol, ServerProtocol
     from ftpkit.protocol.frame import Decoder, Header, encode_header
     from ftpkit.protocol.messages import Ping
 
@@ -32,13 +32,13 @@ def headers_in(data: bytes) -> list[Header]:
 
 def one(data: bytes) -> None:
     """Decode, write again, and let both halves of a conversation read what came."""
-    server = ServerConversation()
+    server = ServerProtocol()
     for header in headers_in(data):
         assert headers_in(encode_header(header)) == [header]
         with contextlib.suppress(RefusedError):
             server.receive(header)
-        client = ClientConversation()
-        client.ask(Ping())
+        client = ClientProtocol()
+        client.send_request(Ping())
         with contextlib.suppress(ProtocolError):
             client.receive(header)
 

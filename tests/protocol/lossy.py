@@ -20,7 +20,7 @@ from ftpkit.protocol.datagram import (
     read_header,
     read_probe,
 )
-from ftpkit.protocol.exchange import End, Row, ServerEnd
+from ftpkit.protocol.exchange import DatagramSession, DatagramTransfer, ServerDatagramSession
 from ftpkit.protocol.path import echo_of
 
 # IP and UDP headers, which take their time on the link as well.
@@ -66,8 +66,10 @@ class Lossy:
 class Doorway:
     """What a server does before a session: it echoes probes, and lets who proves an address in."""
 
-    def __init__(self, start: Callable[[int, float, float], Row], proof: int = 77) -> None:
-        self.end: ServerEnd | None = None
+    def __init__(
+        self, start: Callable[[int, float, float], DatagramTransfer], proof: int = 77
+    ) -> None:
+        self.end: ServerDatagramSession | None = None
         self.proof = proof
         self._start = start
         self.probes: list[Probe] = []
@@ -84,7 +86,7 @@ class Doorway:
             self.probes.append(probe)
             if self.end is None and probe.proof == self.proof and probe.piece:
                 row = self._start(probe.piece, probe.rtt_us / 1e6, now)
-                self.end = ServerEnd(header.session, row, lambda header, payload: None)
+                self.end = ServerDatagramSession(header.session, row, lambda header, payload: None)
             size = len(payload) + OVERHEAD
             self._echoes.append(echo_of(header, size, Probe(self.proof, probe.piece, 0)))
 
@@ -101,8 +103,8 @@ class Doorway:
 
 
 def converse(
-    near: End,
-    far: End,
+    near: DatagramSession,
+    far: DatagramSession,
     up: Lossy,
     down: Lossy,
     *,
@@ -114,7 +116,7 @@ def converse(
     An end is asked when it said that it wants to be, and when something arrives.
     """
     now, order = 0.0, count()
-    queue: list[tuple[float, int, End, bytes, bytes]] = []
+    queue: list[tuple[float, int, DatagramSession, bytes, bytes]] = []
     sides = ((near, far, up), (far, near, down))
     while not until(now):
         assert now < limit_s, "it takes too long"

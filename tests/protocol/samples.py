@@ -85,7 +85,7 @@ _SPECIAL: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (messages.Hello, "version"): integers,
     (messages.HelloReply, "version"): integers,
     (messages.HelloReply, "digest"): algorithms,
-    (messages.DigestOf, "digest"): algorithms,
+    (messages.DigestRequest, "digest"): algorithms,
     (messages.Get, "digest"): algorithms,
     (messages.Begin, "total"): st.none() | sizes,
     (messages.ListReply, "next"): st.none() | texts,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
-from ftpkit.protocol import Answer, ClientConversation, Decoder, ServerConversation
+from ftpkit.protocol import ClientProtocol, Decoder, Response, ServerProtocol
 from ftpkit.protocol.conversation import MAX_ID
 from ftpkit.protocol.frame import Header, encode_header
 from ftpkit.protocol.messages import (
@@ -15,13 +15,13 @@ from ftpkit.protocol.messages import (
     Auth,
     AuthReply,
     Commit,
-    Done,
+    FileReply,
     Get,
     Hello,
     HelloReply,
+    OkReply,
     Pending,
     Ping,
-    Published,
     Stat,
     StatReply,
 )
@@ -41,13 +41,13 @@ def said(wire: bytes) -> Header:
     return frame.header
 
 
-def code_of(server: ServerConversation, header: Header) -> Code | None:
+def code_of(server: ServerProtocol, header: Header) -> Code | None:
     """Let ``server`` receive and answer; return with which code it refused."""
     try:
         server.receive(header)
     except RefusedError as refusal:
         return Code(said(server.refuse(refusal))["code"])
-    server.accept(Done())
+    server.accept(OkReply())
     return None
 
 
@@ -55,9 +55,9 @@ def code_of(server: ServerConversation, header: Header) -> Code | None:
 
 
 def test_a_request_gets_its_reply() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     assert server.receive(PING) == Ping()
-    assert said(server.accept(Done())) == {"ok": True}
+    assert said(server.accept(OkReply())) == {"ok": True}
     assert server.receive({"op": "stat", "name": "a"}) == Stat(name="a")
     refusal = RefusedError(Code.NOT_FOUND, "no 'a'")
     assert said(server.refuse(refusal)) == {"ok": False, "code": "not-found", "message": "no 'a'"}
@@ -65,7 +65,7 @@ def test_a_request_gets_its_reply() -> None:
 
 
 def test_work_that_goes_on_is_pending() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     server.receive({"op": "commit", "upload": "u", "total": 5, "id": "c"})
     assert said(server.accept(Pending(done=1, total=5))) == {
         "ok": True, "pending": True, "done": 1, "total": 5, "id": "c"
@@ -76,21 +76,21 @@ def test_work_that_goes_on_is_pending() -> None:
     "identity", [0, -1, 2**64 - 1, -(2**63), "", "a", "é" * (MAX_ID // 2), "\0" * MAX_ID]
 )
 def test_a_reply_repeats_the_id_of_its_request(identity: str | int) -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     server.receive(PING | {"id": identity})
-    assert said(server.accept(Done())) == {"ok": True, "id": identity}
+    assert said(server.accept(OkReply())) == {"ok": True, "id": identity}
     with pytest.raises(RefusedError) as caught:
         server.receive({"op": "quit", "id": identity})
     assert said(server.refuse(caught.value))["id"] == identity
     server.receive(PING)
-    assert said(server.accept(Done())) == {"ok": True}
+    assert said(server.accept(OkReply())) == {"ok": True}
 
 
 @pytest.mark.parametrize(
     "identity", [True, 1.0, [], {}, "x" * (MAX_ID + 1), "é" * (MAX_ID // 2) + "x", "x" * 65_000]
 )
 def test_a_bad_id_is_refused_and_not_repeated(identity: Any) -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     with pytest.raises(RefusedError, match="id must be an integer or a string") as caught:
         server.receive(PING | {"id": identity})
     assert caught.value.code is Code.BAD_REQUEST
@@ -99,36 +99,36 @@ def test_a_bad_id_is_refused_and_not_repeated(identity: Any) -> None:
 
 
 def test_a_refusal_that_nobody_asked_for_has_no_id() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     server.receive(PING | {"id": 7})
-    server.accept(Done())
+    server.accept(OkReply())
     late = said(server.refuse(RefusedError(Code.TIMEOUT, "you say nothing"), close=True))
     assert late == {"ok": False, "code": "timeout", "message": "you say nothing", "close": True}
     assert server.closed
 
 
 def test_a_full_server_refuses_before_any_request() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     refusal = RefusedError(Code.TOO_MANY_CONNECTIONS, "full")
     assert said(server.refuse(refusal, close=True)) == FULL
 
 
 def test_a_closed_conversation_stays_closed() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     server.refuse(RefusedError(Code.BAD_FRAME, "what?"), close=True)
     with pytest.raises(RuntimeError, match="closed"):
         server.receive(PING)
     with pytest.raises(RuntimeError, match="closed"):
-        server.accept(Done())
+        server.accept(OkReply())
     with pytest.raises(RuntimeError, match="closed"):
         server.refuse(RefusedError(Code.BUSY, "busy"))
     assert server.closed
 
 
 def test_hello_comes_first_or_not_at_all() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     assert server.receive(HELLO) == Hello(version=1)
-    server.accept(Done())
+    server.accept(OkReply())
     assert code_of(server, HELLO) is Code.BAD_REQUEST
     assert code_of(server, PING) is None
 
@@ -137,7 +137,7 @@ def test_hello_comes_first_or_not_at_all() -> None:
     "first", [PING, {"op": "quit"}, {}, PING | {"id": []}, HELLO | {"version": 2}]
 )
 def test_hello_is_too_late_after_any_request(first: Header) -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     code_of(server, first)
     with pytest.raises(RefusedError, match="hello comes first") as caught:
         server.receive(HELLO)
@@ -146,7 +146,7 @@ def test_hello_is_too_late_after_any_request(first: Header) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, -1, 2**64 - 1])
 def test_another_version_is_unsupported_and_the_conversation_goes_on(version: int) -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     with pytest.raises(RefusedError, match="speaks version 1") as caught:
         server.receive({"op": "hello", "version": version})
     assert caught.value.code is Code.UNSUPPORTED
@@ -168,20 +168,20 @@ def test_another_version_is_unsupported_and_the_conversation_goes_on(version: in
     ],
 )
 def test_without_a_token_everything_else_must_wait(header: Header) -> None:
-    server = ServerConversation(must_authenticate=True)
+    server = ServerProtocol(must_authenticate=True)
     assert code_of(server, header) is Code.AUTH_REQUIRED
     assert code_of(server, AUTH) is None
     assert code_of(server, header) is Code.AUTH_REQUIRED  # the shell has not found the token good
-    server.unlock()
+    server.mark_authenticated()
     assert code_of(server, header) is not Code.AUTH_REQUIRED
 
 
 def test_hello_and_auth_may_come_without_a_token() -> None:
-    server = ServerConversation(must_authenticate=True)
+    server = ServerProtocol(must_authenticate=True)
     assert server.receive(HELLO) == Hello(version=1)
-    server.accept(Done())
+    server.accept(OkReply())
     assert server.receive(AUTH) == Auth(token="t")
-    server.unlock()
+    server.mark_authenticated()
     assert said(server.accept(AuthReply(user="ada", can=["read"]))) == {
         "ok": True, "user": "ada", "can": ["read"]
     }  # fmt: skip
@@ -189,7 +189,7 @@ def test_hello_and_auth_may_come_without_a_token() -> None:
 
 
 def test_a_locked_server_still_judges_hello_and_auth() -> None:
-    server = ServerConversation(must_authenticate=True)
+    server = ServerProtocol(must_authenticate=True)
     assert code_of(server, HELLO | {"version": 2}) is Code.UNSUPPORTED
     assert code_of(server, HELLO) is Code.BAD_REQUEST
     assert code_of(server, {"op": "auth"}) is Code.BAD_REQUEST
@@ -197,7 +197,7 @@ def test_a_locked_server_still_judges_hello_and_auth() -> None:
 
 
 def test_the_third_bad_token_is_the_last() -> None:
-    server = ServerConversation(must_authenticate=True)
+    server = ServerProtocol(must_authenticate=True)
     for left in (2, 1, 0):
         server.receive(AUTH)
         assert ("close" in said(server.refuse(BAD_TOKEN))) is (left == 0)
@@ -207,7 +207,7 @@ def test_the_third_bad_token_is_the_last() -> None:
 
 
 def test_a_server_may_close_after_the_first_bad_token() -> None:
-    server = ServerConversation(must_authenticate=True)
+    server = ServerProtocol(must_authenticate=True)
     server.receive(AUTH)
     assert said(server.refuse(BAD_TOKEN, close=True))["close"] is True
 
@@ -228,7 +228,7 @@ requests = st.sampled_from(REQUEST_KINDS).flatmap(
     st.lists(headers | requests | requests.map(lambda header: header | {"op": 1})), st.booleans()
 )
 def test_any_header_is_a_request_or_refused(offered: list[Header], locked: bool) -> None:
-    server = ServerConversation(must_authenticate=locked)
+    server = ServerProtocol(must_authenticate=locked)
     for header in offered:
         try:
             wire = encode_header(header)
@@ -237,7 +237,7 @@ def test_any_header_is_a_request_or_refused(offered: list[Header], locked: bool)
         try:
             request = server.receive(said(wire))
             assert type(request) in REPLIES
-            reply = said(server.accept(Done()))
+            reply = said(server.accept(OkReply()))
         except RefusedError as refusal:
             reply = said(server.refuse(refusal))
         assert reply.get("id") in (header.get("id"), None)
@@ -247,14 +247,14 @@ def test_any_header_is_a_request_or_refused(offered: list[Header], locked: bool)
 
 
 def test_replies_are_matched_in_order() -> None:
-    client = ClientConversation()
-    assert said(client.ask(Ping())) == PING
-    assert said(client.ask(Stat(name="a"))) == {"op": "stat", "name": "a"}
-    assert said(client.ask(Ping())) == PING
+    client = ClientProtocol()
+    assert said(client.send_request(Ping())) == PING
+    assert said(client.send_request(Stat(name="a"))) == {"op": "stat", "name": "a"}
+    assert said(client.send_request(Ping())) == PING
     assert client.unanswered == 3
-    assert client.receive({"ok": True}) == Answer(Ping(), Done())
+    assert client.receive({"ok": True}) == Response(Ping(), OkReply())
     stat = {"ok": True, "name": "a", "kind": "file", "total": 5, "mtime": 0, "version": "v"}
-    assert client.receive(stat) == Answer(
+    assert client.receive(stat) == Response(
         Stat(name="a"), StatReply(name="a", kind="file", total=5, mtime=0, version="v")
     )
     assert client.unanswered == 1
@@ -265,27 +265,27 @@ def test_replies_are_matched_in_order() -> None:
 
 
 def test_a_client_hears_that_the_work_goes_on() -> None:
-    client = ClientConversation()
+    client = ClientProtocol()
     request = Commit(upload="u", total=5)
-    client.ask(request)
+    client.send_request(request)
     pending = {"ok": True, "pending": True, "done": 1, "total": 5}
-    assert client.receive(pending) == Answer(request, Pending(done=1, total=5))
+    assert client.receive(pending) == Response(request, Pending(done=1, total=5))
     assert client.unanswered == 0
 
 
 def test_a_client_reads_an_unknown_code_as_internal() -> None:
-    client = ClientConversation()
-    client.ask(Ping())
+    client = ClientProtocol()
+    client.send_request(Ping())
     reply = client.receive({"ok": False, "code": "on-strike", "message": "why not"}).reply
     assert isinstance(reply, RefusedError)
     assert reply.code is Code.INTERNAL
 
 
 def test_a_reply_may_say_that_the_server_closes() -> None:
-    client = ClientConversation()
-    client.ask(Ping())
-    client.ask(Ping())
-    assert client.receive({"ok": True, "close": True}).reply == Done()
+    client = ClientProtocol()
+    client.send_request(Ping())
+    client.send_request(Ping())
+    assert client.receive({"ok": True, "close": True}).reply == OkReply()
     assert client.closed
     client.receive({"ok": True})
     assert client.closed
@@ -293,14 +293,14 @@ def test_a_reply_may_say_that_the_server_closes() -> None:
 
 @pytest.mark.parametrize("close", [False, None, 1, "true"])
 def test_only_true_closes(close: object) -> None:
-    client = ClientConversation()
-    client.ask(Ping())
+    client = ClientProtocol()
+    client.send_request(Ping())
     client.receive({"ok": True, "close": close})
     assert not client.closed
 
 
 def test_a_server_that_closes_may_refuse_unasked() -> None:
-    client = ClientConversation()
+    client = ClientProtocol()
     with pytest.raises(RefusedError, match="full") as caught:
         client.receive(FULL)
     assert caught.value.code is Code.TOO_MANY_CONNECTIONS
@@ -319,27 +319,27 @@ def test_a_server_that_closes_may_refuse_unasked() -> None:
 )
 def test_any_other_unasked_reply_is_an_error(header: Header) -> None:
     with pytest.raises(ProtocolError):
-        ClientConversation().receive(header)
+        ClientProtocol().receive(header)
 
 
 def test_a_reply_that_does_not_fit_is_an_error() -> None:
-    client = ClientConversation()
-    client.ask(Stat(name="a"))
+    client = ClientProtocol()
+    client.send_request(Stat(name="a"))
     with pytest.raises(ProtocolError, match="name is missing"):
         client.receive({"ok": True})
 
 
 def test_a_request_that_cannot_be_written_is_not_waited_for() -> None:
-    client = ClientConversation()
+    client = ClientProtocol()
     with pytest.raises(ValueError, match="digest"):
-        client.ask(Get(name="a", digest="BLAKE3"))
+        client.send_request(Get(name="a", digest="BLAKE3"))
     assert client.unanswered == 0
 
 
 @given(headers)
 def test_any_reply_is_an_answer_or_an_error(header: Header) -> None:
-    client = ClientConversation()
-    client.ask(Ping())
+    client = ClientProtocol()
+    client.send_request(Ping())
     try:
         answer = client.receive(header)
     except ProtocolError:
@@ -352,8 +352,8 @@ def test_any_reply_is_an_answer_or_an_error(header: Header) -> None:
 
 @given(st.lists(st.sampled_from(REQUEST_KINDS).flatmap(messages_of), max_size=5), st.data())
 def test_what_one_half_asks_the_other_answers(asked: list[Any], data: st.DataObject) -> None:
-    client, server = ClientConversation(), ServerConversation()
-    stream = b"".join(client.ask(request) for request in asked)
+    client, server = ClientProtocol(), ServerProtocol()
+    stream = b"".join(client.send_request(request) for request in asked)
     decoder, replies = Decoder(), list[Any]()
     while stream:
         taken, stream = stream[: decoder.wanted], stream[decoder.wanted :]
@@ -379,16 +379,16 @@ def test_what_one_half_asks_the_other_answers(asked: list[Any], data: st.DataObj
 
 
 def test_the_longest_name_and_id_fit_into_a_reply() -> None:
-    server = ServerConversation()
+    server = ServerProtocol()
     name = "/".join(['"' * 255] * 16)
     server.receive({"op": "digest", "name": name, "id": "\0" * MAX_ID})
-    reply = Published(name=name, total=2**63 - 1, version="v" * 200)
+    reply = FileReply(name=name, total=2**63 - 1, version="v" * 200)
     assert said(server.accept(reply))["name"] == name
 
 
 def test_a_hello_is_answered() -> None:
-    server, client = ServerConversation(), ClientConversation()
-    server.receive(said(client.ask(Hello(version=1, agent="a", digests=["sha256"]))))
+    server, client = ServerProtocol(), ClientProtocol()
+    server.receive(said(client.send_request(Hello(version=1, agent="a", digests=["sha256"]))))
     reply = HelloReply(
         version=1, agent="b", digest="sha256", auth=False, features=[], limits={"block": 65_536}
     )

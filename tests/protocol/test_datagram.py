@@ -14,13 +14,13 @@ from ftpkit.protocol.datagram import (
     REMEMBERED,
     TAG,
     Ack,
-    Arrivals,
-    Bodies,
+    BlockBuffers,
     Header,
     Kind,
-    Numbers,
+    PacketNumbers,
     Probe,
-    most_open,
+    ReceivedPackets,
+    max_open_blocks,
     nonce_of,
     pack_ack,
     pack_header,
@@ -109,7 +109,7 @@ def test_a_probe_that_is_too_short() -> None:
 
 @given(st.lists(st.integers(1, 10_000), max_size=60))
 def test_each_number_counts_once(numbers: list[int]) -> None:
-    arrivals, seen = Arrivals(), set[int]()
+    arrivals, seen = ReceivedPackets(), set[int]()
     for number in numbers:
         remembered = number > max(seen, default=0) - REMEMBERED
         assert arrivals.is_new(number) == (number not in seen and remembered)
@@ -123,7 +123,7 @@ def test_each_number_counts_once(numbers: list[int]) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 2**64)), max_size=20))
 def test_merging_is_adding_each(merges: list[tuple[int, int]]) -> None:
-    merged, seen = Arrivals(), set[int]()
+    merged, seen = ReceivedPackets(), set[int]()
     for largest, bits in merges:
         kept = bits | 1
         before = merged.largest
@@ -140,7 +140,7 @@ def test_merging_is_adding_each(merges: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("number", [MAX_NUMBER, REMEMBERED + 1])
 def test_a_number_far_ahead_costs_no_memory(number: int) -> None:
-    arrivals = Arrivals()
+    arrivals = ReceivedPackets()
     arrivals.add(1)
     arrivals.add(number)
     assert (arrivals.largest, arrivals.bits) == (number, 1)
@@ -149,7 +149,7 @@ def test_a_number_far_ahead_costs_no_memory(number: int) -> None:
 
 
 def test_numbers_are_used_up_in_the_end() -> None:
-    numbers = Numbers()
+    numbers = PacketNumbers()
     assert [numbers.next(), numbers.next(), numbers.last] == [1, 2, 2]
     numbers.last = MAX_NUMBER - 1
     assert numbers.next() == MAX_NUMBER
@@ -161,14 +161,14 @@ def test_numbers_are_used_up_in_the_end() -> None:
     ("block", "blocks"), [(64 * 1024, 16), (4 * 2**20, 16), (16 * 2**20, 4), (64 * 2**20, 1)]
 )
 def test_so_many_blocks_may_be_open(block: int, blocks: int) -> None:
-    assert most_open(block) == blocks
+    assert max_open_blocks(block) == blocks
 
 
 def test_memory_is_used_again_for_the_same_length() -> None:
-    bodies = Bodies()
-    long, short = bodies.lend(10), bodies.lend(4)
+    bodies = BlockBuffers()
+    long, short = bodies.borrow(10), bodies.borrow(4)
     long[:] = b"0123456789"
-    bodies.take_back(short)
-    bodies.take_back(long)
-    assert bytes(bodies.lend(10)) == b"0123456789"
-    assert len(bodies.lend(10)) == 10
+    bodies.release(short)
+    bodies.release(long)
+    assert bytes(bodies.borrow(10)) == b"0123456789"
+    assert len(bodies.borrow(10)) == 10

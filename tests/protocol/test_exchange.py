@@ -9,9 +9,9 @@ import pytest
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.datagram import FROM_SERVER, OVERHEAD, Ack, Datagram, Header, Kind, pack_ack
 from ftpkit.protocol.digest import DIGEST_BYTES, new_hasher
-from ftpkit.protocol.exchange import ClientEnd, Row, ServerEnd
-from ftpkit.protocol.path import Path
-from ftpkit.protocol.rate import BottleneckRate
+from ftpkit.protocol.exchange import ClientDatagramSession, DatagramTransfer, ServerDatagramSession
+from ftpkit.protocol.path import PathProber
+from ftpkit.protocol.rate import BbrControl
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
 from tests.protocol.lossy import Doorway, Lossy, converse
@@ -57,7 +57,7 @@ class Copy:
             piece,
             self.sizes,
             self.fill,
-            BottleneckRate(piece + OVERHEAD, rtt_s, now),
+            BbrControl(piece + OVERHEAD, rtt_s, now),
             most_open=MOST_OPEN,
             direction=0 if self.up else FROM_SERVER,
             rtt_s=rtt_s,
@@ -69,11 +69,11 @@ class Copy:
         direction = FROM_SERVER if self.up else 0
         return Receiver(1, self.sizes, self.take, most_open=MOST_OPEN, direction=direction)
 
-    def ends(self) -> tuple[ClientEnd, Doorway]:
-        path = Path(1, [1472, 1232], 0.0)
+    def ends(self) -> tuple[ClientDatagramSession, Doorway]:
+        path = PathProber(1, [1472, 1232], 0.0)
         if self.up:
-            return ClientEnd(path, self.send), Doorway(self.receive)
-        return ClientEnd(path, self.receive), Doorway(self.send)
+            return ClientDatagramSession(path, self.send), Doorway(self.receive)
+        return ClientDatagramSession(path, self.receive), Doorway(self.send)
 
     def move(self, **link: Any) -> float:
         """Move it over a link; return the simulated seconds."""
@@ -167,15 +167,15 @@ def test_the_end_takes_no_more_than_3_round_trips() -> None:
 def test_a_cap_is_kept() -> None:
     copy = Copy(noise(1_000_000))
 
-    def capped(piece: int, rtt_s: float, now: float) -> Row:
-        rate = BottleneckRate(piece + OVERHEAD, rtt_s, now, cap_bps=500_000.0)
+    def capped(piece: int, rtt_s: float, now: float) -> DatagramTransfer:
+        rate = BbrControl(piece + OVERHEAD, rtt_s, now, cap_bps=500_000.0)
         copy.sender = Sender(
             1, piece, copy.sizes, copy.fill, rate,
             most_open=MOST_OPEN, direction=0, rtt_s=rtt_s, now=now,
         )  # fmt: skip
         return copy.sender
 
-    near = ClientEnd(Path(1, [1472, 1232], 0.0), capped)
+    near = ClientDatagramSession(PathProber(1, [1472, 1232], 0.0), capped)
     assert (
         converse(near, Doorway(copy.receive), Lossy(), Lossy(), until=lambda now: near.done) > 2.0
     )
@@ -184,7 +184,7 @@ def test_a_cap_is_kept() -> None:
 def test_an_end_of_the_server_is_heard() -> None:
     copy = Copy(b"x" * 5000)
     near, _ = copy.ends()
-    datagram = ServerEnd(1, copy.receive(), lambda header, payload: None).last_word()
+    datagram = ServerDatagramSession(1, copy.receive(), lambda header, payload: None).end_datagram()
     near.receive(Header(1, 1, 0, 0, Kind.END | FROM_SERVER), datagram.payload, 0.0)
     assert near.ended
     assert not near.done
@@ -195,44 +195,46 @@ def test_the_client_takes_nothing_that_a_client_sent(kind: Kind) -> None:
     near, _ = Copy(b"x" * 5000).ends()
     near.receive(Header(1, 1, 0, 0, kind), b"\0" * 14, 1.0)
     assert not near.ended
-    assert not near.path.heard
+    assert not near.path.is_open
 
 
 def test_the_server_takes_nothing_that_a_server_sent() -> None:
     copy = Copy(b"x" * 5000)
-    end = ServerEnd(1, copy.receive(), lambda header, payload: None)
+    end = ServerDatagramSession(1, copy.receive(), lambda header, payload: None)
     end.receive(Header(1, 1, 0, 0, Kind.DATA | FROM_SERVER), b"x" * 1000, 1.0)
-    assert end.row.moved == 0
+    assert end.transfer.moved == 0
     assert end.heard_at == 0.0
 
 
 def test_the_server_answers_probes_as_it_is_told_to() -> None:
     echo = Datagram(b"header", b"payload")
     answers = [echo, None]
-    end = ServerEnd(1, Copy(b"x").receive(), lambda header, payload: answers.pop(0))
+    end = ServerDatagramSession(1, Copy(b"x").receive(), lambda header, payload: answers.pop(0))
     end.receive(Header(1, 1, 0, 0, Kind.PROBE), b"", 1.0)
     assert end.next_event(1.0) == 1.0
     assert end.datagrams_to_send(1.0) == [echo]
     end.receive(Header(1, 2, 0, 0, Kind.PROBE), b"", 2.0)
     assert end.datagrams_to_send(2.0) == []
-    assert (end.heard_at, end.over) == (2.0, False)
+    assert (end.heard_at, end.finished) == (2.0, False)
 
 
 def test_a_server_that_has_sent_all_is_done() -> None:
     copy = Copy(b"x" * 5000, up=False)
     near, far = copy.ends()
-    converse(near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.over)
+    converse(
+        near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.finished
+    )
     assert near.done
 
 
 def test_who_cannot_be_meant_is_not_asked() -> None:
     """An acknowledgement to a receiver, and data to a sender, are dropped."""
     copy = Copy(b"x" * 5000)
-    end = ServerEnd(1, copy.receive(), lambda header, payload: None)
+    end = ServerDatagramSession(1, copy.receive(), lambda header, payload: None)
     end.receive(Header(1, 1, 0, 0, Kind.ACK), pack_ack(Ack(1, 1, 1)), 1.0)
-    sending = ServerEnd(1, copy.send(1000, 0.1, 0.0), lambda header, payload: None)
+    sending = ServerDatagramSession(1, copy.send(1000, 0.1, 0.0), lambda header, payload: None)
     sending.receive(Header(1, 1, 0, 0, Kind.DATA), b"x" * 1000, 1.0)
-    assert end.row.moved == sending.row.moved == 0
+    assert end.transfer.moved == sending.transfer.moved == 0
 
 
 @pytest.mark.parametrize("ack", [Ack(2, 0, 1), Ack(1, 0, 2), Ack(0, 0, 1)])
@@ -269,4 +271,4 @@ def test_nothing_said_is_no_acknowledgement() -> None:
 def test_what_comes_before_the_path_is_known_is_dropped() -> None:
     near, _ = Copy(b"x" * 500).ends()
     near.receive(Header(1, 1, 0, 0, Kind.ACK | FROM_SERVER), pack_ack(Ack(0, 0, 0)), 1.0)
-    assert near.row is None
+    assert near.transfer is None

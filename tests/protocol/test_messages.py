@@ -14,23 +14,23 @@ from ftpkit.protocol.messages import (
     REQUESTS,
     Begin,
     Commit,
-    Done,
-    Entry,
+    FileReply,
     Get,
     Hello,
     HelloReply,
     List,
+    ListEntry,
+    OkReply,
     Pending,
     Ping,
-    Published,
     Put,
     Reply,
     Request,
     Stat,
     Write,
-    entry_from_line,
-    entry_to_line,
     is_block_size,
+    list_entry_from_json,
+    list_entry_to_json,
     refusal_to_header,
     reply_from_header,
     reply_to_header,
@@ -78,23 +78,23 @@ def test_every_reply_comes_back(kind: type[Reply], data: st.DataObject) -> None:
 @pytest.mark.parametrize("code", Code)
 def test_every_refusal_comes_back(code: Code) -> None:
     header = over_the_wire(refusal_to_header(RefusedError(code, "so it is")))
-    refusal = reply_from_header(Done, header)
+    refusal = reply_from_header(OkReply, header)
     assert isinstance(refusal, RefusedError)
     assert (refusal.code, str(refusal)) == (code, "so it is")
 
 
-@given(st.lists(messages_of(Entry), max_size=4))
-def test_every_line_of_a_list_comes_back(entries: list[Entry]) -> None:
-    body = b"".join(map(entry_to_line, entries))
+@given(st.lists(messages_of(ListEntry), max_size=4))
+def test_every_line_of_a_list_comes_back(entries: list[ListEntry]) -> None:
+    body = b"".join(map(list_entry_to_json, entries))
     assert body.count(b"\n") == len(entries)
-    assert [entry_from_line(line) for line in body.splitlines()] == entries
+    assert [list_entry_from_json(line) for line in body.splitlines()] == entries
 
 
 def test_a_line_of_a_list_is_small_and_may_know_more() -> None:
     line = b'{"name":"\xc3\xa9","kind":"dir","total":0,"mtime":-1}\n'
-    entry = Entry(name="é", kind="dir", total=0, mtime=-1)
-    assert entry_to_line(entry) == line
-    assert entry_from_line(line.replace(b"}", b',"new":null}')) == entry
+    entry = ListEntry(name="é", kind="dir", total=0, mtime=-1)
+    assert list_entry_to_json(entry) == line
+    assert list_entry_from_json(line.replace(b"}", b',"new":null}')) == entry
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_line_of_a_list_is_small_and_may_know_more() -> None:
 )
 def test_bad_lines_of_a_list(line: bytes, why: str) -> None:
     with pytest.raises(ProtocolError, match=why):
-        entry_from_line(line)
+        list_entry_from_json(line)
 
 
 def test_what_is_at_its_default_goes_without_saying() -> None:
@@ -121,16 +121,16 @@ def test_what_is_at_its_default_goes_without_saying() -> None:
     assert request_to_header(Begin(name="a", total=None, block=65_536, mtime=0)) == {
         "op": "begin", "name": "a", "total": None, "block": 65_536, "mtime": 0
     }  # fmt: skip
-    assert reply_to_header(Published(name="a", total=0, version="v")) == {
+    assert reply_to_header(FileReply(name="a", total=0, version="v")) == {
         "ok": True, "name": "a", "total": 0, "version": "v"
     }  # fmt: skip
 
 
 def test_unknown_keys_are_ignored() -> None:
     assert request_from_header({"op": "ping", "new": [], "name": 5, "size": 0}) == Ping()
-    assert reply_from_header(Done, {"ok": True, "code": 5, "new": {}}) == Done()
+    assert reply_from_header(OkReply, {"ok": True, "code": 5, "new": {}}) == OkReply()
     for pending in (False, None, 1, "true"):
-        assert reply_from_header(Done, {"ok": True, "pending": pending}) == Done()
+        assert reply_from_header(OkReply, {"ok": True, "pending": pending}) == OkReply()
 
 
 def test_defaults() -> None:
@@ -281,19 +281,19 @@ def test_block_sizes(size: int, good: bool) -> None:
 @pytest.mark.parametrize(
     ("kind", "header", "why"),
     [
-        (Done, {}, "neither ok nor why not"),
-        (Done, {"ok": None}, "neither ok nor why not"),
-        (Done, {"ok": 1}, "neither ok nor why not"),
-        (Done, {"ok": 0}, "neither ok nor why not"),
-        (Done, {"ok": "true"}, "neither ok nor why not"),
-        (Done, {"ok": False}, "a code and a message"),
-        (Done, {"ok": False, "code": "busy"}, "a code and a message"),
-        (Done, {"ok": False, "code": 5, "message": "a"}, "a code and a message"),
-        (Done, {"ok": False, "code": "busy", "message": None}, "a code and a message"),
-        (Done, {"ok": True, "pending": True}, "done is missing"),
-        (Done, {"ok": True, "pending": True, "done": 0}, "total is missing"),
-        (Done, {"ok": True, "pending": True, "done": -1, "total": 1}, "done must be"),
-        (Published, {"ok": True}, "bad reply: name is missing"),
+        (OkReply, {}, "neither ok nor why not"),
+        (OkReply, {"ok": None}, "neither ok nor why not"),
+        (OkReply, {"ok": 1}, "neither ok nor why not"),
+        (OkReply, {"ok": 0}, "neither ok nor why not"),
+        (OkReply, {"ok": "true"}, "neither ok nor why not"),
+        (OkReply, {"ok": False}, "a code and a message"),
+        (OkReply, {"ok": False, "code": "busy"}, "a code and a message"),
+        (OkReply, {"ok": False, "code": 5, "message": "a"}, "a code and a message"),
+        (OkReply, {"ok": False, "code": "busy", "message": None}, "a code and a message"),
+        (OkReply, {"ok": True, "pending": True}, "done is missing"),
+        (OkReply, {"ok": True, "pending": True, "done": 0}, "total is missing"),
+        (OkReply, {"ok": True, "pending": True, "done": -1, "total": 1}, "done must be"),
+        (FileReply, {"ok": True}, "bad reply: name is missing"),
         (HelloReply, HELLO_REPLY | {"auth": 1}, "auth must be true or false"),
         (HelloReply, HELLO_REPLY | {"features": [1]}, "features must be a list of strings"),
         (HelloReply, HELLO_REPLY | {"limits": []}, "limits must be an object of integers"),
@@ -307,12 +307,12 @@ def test_bad_replies(kind: type[Reply], header: dict[str, Any], why: str) -> Non
 
 def test_a_reply_may_say_that_the_work_goes_on() -> None:
     header = {"ok": True, "pending": True, "done": 1, "total": 2}
-    assert reply_from_header(Published, header) == Pending(done=1, total=2)
+    assert reply_from_header(FileReply, header) == Pending(done=1, total=2)
 
 
 @pytest.mark.parametrize("code", ["", "BUSY", "code-of-next-year"])
 def test_an_unknown_code_is_read_as_internal(code: str) -> None:
-    refusal = reply_from_header(Done, {"ok": False, "code": code, "message": "why"})
+    refusal = reply_from_header(OkReply, {"ok": False, "code": code, "message": "why"})
     assert isinstance(refusal, RefusedError)
     assert (refusal.code, str(refusal)) == (Code.INTERNAL, "why")
 
@@ -320,4 +320,4 @@ def test_an_unknown_code_is_read_as_internal(code: str) -> None:
 def test_messages_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Stat(name="a").name = "b"  # type: ignore[misc]
-    assert all("__slots__" in vars(kind) for kind in (*REQUEST_KINDS, *REPLY_KINDS, Entry))
+    assert all("__slots__" in vars(kind) for kind in (*REQUEST_KINDS, *REPLY_KINDS, ListEntry))

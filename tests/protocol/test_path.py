@@ -12,7 +12,7 @@ from ftpkit.protocol.datagram import (
     read_header,
     read_probe,
 )
-from ftpkit.protocol.path import Path, echo_of
+from ftpkit.protocol.path import PathProber, echo_of
 
 SIZES = [9000, 1472, 1232]
 PROOF = 0xABC
@@ -32,14 +32,14 @@ def lengths(datagrams: list[Datagram]) -> list[int]:
     return [len(datagram.payload) + OVERHEAD for datagram in datagrams]
 
 
-def echo(path: Path, probe: Datagram, now: float, proof: int = PROOF) -> None:
+def echo(path: PathProber, probe: Datagram, now: float, proof: int = PROOF) -> None:
     answer = echo_of(numbered(probe), len(probe.payload) + OVERHEAD, Probe(proof, 0, 0))
     assert len(answer.payload) == len(probe.payload)
     path.receive(numbered(answer), answer.payload, now)
 
 
 def test_it_probes_every_size_twice_and_again_until_it_is_heard() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     assert lengths(probes) == [9000, 9000, 1472, 1472, 1232, 1232]
     assert [numbered(probe) for probe in probes] == [
@@ -48,11 +48,11 @@ def test_it_probes_every_size_twice_and_again_until_it_is_heard() -> None:
     assert {told(probe) for probe in probes} == {Probe(0, 0, 0)}
     assert path.datagrams_to_send(0.1) == []
     assert lengths(path.datagrams_to_send(path.next_event(0.1))) == lengths(probes)
-    assert not path.heard
+    assert not path.is_open
 
 
 def test_the_largest_that_comes_back_settles_it_at_once() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[0], 0.1)
     (first, second) = path.datagrams_to_send(0.1)
@@ -62,7 +62,7 @@ def test_the_largest_that_comes_back_settles_it_at_once() -> None:
 
 
 def test_else_the_largest_of_those_that_come_back_in_time() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[4], 0.1)
     assert path.piece == 0
@@ -78,23 +78,23 @@ def test_else_the_largest_of_those_that_come_back_in_time() -> None:
 
 
 def test_it_shows_its_proof_until_the_server_sends_something_else() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     echo(path, path.datagrams_to_send(0.0)[0], 0.1)
     (probe, _) = path.datagrams_to_send(0.1)
     echo(path, probe, 0.2)
     assert path.datagrams_to_send(0.2) == []
     assert path.datagrams_to_send(path.next_event(0.2)) != []
-    path.hear(0.5)
+    path.note_received(0.5)
     assert path.next_event(0.5) == 1.5, "then only after a second of silence"
     assert path.datagrams_to_send(1.4) == []
     assert lengths(path.datagrams_to_send(1.5)) == [MIN_DATAGRAM] * 2
 
 
 def test_a_new_address_is_proven_at_once() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     echo(path, path.datagrams_to_send(0.0)[0], 0.1)
     path.datagrams_to_send(0.1)
-    path.hear(0.2)
+    path.note_received(0.2)
     (probe, _) = path.datagrams_to_send(1.2)
     echo(path, probe, 1.3, proof=PROOF + 1)
     assert path.next_event(1.3) == 1.3
@@ -102,27 +102,27 @@ def test_a_new_address_is_proven_at_once() -> None:
 
 
 def test_an_echo_of_what_was_never_sent_is_nothing() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     header = Header(7, 99, 0, 0, Kind.ECHO | FROM_SERVER)
     path.receive(header, pack_probe(Probe(PROOF, 0, 0), 9000), 0.1)
-    assert not path.heard
+    assert not path.is_open
 
 
 def test_only_the_last_probes_are_remembered() -> None:
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     (first, *_) = path.datagrams_to_send(0.0)
     for step in range(1, 20):
         path.datagrams_to_send(float(step))
     echo(path, first, 20.0)
-    assert not path.heard
+    assert not path.is_open
 
 
 def test_an_echo_that_is_repeated_says_nothing() -> None:
     """Somebody who kept one from another address would bring its proof back."""
-    path = Path(7, SIZES, 0.0)
+    path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[0], 0.1)
-    path.hear(0.2)
+    path.note_received(0.2)
     before = path.datagrams_to_send(1.3)
     echo(path, before[0], 1.4, proof=PROOF + 2)
     echo(path, probes[0], 1.5)

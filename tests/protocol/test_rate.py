@@ -1,6 +1,6 @@
 """The rate follows what arrives, and not what is lost."""
 
-from ftpkit.protocol.rate import BottleneckRate, FixedRate, Sample
+from ftpkit.protocol.rate import AckSample, BbrControl, FixedRateControl
 
 DATAGRAM = 1472
 RTT = 0.1
@@ -11,7 +11,7 @@ class Line:
     """Feeds a strategy one round trip after the other."""
 
     def __init__(self, cap_bps: float | None = None) -> None:
-        self.rate = BottleneckRate(DATAGRAM, RTT, 0.0, cap_bps)
+        self.rate = BbrControl(DATAGRAM, RTT, 0.0, cap_bps)
         self.now = 0.0
         self.delivered = self.lost = 0
 
@@ -31,8 +31,8 @@ class Line:
         self.now += rtt_s
         self.delivered += arrived
         self.lost += lost
-        self.rate.learn(
-            Sample(
+        self.rate.on_ack(
+            AckSample(
                 now=self.now,
                 rtt_s=rtt_s,
                 rate_bps=rate_bps,
@@ -173,6 +173,6 @@ def test_something_is_always_sent() -> None:
 
 
 def test_a_fixed_rate_learns_nothing() -> None:
-    rate = FixedRate(5.0)
-    rate.learn(Sample(1.0, 1.0, 9.0, 9, 9, 0, 0))
+    rate = FixedRateControl(5.0)
+    rate.on_ack(AckSample(1.0, 1.0, 9.0, 9, 9, 0, 0))
     assert (rate.rate_bps, rate.window, rate.quiet) == (5.0, float("inf"), False)

@@ -12,7 +12,7 @@ import pytest
 from ftpkit import protocol
 from ftpkit.errors import Code
 from ftpkit.net.sealing import DatagramCipher
-from ftpkit.protocol import Decoder, ServerConversation, encode_header
+from ftpkit.protocol import Decoder, ServerProtocol, encode_header
 from ftpkit.protocol.conversation import MAX_ID
 from ftpkit.protocol.datagram import (
     FROM_SERVER,
@@ -22,7 +22,7 @@ from ftpkit.protocol.datagram import (
     Ack,
     Kind,
     Probe,
-    most_open,
+    max_open_blocks,
     pack_probe,
     read_ack,
 )
@@ -34,9 +34,9 @@ from ftpkit.protocol.messages import (
     REQUESTS,
     BeginReply,
     Commit,
-    DigestOf,
+    DigestRequest,
+    FileReply,
     HelloReply,
-    Published,
     Put,
     Write,
     reply_from_header,
@@ -165,7 +165,7 @@ def test_every_key_of_every_operation_is_named(op: str) -> None:
             assert found[1] == json.dumps(field.default), field.name
     for field in dataclasses.fields(REPLIES[kind]):
         # The reply to digest is what it was asked for, with nothing left out.
-        optional = field.default is not dataclasses.MISSING and kind is not DigestOf
+        optional = field.default is not dataclasses.MISSING and kind is not DigestRequest
         assert re.search(rf"`{field.name}`" + (r"\?" if optional else r"(?!\?)"), reply), field.name
 
 
@@ -209,9 +209,9 @@ def test_the_numbers_of_datagrams_are_those_of_the_code() -> None:
     assert f"{MIN_PIECE} bytes" in text
     assert f"{REMEMBERED:,} numbers at most" in text
     assert "16 blocks" in text
-    assert most_open(2**16) == 16
+    assert max_open_blocks(2**16) == 16
     assert f"{2**26:,} bytes of blocks" in text
-    assert most_open(2**26) == 1
+    assert max_open_blocks(2**26) == 1
     kinds = re.findall(r"^\| (\d) \|", text.split("### Kinds")[1], re.MULTILINE)
     assert [*map(int, kinds)] == list(Kind)
 
@@ -257,10 +257,10 @@ def serve_one_put(listener: socket.socket, received: list[bytes]) -> None:
     """Be a server for one ``put``, as the last section of the page says."""
     sock, _ = listener.accept()
     with sock:
-        decoder, server = Decoder(), ServerConversation()
+        decoder, server = Decoder(), ServerProtocol()
         while (header := decoder.feed(sock.recv(decoder.wanted))) is None:
             pass
         request = server.receive(header)
         assert isinstance(request, Put)
         received.append(sock.recv(request.size, socket.MSG_WAITALL))
-        sock.sendall(server.accept(Published(name=request.name, total=request.size, version="v")))
+        sock.sendall(server.accept(FileReply(name=request.name, total=request.size, version="v")))

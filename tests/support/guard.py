@@ -9,8 +9,8 @@ from ftpkit.errors import Code, ConnectionLostError, ProtocolError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
-from ftpkit.protocol.conversation import ServerConversation
-from ftpkit.protocol.messages import Auth, AuthReply, Done, Hello, HelloReply, Reply, Request
+from ftpkit.protocol.conversation import ServerProtocol
+from ftpkit.protocol.messages import Auth, AuthReply, Hello, HelloReply, OkReply, Reply, Request
 from tests.support.hostile import listening
 from tests.support.raw import TIMEOUT_S
 
@@ -41,7 +41,7 @@ class Guard:
         """Serve one connection."""
         stream = FrameStream(sock, stall_timeout_s=TIMEOUT_S)
         with contextlib.suppress(ConnectionLostError, ProtocolError):
-            conversation = ServerConversation(must_authenticate=self.token is not None)
+            conversation = ServerProtocol(must_authenticate=self.token is not None)
             self.firsts.append(stream.peek(TIMEOUT_S))
             if self.identity is not None and self.firsts[-1] == TLS:
                 stream.secure(self.identity.context(), TIMEOUT_S)
@@ -59,7 +59,7 @@ class Guard:
                 except RefusedError as refusal:
                     stream.send(conversation.refuse(refusal))
 
-    def _reply(self, request: Request, conversation: ServerConversation) -> Reply:
+    def _reply(self, request: Request, conversation: ServerProtocol) -> Reply:
         match request:
             case Hello():
                 return HelloReply(
@@ -69,11 +69,11 @@ class Guard:
             case Auth(token=token) if self.token is None:
                 raise RefusedError(Code.UNSUPPORTED, "nobody needs a token")
             case Auth(token=token) if token == self.token:
-                conversation.unlock()
+                conversation.mark_authenticated()
                 return AuthReply(user=USER, can=["write", "read"])
             case Auth():
                 raise RefusedError(Code.AUTH_FAILED, "no")
-        return Done()
+        return OkReply()
 
 
 @contextlib.contextmanager
