@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.compare.trace import Arrival
-from ftpkit.scheduling.limit import Direction, Limit
+from ftpkit.scheduling.limit import Direction, RateLimiter
 from ftpkit.scheduling.policies import Policy
-from ftpkit.scheduling.schedule import Schedule
-from ftpkit.scheduling.transfer import Account, Lane, Transfer
+from ftpkit.scheduling.schedule import Scheduler
+from ftpkit.scheduling.transfer import Account, Flow, Transfer
 
 # Small files have less; the largest hundredth is called large, and what is between, middle.
 SMALL: Final = 100_000
@@ -48,14 +48,14 @@ def simulate(
     trace: Sequence[Arrival], policy: Policy, rate_bps: float, line_bps: float = LINE_BPS
 ) -> list[float]:
     """Return when each file is through, in simulated time, on a server that is shaped."""
-    schedule = Schedule(policy, rates_bps={Direction.UP: rate_bps})
+    schedule = Scheduler(policy, rates_bps={Direction.UP: rate_bps})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
     through_s = [math.inf] * len(trace)
     numbers: dict[Transfer, int] = {}
-    ends: list[tuple[float, int, Lane]] = []
+    ends: list[tuple[float, int, Flow]] = []
     now, come, turns = 0.0, 0, 0
     while True:
-        while (lane := schedule.next(now)) is not None:
+        while (lane := schedule.grant_next(now)) is not None:
             turns += 1
             heapq.heappush(ends, (now + lane.size / line_bps, turns, lane))
         arrives_s = trace[come].at_s if come < len(trace) else math.inf
@@ -66,14 +66,14 @@ def simulate(
             transfer = Transfer(accounts[arrival.user], "", Direction.UP, arrival.size, now)
             numbers[transfer] = come
             come += 1
-            schedule.ready(schedule.join(transfer), now)
+            schedule.ready(schedule.add_flow(transfer), now)
         elif now == ends_s < math.inf:
             lane = heapq.heappop(ends)[2]
-            schedule.gave_up(lane, lane.size, now)
+            schedule.release(lane, lane.size, now)
             if lane.transfer.left:
                 schedule.ready(lane, now)
             else:
-                schedule.leave(lane, now)
+                schedule.remove(lane, now)
                 through_s[numbers.pop(lane.transfer)] = now
         elif now == math.inf:
             return through_s
@@ -88,7 +88,7 @@ def outcomes(
     link of that rate the last turn would take its time as well: so much is added here, and
     a small file that has the server to itself has a slowdown of 1.
     """
-    quantum = Limit(rate_bps).quantum
+    quantum = RateLimiter(rate_bps).quantum
     flows = [
         _Flow(each.size, end - each.at_s + min(each.size, quantum) / rate_bps, end, rate_bps)
         for each, end in zip(trace, through_s, strict=True)

@@ -25,7 +25,7 @@ class Direction(StrEnum):
 Rates = Mapping[Direction, float]
 
 
-class Limit:
+class RateLimiter:
     """Bytes a second, kept by a clock that says when the debt for all that moved is paid.
 
     Whoever finds ``due_s`` in the past may go on, and is charged for all that it moves;

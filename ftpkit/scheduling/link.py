@@ -4,16 +4,16 @@ import itertools
 import math
 from typing import Final
 
-from ftpkit.scheduling.limit import Limit
+from ftpkit.scheduling.limit import RateLimiter
 from ftpkit.scheduling.policies import Policy
-from ftpkit.scheduling.queue import Queue
-from ftpkit.scheduling.transfer import Gate, Lane
+from ftpkit.scheduling.queue import RankedQueue
+from ftpkit.scheduling.transfer import AccountQueue, Flow
 
 # What waits longest has one byte in so many.
 _AGED: Final = 20
 
 
-class Link:
+class FairQueue:
     """Orders the lanes that are ready: accounts first, and the lanes of each.
 
     An account over its limit is shut, and stands in nobody's way. A turn is charged
@@ -21,135 +21,141 @@ class Link:
     """
 
     def __init__(self, policy: Policy, rate_bps: float | None) -> None:
-        self.limit = Limit(rate_bps)
+        self.limit = RateLimiter(rate_bps)
         self._policy = policy
         self._virtual = 0.0
-        self._open: Queue[Gate] = Queue()
-        self._shut: Queue[Gate] = Queue()
+        self._ready: RankedQueue[AccountQueue] = RankedQueue()
+        self._over_limit: RankedQueue[AccountQueue] = RankedQueue()
         self._tickets = itertools.count()
         self._aged = 0
 
-    def push(self, lane: Lane, now: float) -> None:
+    def push(self, flow: Flow, now: float) -> None:
         """Let ``lane`` wait for a turn."""
-        transfer, gate = lane.transfer, lane.gate
+        transfer, account_queue = flow.transfer, flow.account_queue
         # Every turn comes by here: a comparison costs half of what min and max do.
-        size, own, left = self.limit.quantum, gate.limit.quantum, transfer.left
+        size, own, left = self.limit.quantum, account_queue.limit.quantum, transfer.left
         size = own if own < size else size
-        lane.size = size = left if left and left < size else size
+        flow.size = size = left if left and left < size else size
         share, virtual, finish = size / transfer.account.weight, self._virtual, transfer.finish
-        lane.start = transfer.start = finish if finish > virtual else virtual
-        transfer.finish = lane.start + share
-        if not gate.waiting.by_age:
+        flow.start = transfer.start = finish if finish > virtual else virtual
+        transfer.finish = flow.start + share
+        if not account_queue.waiting.by_age:
             # Who was away is ahead of those who always wait, by this turn and no more.
-            gate.start = gate.finish = max(virtual - share, gate.finish)
-        gate.waiting.push(lane, self._policy.rank(transfer), next(self._tickets))
-        if gate.waiting.best()[2] is lane:
-            self._place(gate, now)
+            account_queue.start = account_queue.finish = max(virtual - share, account_queue.finish)
+        account_queue.waiting.push(flow, self._policy.rank(transfer), next(self._tickets))
+        if account_queue.waiting.best()[2] is flow:
+            self._place(account_queue, now)
 
-    def withdraw(self, lane: Lane, now: float) -> None:
+    def withdraw(self, flow: Flow, now: float) -> None:
         """Let ``lane`` wait no longer."""
-        lane.gate.waiting.discard(lane)
-        lane.transfer.finish -= lane.size / lane.transfer.account.weight
-        self._place(lane.gate, now)
+        flow.account_queue.waiting.discard(flow)
+        flow.transfer.finish -= flow.size / flow.transfer.account.weight
+        self._place(flow.account_queue, now)
 
-    def hurry(self, lane: Lane, most: int, now: float) -> None:
+    def force_grant(self, flow: Flow, most: int, now: float) -> None:
         """Give ``lane`` a turn of at most so many bytes before it is due."""
-        lane.transfer.finish -= (lane.size - min(lane.size, most)) / lane.transfer.account.weight
-        lane.size = min(lane.size, most)
-        self._give(lane, now)
+        flow.transfer.finish -= (flow.size - min(flow.size, most)) / flow.transfer.account.weight
+        flow.size = min(flow.size, most)
+        self._grant(flow, now)
 
-    def pop(self, now: float) -> Lane | None:
+    def pop(self, now: float) -> Flow | None:
         """Give the next turn to the lane that is returned, if there is one by now."""
         if self.limit.due_s > now:
             return None
-        while self._shut.by_age and (entry := self._shut.best())[0] <= now:
+        while self._over_limit.by_age and (entry := self._over_limit.best())[0] <= now:
             self._place(entry[2], now)
-        if not self._open.by_age:
+        if not self._ready.by_age:
             return None
-        lane = self._open.best()[2].waiting.best()[2]
+        flow = self._ready.best()[2].waiting.best()[2]
         if self._policy.ages:
-            lane = self._unless_starved(lane)
-        self._give(lane, now)
-        return lane
+            flow = self._unless_starved(flow)
+        self._grant(flow, now)
+        return flow
 
-    def end(self, lane: Lane, moved: int, now: float) -> None:
+    def end(self, flow: Flow, moved: int, now: float) -> None:
         """Note that ``lane`` moved so many bytes in its turn, or outside of any."""
-        gate, transfer = lane.gate, lane.transfer
+        account_queue, transfer = flow.account_queue, flow.transfer
         transfer.move(moved, now)
-        size, lane.size = lane.size, 0
+        size, flow.size = flow.size, 0
         more = moved - size
         if more:
             self.limit.charge(more, now)
-            gate.limit.charge(more, now)
+            account_queue.limit.charge(more, now)
             if size:  # what was free of turns is not held against anybody
                 transfer.finish += more / transfer.account.weight
-                gate.finish += more / transfer.account.weight
-            self._place(gate, now)
+                account_queue.finish += more / transfer.account.weight
+            self._place(account_queue, now)
 
     def next_at(self) -> float:
         """Return when there may be a turn to give, if nothing happens; inf for never."""
-        if self._open.by_age:
+        if self._ready.by_age:
             return self.limit.due_s
-        return max(self.limit.due_s, self._shut.best()[0]) if self._shut.by_age else math.inf
+        return (
+            max(self.limit.due_s, self._over_limit.best()[0])
+            if self._over_limit.by_age
+            else math.inf
+        )
 
     def reorder(self, policy: Policy, now: float) -> None:
         """Let all that wait do so anew, under ``policy`` and the limits of now."""
         self._policy = policy
-        lanes = self.lanes()
-        for lane in lanes:
-            self.withdraw(lane, now)
-        for lane in lanes:
-            self.push(lane, now)
+        flows = self.flows()
+        for flow in flows:
+            self.withdraw(flow, now)
+        for flow in flows:
+            self.push(flow, now)
 
-    def lanes(self) -> list[Lane]:
+    def flows(self) -> list[Flow]:
         """Return the lanes that wait, in the order of their turns if no more came."""
         found = []
-        for gate in (*self._open.by_age, *self._shut.by_age):
-            start = gate.start
-            for rank, ticket, lane in sorted(gate.waiting.by_age.values()):
-                found.append((start if self._policy.by_account else rank, ticket, lane))
-                start += lane.size / lane.transfer.account.weight
-        return [lane for _, _, lane in sorted(found)]
+        for account_queue in (*self._ready.by_age, *self._over_limit.by_age):
+            start = account_queue.start
+            for rank, ticket, flow in sorted(account_queue.waiting.by_age.values()):
+                found.append((start if self._policy.by_account else rank, ticket, flow))
+                start += flow.size / flow.transfer.account.weight
+        return [flow for _, _, flow in sorted(found)]
 
-    def _place(self, gate: Gate, now: float) -> None:
+    def _place(self, account_queue: AccountQueue, now: float) -> None:
         """Put ``gate`` where it belongs, after its lanes or its limit changed."""
-        self._shut.discard(gate)
-        if not gate.waiting.by_age:
-            self._open.discard(gate)
+        self._over_limit.discard(account_queue)
+        if not account_queue.waiting.by_age:
+            self._ready.discard(account_queue)
             return
-        rank, ticket, _ = gate.waiting.best()
-        if gate.limit.due_s > now:
-            self._open.discard(gate)
-            self._shut.push(gate, gate.limit.due_s, ticket)
+        rank, ticket, _ = account_queue.waiting.best()
+        if account_queue.limit.due_s > now:
+            self._ready.discard(account_queue)
+            self._over_limit.push(account_queue, account_queue.limit.due_s, ticket)
         else:
-            self._open.push(gate, gate.start if self._policy.by_account else rank, ticket)
+            self._ready.push(
+                account_queue, account_queue.start if self._policy.by_account else rank, ticket
+            )
 
-    def _unless_starved(self, lane: Lane) -> Lane:
+    def _unless_starved(self, flow: Flow) -> Flow:
         """Return ``lane``, or what waited longest if that went short.
 
         That is, of the account that had no such turn for longest. When ``_aged`` reaches 0
         others have had all but its share since such a turn, which may come by rank as well.
         """
-        gate = next(iter(self._open.by_age))
-        oldest = next(iter(gate.waiting.by_age))
+        account_queue = next(iter(self._ready.by_age))
+        oldest = next(iter(account_queue.waiting.by_age))
         if self._aged >= 0:
-            lane = oldest
-        if lane is oldest:
-            self._open.by_age.move_to_end(gate)
-            self._aged = -_AGED * lane.size
-        self._aged += lane.size
-        return lane
+            flow = oldest
+        if flow is oldest:
+            self._ready.by_age.move_to_end(account_queue)
+            self._aged = -_AGED * flow.size
+        self._aged += flow.size
+        return flow
 
-    def _give(self, lane: Lane, now: float) -> None:
-        gate, size = lane.gate, lane.size
-        gate.waiting.discard(lane)
-        start = lane.start
+    def _grant(self, flow: Flow, now: float) -> None:
+        account_queue, size = flow.account_queue, flow.size
+        account_queue.waiting.discard(flow)
+        start = flow.start
         if self._policy.by_account:
-            start = gate.start
-            gate.finish += size / lane.transfer.account.weight
-            gate.start = gate.finish
+            start = account_queue.start
+            account_queue.finish += size / flow.transfer.account.weight
+            account_queue.start = account_queue.finish
         if start > self._virtual:
             self._virtual = start
         self.limit.charge(size, now)
-        gate.limit.charge(size, now)
-        self._place(gate, now)
+        account_queue.limit.charge(size, now)
+        self._place(account_queue, now)

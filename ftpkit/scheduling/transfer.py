@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ftpkit.scheduling.limit import Direction, Limit, Rates
+from ftpkit.scheduling.limit import Direction, RateLimiter, Rates
 from ftpkit.scheduling.meter import Meter
-from ftpkit.scheduling.queue import Queue
+from ftpkit.scheduling.queue import RankedQueue
 
 if TYPE_CHECKING:
-    from ftpkit.scheduling.link import Link
+    from ftpkit.scheduling.link import FairQueue
 
 
 class State(StrEnum):
@@ -21,7 +21,7 @@ class State(StrEnum):
     DONE = "done"
 
 
-class Gate:
+class AccountQueue:
     """What an account has in one direction: its limit, and its lanes that wait.
 
     ``start`` and ``finish`` are its tags of start-time fair queueing between accounts.
@@ -30,8 +30,8 @@ class Gate:
     __slots__ = ("finish", "limit", "start", "waiting")
 
     def __init__(self, rate_bps: float | None) -> None:
-        self.limit = Limit(rate_bps)
-        self.waiting: Queue[Lane] = Queue()
+        self.limit = RateLimiter(rate_bps)
+        self.waiting: RankedQueue[Flow] = RankedQueue()
         self.start = self.finish = 0.0
 
 
@@ -42,25 +42,30 @@ class Account:
     ``rates_bps`` are bytes a second, over all its connections.
     """
 
-    __slots__ = ("__weakref__", "gates", "user", "weight")
+    __slots__ = ("__weakref__", "queues", "user", "weight")
 
     def __init__(self, user: str, *, weight: float = 1.0, rates_bps: Rates | None = None) -> None:
         if not weight > 0:
             raise ValueError("a weight is more than 0")
         self.user, self.weight = user, weight
         rates = rates_bps or {}
-        self.gates = {direction: Gate(rates.get(direction)) for direction in Direction}
+        self.queues = {direction: AccountQueue(rates.get(direction)) for direction in Direction}
 
     @property
     def rates_bps(self) -> Rates:
         """Its own limits."""
-        rates = {direction: gate.limit.rate_bps for direction, gate in self.gates.items()}
+        rates = {
+            direction: account_queue.limit.rate_bps
+            for direction, account_queue in self.queues.items()
+        }
         return {direction: rate for direction, rate in rates.items() if rate is not None}
 
     @property
     def limited(self) -> bool:
         """Whether it has a limit of its own in either direction."""
-        return any(gate.limit.rate_bps is not None for gate in self.gates.values())
+        return any(
+            account_queue.limit.rate_bps is not None for account_queue in self.queues.values()
+        )
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -81,7 +86,7 @@ class Transfer:
     order: int | None = None
     start: float = 0.0
     finish: float = 0.0
-    lanes: "list[Lane]" = field(default_factory=list)
+    flows: "list[Flow]" = field(default_factory=list)
     meter: Meter = field(init=False)
     moved_s: float = field(init=False)
 
@@ -106,21 +111,21 @@ class Transfer:
     @property
     def state(self) -> State:
         """It runs if one of its lanes does, and else is ready if one is."""
-        states = {lane.state for lane in self.lanes}
+        states = {flow.state for flow in self.flows}
         order = (State.RUNNING, State.READY, State.BLOCKED)
         return next((state for state in order if state in states), State.DONE)
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class Flow:
     """One connection that carries a transfer: what waits for turns, and is given them.
 
     ``size`` is the bytes of the turn that it waits for or has; ``start`` is its tag.
     """
 
     transfer: Transfer
-    link: "Link"
-    gate: Gate
+    fair_queue: "FairQueue"
+    account_queue: AccountQueue
     state: State = State.BLOCKED
     size: int = 0
     start: float = 0.0

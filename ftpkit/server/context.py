@@ -14,7 +14,7 @@ from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.scheduling.dispatcher import Carrier
+from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.scheduling.transfer import Account
 from ftpkit.server.door import Begin, Door, Exchange
 from ftpkit.server.gate import Gate
@@ -86,7 +86,7 @@ class Context:
     siblings: Siblings | None = None
     uploads: dict[str, Upload] = field(default_factory=dict)
     exchange: Exchange | None = None
-    _carrier: Carrier | None = None
+    _carrier: TurnHandle | None = None
     on_exchanged: Callable[[], None] = lambda: None
     """Called when a session of datagrams has ended, perhaps in its own thread."""
     passed: Callable[[int], None] = lambda count: None
@@ -147,7 +147,7 @@ class Context:
             upload.release()
 
     def exchange_datagrams(
-        self, begin: Begin, let_go: Callable[[], None], join: Callable[[], Carrier]
+        self, begin: Begin, let_go: Callable[[], None], join: Callable[[], TurnHandle]
     ) -> m.SessionReply:
         """Open a session of datagrams, in place of an earlier one of this connection.
 
@@ -155,7 +155,7 @@ class Context:
         """
 
         def ended() -> None:
-            carrier.leave()
+            carrier.close()
             let_go()
             self.on_exchanged()
 
@@ -172,7 +172,7 @@ class Context:
     def end_exchange(self) -> None:
         """End the session of datagrams, if there is one."""
         if self.exchange is not None and self._carrier is not None:
-            self._carrier.leave()
+            self._carrier.close()
             self.exchange.stop()
             self.exchange = None
 

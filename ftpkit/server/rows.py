@@ -11,7 +11,7 @@ from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
 from ftpkit.protocol.rate import BbrControl
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
-from ftpkit.scheduling.dispatcher import Carrier
+from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.server.context import Context, Result
 from ftpkit.storage.store import Reader, Upload, hold_block
 
@@ -37,7 +37,7 @@ def push(context: Context, request: m.Push) -> Result:
             allocate=system.memory,
         )
 
-    def join() -> Carrier:
+    def join() -> TurnHandle:
         return context.traffic.upload(context.account, context.peer, upload)
 
     return Result(context.exchange_datagrams(begin, lambda: None, join))
@@ -65,7 +65,7 @@ def pull(context: Context, request: m.Pull) -> Result:
                 now=now,
             )
 
-        def join() -> Carrier:
+        def join() -> TurnHandle:
             total = reader.entry.total
             moved = total - sum(sizes.values())
             return context.traffic.download(

@@ -18,11 +18,11 @@ from ftpkit.net.line import HANDSHAKE, PLAINTEXT
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.scheduling.dispatcher import Dispatcher
+from ftpkit.scheduling.dispatcher import BlockingScheduler
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
-from ftpkit.scheduling.remote import Remote
-from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.remote import RemoteScheduler
+from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.server.admission import Admission
 from ftpkit.server.context import Context, Moved, Siblings
 from ftpkit.server.door import Door
@@ -67,9 +67,9 @@ class Limits:
         """Who moves next."""
         return POLICIES[self.schedule]
 
-    def new_schedule(self) -> Schedule:
+    def new_schedule(self) -> Scheduler:
         """Return a schedule that keeps these limits."""
-        return Schedule(self.policy, slots=self.slots, rates_bps=self.rates_bps)
+        return Scheduler(self.policy, slots=self.slots, rates_bps=self.rates_bps)
 
 
 class Service:
@@ -87,7 +87,7 @@ class Service:
         store: MeteredStore,
         admission: Admission,
         limits: Limits,
-        schedule: Schedule | Remote | None = None,
+        schedule: Scheduler | RemoteScheduler | None = None,
         *,
         tokens: Tokens | None = None,
         house: House | None = None,
@@ -97,7 +97,7 @@ class Service:
         self.store = store
         self.identity, self._plain = identity, plain
         self._limits = limits
-        self.traffic = Traffic(Dispatcher(schedule or limits.new_schedule()))
+        self.traffic = Traffic(BlockingScheduler(schedule or limits.new_schedule()))
         self.jobs = Jobs()
         self._admission = admission
         self._buffers = BufferPool()
@@ -201,7 +201,7 @@ class Service:
         uptime_s = round(now - self._since, 3)
         with self._lock:
             connections = sum(not session.handed_over for session in self._sessions)
-        shaped = self.traffic.dispatcher.shaped
+        shaped = self.traffic.dispatcher.has_limits
         return {
             "version": __version__,
             "uptime_s": uptime_s,

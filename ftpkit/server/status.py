@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 
 from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
-from ftpkit.scheduling.schedule import Standing
+from ftpkit.scheduling.schedule import TransferSnapshot
 
 
 class Ended:
@@ -49,7 +49,7 @@ def added(one: Totals, other: Totals) -> Totals:
     )
 
 
-def told(standing: Standing, now: float) -> TransferStatus:
+def told(standing: TransferSnapshot, now: float) -> TransferStatus:
     """Return what is told of a transfer."""
     return {
         "user": standing.user,

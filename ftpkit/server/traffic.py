@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
-from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
+from ftpkit.scheduling.dispatcher import BlockingScheduler, TurnHandle
 from ftpkit.scheduling.limit import Direction
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
-from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.scheduling.transfer import Account, Transfer
 from ftpkit.server.status import Ended
 from ftpkit.storage.store import Upload
@@ -18,8 +18,8 @@ from ftpkit.storage.store import Upload
 class Traffic:
     """Lets connections join transfers, and knows which of them carry the same one."""
 
-    def __init__(self, dispatcher: Dispatcher | None = None) -> None:
-        self.dispatcher = dispatcher or Dispatcher(Schedule(POLICIES[DEFAULT_POLICY]))
+    def __init__(self, dispatcher: BlockingScheduler | None = None) -> None:
+        self.dispatcher = dispatcher or BlockingScheduler(Scheduler(POLICIES[DEFAULT_POLICY]))
         self.ended = Ended()
         self._lock = threading.Lock()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
@@ -37,10 +37,10 @@ class Traffic:
                 account = self._accounts[user] = Account(user, weight=weight, rates_bps=rates)
             account.weight = weight
             if account.rates_bps != rates:
-                self.dispatcher.limit(account, rates)
+                self.dispatcher.set_rates(account, rates)
             return account
 
-    def upload(self, account: Account, peer: str, upload: Upload) -> Carrier:
+    def upload(self, account: Account, peer: str, upload: Upload) -> TurnHandle:
         """Join an upload; what the server holds of it counts as moved."""
         with self._lock:
             transfer = self._uploads.get(upload.id)
@@ -50,33 +50,37 @@ class Traffic:
                     account, peer, wish.name, Direction.UP, wish.total, upload.held
                 )
                 self._uploads[upload.id] = transfer
-            return self.dispatcher.join(transfer)
+            return self.dispatcher.add_flow(transfer)
 
-    def put(self, account: Account, peer: str, name: str, total: int) -> Carrier:
+    def put(self, account: Account, peer: str, name: str, total: int) -> TurnHandle:
         """Join a file that arrives in one piece."""
-        return self.dispatcher.join(_transfer(account, peer, name, Direction.UP, total, 0))
+        return self.dispatcher.add_flow(_transfer(account, peer, name, Direction.UP, total, 0))
 
-    def download(self, account: Account, peer: str, name: str, total: int, offset: int) -> Carrier:
+    def download(
+        self, account: Account, peer: str, name: str, total: int, offset: int
+    ) -> TurnHandle:
         """Join a file that is read from ``offset`` on."""
-        return self.dispatcher.join(_transfer(account, peer, name, Direction.DOWN, total, offset))
+        return self.dispatcher.add_flow(
+            _transfer(account, peer, name, Direction.DOWN, total, offset)
+        )
 
 
 @contextlib.contextmanager
 def in_turn(
-    dispatcher: Dispatcher, carrier: Carrier, moved: Callable[[], int]
+    dispatcher: BlockingScheduler, carrier: TurnHandle, moved: Callable[[], int]
 ) -> Iterator[int | None]:
     """Let the block be a turn of ``carrier``, of so many bytes, where there are such.
 
     ``moved`` counts the bytes.
     """
-    before, shaped = moved(), dispatcher.shaped
-    most = carrier.turn() if shaped else None
+    before, shaped = moved(), dispatcher.has_limits
+    most = carrier.acquire() if shaped else None
     try:
         yield most
     finally:
         count = moved() - before
         if shaped or count:
-            carrier.gave_up(count)
+            carrier.release(count)
 
 
 def _transfer(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
-from ftpkit.scheduling.dispatcher import Carrier
+from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.scheduling.limit import Direction
 from ftpkit.server.context import Context
 
@@ -31,7 +31,7 @@ class _Running:
     direction: Direction
     name: str
     since: float
-    carrier: Carrier | None = None
+    carrier: TurnHandle | None = None
     count: int = 0
 
 
@@ -48,7 +48,7 @@ class Transfers:
         self._put: _Running | None = None
         self._download: tuple[str, _Running] | None = None
         self._row: tuple[_Running, Row] | None = None
-        self._moving: Carrier | None = None
+        self._moving: TurnHandle | None = None
 
     @property
     def downloading(self) -> bool:
@@ -80,7 +80,7 @@ class Transfers:
         """Note that so many bytes of a body have moved."""
         if self._moving is not None:
             if self._context.stream.limiter is None:
-                self._moving.gave_up(count)
+                self._moving.release(count)
             # Limits may have come, or gone, on a running server.
             self._move(self._moving)
 
@@ -92,7 +92,7 @@ class Transfers:
         """Let who waits for a turn wait no longer; safe from another thread."""
         carrier = self._moving
         if carrier is not None:
-            carrier.leave()
+            carrier.close()
 
     # What became of it
 
@@ -156,9 +156,9 @@ class Transfers:
             self._end_upload(upload, "unfinished")
         self._end_download("unfinished")
 
-    def _move(self, carrier: Carrier | None) -> None:
+    def _move(self, carrier: TurnHandle | None) -> None:
         self._moving = carrier
-        shaped = carrier is not None and self._context.traffic.dispatcher.shaped
+        shaped = carrier is not None and self._context.traffic.dispatcher.has_limits
         self._context.stream.limiter = carrier if shaped else None
 
     def _upload(self, identity: str) -> _Running:
@@ -209,7 +209,7 @@ class Transfers:
 
     def _log(self, running: _Running, outcome: str) -> None:
         if running.carrier is not None:
-            running.carrier.leave()
+            running.carrier.close()
         seconds = time.monotonic() - running.since
         fields = {
             "direction": running.direction,

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from ftpkit.protocol.frame import Header
 from ftpkit.scheduling.limit import Direction
-from ftpkit.scheduling.transfer import Account, Lane, State, Transfer
+from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
 from ftpkit.server.broker import Member
 from ftpkit.server.service import Limits
 
@@ -27,8 +27,8 @@ class Turns:
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._schedule, self._clock = limits.new_schedule(), clock
         self._changed = threading.Condition()
-        self._lanes: dict[_Key, Lane] = {}
-        self._keys: dict[Lane, _Key] = {}
+        self._flows: dict[_Key, Flow] = {}
+        self._keys: dict[Flow, _Key] = {}
         self._transfers: WeakValueDictionary[_Key, Transfer] = WeakValueDictionary()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._left: list[tuple[_Key, int]] = []
@@ -63,19 +63,19 @@ class Turns:
                 case "limit":
                     account = self._accounts.get(header["user"])
                     if account is not None:
-                        self._schedule.limit(account, _rates(header), now)
+                        self._schedule.set_rates(account, _rates(header), now)
                 case "joins":
                     self._join((member, header["lane"]), header, now)
                 case what:
-                    self._note(what, self._lanes[member, header["lane"]], header, now)
+                    self._note(what, self._flows[member, header["lane"]], header, now)
             self._hand_out()
 
     def leave(self, member: Member) -> None:
         """Take out all that a worker had: it has ended."""
         with self._changed:
             now = self._clock()
-            for lane in [lane for (owner, _), lane in self._lanes.items() if owner is member]:
-                self._leave(lane, now)
+            for flow in [flow for (owner, _), flow in self._flows.items() if owner is member]:
+                self._leave(flow, now)
             self._hand_out()
 
     def positions(self, member: Member) -> dict[int, int]:
@@ -91,46 +91,46 @@ class Turns:
         if account is None:
             account = self._accounts[user] = Account(user, rates_bps=_rates(header))
         elif account.rates_bps != _rates(header):
-            self._schedule.limit(account, _rates(header), now)
+            self._schedule.set_rates(account, _rates(header), now)
         account.weight = header["weight"]
         transfer = self._transfers.get((member, header["order"]))
         if transfer is None:
             direction, moved = Direction(header["direction"]), header["moved"]
             transfer = Transfer(account, header["name"], direction, header["total"], now, moved)
             self._transfers[member, header["order"]] = transfer
-        lane = self._lanes[key] = self._schedule.join(transfer)
-        self._keys[lane] = key
+        flow = self._flows[key] = self._schedule.add_flow(transfer)
+        self._keys[flow] = key
 
-    def _note(self, what: str, lane: Lane, header: Header, now: float) -> None:
+    def _note(self, what: str, flow: Flow, header: Header, now: float) -> None:
         match what:
             case "ready":
-                self._schedule.ready(lane, now)
+                self._schedule.ready(flow, now)
             case "hurries":
-                if lane.state is State.READY:  # else its turn is on the way
-                    self._schedule.hurry(lane, now)
-                    self._give(lane)
+                if flow.state is State.READY:  # else its turn is on the way
+                    self._schedule.force_grant(flow, now)
+                    self._give(flow)
             case "gave_up":
-                self._schedule.gave_up(lane, header["moved"], now)
+                self._schedule.release(flow, header["moved"], now)
             case "leaves":
-                self._leave(lane, now)
+                self._leave(flow, now)
 
-    def _leave(self, lane: Lane, now: float) -> None:
-        self._schedule.leave(lane, now)
-        del self._lanes[self._keys.pop(lane)]
+    def _leave(self, flow: Flow, now: float) -> None:
+        self._schedule.remove(flow, now)
+        del self._flows[self._keys.pop(flow)]
 
     def _hand_out(self) -> None:
         """Give all turns that there are, and wake the thread if it looks too late for the next."""
         now = self._clock()
-        while not self._stopped and (lane := self._schedule.next(now)) is not None:
-            self._give(lane)
+        while not self._stopped and (flow := self._schedule.grant_next(now)) is not None:
+            self._give(flow)
         if self._left or self._schedule.next_at() < self._until_s:
             self._until_s = -math.inf
             self._changed.notify()
 
-    def _give(self, lane: Lane) -> None:
-        member, number = key = self._keys[lane]
-        if not member.offer("turn", lane=number, most=lane.size):
-            self._left.append((key, lane.size))
+    def _give(self, flow: Flow) -> None:
+        member, number = key = self._keys[flow]
+        if not member.offer("turn", lane=number, most=flow.size):
+            self._left.append((key, flow.size))
 
     def _run(self) -> None:
         while turns := self._next():

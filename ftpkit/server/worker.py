@@ -22,7 +22,7 @@ from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
-from ftpkit.scheduling.remote import Remote
+from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.server.admission import Admission
 from ftpkit.server.channel import Channel, close_all
 from ftpkit.server.context import Moved
@@ -63,7 +63,7 @@ class Worker:
         self.leaving = False
         self.doors: list[Door] = []
         self._admission = Admission(sys.maxsize, sys.maxsize)
-        self._remote = Remote(Limits().new_schedule(), partial(self.tell, "schedule"))
+        self._remote = RemoteScheduler(Limits().new_schedule(), partial(self.tell, "schedule"))
         self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
         self._ended = False
@@ -163,8 +163,8 @@ class Worker:
                 args = (service, header["call"])
                 threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
             case "turn":
-                self._remote.arrived(header["lane"], header["most"])
-                service.traffic.dispatcher.hand_out()
+                self._remote.granted(header["lane"], header["most"])
+                service.traffic.dispatcher.grant_due()
             case "limits":
                 service.change(Limits(**header["limits"]))
             case "leave":

@@ -9,10 +9,10 @@ import threading
 import time
 from typing import Final
 
-from ftpkit.scheduling.dispatcher import Dispatcher
+from ftpkit.scheduling.dispatcher import BlockingScheduler
 from ftpkit.scheduling.limit import Direction
 from ftpkit.scheduling.policies import POLICIES, Policy
-from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.scheduling.transfer import Account, Transfer
 
 _RATES: Final = {Direction.UP: 1e9}
@@ -21,18 +21,18 @@ _THREADS: Final = 8
 
 def decision_s(policy: Policy, transfers: int, users: int, turns: int) -> float:
     """Return the seconds of one turn, with so many ``transfers`` of so many ``users`` ready."""
-    schedule, now = Schedule(policy, slots=1, rates_bps=_RATES), 0.0
+    schedule, now = Scheduler(policy, slots=1, rates_bps=_RATES), 0.0
     accounts = [Account(f"user {number}") for number in range(users)]
     for number in range(transfers):
         account = accounts[number % users]
-        lane = schedule.join(Transfer(account, "file", Direction.UP, 10**12 + number, now))
+        lane = schedule.add_flow(Transfer(account, "file", Direction.UP, 10**12 + number, now))
         schedule.ready(lane, now)
     began = time.perf_counter()
     for _ in range(turns):
-        given = schedule.next(now)
+        given = schedule.grant_next(now)
         if given is None:
             raise RuntimeError("the schedule gives no turn, though all is ready")
-        schedule.gave_up(given, given.size, now)
+        schedule.release(given, given.size, now)
         schedule.ready(given, now)
         now = schedule.next_at()
     return (time.perf_counter() - began) / turns
@@ -40,13 +40,13 @@ def decision_s(policy: Policy, transfers: int, users: int, turns: int) -> float:
 
 def hand_over_s(policy: Policy, turns: int) -> float:
     """Return the seconds of one turn, given from thread to thread by a dispatcher."""
-    dispatcher, account = Dispatcher(Schedule(policy, slots=1)), Account("user")
+    dispatcher, account = BlockingScheduler(Scheduler(policy, slots=1)), Account("user")
 
     def carry() -> None:
-        lane = dispatcher.join(Transfer(account, "file", Direction.UP, None, 0.0))
+        lane = dispatcher.add_flow(Transfer(account, "file", Direction.UP, None, 0.0))
         for _ in range(turns // _THREADS):
-            lane.gave_up(lane.turn())
-        lane.leave()
+            lane.release(lane.acquire())
+        lane.close()
 
     threads = [threading.Thread(target=carry) for _ in range(_THREADS)]
     began = time.perf_counter()

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
-from ftpkit.scheduling.dispatcher import Carrier, Dispatcher
+from ftpkit.scheduling.dispatcher import BlockingScheduler, TurnHandle
 from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import POLICIES
-from ftpkit.scheduling.remote import Remote
-from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.remote import RemoteScheduler
+from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.scheduling.transfer import Account, State, Transfer
 
 UP = Direction.UP
 MIB = 1024 * 1024
 LONG_S = 30.0
-Make = Callable[..., Dispatcher]
+Make = Callable[..., BlockingScheduler]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
     """Make dispatchers, and let nobody wait there when the test is over."""
-    made: list[Dispatcher] = []
+    made: list[BlockingScheduler] = []
 
     def make(
         policy: str = "rr",
@@ -39,9 +39,9 @@ def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
         slots: int | None = None,
         rates_bps: Rates | None = None,
         longest_wait_s: float = LONG_S,
-    ) -> Dispatcher:
-        schedule = Schedule(POLICIES[policy], slots=slots, rates_bps=rates_bps)
-        made.append(Dispatcher(schedule, longest_wait_s=longest_wait_s))
+    ) -> BlockingScheduler:
+        schedule = Scheduler(POLICIES[policy], slots=slots, rates_bps=rates_bps)
+        made.append(BlockingScheduler(schedule, longest_wait_s=longest_wait_s))
         return made[-1]
 
     yield make
@@ -49,11 +49,13 @@ def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
         each.stop()
 
 
-def join(turns: Dispatcher, account: Account | None = None, total: int | None = None) -> Carrier:
-    return turns.join(Transfer(account or Account("ann"), "a", UP, total, 0.0))
+def join(
+    turns: BlockingScheduler, account: Account | None = None, total: int | None = None
+) -> TurnHandle:
+    return turns.add_flow(Transfer(account or Account("ann"), "a", UP, total, 0.0))
 
 
-def waiting(turns: Dispatcher, count: int) -> None:
+def waiting(turns: BlockingScheduler, count: int) -> None:
     """Return once ``count`` transfers wait for their turn."""
     done = threading.Event()
     while sum(row.state is State.READY for row in turns.snapshot()) != count:
@@ -68,26 +70,26 @@ def refusal(future: "Future[int]") -> str:
 
 def test_a_turn_comes_at_once_where_nobody_is_in_the_way(dispatcher: Make) -> None:
     turns = dispatcher(slots=1)
-    lane = join(turns, total=1000)
-    assert lane.turn() == 1000
-    lane.gave_up(600)
-    assert lane.turn() == 400
-    lane.gave_up(400)
-    lane.leave()
+    flow = join(turns, total=1000)
+    assert flow.acquire() == 1000
+    flow.release(600)
+    assert flow.acquire() == 400
+    flow.release(400)
+    flow.close()
     assert turns.snapshot() == []
 
 
 def test_the_next_is_woken_when_a_turn_ends(dispatcher: Make, threads: ThreadPoolExecutor) -> None:
     turns = dispatcher("fcfs", slots=1)
-    lanes = [join(turns) for _ in range(3)]
-    assert lanes[0].turn() == 4 * MIB
-    second = threads.submit(lanes[1].turn)
-    third = threads.submit(lanes[2].turn)
+    flows = [join(turns) for _ in range(3)]
+    assert flows[0].acquire() == 4 * MIB
+    second = threads.submit(flows[1].acquire)
+    third = threads.submit(flows[2].acquire)
     waiting(turns, 2)
-    lanes[0].gave_up(4 * MIB)
+    flows[0].release(4 * MIB)
     assert second.result(LONG_S) == 4 * MIB
     assert not third.done()
-    lanes[1].leave()
+    flows[1].close()
     assert third.result(LONG_S) == 4 * MIB
 
 
@@ -95,33 +97,33 @@ def test_who_waits_for_a_rate_goes_on_when_it_is_due(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
     turns = dispatcher(rates_bps={UP: 2e6})
-    lanes = [join(turns) for _ in range(4)]
+    flows = [join(turns) for _ in range(4)]
 
-    def carry(lane: Carrier) -> int:
+    def carry(flow: TurnHandle) -> int:
         moved = 0
         for _ in range(5):
-            size = lane.turn()
-            lane.gave_up(size)
+            size = flow.acquire()
+            flow.release(size)
             moved += size
         return moved
 
-    moved = [future.result(LONG_S) for future in [threads.submit(carry, lane) for lane in lanes]]
+    moved = [future.result(LONG_S) for future in [threads.submit(carry, flow) for flow in flows]]
     assert moved == [5 * 65536] * 4
 
 
 def test_a_cut_connection_waits_no_longer(dispatcher: Make, threads: ThreadPoolExecutor) -> None:
     turns = dispatcher(slots=1)
     first, second, third = (join(turns) for _ in range(3))
-    first.turn()
-    cut = threads.submit(second.turn)
+    first.acquire()
+    cut = threads.submit(second.acquire)
     waiting(turns, 1)
-    second.leave()
+    second.close()
     with pytest.raises(ConnectionLostError):
         cut.result(LONG_S)
     with pytest.raises(ConnectionLostError):
-        second.turn()
-    first.gave_up(0)
-    assert third.turn() == 4 * MIB
+        second.acquire()
+    first.release(0)
+    assert third.acquire() == 4 * MIB
 
 
 def test_another_watches_the_clock_when_the_watch_is_cut(
@@ -129,12 +131,12 @@ def test_another_watches_the_clock_when_the_watch_is_cut(
 ) -> None:
     turns = dispatcher(rates_bps={UP: 1e6})
     spender, watch, other = (join(turns) for _ in range(3))
-    spender.gave_up(300_000)
-    cut = threads.submit(watch.turn)
+    spender.release(300_000)
+    cut = threads.submit(watch.acquire)
     waiting(turns, 1)
-    future = threads.submit(other.turn)
+    future = threads.submit(other.acquire)
     waiting(turns, 2)
-    watch.leave()
+    watch.close()
     with pytest.raises(ConnectionLostError):
         cut.result(LONG_S)
     assert future.result(LONG_S) == 50_000
@@ -144,17 +146,17 @@ def test_stopping_refuses_all_who_wait_and_who_come_later(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
     turns = dispatcher(slots=1)
-    lanes = [join(turns) for _ in range(8)]
-    lanes[0].turn()
-    futures = [threads.submit(lane.turn) for lane in lanes[1:]]
+    flows = [join(turns) for _ in range(8)]
+    flows[0].acquire()
+    futures = [threads.submit(flow.acquire) for flow in flows[1:]]
     waiting(turns, 7)
     turns.stop()
     assert {refusal(future) for future in futures} == {Code.SHUTTING_DOWN}
-    lanes[0].gave_up(1)
+    flows[0].release(1)
     with pytest.raises(RefusedError):
-        lanes[0].turn()
-    for lane in lanes:
-        lane.leave()
+        flows[0].acquire()
+    for flow in flows:
+        flow.close()
     assert turns.snapshot() == []
 
 
@@ -166,8 +168,8 @@ def test_other_limits_wake_who_may_go_on_now(
 ) -> None:
     turns = dispatcher(slots=slots, rates_bps=rates)
     first, second = join(turns), join(turns)
-    first.turn()
-    future = threads.submit(second.turn)
+    first.acquire()
+    future = threads.submit(second.acquire)
     waiting(turns, 1)
     turns.configure(POLICIES["sjf"], slots=2, rates_bps={UP: 1e9})
     assert future.result(LONG_S) == 2_000_000
@@ -177,24 +179,24 @@ def test_another_limit_of_an_account_wakes_its_transfers(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
     turns, account = dispatcher(), Account("slow", rates_bps={UP: 0.001})
-    lane, other = join(turns, account), join(turns)
-    lane.gave_up(1000)
-    future = threads.submit(lane.turn)
+    flow, other = join(turns, account), join(turns)
+    flow.release(1000)
+    future = threads.submit(flow.acquire)
     waiting(turns, 1)
-    assert other.turn() == 4 * MIB
+    assert other.acquire() == 4 * MIB
     assert not future.done()
-    turns.limit(account, {})
+    turns.set_rates(account, {})
     assert future.result(LONG_S) == 4 * MIB
 
 
 def test_a_limit_on_a_running_server_holds_for_who_took_no_turns(dispatcher: Make) -> None:
     turns = dispatcher()
-    lane = join(turns)
-    assert not turns.shaped
-    lane.gave_up(5000)
+    flow = join(turns)
+    assert not turns.has_limits
+    flow.release(5000)
     turns.configure(POLICIES["rr"], slots=1, rates_bps={})
-    assert turns.shaped
-    assert lane.turn() == 4 * MIB
+    assert turns.has_limits
+    assert flow.acquire() == 4 * MIB
     assert turns.snapshot()[0].moved == 5000
 
 
@@ -206,17 +208,17 @@ def test_no_wake_up_is_lost(dispatcher: Make, policy: str, threads: ThreadPoolEx
 
     def carry(account: Account) -> int:
         nonlocal running, most
-        lane, moved = turns.join(Transfer(account, "a", UP, None, 0.0)), 0
+        flow, moved = turns.add_flow(Transfer(account, "a", UP, None, 0.0)), 0
         for _ in range(2500):
-            size = lane.turn()
+            size = flow.acquire()
             with guard:
                 running += 1
                 most = max(most, running)
             moved += size
             with guard:
                 running -= 1
-            lane.gave_up(size)
-        lane.leave()
+            flow.release(size)
+        flow.close()
         return moved
 
     accounts = [Account("a"), Account("b", weight=2)]
@@ -233,10 +235,10 @@ def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecu
 
     def carry(account: Account) -> None:
         for _ in range(40):
-            lane = turns.join(Transfer(account, "a", UP, 5 * 10**6, 0.0))
+            flow = turns.add_flow(Transfer(account, "a", UP, 5 * 10**6, 0.0))
             for _ in range(5):
-                lane.gave_up(lane.turn() // 4)
-            lane.leave()
+                flow.release(flow.acquire() // 4)
+            flow.close()
 
     futures = [threads.submit(carry, accounts[i % 2]) for i in range(8)]
     for future in futures:
@@ -250,24 +252,26 @@ def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecu
 def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> None:
     turns = dispatcher("fcfs", longest_wait_s=0.05, **limits)
     first, second = join(turns), join(turns)
-    first.turn()
+    first.acquire()
     for _ in range(3):
-        assert 0 < second.turn() <= 64 * 1024
-        second.gave_up(1)
-    first.gave_up(1)
+        assert 0 < second.acquire() <= 64 * 1024
+        second.release(1)
+    first.release(1)
     assert turns.snapshot()[1].moved == 3
 
 
 def test_turns_of_another_process_are_asked_for_and_handed_out(threads: ThreadPoolExecutor) -> None:
     told: SimpleQueue[str] = SimpleQueue()
-    schedule = Remote(Schedule(POLICIES["rr"], slots=1), lambda what, **message: told.put(what))
-    turns = Dispatcher(schedule, longest_wait_s=0.05)
+    schedule = RemoteScheduler(
+        Scheduler(POLICIES["rr"], slots=1), lambda what, **message: told.put(what)
+    )
+    turns = BlockingScheduler(schedule, longest_wait_s=0.05)
     carrier = join(turns)
-    turn = threads.submit(carrier.turn)
+    turn = threads.submit(carrier.acquire)
     try:
         assert [told.get(timeout=LONG_S) for _ in range(4)] == ["joins", "ready", *["hurries"] * 2]
-        schedule.arrived(0, 7)
-        turns.hand_out()
+        schedule.granted(0, 7)
+        turns.grant_due()
         assert turn.result(LONG_S) == 7
     finally:
         turns.stop()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.limit import Limit
+from ftpkit.scheduling.limit import RateLimiter
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -14,24 +14,24 @@ KIB, MIB = 1024, 1024 * 1024
 @pytest.mark.parametrize("rate", [0, -1, math.nan])
 def test_a_rate_is_more_than_nothing(rate: float) -> None:
     with pytest.raises(ValueError, match="more than 0"):
-        Limit(rate)
+        RateLimiter(rate)
 
 
 def test_without_a_rate_nothing_is_owed() -> None:
-    limit = Limit()
+    limit = RateLimiter()
     limit.charge(10**12, 5.0)
     assert limit.due_s == -math.inf
 
 
 def test_what_moved_is_owed_for() -> None:
-    limit = Limit(1000)
+    limit = RateLimiter(1000)
     limit.charge(500, 100.0)
     limit.charge(2000, 100.0)
     assert limit.due_s == pytest.approx(100.0 - 0.03 + 2.5)
 
 
 def test_what_did_not_move_is_given_back() -> None:
-    limit = Limit(1000)
+    limit = RateLimiter(1000)
     limit.charge(500, 100.0)
     limit.charge(-400, 100.2)
     limit.charge(1000, 100.2)
@@ -42,7 +42,7 @@ def test_what_did_not_move_is_given_back() -> None:
 def test_who_waits_until_it_is_due_keeps_to_the_rate(
     rate: float, row: list[tuple[float, float]]
 ) -> None:
-    limit, now, moved = Limit(rate), 1000.0, 0
+    limit, now, moved = RateLimiter(rate), 1000.0, 0
     for idle_s, share in row:
         now = max(now, limit.due_s) + idle_s
         count = int(limit.quantum * share)
@@ -52,7 +52,7 @@ def test_who_waits_until_it_is_due_keeps_to_the_rate(
 
 
 def test_another_rate_leaves_the_bytes_owed() -> None:
-    limit = Limit(1000)
+    limit = RateLimiter(1000)
     limit.charge(1030, 10.0)
     limit.change(10_000, 10.0)
     assert limit.due_s == pytest.approx(10.1)
@@ -61,7 +61,7 @@ def test_another_rate_leaves_the_bytes_owed() -> None:
 
 
 def test_another_rate_does_not_touch_what_was_saved_up() -> None:
-    limit = Limit(1000)
+    limit = RateLimiter(1000)
     limit.charge(1, 10.0)
     due_s = limit.due_s
     limit.change(1, 10.0)
@@ -69,7 +69,7 @@ def test_another_rate_does_not_touch_what_was_saved_up() -> None:
 
 
 def test_a_rate_that_is_new_or_gone_owes_nothing() -> None:
-    limit = Limit(1000)
+    limit = RateLimiter(1000)
     limit.charge(10**6, 10.0)
     limit.change(None, 10.0)
     assert limit.due_s == -math.inf
@@ -91,4 +91,4 @@ def test_a_rate_that_is_new_or_gone_owes_nothing() -> None:
     ],
 )
 def test_a_quantum_is_two_milliseconds_within_bounds(rate: float | None, quantum: int) -> None:
-    assert Limit(rate).quantum == quantum
+    assert RateLimiter(rate).quantum == quantum

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.queue import Queue
+from ftpkit.scheduling.queue import RankedQueue
 
 steps = st.lists(
     st.tuples(st.sampled_from(["push", "pop", "discard"]), st.integers(0, 5)), max_size=80
@@ -12,7 +12,7 @@ steps = st.lists(
 
 @given(steps)
 def test_it_orders_by_rank_and_by_age(row: list[tuple[str, int]]) -> None:
-    queue: Queue[str] = Queue()
+    queue: RankedQueue[str] = RankedQueue()
     model: dict[str, tuple[float, int, str]] = {}
     for ticket, (what, number) in enumerate(row):
         name = f"item{number}"
@@ -31,7 +31,7 @@ def test_it_orders_by_rank_and_by_age(row: list[tuple[str, int]]) -> None:
 
 
 def test_what_is_taken_out_does_not_pile_up() -> None:
-    queue: Queue[int] = Queue()
+    queue: RankedQueue[int] = RankedQueue()
     queue.push(-1, 0, -1)
     for number in range(10_000):
         queue.push(number, 1, number)
@@ -41,7 +41,7 @@ def test_what_is_taken_out_does_not_pile_up() -> None:
 
 
 def test_items_are_never_compared() -> None:
-    queue: Queue[object] = Queue()
+    queue: RankedQueue[object] = RankedQueue()
     items = [object() for _ in range(100)]
     for ticket, item in enumerate(items):
         queue.push(item, 0, ticket)

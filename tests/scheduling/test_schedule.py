@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ftpkit.scheduling.limit import Rates
 from ftpkit.scheduling.policies import POLICIES
-from ftpkit.scheduling.schedule import Schedule
+from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.scheduling.transfer import Account, State, Transfer
 from tests.scheduling.trip import DOWN, UP, Trip
 
@@ -19,7 +19,7 @@ QUANTUM = 100_000
 
 def trip(policy: str, *, slots: int | None = None, rates_bps: Rates | None = None) -> Trip:
     rates = {UP: RATE} if rates_bps is None else rates_bps
-    return Trip(Schedule(POLICIES[policy], slots=slots, rates_bps=rates))
+    return Trip(Scheduler(POLICIES[policy], slots=slots, rates_bps=rates))
 
 
 def names(turns: Trip) -> list[str]:
@@ -82,7 +82,7 @@ def test_a_small_transfer_is_charged_what_it_has() -> None:
 
 def test_a_transfer_of_several_lanes_has_the_share_of_one() -> None:
     line, ann = trip("rr"), Account("ann")
-    many, one = line.send(ann, None, lanes=4), line.send(ann, None)
+    many, one = line.send(ann, None, flows=4), line.send(ann, None)
     line.run(5.0)
     assert many.moved == pytest.approx(one.moved, rel=0.02)
 
@@ -101,7 +101,7 @@ def test_rr_shares_by_weight_between_transfers() -> None:
 def test_fair_shares_between_accounts_however_many_transfers_they_have() -> None:
     line, ann, bob = trip("fair"), Account("ann", weight=2), Account("bob")
     for _ in range(20):
-        line.send(bob, None, lanes=2)
+        line.send(bob, None, flows=2)
     line.send(ann, None)
     line.run(10.0)
     assert line.moved(0, 10, ann) == pytest.approx(2 * line.moved(0, 10, bob), rel=0.02)
@@ -256,42 +256,42 @@ def test_turns_are_not_given_before_those_under_way_are_paid_for() -> None:
 # Nothing starves.
 
 
-def favour(schedule: Schedule, favourite: Transfer, turns: int, now: float) -> list[Transfer]:
+def favour(schedule: Scheduler, favourite: Transfer, turns: int, now: float) -> list[Transfer]:
     """Give turns; whenever ``favourite`` had one, the next one like it comes."""
     given = []
     for _ in range(turns):
-        lane = schedule.next(now)
-        assert lane is not None
-        schedule.gave_up(lane, lane.size, now)
+        flow = schedule.grant_next(now)
+        assert flow is not None
+        schedule.release(flow, flow.size, now)
         favourite.moved = 0
-        schedule.ready(lane, now)
-        given.append(lane.transfer)
+        schedule.ready(flow, now)
+        given.append(flow.transfer)
         now = schedule.next_at()
     return given
 
 
 def test_what_waits_longest_has_a_twentieth_of_the_bytes() -> None:
-    schedule, ann = Schedule(POLICIES["mlfq"], slots=1, rates_bps={UP: RATE}), Account("ann")
+    schedule, ann = Scheduler(POLICIES["mlfq"], slots=1, rates_bps={UP: RATE}), Account("ann")
     starving = [
         Transfer(account, "large", UP, 10**9, 0.0, moved=10**8) for account in (ann, Account("bob"))
     ]
     favourite = Transfer(ann, "small", UP, QUANTUM, 0.0)
     for transfer in (*starving, favourite):
-        schedule.ready(schedule.join(transfer), 0.0)
+        schedule.ready(schedule.add_flow(transfer), 0.0)
     favour(schedule, favourite, 4000, 0.0)
     for transfer in starving:
         assert transfer.moved - 10**8 == pytest.approx(100 * QUANTUM, abs=QUANTUM)
 
 
 def test_a_turn_that_comes_by_rank_counts_as_well() -> None:
-    schedule, ann = Schedule(POLICIES["mlfq"], slots=1, rates_bps={UP: RATE}), Account("ann")
+    schedule, ann = Scheduler(POLICIES["mlfq"], slots=1, rates_bps={UP: RATE}), Account("ann")
     large = [Transfer(ann, "large", UP, 10**9, 0.0, moved=10**8) for _ in range(2)]
     favourite = Transfer(ann, "small", UP, QUANTUM, 0.0)
     for transfer in large:
-        schedule.ready(schedule.join(transfer), 0.0)
+        schedule.ready(schedule.add_flow(transfer), 0.0)
     assert set(favour(schedule, favourite, 101, 0.0)) == set(large)
     now = schedule.next_at()
-    schedule.ready(schedule.join(favourite), now)
+    schedule.ready(schedule.add_flow(favourite), now)
     assert favour(schedule, favourite, 19, now) == [favourite] * 19
     assert favour(schedule, favourite, 1, schedule.next_at()) != [favourite]
 
@@ -310,8 +310,8 @@ def test_all_ends_and_no_time_is_lost(
 ) -> None:
     line = trip(policy, slots=slots)
     accounts = [Account("a"), Account("b", weight=3), Account("c", rates_bps={UP: RATE / 2})]
-    for size, at, user, lanes in row:
-        line.send(accounts[user], size, at=at, lanes=lanes, known=known)
+    for size, at, user, flows in row:
+        line.send(accounts[user], size, at=at, flows=flows, known=known)
     line.run()
     assert len(line.done) == len(row)
     assert line.moved(0, math.inf) == sum(size for size, *_ in row)
@@ -337,17 +337,17 @@ def test_a_limit_that_is_taken_away_is_gone() -> None:
     line, ann = trip("rr", slots=1, rates_bps={UP: 1}), Account("ann", rates_bps={UP: 1})
     line.send(ann, 10_000)
     line.at(1.0, lambda: configure(line, "rr", {}))
-    line.at(2.0, lambda: line.schedule.limit(ann, {}, line.now))
+    line.at(2.0, lambda: line.schedule.set_rates(ann, {}, line.now))
     line.run(3.0)
     assert list(line.done.values()) == [pytest.approx(2.0, abs=0.1)]
-    assert not line.schedule.shaped
+    assert not line.schedule.has_limits
 
 
 def test_an_account_is_limited_on_the_way() -> None:
     line, ann, bob = trip("fair"), Account("ann"), Account("bob")
     for account in (ann, ann, bob):
         line.send(account, None)
-    line.at(5.0, lambda: line.schedule.limit(ann, {UP: 1e6}, line.now))
+    line.at(5.0, lambda: line.schedule.set_rates(ann, {UP: 1e6}, line.now))
     line.run(10.0)
     assert line.moved(5, 10, ann) == pytest.approx(5e6, rel=0.03)
     assert line.moved(5, 10) == pytest.approx(5 * RATE, rel=0.02)
@@ -377,11 +377,11 @@ def test_shares_begin_anew_with_a_policy(before: str) -> None:
 def test_what_moved_without_turns_is_not_held_against_anybody(policy: str) -> None:
     line, ann, bob = trip(policy, slots=1, rates_bps={}), Account("ann"), Account("bob")
     old = Transfer(ann, "old", UP, None, 0.0)
-    lane = line.schedule.join(old)
-    line.schedule.gave_up(lane, 10**12, 0.0)
+    flow = line.schedule.add_flow(old)
+    line.schedule.release(flow, 10**12, 0.0)
     line.schedule.configure(POLICIES[policy], slots=1, rates_bps={UP: RATE}, now=0.0)
     line.send(bob, None)
-    line.at(0.1, lambda: line.schedule.ready(lane, line.now))
+    line.at(0.1, lambda: line.schedule.ready(flow, line.now))
     line.run(5.0)
     assert line.moved(0.1, 5, ann) == pytest.approx(line.moved(0.1, 5, bob), rel=0.02)
 
@@ -394,31 +394,31 @@ def configure(line: Trip, policy: str, rates_bps: Rates) -> None:
 
 
 def test_a_transfer_goes_through_its_states() -> None:
-    schedule, ann = Schedule(POLICIES["rr"], slots=1), Account("ann")
+    schedule, ann = Scheduler(POLICIES["rr"], slots=1), Account("ann")
     one, two = (Transfer(ann, name, UP, 10 * MIB, 0.0) for name in "ab")
     seen = [one.state]
-    lane, other = schedule.join(one), schedule.join(two)
+    flow, other = schedule.add_flow(one), schedule.add_flow(two)
     seen.append(one.state)
-    schedule.ready(lane, 0.0)
+    schedule.ready(flow, 0.0)
     seen.append(one.state)
-    assert schedule.next(0.0) is lane
+    assert schedule.grant_next(0.0) is flow
     seen.append(one.state)
     schedule.ready(other, 0.0)
-    assert (two.state, schedule.next(0.0)) == (State.READY, None)
+    assert (two.state, schedule.grant_next(0.0)) == (State.READY, None)
     assert schedule.next_at() == math.inf
-    schedule.gave_up(lane, 1000, 0.0)
+    schedule.release(flow, 1000, 0.0)
     seen.append(one.state)
     assert (one.moved, one.left) == (1000, 10 * MIB - 1000)
-    schedule.leave(lane, 0.0)
+    schedule.remove(flow, 0.0)
     seen.append(one.state)
     assert seen == ["done", "blocked", "ready", "running", "blocked", "done"]
 
 
 def test_a_transfer_runs_if_one_of_its_lanes_does() -> None:
-    schedule, transfer = Schedule(POLICIES["rr"]), Transfer(Account("ann"), "a", UP, None, 0.0)
-    idle, runs, waits = (schedule.join(transfer) for _ in range(3))
+    schedule, transfer = Scheduler(POLICIES["rr"]), Transfer(Account("ann"), "a", UP, None, 0.0)
+    idle, runs, waits = (schedule.add_flow(transfer) for _ in range(3))
     schedule.ready(runs, 0.0)
-    assert schedule.next(0.0) is runs
+    assert schedule.grant_next(0.0) is runs
     schedule.ready(waits, 0.0)
     assert transfer.state is State.RUNNING
     assert idle.state is State.BLOCKED
@@ -426,57 +426,57 @@ def test_a_transfer_runs_if_one_of_its_lanes_does() -> None:
 
 @pytest.mark.parametrize("running", [False, True])
 def test_who_leaves_gives_back_slot_share_and_rate(running: bool) -> None:
-    schedule, ann = Schedule(POLICIES["fair"], slots=1, rates_bps={UP: 1000}), Account("ann")
-    gone = schedule.join(Transfer(ann, "gone", UP, None, 0.0))
-    stays = schedule.join(Transfer(ann, "stays", UP, None, 0.0))
+    schedule, ann = Scheduler(POLICIES["fair"], slots=1, rates_bps={UP: 1000}), Account("ann")
+    gone = schedule.add_flow(Transfer(ann, "gone", UP, None, 0.0))
+    stays = schedule.add_flow(Transfer(ann, "stays", UP, None, 0.0))
     schedule.ready(gone, 0.0)
     if running:
-        assert schedule.next(0.0) is gone
-    schedule.leave(gone, 0.0)
-    schedule.leave(gone, 0.0)
-    assert schedule.next(0.0) is None
+        assert schedule.grant_next(0.0) is gone
+    schedule.remove(gone, 0.0)
+    schedule.remove(gone, 0.0)
+    assert schedule.grant_next(0.0) is None
     schedule.ready(stays, 0.0)
-    assert schedule.next(0.0) is stays
+    assert schedule.grant_next(0.0) is stays
 
 
 def test_a_lane_that_leaves_gives_back_the_share_of_its_transfer() -> None:
-    schedule, ann = Schedule(POLICIES["rr"], slots=1), Account("ann")
+    schedule, ann = Scheduler(POLICIES["rr"], slots=1), Account("ann")
     one, two = (Transfer(ann, name, UP, None, 0.0) for name in "ab")
-    gone = schedule.join(one)
-    for lane in (schedule.join(one), gone, schedule.join(two)):
-        schedule.ready(lane, 0.0)
-    schedule.leave(gone, 0.0)
+    gone = schedule.add_flow(one)
+    for flow in (schedule.add_flow(one), gone, schedule.add_flow(two)):
+        schedule.ready(flow, 0.0)
+    schedule.remove(gone, 0.0)
     order = []
     for _ in range(6):
-        given = schedule.next(0.0)
+        given = schedule.grant_next(0.0)
         assert given is not None
         order.append(given.transfer)
-        schedule.gave_up(given, given.size, 0.0)
+        schedule.release(given, given.size, 0.0)
         schedule.ready(given, 0.0)
     assert order == [one, two] * 3
 
 
 def test_bytes_moved_after_leaving_or_without_a_turn_are_charged() -> None:
-    schedule, ann = Schedule(POLICIES["fair"], rates_bps={UP: 1000}), Account("ann")
+    schedule, ann = Scheduler(POLICIES["fair"], rates_bps={UP: 1000}), Account("ann")
     transfer = Transfer(ann, "a", UP, None, 0.0)
-    lane = schedule.join(transfer)
-    schedule.gave_up(lane, 530, 1.0)
-    schedule.leave(lane, 1.0)
-    schedule.gave_up(lane, 500, 1.0)
-    assert (transfer.moved, lane.state) == (1030, State.DONE)
-    schedule.ready(schedule.join(transfer), 1.0)
-    assert schedule.next(1.9) is None
+    flow = schedule.add_flow(transfer)
+    schedule.release(flow, 530, 1.0)
+    schedule.remove(flow, 1.0)
+    schedule.release(flow, 500, 1.0)
+    assert (transfer.moved, flow.state) == (1030, State.DONE)
+    schedule.ready(schedule.add_flow(transfer), 1.0)
+    assert schedule.grant_next(1.9) is None
     assert schedule.next_at() == pytest.approx(2.0)
 
 
 def test_a_transfer_that_comes_back_keeps_its_place() -> None:
-    schedule, ann = Schedule(POLICIES["fcfs"], slots=1), Account("ann")
+    schedule, ann = Scheduler(POLICIES["fcfs"], slots=1), Account("ann")
     old, young = (Transfer(ann, name, UP, None, 0.0) for name in "ab")
-    schedule.leave(schedule.join(old), 0.0)
-    lanes = schedule.join(young), schedule.join(old)
-    for lane in lanes:
-        schedule.ready(lane, 0.0)
-    assert schedule.next(0.0) is lanes[1]
+    schedule.remove(schedule.add_flow(old), 0.0)
+    flows = schedule.add_flow(young), schedule.add_flow(old)
+    for flow in flows:
+        schedule.ready(flow, 0.0)
+    assert schedule.grant_next(0.0) is flows[1]
 
 
 @pytest.mark.parametrize(
@@ -489,11 +489,11 @@ def test_a_transfer_that_comes_back_keeps_its_place() -> None:
     ],
 )
 def test_any_limit_shapes(slots: int | None, rates: Rates, account: Rates, shaped: bool) -> None:
-    schedule = Schedule(POLICIES["fair"], slots=slots, rates_bps=rates)
-    lane = schedule.join(Transfer(Account("ann", rates_bps=account), "a", UP, None, 0.0))
-    assert schedule.shaped is shaped
-    schedule.leave(lane, 0.0)
-    assert schedule.shaped is (shaped and not account)
+    schedule = Scheduler(POLICIES["fair"], slots=slots, rates_bps=rates)
+    flow = schedule.add_flow(Transfer(Account("ann", rates_bps=account), "a", UP, None, 0.0))
+    assert schedule.has_limits is shaped
+    schedule.remove(flow, 0.0)
+    assert schedule.has_limits is (shaped and not account)
 
 
 def test_a_weight_is_more_than_nothing() -> None:
@@ -505,14 +505,14 @@ def test_a_weight_is_more_than_nothing() -> None:
 
 
 def test_a_snapshot_tells_how_each_stands() -> None:
-    schedule, ann, bob = Schedule(POLICIES["sjf"], slots=1), Account("ann"), Account("bob")
+    schedule, ann, bob = Scheduler(POLICIES["sjf"], slots=1), Account("ann"), Account("bob")
     sizes = {"large": 90 * MIB, "small": MIB, "middle": 20 * MIB}
     for name, size in sizes.items():
-        schedule.ready(schedule.join(Transfer(ann, name, UP, size, 7.0)), 7.0)
-    schedule.ready(schedule.join(Transfer(bob, "back", DOWN, None, 8.0, moved=200_000)), 8.0)
-    lane = schedule.next(8.0)
-    assert lane is not None
-    schedule.gave_up(lane, 1, 8.0)
+        schedule.ready(schedule.add_flow(Transfer(ann, name, UP, size, 7.0)), 7.0)
+    schedule.ready(schedule.add_flow(Transfer(bob, "back", DOWN, None, 8.0, moved=200_000)), 8.0)
+    flow = schedule.grant_next(8.0)
+    assert flow is not None
+    schedule.release(flow, 1, 8.0)
     rows = schedule.snapshot(8.0)
     assert [(row.name, row.state, row.position) for row in rows] == [
         ("large", State.READY, 2),
@@ -525,15 +525,15 @@ def test_a_snapshot_tells_how_each_stands() -> None:
 
 
 def test_positions_under_fair_go_between_accounts() -> None:
-    schedule, ann, bob = Schedule(POLICIES["fair"], slots=1), Account("ann"), Account("bob")
+    schedule, ann, bob = Scheduler(POLICIES["fair"], slots=1), Account("ann"), Account("bob")
     for account, name in ((ann, "1"), (ann, "3"), (bob, "2"), (bob, "4")):
-        schedule.ready(schedule.join(Transfer(account, name, UP, 100 * MIB, 0.0)), 0.0)
+        schedule.ready(schedule.add_flow(Transfer(account, name, UP, 100 * MIB, 0.0)), 0.0)
     assert [row.position for row in schedule.snapshot(0.0)] == [1, 3, 2, 4]
 
 
 def test_without_turns_who_has_just_moved_runs() -> None:
-    schedule = Schedule(POLICIES["rr"])
-    lane = schedule.join(Transfer(Account("ann"), "a", UP, MIB, 0.0))
-    schedule.gave_up(lane, 1, 5.0)
+    schedule = Scheduler(POLICIES["rr"])
+    flow = schedule.add_flow(Transfer(Account("ann"), "a", UP, MIB, 0.0))
+    schedule.release(flow, 1, 5.0)
     assert [row.state for row in schedule.snapshot(5.01)] == [State.RUNNING]
     assert [row.state for row in schedule.snapshot(7.0)] == [State.BLOCKED]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ftpkit.scheduling.limit import Direction
-from ftpkit.scheduling.schedule import Schedule
-from ftpkit.scheduling.transfer import Account, Lane, Transfer
+from ftpkit.scheduling.schedule import Scheduler
+from ftpkit.scheduling.transfer import Account, Flow, Transfer
 
 LINE_BPS = 1e10
 UP, DOWN = Direction.UP, Direction.DOWN
@@ -26,7 +26,7 @@ class Turn:
 class Trip:
     """Moves what the schedule lets move, each turn at ``line_bps``, until all is done."""
 
-    schedule: Schedule
+    schedule: Scheduler
     line_bps: float = LINE_BPS
     now: float = 0.0
     turns: list[Turn] = field(default_factory=list)
@@ -47,14 +47,14 @@ class Trip:
         total: int | None,
         *,
         at: float = 0.0,
-        lanes: int = 1,
+        flows: int = 1,
         direction: Direction = UP,
         known: bool = True,
     ) -> Transfer:
         """Let a transfer of ``total`` bytes arrive; None never ends."""
         size = total if known else None
         transfer = Transfer(account, f"{total}", direction, size, at)
-        self.at(at, lambda: self._arrive(transfer, total, lanes))
+        self.at(at, lambda: self._arrive(transfer, total, flows))
         return transfer
 
     def run(self, until: float = 1e9) -> None:
@@ -82,18 +82,18 @@ class Trip:
         """Return whose turn it was, one after the other."""
         return [turn.transfer for turn in self.turns]
 
-    def _arrive(self, transfer: Transfer, total: int | None, lanes: int) -> None:
-        for _ in range(lanes):
-            self.schedule.ready(self.schedule.join(transfer), self.now)
+    def _arrive(self, transfer: Transfer, total: int | None, flows: int) -> None:
+        for _ in range(flows):
+            self.schedule.ready(self.schedule.add_flow(transfer), self.now)
         if total is not None:
             self._totals[transfer] = total
 
     def _give(self) -> None:
-        while (lane := self.schedule.next(self.now)) is not None:
-            self._carry(lane)
+        while (flow := self.schedule.grant_next(self.now)) is not None:
+            self._carry(flow)
 
-    def _carry(self, lane: Lane) -> None:
-        transfer, size = lane.transfer, lane.size
+    def _carry(self, flow: Flow) -> None:
+        transfer, size = flow.transfer, flow.size
         total = self._totals.get(transfer)
         if total is not None:
             size = min(size, total - transfer.moved - self._under_way.get(transfer, 0))
@@ -101,17 +101,17 @@ class Trip:
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         self.turns.append(Turn(self.now, transfer, size))
-        self.at(self.now + size / self.line_bps, lambda: self._finish(lane, size))
+        self.at(self.now + size / self.line_bps, lambda: self._finish(flow, size))
 
-    def _finish(self, lane: Lane, size: int) -> None:
-        transfer = lane.transfer
+    def _finish(self, flow: Flow, size: int) -> None:
+        transfer = flow.transfer
         self.running -= 1
         self._under_way[transfer] -= size
-        self.schedule.gave_up(lane, size, self.now)
+        self.schedule.release(flow, size, self.now)
         total = self._totals.get(transfer)
         if total is not None and transfer.moved + self._under_way[transfer] >= total:
-            self.schedule.leave(lane, self.now)
-            if not transfer.lanes:
+            self.schedule.remove(flow, self.now)
+            if not transfer.flows:
                 self.done[transfer] = self.now
         else:
-            self.schedule.ready(lane, self.now)
+            self.schedule.ready(flow, self.now)

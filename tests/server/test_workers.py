@@ -360,7 +360,7 @@ def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -
     seconds = time.monotonic() - started
     assert 1.2 * rate * seconds >= 4 * 4 * MIB, "that many bytes need more time"
     assert server.status()["totals"]["uploads"] == 4
-    wait_until(lambda: not server._turns._lanes)
+    wait_until(lambda: not server._turns._flows)
 
 
 def test_one_slot_lets_one_of_all_workers_move_at_a_time(serve: Serve, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
     log.wait_for("reloaded")
     wait_until(lambda: bool(status(one)["policy"] == "fcfs"))
     write(one, upload, BLOCK)
-    lanes = workers._turns._lanes
+    lanes = workers._turns._flows
     wait_until(lambda: [lane.transfer.moved for lane in lanes.values()] == [2 * BLOCK])
     workers.change(Plan(workers=2))
     log.wait_for("reloaded")
