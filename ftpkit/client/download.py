@@ -16,8 +16,8 @@ from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError,
 from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
-from ftpkit.storage.files import Directory, Files
-from ftpkit.storage.store import Entry, Wish, hold_block
+from ftpkit.storage.files import DirHandle, FileSystem
+from ftpkit.storage.store import FileInfo, UploadSpec, hold_block
 from ftpkit.storage.tree import Tree
 from ftpkit.storage.upload import (
     DATA,
@@ -44,13 +44,13 @@ class DownloadTarget:
 
     def __init__(self, path: str, *, overwrite: bool) -> None:
         self.path, self._overwrite = path, overwrite
-        self._files = Files()
+        self._files = FileSystem()
         self._upload: DirectoryUpload | None = None
         # Where the name is a link, the file that it names is replaced.
         directory, self._base = os.path.split(os.path.realpath(path))
         self._part = f".{self._base[:200]}.part"
         with contextlib.ExitStack() as stack, self.errors():
-            self._directory = stack.enter_context(Directory.open(directory))
+            self._directory = stack.enter_context(DirHandle.open(directory))
             self._tree = Tree(self._directory, self._files)
             self._tree.check_target(self._base, overwrite=overwrite)
             with contextlib.suppress(FileExistsError):
@@ -65,7 +65,7 @@ class DownloadTarget:
         state = read_journal(self._stage, JOURNAL)
         return state is not None and bool(state.blocks)
 
-    def stage(self, identity: str, wish: Wish) -> DirectoryUpload:
+    def stage(self, identity: str, spec: UploadSpec) -> DirectoryUpload:
         """Open the staged blocks of ``identity``; those of anything else are dropped."""
         with self.errors():
             if self._upload is None:
@@ -75,7 +75,7 @@ class DownloadTarget:
                 self._upload = None
             if self._upload is None:
                 self._empty()
-                self._upload = self._create(identity, wish)
+                self._upload = self._create(identity, spec)
             return self._upload
 
     @contextlib.contextmanager
@@ -115,21 +115,21 @@ class DownloadTarget:
     def _reopen(self) -> DirectoryUpload | None:
         stage = self._directory.open_directory(self._part)
         return reopen_upload(
-            stage, self._files, publish=self._publish, let_go=DirectoryUpload.close
+            stage, self._files, publish=self._publish, on_release=DirectoryUpload.close
         )
 
-    def _create(self, identity: str, wish: Wish) -> DirectoryUpload:
+    def _create(self, identity: str, spec: UploadSpec) -> DirectoryUpload:
         return create_upload(
             self._directory.open_directory(self._part),
             self._files,
             identity,
-            wish,
+            spec,
             BLOCK,
             publish=self._publish,
-            let_go=DirectoryUpload.close,
+            on_release=DirectoryUpload.close,
         )
 
-    def _publish(self, upload: DirectoryUpload, content_digest: str) -> Entry:
+    def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
         entry = self._tree.publish(
             upload.directory,
             DATA,
@@ -177,7 +177,7 @@ class Download:
         self._udp_transfer = udp_transfer
         self._buffer = memoryview(bytearray(_PIECE))
 
-    def run(self, connection: Connection) -> tuple[GetReply | StatReply, Entry]:
+    def run(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
         """Fetch what is missing, and publish; return what the server said, and what stands here."""
         for _ in range(TRIES):
             try:
@@ -190,14 +190,14 @@ class Download:
                 connection.drain()
         raise last
 
-    def _fetch(self, connection: Connection) -> tuple[GetReply | StatReply, Entry]:
+    def _fetch(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
         first = self._request_stat(connection)
         if first.name != self._name:
             raise ProtocolError("the reply is about another file")
         total = first.total
         identity = digest_of(repr((self._server, self._name, first.version, total)).encode())
-        wish = Wish(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
-        upload = self._target.stage(identity, wish)
+        spec = UploadSpec(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
+        upload = self._target.stage(identity, spec)
         row = BlockDownload(
             connection, upload, first, self._target.errors, self._buffer, self._on_progress
         )

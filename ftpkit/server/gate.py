@@ -7,9 +7,9 @@ from typing import Final
 from ftpkit.access import Grant, Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.server.house import House, Quota
-from ftpkit.storage.limited import Limited
-from ftpkit.storage.store import MeteredStore, Store
-from ftpkit.storage.under import Under
+from ftpkit.storage.limited import QuotaStore
+from ftpkit.storage.store import QuotaAwareStore, Store
+from ftpkit.storage.under import PrefixStore
 
 # How often those who are in are looked after: what was taken back ends within a second.
 LOOKS_S: Final = 0.25
@@ -24,7 +24,7 @@ class Gate:
     """
 
     def __init__(
-        self, tokens: Tokens, house: House, store: MeteredStore, stopping: threading.Event
+        self, tokens: Tokens, house: House, store: QuotaAwareStore, stopping: threading.Event
     ) -> None:
         self._tokens, self._house, self._store = tokens, house, store
         self._stopping = stopping
@@ -52,8 +52,8 @@ class Gate:
 
     def store_for(self, grant: Grant) -> Store:
         """Return the store as a user sees it."""
-        limited = Limited(self._store, Quota(self._house, grant.under, grant.quota))
-        return Under(limited, grant.under) if grant.under else limited
+        limited = QuotaStore(self._store, Quota(self._house, grant.under, grant.quota))
+        return PrefixStore(limited, grant.under) if grant.under else limited
 
     def home_of(self, grant: Grant) -> Store:
         """Return the same, for a user who comes in: the directory is made if it is missing."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ftpkit.server.ledgers import Count, Ledgers
 from ftpkit.server.tries import Tries
-from ftpkit.storage.room import NOTHING, Taken
+from ftpkit.storage.room import NO_RESERVATION, Reservation
 
 
 class House(Protocol):
@@ -108,10 +108,10 @@ class Quota:
     under: str
     quota: int | None
 
-    def take(self, name: str, count: int) -> Taken:
+    def take(self, name: str, count: int) -> Reservation:
         """Take room for ``count`` bytes under ``name``."""
         if not count:
-            return NOTHING
+            return NO_RESERVATION
         return _Taken(self.house, self.house.take(name, count, self.under, self.quota))
 
     def freed(self, name: str) -> None:

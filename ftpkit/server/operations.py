@@ -21,7 +21,7 @@ from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Context, Result
 from ftpkit.server.rows import pull, push
-from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
+from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
 
 _FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")
@@ -63,32 +63,34 @@ def status(context: Context, request: m.Status) -> Result:
 
 
 def stat(context: Context, request: m.Stat) -> Result:
-    entry = context.store.stat(request.name)
+    info = context.store.stat(request.name)
     return Result(
         m.StatReply(
-            name=entry.name,
-            kind=entry.kind,
-            total=entry.total,
-            mtime=entry.mtime,
-            version=entry.version,
-            mode=entry.mode,
-            content_digest=entry.content_digest,
+            name=info.name,
+            kind=info.kind,
+            total=info.total,
+            mtime=info.mtime,
+            version=info.version,
+            mode=info.mode,
+            content_digest=info.content_digest,
         )
     )
 
 
 def list_names(context: Context, request: m.List) -> Result:
-    entries = context.store.entries(request.name, recursive=request.recursive, after=request.after)
+    entries = context.store.list_files(
+        request.name, recursive=request.recursive, after=request.after
+    )
     page, last, more = bytearray(), None, False
-    for entry in entries:
+    for info in entries:
         line = m.list_entry_to_json(
-            m.ListEntry(name=entry.name, kind=entry.kind, total=entry.total, mtime=entry.mtime)
+            m.ListEntry(name=info.name, kind=info.kind, total=info.total, mtime=info.mtime)
         )
         if len(page) + len(line) > m.MAX_PAGE:
             more = True
             break
         page += line
-        last = entry.name
+        last = info.name
     body = bytes(page)
     reply = m.ListReply(
         size=len(body), digest=digest_of(body, context.algorithm), next=last if more else None
@@ -127,23 +129,23 @@ def digest(context: Context, request: m.DigestRequest) -> Result:
 
     def work(progress: Progress) -> m.FileReply:
         with store.read(request.name) as reader:
-            total = reader.entry.total
+            total = reader.info.total
             actual = _digest_range(reader, 0, total, algorithm, buffers, progress)
-            return _published(replace(reader.entry, content_digest=actual))
+            return _published(replace(reader.info, content_digest=actual))
 
     version = store.stat(request.name).version
     return Result(context.jobs.run((context.grant, request, algorithm, version), work))
 
 
 def put(context: Context, request: m.Put) -> Result:
-    wish = Wish(
+    spec = UploadSpec(
         name=request.name,
         total=request.size,
         mtime=request.mtime,
         mode=request.mode,
         overwrite=request.overwrite,
     )
-    staged = context.store.stage(wish, request.digest)
+    staged = context.store.stage(spec, request.digest)
     try:
         _receive(context, staged.write)
         return Result(_published(staged.commit()))
@@ -154,25 +156,25 @@ def put(context: Context, request: m.Put) -> Result:
 def get(context: Context, request: m.Get) -> Result:
     reader = context.store.read(request.name)
     try:
-        entry = reader.entry
-        if request.if_version not in (None, entry.version):
+        info = reader.info
+        if request.if_version not in (None, info.version):
             raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
-        if request.offset > entry.total:
+        if request.offset > info.total:
             raise RefusedError(
-                Code.BAD_REQUEST, f"offset {request.offset} is beyond the end at {entry.total}"
+                Code.BAD_REQUEST, f"offset {request.offset} is beyond the end at {info.total}"
             )
-        rest = entry.total - request.offset
+        rest = info.total - request.offset
         size = rest if request.length is None else min(rest, request.length)
         return Result(
             m.GetReply(
-                name=entry.name,
+                name=info.name,
                 offset=request.offset,
                 size=size,
-                total=entry.total,
-                mtime=entry.mtime,
-                version=entry.version,
-                mode=entry.mode,
-                content_digest=entry.content_digest,
+                total=info.total,
+                mtime=info.mtime,
+                version=info.version,
+                mode=info.mode,
+                content_digest=info.content_digest,
                 digest=_asked_digest(context, request, reader, size),
             ),
             reader=reader,
@@ -185,7 +187,7 @@ def get(context: Context, request: m.Get) -> Result:
 
 
 def begin(context: Context, request: m.Begin) -> Result:
-    wish = Wish(
+    spec = UploadSpec(
         name=request.name,
         total=request.total,
         mtime=request.mtime,
@@ -193,7 +195,7 @@ def begin(context: Context, request: m.Begin) -> Result:
         overwrite=request.overwrite,
     )
     store, owner, algorithm = context.store, context.owner, context.algorithm
-    upload = context.hold(store.begin(wish, owner=owner, block=request.block))
+    upload = context.hold(store.begin(spec, owner=owner, block=request.block))
 
     def work(progress: Progress) -> None:
         # The connection may end before the work does, and let go of the upload.
@@ -235,8 +237,8 @@ def commit(context: Context, request: m.Commit) -> Result:
             return _published(publication)
         try:
             # It may have been begun when its owner was allowed to replace what stands there.
-            if upload.wish.overwrite and Permission.DELETE not in context.grant.can:
-                upload.renew(replace(upload.wish, overwrite=False))
+            if upload.spec.overwrite and Permission.DELETE not in context.grant.can:
+                upload.renew(replace(upload.spec, overwrite=False))
             return _published(
                 upload.commit(
                     request.total, request.content_digest, request.blocks_digest, progress
@@ -317,14 +319,14 @@ def _digest_range(
     return format_digest(algorithm, hasher.digest())
 
 
-def _published(entry: Entry) -> m.FileReply:
+def _published(info: FileInfo) -> m.FileReply:
     return m.FileReply(
-        name=entry.name,
-        total=entry.total,
-        version=entry.version,
-        content_digest=entry.content_digest,
+        name=info.name,
+        total=info.total,
+        version=info.version,
+        content_digest=info.content_digest,
     )
 
 
-def _pack_record(record: Record) -> bytes:
+def _pack_record(record: BlockRecord) -> bytes:
     return _RECORD.pack(record.offset, record.length, split_digest(record.digest)[1])

@@ -18,7 +18,7 @@ from ftpkit.storage.store import Reader, Upload, hold_block
 
 def push(context: Context, request: m.Push) -> Result:
     upload = context.upload(request.upload)
-    total, block = upload.wish.total, upload.block
+    total, block = upload.spec.total, upload.block
     if total is None:
         raise RefusedError(Code.BAD_REQUEST, "push: the upload was begun without a total")
     held = {record.offset for record in upload.records(context.algorithm)}
@@ -48,9 +48,9 @@ def pull(context: Context, request: m.Pull) -> Result:
         raise RefusedError(Code.BAD_REQUEST, "pull: at a rate of 0 nothing would ever come")
     reader, block = context.store.read(request.name), request.block
     try:
-        if reader.entry.version != request.version:
+        if reader.info.version != request.version:
             raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
-        sizes = _sizes(request, reader.entry.total)
+        sizes = _sizes(request, reader.info.total)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             return Sender(
@@ -66,7 +66,7 @@ def pull(context: Context, request: m.Pull) -> Result:
             )
 
         def join() -> TurnHandle:
-            total = reader.entry.total
+            total = reader.info.total
             moved = total - sum(sizes.values())
             return context.traffic.download(
                 context.account, context.peer, request.name, total, moved

@@ -18,7 +18,7 @@ from ftpkit.server.door import Door
 from ftpkit.server.listener import Listener, peer_name
 from ftpkit.server.service import DAY_S, Limits, Service, sweep_hourly
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Files
+from ftpkit.storage.files import FileSystem
 
 log = logging.getLogger("ftpkit.server")
 
@@ -99,7 +99,7 @@ class Server:
         sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
         self._sockets = ()
         try:
-            store = DirectoryStore(self._root, Files(durable=self._durable))
+            store = DirectoryStore(self._root, FileSystem(durable=self._durable))
         except BaseException:
             for each in sockets:
                 each.close()

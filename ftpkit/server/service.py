@@ -32,7 +32,7 @@ from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.traffic import Traffic
-from ftpkit.storage.store import MeteredStore, Store
+from ftpkit.storage.store import QuotaAwareStore, Store
 
 DAY_S: Final = 86_400.0
 # For the first byte, and again for all of the handshake; nobody is known by then.
@@ -84,7 +84,7 @@ class Service:
 
     def __init__(
         self,
-        store: MeteredStore,
+        store: QuotaAwareStore,
         admission: Admission,
         limits: Limits,
         schedule: Scheduler | RemoteScheduler | None = None,
@@ -112,7 +112,7 @@ class Service:
     def _guarded(self, tokens: Tokens, house: House | None) -> Gate:
         """Let only holders of ``tokens`` in, and no longer than they are that."""
         if house is None:
-            house = LocalHouse(self.store.used)
+            house = LocalHouse(self.store.used_bytes)
             self._before_close.callback(house.close)
         watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
         watch.start()

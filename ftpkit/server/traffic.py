@@ -45,9 +45,9 @@ class Traffic:
         with self._lock:
             transfer = self._uploads.get(upload.id)
             if transfer is None:
-                wish = upload.wish
+                spec = upload.spec
                 transfer = _transfer(
-                    account, peer, wish.name, Direction.UP, wish.total, upload.held
+                    account, peer, spec.name, Direction.UP, spec.total, upload.held
                 )
                 self._uploads[upload.id] = transfer
             return self.dispatcher.add_flow(transfer)

@@ -165,7 +165,7 @@ class Transfers:
         running = self._uploads.get(identity)
         if running is None:
             context, upload = self._context, self._context.upload(identity)
-            name = upload.wish.name
+            name = upload.spec.name
             carrier = context.traffic.upload(context.account, self._context.peer, upload)
             running = _Running(Direction.UP, name, time.monotonic(), carrier)
             self._uploads[identity] = running

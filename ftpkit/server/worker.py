@@ -31,8 +31,8 @@ from ftpkit.server.housekeeping import RemoteHouse
 from ftpkit.server.relay import RelayedPort, session_of
 from ftpkit.server.service import Limits, Service
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Files
-from ftpkit.storage.sharing import Share
+from ftpkit.storage.files import FileSystem
+from ftpkit.storage.sharing import RootLease
 
 # Longer than the supervisor waits for all workers, and less than a client does.
 _STATUS_S: Final = 3.0
@@ -73,8 +73,8 @@ class Worker:
         plan, secrets, fds = self.channel.receive()
         store = DirectoryStore(
             plan["root"],
-            Files(durable=plan["durable"]),
-            share=Share(fds[0], self.number, self),
+            FileSystem(durable=plan["durable"]),
+            lease=RootLease(fds[0], self.number, self),
         )
         limits = Limits(**plan["limits"])
         size = plan["certificate"]

@@ -37,7 +37,7 @@ from ftpkit.server.survey import Survey
 from ftpkit.server.turns import Turns
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Files
+from ftpkit.storage.files import FileSystem
 
 # A worker that has no more time to end, or to start.
 _ENDING_S: Final = 5.0
@@ -144,9 +144,9 @@ class Supervisor:
         sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
         self._sockets = ()
         claims = KeeperClaims(self._broker)
-        files = Files(durable=self._plan.durable)
+        files = FileSystem(durable=self._plan.durable)
         try:
-            store = self._store = DirectoryStore(self._root, files, claims=claims)
+            store = self._store = DirectoryStore(self._root, files, locks=claims)
         except BaseException:
             for each in sockets:
                 each.close()
@@ -230,7 +230,7 @@ class Supervisor:
     def _used(self, name: str, go_on: Callable[[], bool]) -> int:
         if self._store is None:
             raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
-        return self._store.used(name, go_on)
+        return self._store.used_bytes(name, go_on)
 
     def pause(self, seconds: float) -> None:
         """Do nothing for a while, or until the server is to stop."""

@@ -15,12 +15,12 @@ from ftpkit.errors import Code, RefusedError, WrongWorkerError
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
 from ftpkit.storage import journal
-from ftpkit.storage.files import Directory, Files, is_doubled
-from ftpkit.storage.refusals import refusing
-from ftpkit.storage.room import UNLIMITED, Room
-from ftpkit.storage.sharing import Claims, Share, Unshared
+from ftpkit.storage.files import DirHandle, FileSystem, is_hard_linked
+from ftpkit.storage.refusals import translate_os_errors
+from ftpkit.storage.room import UNLIMITED, QuotaScope
+from ftpkit.storage.sharing import LocalUploadLocks, RootLease, UploadLocks
 from ftpkit.storage.staged import FileReader, StagedFile
-from ftpkit.storage.store import Entry, Progress, Upload, Wish
+from ftpkit.storage.store import FileInfo, Progress, Upload, UploadSpec
 from ftpkit.storage.tree import Tree
 from ftpkit.storage.upload import (
     DATA,
@@ -57,13 +57,13 @@ class DirectoryStore:
     def __init__(
         self,
         root: str | os.PathLike[str],
-        files: Files | None = None,
+        files: FileSystem | None = None,
         *,
-        claims: Claims | None = None,
-        share: Share | None = None,
+        locks: UploadLocks | None = None,
+        lease: RootLease | None = None,
     ) -> None:
-        self._files = files or Files()
-        self._claims = share.claims if share else claims or Unshared()
+        self._files = files or FileSystem()
+        self._locks = lease.locks if lease else locks or LocalUploadLocks()
         self._lock = threading.Lock()
         self._open: dict[str, tuple[DirectoryUpload, int]] = {}
         self._stack = contextlib.ExitStack()
@@ -71,13 +71,13 @@ class DirectoryStore:
             self.root = stack.enter_context(self._open_root(os.path.realpath(root)))
             self._private = stack.enter_context(self._make(self.root, RESERVED))
             _check_owner(self._private)
-            self.lock = stack.enter_context(self._shared(share) if share else self._alone())
+            self.lock = stack.enter_context(self._shared(lease) if lease else self._alone())
             self._staging = stack.enter_context(self._make(self._private, _STAGING))
             self._uploads = stack.enter_context(self._make(self._private, _UPLOADS))
             self._published = stack.enter_context(self._make(self._private, _PUBLISHED))
             self._tree = Tree(self.root, self._files, self._private)
-            if share:
-                part = str(share.number)
+            if lease:
+                part = str(lease.number)
                 self._staging = stack.enter_context(self._make(self._staging, part))
             else:
                 # What was being deleted must not come back in part.
@@ -87,21 +87,21 @@ class DirectoryStore:
                         self._tree.purge(self._staging, part, _ignore)
                 for key, _ in list(self._uploads.names()):
                     with contextlib.suppress(OSError):
-                        self._settle(key)
+                        self._recover(key)
             self._stack = stack.pop_all()
 
-    def _open_root(self, path: str) -> Directory:
+    def _open_root(self, path: str) -> DirHandle:
         """Open the root; it and its parents are made, durably, where they are missing."""
         parent, part = os.path.split(path)
         if not os.path.isdir(path):
             with self._open_root(parent) as directory:
                 return self._make(directory, part, 0o777)
         # Who made it may have died before the sync; we need not be allowed to look there.
-        with contextlib.suppress(OSError), Directory.open(parent) as directory:
+        with contextlib.suppress(OSError), DirHandle.open(parent) as directory:
             self._files.sync_directory(directory)
-        return Directory.open(path)
+        return DirHandle.open(path)
 
-    def _make(self, directory: Directory, part: str, mode: int = 0o700) -> Directory:
+    def _make(self, directory: DirHandle, part: str, mode: int = 0o700) -> DirHandle:
         with contextlib.suppress(FileExistsError):
             self._files.mkdir(directory, part, mode)
         # Also where it exists: who made it may have died before the sync.
@@ -113,7 +113,7 @@ class DirectoryStore:
         """Keep other servers off this root: two would not know of each other's uploads."""
         with contextlib.suppress(FileExistsError):
             os.close(self._files.create(self._private, _LOCK))
-        fd = self._private.open_file(_LOCK, write=True, doubled=True)
+        fd = self._private.open_file(_LOCK, write=True, hard_linked=True)
         try:
             with system.exclusive(fd) as alone:
                 if not alone:
@@ -123,14 +123,14 @@ class DirectoryStore:
             os.close(fd)
 
     @contextlib.contextmanager
-    def _shared(self, share: Share) -> Iterator[int]:
+    def _shared(self, lease: RootLease) -> Iterator[int]:
         """Help to keep other servers off this root, if it is still the one that was locked."""
         try:
-            if not os.path.samestat(os.fstat(share.lock), self._private.stat(_LOCK)):
+            if not os.path.samestat(os.fstat(lease.lock), self._private.stat(_LOCK)):
                 raise FileNotFoundError(f"{self.root.path} is not what it was")
-            yield share.lock
+            yield lease.lock
         finally:
-            os.close(share.lock)
+            os.close(lease.lock)
 
     def tidy(self, number: int) -> None:
         """Remove what is staged in the share ``number``, whose process is gone."""
@@ -153,13 +153,13 @@ class DirectoryStore:
 
     # Files and directories by name
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> FileInfo:
         """Describe a file or directory."""
         return self._tree.stat(name)
 
-    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+    def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
         """Yield what is in a directory, in byte order of full names, behind ``after``."""
-        return self._tree.entries(name, recursive=recursive, after=after)
+        return self._tree.list_files(name, recursive=recursive, after=after)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents."""
@@ -177,7 +177,7 @@ class DirectoryStore:
         """Open a file; it stays the same file whatever happens to its name."""
         return FileReader(name, self._tree.open(name))
 
-    def used(self, name: str, go_on: Callable[[], bool]) -> int:
+    def used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
         """Return how many bytes are stored under ``name``, or promised to unfinished uploads.
 
         It looks as long as ``go_on`` is true. OSError says that it was moved meanwhile.
@@ -193,47 +193,49 @@ class DirectoryStore:
 
     # Files that arrive
 
-    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> StagedFile:
+    def stage(
+        self, spec: UploadSpec, digest: str | None, quota: QuotaScope = UNLIMITED
+    ) -> StagedFile:
         """Open a place for a file that arrives in one piece."""
-        self._tree.check_target(wish.name, overwrite=wish.overwrite)
+        self._tree.check_target(spec.name, overwrite=spec.overwrite)
         return StagedFile(
-            wish, digest, self._staging, self._tree, self._files, self._unfinished(), room
+            spec, digest, self._staging, self._tree, self._files, self._unfinished(), quota
         )
 
     def begin(
-        self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED
+        self, spec: UploadSpec, *, owner: str, block: int, quota: QuotaScope = UNLIMITED
     ) -> DirectoryUpload:
         """Open an upload, or continue the owner's unfinished one of this name, total, block."""
-        self._tree.check_target(wish.name, overwrite=wish.overwrite)
-        key = _key(owner, wish, block)
-        upload = self._continue(key, wish)
+        self._tree.check_target(spec.name, overwrite=spec.overwrite)
+        key = _key(owner, spec, block)
+        upload = self._continue(key, spec)
         if upload is None:
             # Not with the lock held: it may take long.
-            taken = room.take(wish.name, wish.total or 0)
+            reservation = quota.take(spec.name, spec.total or 0)
             try:
-                with refusing(wish.name), self._lock, self._claimed(key):
+                with translate_os_errors(spec.name), self._lock, self._claimed(key):
                     upload = self._hold(key) or self._reopen(key)
                     if upload is None:
-                        upload = self._create(key, wish, block)
-                        taken.keep()
+                        upload = self._create(key, spec, block)
+                        reservation.keep()
             finally:
-                taken.give_back()
-        upload.room = room
+                reservation.give_back()
+        upload.quota = quota
         try:
-            upload.renew(wish)
+            upload.renew(spec)
         except BaseException:
             upload.release()
             raise
         return upload
 
-    def _continue(self, key: str, wish: Wish) -> DirectoryUpload | None:
-        with refusing(wish.name), self._lock, self._claimed(key):
+    def _continue(self, key: str, spec: UploadSpec) -> DirectoryUpload | None:
+        with translate_os_errors(spec.name), self._lock, self._claimed(key):
             return self._hold(key) or self._reopen(key)
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the upload's name, if there is one."""
         try:
-            reader = self.read(upload.wish.name)
+            reader = self.read(upload.spec.name)
         except RefusedError as error:
             if error.code is Code.NOT_FOUND:
                 return
@@ -244,62 +246,64 @@ class DirectoryStore:
             reader.close()
             raise
 
-    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> DirectoryUpload:
+    def upload(
+        self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED
+    ) -> DirectoryUpload:
         """Take hold of an upload that was begun."""
         match = _IDENTITY.fullmatch(identity)
         if match is not None:
-            with refusing(identity), self._lock, self._claimed(match[1]):
+            with translate_os_errors(identity), self._lock, self._claimed(match[1]):
                 upload = self._hold(match[1]) or self._reopen(match[1])
             if upload is not None:
-                if upload.id == identity and _key(owner, upload.wish, upload.block) == match[1]:
-                    upload.room = room
+                if upload.id == identity and _key(owner, upload.spec, upload.block) == match[1]:
+                    upload.quota = quota
                     return upload
                 upload.release()
         raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
 
-    def abort(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> None:
+    def abort(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> None:
         """Throw an unfinished upload away."""
-        upload = self.upload(identity, owner=owner, room=room)
+        upload = self.upload(identity, owner=owner, quota=quota)
         try:
             upload.abort()
             key = identity.partition("-")[0]
             # In one step: a begin in between would find what is about to be removed.
-            with refusing(upload.wish.name), self._lock, self._claimed(key):
+            with translate_os_errors(upload.spec.name), self._lock, self._claimed(key):
                 self._open.pop(key, None)
                 self._tree.purge(self._uploads, key, _ignore)
         finally:
-            room.freed(upload.wish.name)
+            quota.freed(upload.spec.name)
             upload.release()
 
-    def published(self, identity: str, *, owner: str) -> Entry | None:
+    def published(self, identity: str, *, owner: str) -> FileInfo | None:
         """Return what the first ``commit`` of this upload answered."""
         match = _IDENTITY.fullmatch(identity)
         if match is None:
             return None
         state = read_journal(self._published, identity)
-        if state is None or state.wish is None:
-            with refusing(identity), self._lock, self._claimed(match[1]):
-                self._settle(match[1])
+        if state is None or state.spec is None:
+            with translate_os_errors(identity), self._lock, self._claimed(match[1]):
+                self._recover(match[1])
             state = read_journal(self._published, identity)
-        if state is None or state.wish is None or _owner_key(state.wish, owner) != match[1]:
+        if state is None or state.spec is None or _owner_key(state.spec, owner) != match[1]:
             return None
         return self._publication(state)
 
-    def _publication(self, state: journal.JournalState) -> Entry | None:
+    def _publication(self, state: journal.JournalState) -> FileInfo | None:
         if state.published is not None:
-            return Entry(**state.published)
-        if state.wish is None or state.prepared is None:
+            return FileInfo(**state.published)
+        if state.spec is None or state.prepared is None:
             return None
         # The machine died between the rename and the answer.
         with contextlib.suppress(RefusedError):
-            entry = self._tree.stat(state.wish["name"])
+            info = self._tree.stat(state.spec["name"])
             digest = state.prepared["content_digest"]
             # The name may have been given to another file since.
-            if (entry.total, entry.mtime) == (
+            if (info.total, info.mtime) == (
                 state.prepared["total"],
                 state.prepared.get("mtime"),
-            ) and entry.content_digest in (None, digest):
-                return replace(entry, content_digest=digest)
+            ) and info.content_digest in (None, digest):
+                return replace(info, content_digest=digest)
         return None
 
     def sweep(self, *, uploads_s: float, publications_s: float) -> None:
@@ -307,7 +311,7 @@ class DirectoryStore:
         now = time.time()
         for key, _ in list(self._uploads.names()):
             with self._lock, contextlib.suppress(OSError, WrongWorkerError), self._claimed(key):
-                self._settle(key)
+                self._recover(key)
                 if key not in self._open and now - self._touched(key) > uploads_s:
                     self._tree.purge(self._uploads, key, _ignore)
         for part, _ in list(self._published.names()):
@@ -327,17 +331,17 @@ class DirectoryStore:
     def _claimed(self, key: str) -> Iterator[None]:
         """Keep other processes off an upload until the block ends, and while it is open here."""
         if key not in self._open:
-            self._claims.claim(key)
+            self._locks.claim(key)
         try:
             yield
         finally:
             if key not in self._open:
-                self._claims.give_up(key)
+                self._locks.give_up(key)
 
     def _forget(self, key: str) -> None:
         """Let any process open an upload again that is not open here any more."""
         if self._open.pop(key, None) is not None:
-            self._claims.give_up(key)
+            self._locks.give_up(key)
 
     def _hold(self, key: str) -> DirectoryUpload | None:
         if key not in self._open:
@@ -346,17 +350,17 @@ class DirectoryStore:
         self._open[key] = upload, holders + 1
         return upload
 
-    def _create(self, key: str, wish: Wish, block: int) -> DirectoryUpload:
+    def _create(self, key: str, spec: UploadSpec, block: int) -> DirectoryUpload:
         identity = f"{key}-{secrets.token_hex(8)}"
         try:
             upload = create_upload(
                 self._make(self._uploads, key),
                 self._files,
                 identity,
-                wish,
+                spec,
                 block,
                 publish=self._publish,
-                let_go=self._let_go,
+                on_release=self._on_release,
                 beside=self._unfinished(),
             )
         except BaseException:
@@ -368,12 +372,14 @@ class DirectoryStore:
 
     def _reopen(self, key: str) -> DirectoryUpload | None:
         """Open what an earlier conversation or server left, if it can be continued."""
-        self._settle(key)
+        self._recover(key)
         try:
             directory = self._uploads.open_directory(key)
         except FileNotFoundError:
             return None
-        upload = reopen_upload(directory, self._files, publish=self._publish, let_go=self._let_go)
+        upload = reopen_upload(
+            directory, self._files, publish=self._publish, on_release=self._on_release
+        )
         if upload is None:
             self._tree.purge(self._uploads, key, _ignore)
             return None
@@ -389,7 +395,7 @@ class DirectoryStore:
             ):
                 yield directory.stat(DATA)
 
-    def _settle(self, key: str) -> None:
+    def _recover(self, key: str) -> None:
         """If this upload was published and only the paper work is missing, do that."""
         if key in self._open:
             return
@@ -401,39 +407,39 @@ class DirectoryStore:
             state = read_journal(directory, JOURNAL)
             # Without a journal nothing of it can be wanted any more.
             if state is not None:
-                if state.wish is None or state.prepared is None:
+                if state.spec is None or state.prepared is None:
                     return
-                if not self._was_published(directory, state.wish):
+                if not self._was_published(directory, state.spec):
                     return
-                self._tree.make_lasting(state.wish["name"])
-                self._files.rename(directory, JOURNAL, self._published, state.wish["id"])
+                self._tree.ensure_durable(state.spec["name"])
+                self._files.rename(directory, JOURNAL, self._published, state.spec["id"])
         self._tree.purge(self._uploads, key, _ignore)
 
-    def _was_published(self, directory: Directory, wish: dict[str, Any]) -> bool:
+    def _was_published(self, directory: DirHandle, spec: dict[str, Any]) -> bool:
         """Whether a prepared upload has got its name; data that is still here is a leftover."""
         try:
             # After a crash within a move a file may have both names.
-            if is_doubled(directory.stat(DATA)):
-                return self._tree.has_name(directory, DATA, wish["name"])
+            if is_hard_linked(directory.stat(DATA)):
+                return self._tree.has_name(directory, DATA, spec["name"])
         except FileNotFoundError:
             return True
         with contextlib.suppress(FileNotFoundError):
-            self._published.stat(wish["id"])
+            self._published.stat(spec["id"])
             return True
         return False
 
     # What uploads call, without the lock
 
-    def _publish(self, upload: DirectoryUpload, content_digest: str) -> Entry:
-        wish = upload.wish
+    def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
+        spec = upload.spec
         key = upload.id.partition("-")[0]
         try:
-            entry = self._tree.publish(
+            info = self._tree.publish(
                 upload.directory,
                 DATA,
-                wish.name,
+                spec.name,
                 fd=upload.fileno(),
-                overwrite=wish.overwrite,
+                overwrite=spec.overwrite,
                 content_digest=content_digest,
             )
         except BaseException:
@@ -444,16 +450,16 @@ class DirectoryStore:
             raise
         finally:
             # A count that is under way may find it at both places.
-            upload.room.freed(wish.name)
+            upload.quota.freed(spec.name)
         with self._lock:
             # The file stands: what fails here, _settle does later.
             with contextlib.suppress(OSError):
                 self._files.rename(upload.directory, JOURNAL, self._published, upload.id)
                 self._files.rmdir(self._uploads, key)
             self._forget(key)
-        return entry
+        return info
 
-    def _let_go(self, upload: DirectoryUpload) -> None:
+    def _on_release(self, upload: DirectoryUpload) -> None:
         key = upload.id.partition("-")[0]
         with self._lock:
             held, holders = self._open.get(key, (None, 0))
@@ -468,20 +474,20 @@ class DirectoryStore:
             self._forget(key)
 
 
-def _check_owner(directory: Directory) -> None:
+def _check_owner(directory: DirHandle) -> None:
     """Refuse to go by what another user has written down, in a root where many may write."""
     if hasattr(os, "geteuid") and directory.status().st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{directory.path} belongs to another user")
 
 
-def _key(owner: str, wish: Wish, block: int) -> str:
+def _key(owner: str, spec: UploadSpec, block: int) -> str:
     """Return what is the same for all uploads of this owner, name, total and block."""
-    text = "\0".join([owner, wish.name, str(wish.total), str(block)])
+    text = "\0".join([owner, spec.name, str(spec.total), str(block)])
     return split_digest(digest_of(text.encode()))[1].hex()[:32]
 
 
-def _owner_key(wish: dict[str, Any], owner: str) -> str:
-    return _key(owner, Wish(name=wish["name"], total=wish["total"]), wish["block"])
+def _owner_key(spec: dict[str, Any], owner: str) -> str:
+    return _key(owner, UploadSpec(name=spec["name"], total=spec["total"]), spec["block"])
 
 
 def _ignore(done: int, total: int) -> None:

@@ -16,21 +16,21 @@ _READ = os.O_RDONLY | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_NOFOLLOW | system.O_BINARY
 _REOPEN = os.O_RDWR | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
 
-NOTE: Final = "ftpkit.digest"
+DIGEST_XATTR: Final = "ftpkit.digest"
 # Less than this is written, or refused, before anybody has waited for it.
-_WORTH_RESERVING: Final = 1024 * 1024
+_WORTH_PREALLOCATING: Final = 1024 * 1024
 # Whoever replaces a file faster than that can as well remove it.
 _MOST_LOOKS: Final = 32
 
 
-class HiddenError(FileNotFoundError):
+class HiddenFileError(FileNotFoundError):
     """What stands there, a link or the store's own, is not there for anybody."""
 
     def __init__(self, part: str) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), part)
 
 
-class Directory:
+class DirHandle:
     """A directory that is held open: names in it are resolved against it, never along a path.
 
     Whoever renames or replaces a directory above it moves nothing under our
@@ -43,7 +43,7 @@ class Directory:
         self._fd = fd
 
     @classmethod
-    def open(cls, path: str) -> "Directory":
+    def open(cls, path: str) -> "DirHandle":
         """Open a directory that the administrator named, so links in ``path`` are followed."""
         path = os.path.realpath(path)
         return cls(path, os.open(path, _DIRECTORY) if system.HAS_DIR_FD else None)
@@ -57,7 +57,7 @@ class Directory:
         """The descriptor that names are resolved against."""
         return self._fd
 
-    def open_directory(self, part: str) -> "Directory":
+    def open_directory(self, part: str) -> "DirHandle":
         """Open a directory in it; FileNotFoundError for a link, NotADirectoryError for a file."""
         path = os.path.join(self.path, part)
         if self._fd is None or not system.HAS_NOFOLLOW:
@@ -65,25 +65,25 @@ class Directory:
         if self._fd is None:
             if not stat.S_ISDIR(self.stat(part).st_mode):
                 raise _error(errno.ENOTDIR, part)
-            return Directory(path, None)
+            return DirHandle(path, None)
         try:
-            return Directory(path, os.open(part, _DIRECTORY, dir_fd=self._fd))
+            return DirHandle(path, os.open(part, _DIRECTORY, dir_fd=self._fd))
         except NotADirectoryError:
             self._refuse_link(part)
             raise
 
-    def above(self, expected: os.stat_result) -> "Directory":
+    def above(self, expected: os.stat_result) -> "DirHandle":
         """Open the directory that it is in; OSError says that this is another one meanwhile."""
         path = os.path.dirname(self.path)
         if self._fd is None:
-            return Directory(path, None)
-        above = Directory(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
+            return DirHandle(path, None)
+        above = DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
         if os.path.samestat(above.status(), expected):
             return above
         above.close()
         raise _error(errno.ESTALE, path)
 
-    def open_file(self, part: str, *, write: bool = False, doubled: bool = False) -> int:
+    def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
 
         Unless ``doubled``, a file with a second name is not found either: that name may be one
@@ -96,7 +96,7 @@ class Directory:
         for _ in range(_MOST_LOOKS):
             before = self.stat(part)
             _check_regular(before, part)
-            if is_doubled(before) and not doubled:
+            if is_hard_linked(before) and not hard_linked:
                 raise _error(errno.ENOENT, part)
             fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
             try:
@@ -132,18 +132,18 @@ class Directory:
     def names(self) -> Iterator[tuple[str, bool]]:
         """Yield each name in it, in no order, and whether it is a directory (a link is none)."""
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
-            for entry in entries:
-                yield entry.name, entry.is_dir(follow_symlinks=False)
+            for info in entries:
+                yield info.name, info.is_dir(follow_symlinks=False)
 
     def sizes(self) -> Iterator[tuple[str, int | None]]:
         """Yield the names of its files, with their lengths, and of directories, with None."""
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name, None
-                elif entry.is_file(follow_symlinks=False):
+            for info in entries:
+                if info.is_dir(follow_symlinks=False):
+                    yield info.name, None
+                elif info.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
-                        yield entry.name, entry.stat(follow_symlinks=False).st_size
+                        yield info.name, info.stat(follow_symlinks=False).st_size
 
     def close(self) -> None:
         """Let go of the directory; safe to call twice."""
@@ -160,12 +160,12 @@ class Directory:
 
     def _refuse_link(self, part: str) -> None:
         if stat.S_ISLNK(self.stat(part).st_mode):
-            raise HiddenError(part)
+            raise HiddenFileError(part)
 
 
-def remembered(fd: int, status: os.stat_result) -> str | None:
+def digest_xattr(fd: int, status: os.stat_result) -> str | None:
     """Return the digest that was kept with a file, unless the file was written to since."""
-    note = system.get_note(fd, NOTE) or b""
+    note = system.get_note(fd, DIGEST_XATTR) or b""
     size, _, rest = note.decode(errors="replace").partition(" ")
     mtime, _, content_digest = rest.partition(" ")
     if (size, mtime) != (str(status.st_size), str(status.st_mtime_ns)):
@@ -178,7 +178,7 @@ def _error(number: int, part: str) -> OSError:
     return OSError(number, os.strerror(number), part)
 
 
-def is_doubled(status: os.stat_result) -> bool:
+def is_hard_linked(status: os.stat_result) -> bool:
     """Whether a file has a second name, which may be one outside."""
     return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
@@ -203,7 +203,7 @@ def _check_regular(status: os.stat_result, part: str) -> None:
         raise _error(errno.ENOENT, part)
 
 
-class Files:
+class FileSystem:
     """Every change that the directory store makes to a disk, one method each.
 
     Nothing else in storage/ changes anything, so whoever replaces this object
@@ -215,7 +215,7 @@ class Files:
     def __init__(self, *, durable: bool = True) -> None:
         self._durable = durable
 
-    def create(self, directory: Directory, part: str, mode: int = 0o600) -> int:
+    def create(self, directory: DirHandle, part: str, mode: int = 0o600) -> int:
         """Create a file that must not exist; return its descriptor."""
         flags = _CREATE | system.O_CLOEXEC
         return os.open(directory.at(part), flags, mode, dir_fd=directory.dir_fd)
@@ -226,7 +226,7 @@ class Files:
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
-    def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
         """Set permission bits and modification time of an open file.
 
         Whatever a peer asks for, no file runs as its owner or its group.
@@ -236,20 +236,20 @@ class Files:
         if mtime is not None:
             system.set_mtime(fd, path, mtime)
 
-    def reserve(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
+    def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
         """Make sure that there is room for ``size`` bytes, or raise OSError.
 
         The files ``beside`` have been promised their lengths.
         """
-        if size >= _WORTH_RESERVING:
+        if size >= _WORTH_PREALLOCATING:
             promised = 0 if system.HAS_ALLOCATE else sum(map(system.unwritten, beside))
             system.reserve(fd, size, promised)
 
-    def remember(self, fd: int, content_digest: str) -> None:
+    def set_digest_xattr(self, fd: int, content_digest: str) -> None:
         """Keep the digest of a file's content with it, bound to its length and time."""
         status = os.fstat(fd)
         note = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
-        system.set_note(fd, NOTE, note.encode())
+        system.set_note(fd, DIGEST_XATTR, note.encode())
 
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""
@@ -261,33 +261,33 @@ class Files:
         if self._durable:
             system.sync_data(fd)
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         """Bring the names in a directory to stable storage, where directories can be synced."""
         if self._durable and directory.dir_fd is not None:
             os.fsync(directory.dir_fd)
 
-    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+    def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         os.mkdir(directory.at(part), mode, dir_fd=directory.dir_fd)
 
-    def rmdir(self, directory: Directory, part: str) -> None:
+    def rmdir(self, directory: DirHandle, part: str) -> None:
         os.rmdir(directory.at(part), dir_fd=directory.dir_fd)
 
-    def unlink(self, directory: Directory, part: str) -> None:
+    def unlink(self, directory: DirHandle, part: str) -> None:
         os.unlink(directory.at(part), dir_fd=directory.dir_fd)
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         """Move in one step; a file that stands under ``to`` is replaced."""
         os.replace(
             source.at(part), target.at(to), src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd
         )
 
-    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         """Move in one step to a name that must not exist, or NotImplementedError."""
         if source.dir_fd is None or target.dir_fd is None:
             raise NotImplementedError
         system.rename_free(source.dir_fd, part, target.dir_fd, to)
 
-    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         """Give a file a second name, which must not exist."""
         os.link(
             source.at(part),

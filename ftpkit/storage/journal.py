@@ -41,7 +41,7 @@ class HeldBlock:
 class JournalState:
     """What a journal says: ``length`` counts its good bytes, ``safe`` those that C vouches for."""
 
-    wish: dict[str, Any] | None = None
+    spec: dict[str, Any] | None = None
     blocks: dict[int, HeldBlock] = field(default_factory=dict)
     length: int = 0
     safe: int = 0
@@ -69,9 +69,9 @@ def encode_checkpoint(covered: int) -> bytes:
     return _record(b"C", _OFFSET.pack(covered))
 
 
-def encode_wish(wish: dict[str, Any]) -> bytes:
+def encode_wish(spec: dict[str, Any]) -> bytes:
     """Return the record of what the upload is to be."""
-    return _record(b"O", _json(wish))
+    return _record(b"O", _json(spec))
 
 
 def encode_prepared(publication: dict[str, Any]) -> bytes:
@@ -107,7 +107,7 @@ def _apply(state: JournalState, kind: bytes, payload: bytes, end: int) -> bool:
         case b"C":
             state.safe = min(_OFFSET.unpack(payload)[0], state.length)
         case b"O":
-            state.wish = json.loads(payload)
+            state.spec = json.loads(payload)
         case b"P":
             state.prepared = json.loads(payload)
         case b"R":

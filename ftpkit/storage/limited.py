@@ -2,23 +2,31 @@
 
 from collections.abc import Iterator
 
-from ftpkit.storage.room import Room
-from ftpkit.storage.store import Entry, MeteredStore, Progress, Reader, Staged, Upload, Wish
+from ftpkit.storage.room import QuotaScope
+from ftpkit.storage.store import (
+    FileInfo,
+    Progress,
+    QuotaAwareStore,
+    Reader,
+    Staged,
+    Upload,
+    UploadSpec,
+)
 
 
-class Limited:
+class QuotaStore:
     """Does with ``store`` what it is asked for, as far as there is ``room``, and tells it."""
 
-    def __init__(self, store: MeteredStore, room: Room) -> None:
-        self._store, self._room = store, room
+    def __init__(self, store: QuotaAwareStore, quota: QuotaScope) -> None:
+        self._store, self._quota = store, quota
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> FileInfo:
         """Describe a file or directory."""
         return self._store.stat(name)
 
-    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+    def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
         """Yield what is in a directory."""
-        return self._store.entries(name, recursive=recursive, after=after)
+        return self._store.list_files(name, recursive=recursive, after=after)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents."""
@@ -30,26 +38,26 @@ class Limited:
             self._store.rename(name, to, overwrite=overwrite)
         finally:
             # What failed may have happened in part.
-            self._room.moved(name, to)
+            self._quota.moved(name, to)
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
         """Delete a file or directory."""
         try:
             self._store.delete(name, recursive=recursive, progress=progress)
         finally:
-            self._room.freed(name)
+            self._quota.freed(name)
 
     def read(self, name: str) -> Reader:
         """Open a file."""
         return self._store.read(name)
 
-    def stage(self, wish: Wish, digest: str | None) -> Staged:
+    def stage(self, spec: UploadSpec, digest: str | None) -> Staged:
         """Open a place for a file that arrives in one piece, if there is room for it."""
-        return self._store.stage(wish, digest, self._room)
+        return self._store.stage(spec, digest, self._quota)
 
-    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
+    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> Upload:
         """Continue an upload, or open one if there is room for it."""
-        return self._store.begin(wish, owner=owner, block=block, room=self._room)
+        return self._store.begin(spec, owner=owner, block=block, quota=self._quota)
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the upload's name, if there is one."""
@@ -57,13 +65,13 @@ class Limited:
 
     def upload(self, identity: str, *, owner: str) -> Upload:
         """Take hold of an upload that was begun."""
-        return self._store.upload(identity, owner=owner, room=self._room)
+        return self._store.upload(identity, owner=owner, quota=self._quota)
 
     def abort(self, identity: str, *, owner: str) -> None:
         """Throw an unfinished upload away."""
-        self._store.abort(identity, owner=owner, room=self._room)
+        self._store.abort(identity, owner=owner, quota=self._quota)
 
-    def published(self, identity: str, *, owner: str) -> Entry | None:
+    def published(self, identity: str, *, owner: str) -> FileInfo | None:
         """Return what the first ``commit`` of this upload answered."""
         return self._store.published(identity, owner=owner)
 
@@ -72,7 +80,7 @@ class Limited:
         try:
             self._store.sweep(uploads_s=uploads_s, publications_s=publications_s)
         finally:
-            self._room.freed("")
+            self._quota.freed("")
 
     def close(self) -> None:
         """Close the store."""

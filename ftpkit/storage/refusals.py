@@ -34,7 +34,7 @@ _MEANING: Final = {
 
 
 @contextlib.contextmanager
-def refusing(name: str) -> Iterator[None]:
+def translate_os_errors(name: str) -> Iterator[None]:
     """Turn an OSError about ``name`` into the RefusedError that a client understands.
 
     An error that no client can do anything about passes: it becomes ``internal``.

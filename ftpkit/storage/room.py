@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 
-class Taken(Protocol):
+class Reservation(Protocol):
     """Room for something that is on its way to the disk; only the first call has an effect."""
 
     def keep(self) -> None:
@@ -14,10 +14,10 @@ class Taken(Protocol):
         """Note that it does not stand there, and never will."""
 
 
-class Room(Protocol):
+class QuotaScope(Protocol):
     """What somebody may still store. Names are those of the store."""
 
-    def take(self, name: str, count: int) -> Taken:
+    def take(self, name: str, count: int) -> Reservation:
         """Take room for ``count`` bytes under ``name``; RefusedError says that there is not enough.
 
         It may take seconds: hold no lock that others need.
@@ -31,7 +31,7 @@ class Room(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class NothingTaken:
+class NoReservation:
     """Room that was not needed."""
 
     def keep(self) -> None:
@@ -45,9 +45,9 @@ class NothingTaken:
 class Unlimited:
     """The room of who may fill the disk."""
 
-    def take(self, name: str, count: int) -> Taken:
+    def take(self, name: str, count: int) -> Reservation:
         """Take what is there for everybody."""
-        return NOTHING
+        return NO_RESERVATION
 
     def freed(self, name: str) -> None:
         """Have no more than before."""
@@ -56,5 +56,5 @@ class Unlimited:
         """Have no more than before."""
 
 
-NOTHING: Final = NothingTaken()
+NO_RESERVATION: Final = NoReservation()
 UNLIMITED: Final = Unlimited()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Claims(Protocol):
+class UploadLocks(Protocol):
     """Knows which process of this server has which upload."""
 
     def claim(self, key: str) -> None:
@@ -14,7 +14,7 @@ class Claims(Protocol):
         """Let others have an upload again."""
 
 
-class Unshared:
+class LocalUploadLocks:
     """The claims of the only process: it has everything."""
 
     def claim(self, key: str) -> None:
@@ -25,7 +25,7 @@ class Unshared:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RootLease:
     """A place in a root that another process has opened, and keeps tidy, for all.
 
     ``lock`` is a descriptor of that process's lock on the root, which is held until the
@@ -34,4 +34,4 @@ class Share:
 
     lock: int
     number: int
-    claims: Claims
+    locks: UploadLocks

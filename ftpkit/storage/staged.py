@@ -9,11 +9,11 @@ from typing import Final, Self
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
-from ftpkit.storage.files import Directory, Files, remembered
-from ftpkit.storage.refusals import refusing
-from ftpkit.storage.room import UNLIMITED, Room
-from ftpkit.storage.store import Entry, Wish
-from ftpkit.storage.tree import Tree, entry_of
+from ftpkit.storage.files import DirHandle, FileSystem, digest_xattr
+from ftpkit.storage.refusals import translate_os_errors
+from ftpkit.storage.room import UNLIMITED, QuotaScope
+from ftpkit.storage.store import FileInfo, UploadSpec
+from ftpkit.storage.tree import Tree, file_info
 
 # Smaller files are flushed by their commit alone.
 _LARGE: Final = 256 * 1024
@@ -25,7 +25,7 @@ class FileReader:
     def __init__(self, name: str, fd: int) -> None:
         self._fd = fd
         status = os.fstat(fd)
-        self.entry = entry_of(name, status, remembered(fd, status))
+        self.info = file_info(name, status, digest_xattr(fd, status))
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from ``offset``; return how many bytes there were."""
@@ -38,7 +38,7 @@ class FileReader:
     def unchanged(self) -> bool:
         """Whether nobody has written to the file since it was opened."""
         status = os.fstat(self._fd)
-        return (status.st_size, status.st_mtime_ns) == (self.entry.total, self.entry.mtime)
+        return (status.st_size, status.st_mtime_ns) == (self.info.total, self.info.mtime)
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
@@ -58,25 +58,25 @@ class StagedFile:
 
     def __init__(
         self,
-        wish: Wish,
+        spec: UploadSpec,
         digest: str | None,
-        staging: Directory,
+        staging: DirHandle,
         tree: Tree,
-        files: Files,
+        files: FileSystem,
         beside: Iterable[os.stat_result],
-        room: Room = UNLIMITED,
+        quota: QuotaScope = UNLIMITED,
     ) -> None:
-        self._wish, self._digest, self._room = wish, digest, room
+        self._spec, self._digest, self._quota = spec, digest, quota
         self._staging, self._tree, self._files = staging, tree, files
         self._hasher = new_hasher(split_digest(digest)[0] if digest else DEFAULT)
         self._part = secrets.token_hex(16)
         self._length = 0
         self._fd = -1
-        self._taken = room.take(wish.name, wish.total or 0)
+        self._reservation = quota.take(spec.name, spec.total or 0)
         try:
-            with refusing(wish.name):
+            with translate_os_errors(spec.name):
                 self._fd = files.create(staging, self._part, 0o666)
-                files.reserve(self._fd, wish.total or 0, beside)
+                files.preallocate(self._fd, spec.total or 0, beside)
         except BaseException:
             self.discard()
             raise
@@ -84,13 +84,13 @@ class StagedFile:
     def write(self, view: memoryview) -> None:
         """Take the next bytes."""
         self._hasher.update(view)
-        with refusing(self._wish.name):
+        with translate_os_errors(self._spec.name):
             self._files.write(self._fd, view, self._length)
         if len(view) >= _LARGE:
             system.start_writeback(self._fd, self._length, len(view))
         self._length += len(view)
 
-    def commit(self) -> Entry:
+    def commit(self) -> FileInfo:
         """Publish the file, if it matches its digest."""
         algorithm = split_digest(self._digest)[0] if self._digest else DEFAULT
         actual = format_digest(algorithm, self._hasher.digest())
@@ -98,30 +98,30 @@ class StagedFile:
             raise RefusedError(
                 Code.DIGEST_MISMATCH, f"the body has the digest {actual}, not {self._digest}"
             )
-        wish = self._wish
-        with refusing(wish.name):
+        spec = self._spec
+        with translate_os_errors(spec.name):
             path = os.path.join(self._staging.path, self._part)
-            self._files.describe(self._fd, path, wish.mode, wish.mtime)
-            self._files.remember(self._fd, actual)
+            self._files.set_metadata(self._fd, path, spec.mode, spec.mtime)
+            self._files.set_digest_xattr(self._fd, actual)
             self._files.sync(self._fd)
         try:
-            entry = self._tree.publish(
+            info = self._tree.publish(
                 self._staging,
                 self._part,
-                wish.name,
+                spec.name,
                 fd=self._fd,
-                overwrite=wish.overwrite,
+                overwrite=spec.overwrite,
                 content_digest=actual,
-                room=self._room,
+                quota=self._quota,
             )
         except BaseException:
             # It may stand there all the same: the next count tells.
-            self._taken.keep()
-            self._room.freed(wish.name)
+            self._reservation.keep()
+            self._quota.freed(spec.name)
             raise
-        self._taken.keep()
+        self._reservation.keep()
         self._close()
-        return entry
+        return info
 
     def discard(self) -> None:
         """Throw the file away, unless it was published; safe to call twice."""
@@ -129,7 +129,7 @@ class StagedFile:
             self._close()
             with contextlib.suppress(OSError):
                 self._files.unlink(self._staging, self._part)
-        self._taken.give_back()
+        self._reservation.give_back()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

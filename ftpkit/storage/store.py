@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.storage.room import UNLIMITED, Room
+from ftpkit.storage.room import UNLIMITED, QuotaScope
 
 Progress = Callable[[int, int], None]
 """Called with how many bytes of how many are done, while work takes long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class FileInfo:
     """What stands under a name: kind "file", "dir", "link" or "other".
 
     ``total`` is in bytes, 0 for what is no file; ``mtime`` in nanoseconds;
@@ -31,7 +31,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BlockRecord:
     """One block that an upload holds, or could take from its basis."""
 
     offset: int
@@ -40,7 +40,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class UploadSpec:
     """What a file is to be: its name, its length if known, and what travels with it."""
 
     name: str
@@ -53,7 +53,7 @@ class Wish:
 class Reader(Protocol):
     """An open file: it stays the same file whatever happens to its name."""
 
-    entry: Entry
+    info: FileInfo
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from ``offset``; return how many bytes there were (0: the end)."""
@@ -75,7 +75,7 @@ class Staged(Protocol):
     def write(self, view: memoryview) -> None:
         """Take the next bytes."""
 
-    def commit(self) -> Entry:
+    def commit(self) -> FileInfo:
         """Publish: digest right, on stable storage, under its name, in one step."""
 
     def discard(self) -> None:
@@ -102,7 +102,7 @@ class Upload(Protocol):
     def id(self) -> str: ...
 
     @property
-    def wish(self) -> Wish: ...
+    def spec(self) -> UploadSpec: ...
 
     @property
     def block(self) -> int: ...
@@ -111,10 +111,10 @@ class Upload(Protocol):
     def held(self) -> int:
         """Bytes of the blocks that have arrived."""
 
-    def renew(self, wish: Wish) -> None:
+    def renew(self, spec: UploadSpec) -> None:
         """Take over a later wish for the same name and total."""
 
-    def records(self, algorithm: str) -> list[Record]:
+    def records(self, algorithm: str) -> list[BlockRecord]:
         """Return the blocks that need not be sent again, by offset."""
 
     def write(self, offset: int, size: int, digest: str) -> BlockWriter:
@@ -129,7 +129,7 @@ class Upload(Protocol):
         content_digest: str | None,
         blocks_digest: str | None,
         progress: Progress,
-    ) -> Entry:
+    ) -> FileInfo:
         """Publish the whole file, once."""
 
     def release(self) -> None:
@@ -139,9 +139,9 @@ class Upload(Protocol):
 class Store(Protocol):
     """A tree of files by name; names have been checked. Refusals are RefusedErrors."""
 
-    def stat(self, name: str) -> Entry: ...
+    def stat(self, name: str) -> FileInfo: ...
 
-    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+    def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
         """Yield entries in the byte order of their full names."""
 
     def mkdir(self, name: str) -> None: ...
@@ -152,10 +152,10 @@ class Store(Protocol):
 
     def read(self, name: str) -> Reader: ...
 
-    def stage(self, wish: Wish, digest: str | None) -> Staged:
+    def stage(self, spec: UploadSpec, digest: str | None) -> Staged:
         """Open a place for a file that arrives in one piece and should match ``digest``."""
 
-    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
+    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> Upload:
         """Open an upload, or continue the owner's unfinished one of this name, total and block."""
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
@@ -170,26 +170,28 @@ class Store(Protocol):
     def sweep(self, *, uploads_s: float, publications_s: float) -> None:
         """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
 
-    def published(self, identity: str, *, owner: str) -> Entry | None:
+    def published(self, identity: str, *, owner: str) -> FileInfo | None:
         """Return what ``commit`` of this upload answered, if that was within a day."""
 
     def close(self) -> None: ...
 
 
-class MeteredStore(Store, Protocol):
+class QuotaAwareStore(Store, Protocol):
     """A store whose files take what they need from a room, before anything is made of them."""
 
-    def stage(self, wish: Wish, digest: str | None, room: Room = UNLIMITED) -> Staged:
+    def stage(self, spec: UploadSpec, digest: str | None, quota: QuotaScope = UNLIMITED) -> Staged:
         """Take the total, and give it back if the file is not published."""
 
-    def begin(self, wish: Wish, *, owner: str, block: int, room: Room = UNLIMITED) -> Upload:
+    def begin(
+        self, spec: UploadSpec, *, owner: str, block: int, quota: QuotaScope = UNLIMITED
+    ) -> Upload:
         """Take the total, unless an upload is continued; without a total, each block takes."""
 
-    def upload(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> Upload: ...
+    def upload(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> Upload: ...
 
-    def abort(self, identity: str, *, owner: str, room: Room = UNLIMITED) -> None: ...
+    def abort(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> None: ...
 
-    def used(self, name: str, go_on: Callable[[], bool]) -> int:
+    def used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
         """Return the bytes that are stored under ``name``, or promised to unfinished uploads.
 
         It looks as long as ``go_on`` is true. OSError says that it could not look everywhere.

@@ -12,10 +12,16 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import MAX_NAME, is_reserved, split_name
-from ftpkit.storage.files import Directory, Files, HiddenError, is_doubled, remembered
-from ftpkit.storage.refusals import refusing
-from ftpkit.storage.room import UNLIMITED, Room
-from ftpkit.storage.store import Entry, Progress
+from ftpkit.storage.files import (
+    DirHandle,
+    FileSystem,
+    HiddenFileError,
+    digest_xattr,
+    is_hard_linked,
+)
+from ftpkit.storage.refusals import translate_os_errors
+from ftpkit.storage.room import UNLIMITED, QuotaScope
+from ftpkit.storage.store import FileInfo, Progress
 
 # What link() says on disks that have no hard links.
 _NO_LINKS: Final = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -26,7 +32,7 @@ _MAX_LASTING: Final = 4096
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 
 
-def entry_of(name: str, status: os.stat_result, content_digest: str | None = None) -> Entry:
+def file_info(name: str, status: os.stat_result, content_digest: str | None = None) -> FileInfo:
     """Describe what stands under ``name``.
 
     The version holds the inode, so that a replaced file differs, and the time
@@ -35,7 +41,7 @@ def entry_of(name: str, status: os.stat_result, content_digest: str | None = Non
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "other")
     version = f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
     total = status.st_size if kind == "file" else 0
-    return Entry(
+    return FileInfo(
         name=name,
         kind=kind,
         total=total,
@@ -49,7 +55,9 @@ def entry_of(name: str, status: os.stat_result, content_digest: str | None = Non
 class Tree:
     """Files and directories under ``root``, by name, except for what is in ``private``."""
 
-    def __init__(self, root: Directory, files: Files, private: Directory | None = None) -> None:
+    def __init__(
+        self, root: DirHandle, files: FileSystem, private: DirHandle | None = None
+    ) -> None:
         self._root = root
         self._files = files
         # Known by what it is: a disk may find it under names that we do not know for its own,
@@ -59,7 +67,7 @@ class Tree:
         self._lasting = set[tuple[int, int, str]]()
 
     @contextlib.contextmanager
-    def directory(self, parts: list[str], *, make: bool = False) -> Iterator[Directory]:
+    def directory(self, parts: list[str], *, make: bool = False) -> Iterator[DirHandle]:
         """Hold the directory under ``parts`` open; with ``make`` missing ones are made."""
         current = self._root
         try:
@@ -69,7 +77,7 @@ class Tree:
                     current.close()
                 current = below
                 if self._is_private(current.status()):
-                    raise HiddenError(part)
+                    raise HiddenFileError(part)
             yield current
         finally:
             if current is not self._root:
@@ -78,7 +86,7 @@ class Tree:
     def _is_private(self, status: os.stat_result) -> bool:
         return self._private is not None and os.path.samestat(status, self._private)
 
-    def _descend(self, directory: Directory, part: str, *, make: bool) -> Directory:
+    def _descend(self, directory: DirHandle, part: str, *, make: bool) -> DirHandle:
         if not make:
             return directory.open_directory(part)
         status = directory.status()
@@ -98,48 +106,48 @@ class Tree:
         self._lasting.add(key)
         return below
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> FileInfo:
         """Describe a file or directory; links and special files are not found."""
-        with refusing(name):
+        with translate_os_errors(name):
             *parents, last = split_name(name) or [""]
             with self.directory(parents) as directory:
                 status = directory.stat(last) if last else directory.status()
                 if self._is_private(status):
-                    raise HiddenError(last)
+                    raise HiddenFileError(last)
                 if stat.S_ISDIR(status.st_mode):
-                    return entry_of(name, status)
+                    return file_info(name, status)
                 fd = directory.open_file(last)
             with open(fd, "rb", buffering=0):
                 status = os.fstat(fd)
-                return entry_of(name, status, remembered(fd, status))
+                return file_info(name, status, digest_xattr(fd, status))
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents."""
-        with refusing(name), self.directory(split_name(name), make=True):
+        with translate_os_errors(name), self.directory(split_name(name), make=True):
             pass
 
     def open(self, name: str) -> int:
         """Open a file for reading; return its descriptor."""
         *parents, last = split_name(name)
-        with refusing(name), self.directory(parents) as directory:
+        with translate_os_errors(name), self.directory(parents) as directory:
             return directory.open_file(last)
 
-    def make_lasting(self, name: str) -> None:
+    def ensure_durable(self, name: str) -> None:
         """Bring a name to stable storage, if it is there: who made it may have died before."""
         *parents, last = split_name(name)
         with contextlib.suppress(RefusedError):
-            with refusing(name), self.directory(parents) as directory:
+            with translate_os_errors(name), self.directory(parents) as directory:
                 directory.stat(last)
-            with refusing(name), self.directory(parents, make=True) as directory:
+            with translate_os_errors(name), self.directory(parents, make=True) as directory:
                 self._files.sync_directory(directory)
 
     def check_target(self, name: str, *, overwrite: bool) -> None:
         """Refuse early what ``publish`` would refuse late."""
         *parents, last = split_name(name)
-        with refusing(name), contextlib.ExitStack() as stack:
+        with translate_os_errors(name), contextlib.ExitStack() as stack:
             try:
                 directory = stack.enter_context(self.directory(parents))
-            except HiddenError:
+            except HiddenFileError:
                 raise
             except FileNotFoundError:
                 return
@@ -147,32 +155,32 @@ class Tree:
 
     def publish(
         self,
-        source: Directory,
+        source: DirHandle,
         part: str,
         name: str,
         *,
         fd: int,
         overwrite: bool,
         content_digest: str | None = None,
-        room: Room = UNLIMITED,
-    ) -> Entry:
+        quota: QuotaScope = UNLIMITED,
+    ) -> FileInfo:
         """Move a finished file from ``source`` to its name: in one step, and durably.
 
         ``room`` is told if another file stood there. ``fd`` is the file: what stands under the
         name may be another one a moment later.
         """
         *parents, last = split_name(name)
-        with refusing(name), self.directory(parents, make=True) as directory:
+        with translate_os_errors(name), self.directory(parents, make=True) as directory:
             if _is_same_file(source, part, directory, last):
                 # An earlier try ended between its two steps: the file stands there already.
                 self._files.unlink(source, part)
                 self._files.sync_directory(directory)
-                return entry_of(name, os.fstat(fd), content_digest)
+                return file_info(name, os.fstat(fd), content_digest)
             replaced = _check_replaceable(directory, last, overwrite=overwrite)
             self._move(source, part, directory, last, overwrite=overwrite)
             if replaced:
-                room.freed(name)
-            return entry_of(name, os.fstat(fd), content_digest)
+                quota.freed(name)
+            return file_info(name, os.fstat(fd), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
         """Move a file or directory; parents of ``to`` are made."""
@@ -184,9 +192,9 @@ class Tree:
         if split_name(to)[: len(parents) + 1] == [*parents, last] and to != name:
             raise RefusedError(Code.BAD_REQUEST, "a directory cannot be moved into itself")
         with contextlib.ExitStack() as stack:
-            with refusing(name):
+            with translate_os_errors(name):
                 source = stack.enter_context(self.directory(parents))
-            with refusing(to):
+            with translate_os_errors(to):
                 target = stack.enter_context(self.directory(to_parents, make=True))
                 is_directory = stat.S_ISDIR(source.stat(last).st_mode)
                 if not is_directory or not overwrite:
@@ -202,8 +210,12 @@ class Tree:
     def _finish_move(self, name: str, to: str) -> bool:
         """Take the old name from a file that has both since a crash: with two it is not served."""
         *parents, last = split_name(name)
-        with contextlib.suppress(RefusedError), refusing(name), self.directory(parents) as source:
-            if not is_doubled(source.stat(last)) or not self.has_name(source, last, to):
+        with (
+            contextlib.suppress(RefusedError),
+            translate_os_errors(name),
+            self.directory(parents) as source,
+        ):
+            if not is_hard_linked(source.stat(last)) or not self.has_name(source, last, to):
                 return False
             *to_parents, _ = split_name(to)
             with self.directory(to_parents) as target:
@@ -213,7 +225,7 @@ class Tree:
             return True
         return False
 
-    def has_name(self, source: Directory, part: str, name: str) -> bool:
+    def has_name(self, source: DirHandle, part: str, name: str) -> bool:
         """Whether ``part`` of ``source`` stands under ``name`` too."""
         *parents, last = split_name(name)
         with (
@@ -224,7 +236,7 @@ class Tree:
         return False
 
     def _move(
-        self, source: Directory, part: str, target: Directory, to: str, *, overwrite: bool
+        self, source: DirHandle, part: str, target: DirHandle, to: str, *, overwrite: bool
     ) -> None:
         """Move in one step, durably in ``target``; without ``overwrite`` the name must be free.
 
@@ -234,15 +246,15 @@ class Tree:
             self._files.rename(source, part, target, to)
         else:
             try:
-                self._files.rename_free(source, part, target, to)
+                self._files.rename_noreplace(source, part, target, to)
             except NotImplementedError:
                 self._link_and_unlink(source, part, target, to)
         self._files.sync_directory(target)
 
-    def _link_and_unlink(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def _link_and_unlink(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         """Move to a name that must be free, in two steps: between them the file is not served."""
         try:
-            self._files.link(source, part, target, to)
+            self._files.hard_link(source, part, target, to)
         except (OSError, NotImplementedError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_LINKS:
                 raise
@@ -253,16 +265,16 @@ class Tree:
             self._files.sync_directory(target)
             self._files.unlink(source, part)
 
-    def delete(self, name: str, *, recursive: bool, trash: Directory, progress: Progress) -> None:
+    def delete(self, name: str, *, recursive: bool, trash: DirHandle, progress: Progress) -> None:
         """Delete a file or a directory.
 
         A directory with all that is in it goes in one step: into ``trash``, to
         be taken apart there.
         """
-        entry = self.stat(name)
+        info = self.stat(name)
         *parents, last = split_name(name)
-        with refusing(name), self.directory(parents) as directory:
-            if entry.kind == "file":
+        with translate_os_errors(name), self.directory(parents) as directory:
+            if info.kind == "file":
                 self._files.unlink(directory, last)
                 self._files.sync_directory(directory)
                 return
@@ -275,10 +287,10 @@ class Tree:
             self._files.rename(directory, last, trash, part)
             self._files.sync_directory(directory)
             self._lasting.clear()
-        with refusing(name):
+        with translate_os_errors(name):
             self.purge(trash, part, progress)
 
-    def purge(self, trash: Directory, part: str, progress: Progress) -> None:
+    def purge(self, trash: DirHandle, part: str, progress: Progress) -> None:
         """Remove what stands in ``trash`` under ``part``, whatever it is and however deep.
 
         Directories in it are first moved up into ``trash``, so that neither
@@ -305,7 +317,7 @@ class Tree:
                     progress(removed, removed + len(waiting))
             self._files.rmdir(trash, part)
 
-    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+    def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
         """Yield what is in a directory, in the byte order of full names, behind ``after``.
 
         What vanishes meanwhile is left out, and so is what has too long a name to be asked for;
@@ -314,7 +326,7 @@ class Tree:
         past = (after or "").encode(errors="surrogatepass")
         levels = [_Level(name)]
         try:
-            with refusing(name):
+            with translate_os_errors(name):
                 self._read_level(levels[0], recursive=recursive, past=past)
             while levels:
                 level = levels[-1]
@@ -326,8 +338,11 @@ class Tree:
                     continue
                 _, part, is_subtree = level.items.popleft()
                 full = f"{level.prefix}{part}"
-                entry = None
-                with refusing(full), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                info = None
+                with (
+                    translate_os_errors(full),
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                ):
                     directory = level.open(self)
                     if is_subtree:
                         below = _Level(full)
@@ -336,9 +351,9 @@ class Tree:
                         levels.append(below)
                         self._read_level(below, recursive=True, past=past)
                     else:
-                        entry = _listed(full, directory.steady_stat(part))
-                if entry is not None:
-                    yield entry
+                        info = _listed(full, directory.steady_stat(part))
+                if info is not None:
+                    yield info
         finally:
             for level in levels:
                 level.close()
@@ -348,7 +363,7 @@ class Tree:
         items: list[tuple[bytes, str, bool]] = []
         directory = level.open(self)
         if self._is_private(level.status):
-            raise HiddenError(level.name)
+            raise HiddenFileError(level.name)
         for part, is_directory in directory.names():
             try:
                 key = prefix + part.encode()
@@ -373,9 +388,9 @@ class _Level:
         self.name, self.prefix = name, f"{name}/" if name else ""
         self.items = deque[tuple[bytes, str, bool]]()
         self._stack = contextlib.ExitStack()
-        self._directory: Directory | None = None
+        self._directory: DirHandle | None = None
 
-    def open(self, tree: Tree) -> Directory:
+    def open(self, tree: Tree) -> DirHandle:
         """Return the directory; if it is not there any more, nothing else comes of it."""
         if self._directory is None:
             try:
@@ -386,7 +401,7 @@ class _Level:
             self.status = self._directory.status()
         return self._directory
 
-    def hold(self, directory: Directory) -> None:
+    def hold(self, directory: DirHandle) -> None:
         """Take an open directory over."""
         self._directory = self._stack.enter_context(directory)
         self.status = directory.status()
@@ -408,13 +423,13 @@ class _Level:
         self._stack.close()
 
 
-def _listed(name: str, status: os.stat_result) -> Entry:
+def _listed(name: str, status: os.stat_result) -> FileInfo:
     """Describe what a list shows under ``name``: a file with a second name is not served."""
-    entry = entry_of(name, status)
-    return replace(entry, kind="other", total=0) if is_doubled(status) else entry
+    info = file_info(name, status)
+    return replace(info, kind="other", total=0) if is_hard_linked(status) else info
 
 
-def _is_same_file(source: Directory, part: str, target: Directory, to: str) -> bool:
+def _is_same_file(source: DirHandle, part: str, target: DirHandle, to: str) -> bool:
     """Whether both are names of one file."""
     try:
         return os.path.samestat(source.stat(part), target.stat(to))
@@ -422,7 +437,7 @@ def _is_same_file(source: Directory, part: str, target: Directory, to: str) -> b
         return False
 
 
-def _check_known(directory: Directory, part: str) -> None:
+def _check_known(directory: DirHandle, part: str) -> None:
     """Refuse to say more about a link or a special file than that it is not there."""
     with contextlib.suppress(FileNotFoundError):
         mode = directory.stat(part).st_mode
@@ -430,7 +445,7 @@ def _check_known(directory: Directory, part: str) -> None:
             raise RefusedError(Code.NOT_FOUND, f"there is no {part!a}")
 
 
-def _check_replaceable(directory: Directory, part: str, *, overwrite: bool) -> bool:
+def _check_replaceable(directory: DirHandle, part: str, *, overwrite: bool) -> bool:
     """Refuse to put a file where a directory, a link or a special file stands.
 
     Return whether a file stands there.

@@ -8,19 +8,19 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import check_name
 from ftpkit.storage.refusals import NamedRefusalError
 from ftpkit.storage.store import (
+    BlockRecord,
     BlockWriter,
-    Entry,
+    FileInfo,
     Progress,
     Reader,
-    Record,
     Staged,
     Store,
     Upload,
-    Wish,
+    UploadSpec,
 )
 
 
-class Under:
+class PrefixStore:
     """The directory ``root`` of ``store``: names are relative to it, and so are all that is told.
 
     It need not be there: what is put makes it, and so does ``mkdir("")``. It cannot be moved
@@ -30,18 +30,18 @@ class Under:
     def __init__(self, store: Store, root: str) -> None:
         self._store, self._root = store, _Root(root)
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> FileInfo:
         """Describe a file or directory."""
         with self._root.relative():
-            return self._root.entry(self._store.stat(self._root.full(name, root=True)))
+            return self._root.info(self._store.stat(self._root.full(name, root=True)))
 
-    def entries(self, name: str, *, recursive: bool, after: str | None) -> Iterator[Entry]:
+    def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
         """Yield what is in a directory, in byte order of full names, behind ``after``."""
         full = self._root.full(name, root=True)
         behind = None if after is None else f"{self._root.name}/{after}"
         with self._root.relative():
-            for entry in self._store.entries(full, recursive=recursive, after=behind):
-                yield self._root.entry(entry)
+            for info in self._store.list_files(full, recursive=recursive, after=behind):
+                yield self._root.info(info)
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents."""
@@ -62,18 +62,18 @@ class Under:
         """Open a file."""
         with self._root.relative():
             reader = self._store.read(self._root.full(name))
-        reader.entry = self._root.entry(reader.entry)
+        reader.info = self._root.info(reader.info)
         return reader
 
-    def stage(self, wish: Wish, digest: str | None) -> Staged:
+    def stage(self, spec: UploadSpec, digest: str | None) -> Staged:
         """Open a place for a file that arrives in one piece."""
         with self._root.relative():
-            return _Staged(self._store.stage(self._root.wish(wish), digest), self._root)
+            return _Staged(self._store.stage(self._root.spec(spec), digest), self._root)
 
-    def begin(self, wish: Wish, *, owner: str, block: int) -> Upload:
+    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> Upload:
         """Open an upload, or continue the owner's unfinished one of this name, total, block."""
         with self._root.relative():
-            upload = self._store.begin(self._root.wish(wish), owner=owner, block=block)
+            upload = self._store.begin(self._root.spec(spec), owner=owner, block=block)
         return _Upload(upload, self._root)
 
     def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
@@ -86,7 +86,7 @@ class Under:
         """Take hold of an upload that was begun; the owner's others are not found here."""
         with self._root.relative():
             upload = self._store.upload(identity, owner=owner)
-        if not self._root.holds(upload.wish.name):
+        if not self._root.holds(upload.spec.name):
             upload.release()
             raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
         return _Upload(upload, self._root)
@@ -100,12 +100,12 @@ class Under:
         finally:
             upload.release()
 
-    def published(self, identity: str, *, owner: str) -> Entry | None:
+    def published(self, identity: str, *, owner: str) -> FileInfo | None:
         """Return what the first ``commit`` of this upload answered."""
-        entry = self._store.published(identity, owner=owner)
-        if entry is None or not self._root.holds(entry.name):
+        info = self._store.published(identity, owner=owner)
+        if info is None or not self._root.holds(info.name):
             return None
-        return self._root.entry(entry)
+        return self._root.info(info)
 
     def sweep(self, *, uploads_s: float, publications_s: float) -> None:
         """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
@@ -132,11 +132,11 @@ class _Root:
     def holds(self, full: str) -> bool:
         return full.startswith(f"{self.name}/")
 
-    def entry(self, entry: Entry) -> Entry:
-        return replace(entry, name=self.short(entry.name))
+    def info(self, info: FileInfo) -> FileInfo:
+        return replace(info, name=self.short(info.name))
 
-    def wish(self, wish: Wish) -> Wish:
-        return replace(wish, name=self.full(wish.name))
+    def spec(self, spec: UploadSpec) -> UploadSpec:
+        return replace(spec, name=self.full(spec.name))
 
     @contextlib.contextmanager
     def relative(self) -> Iterator[None]:
@@ -156,9 +156,9 @@ class _Staged:
         with self.root.relative():
             self.inner.write(view)
 
-    def commit(self) -> Entry:
+    def commit(self) -> FileInfo:
         with self.root.relative():
-            return self.root.entry(self.inner.commit())
+            return self.root.info(self.inner.commit())
 
     def discard(self) -> None:
         self.inner.discard()
@@ -193,8 +193,8 @@ class _Upload:
         return self.inner.id
 
     @property
-    def wish(self) -> Wish:
-        return replace(self.inner.wish, name=self.root.short(self.inner.wish.name))
+    def spec(self) -> UploadSpec:
+        return replace(self.inner.spec, name=self.root.short(self.inner.spec.name))
 
     @property
     def block(self) -> int:
@@ -204,11 +204,11 @@ class _Upload:
     def held(self) -> int:
         return self.inner.held
 
-    def renew(self, wish: Wish) -> None:
+    def renew(self, spec: UploadSpec) -> None:
         with self.root.relative():
-            self.inner.renew(self.root.wish(wish))
+            self.inner.renew(self.root.spec(spec))
 
-    def records(self, algorithm: str) -> list[Record]:
+    def records(self, algorithm: str) -> list[BlockRecord]:
         return self.inner.records(algorithm)
 
     def write(self, offset: int, size: int, digest: str) -> BlockWriter:
@@ -225,11 +225,9 @@ class _Upload:
         content_digest: str | None,
         blocks_digest: str | None,
         progress: Progress,
-    ) -> Entry:
+    ) -> FileInfo:
         with self.root.relative():
-            return self.root.entry(
-                self.inner.commit(total, content_digest, blocks_digest, progress)
-            )
+            return self.root.info(self.inner.commit(total, content_digest, blocks_digest, progress))
 
     def release(self) -> None:
         self.inner.release()

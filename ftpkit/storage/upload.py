@@ -19,12 +19,12 @@ from ftpkit.protocol.digest import (
 )
 from ftpkit.protocol.frame import MAX_SIZE
 from ftpkit.storage import journal
-from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.files import DirHandle, FileSystem
 from ftpkit.storage.journal import HeldBlock, JournalState
-from ftpkit.storage.refusals import refusing
-from ftpkit.storage.room import NOTHING, UNLIMITED, Room, Taken
-from ftpkit.storage.store import Entry, Progress, Reader, Record, Wish
-from ftpkit.storage.writer import PartWriter, taken_over
+from ftpkit.storage.refusals import translate_os_errors
+from ftpkit.storage.room import NO_RESERVATION, UNLIMITED, QuotaScope, Reservation
+from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
+from ftpkit.storage.writer import BlockFileWriter, upload_taken_over
 
 DATA: Final = "data"
 JOURNAL: Final = "journal"
@@ -37,19 +37,19 @@ _PIECE: Final = 1024 * 1024
 _MOST_WISHES: Final = 1024 * 1024
 _RECORD: Final = 128
 
-Publish = Callable[["DirectoryUpload", str], Entry]
-LetGo = Callable[["DirectoryUpload"], None]
+Publish = Callable[["DirectoryUpload", str], FileInfo]
+OnRelease = Callable[["DirectoryUpload"], None]
 
 
 def create_upload(
-    directory: Directory,
-    files: Files,
+    directory: DirHandle,
+    files: FileSystem,
     identity: str,
-    wish: Wish,
+    spec: UploadSpec,
     block: int,
     *,
     publish: Publish,
-    let_go: "LetGo",
+    on_release: "OnRelease",
     beside: Iterable[os.stat_result] = (),
 ) -> "DirectoryUpload":
     """Start an upload in ``directory``, which is empty and from now on belongs to it.
@@ -58,10 +58,10 @@ def create_upload(
     """
     with contextlib.ExitStack() as undo:
         undo.enter_context(directory)
-        record = journal.encode_wish({"id": identity, "block": block, **asdict(wish)})
+        record = journal.encode_wish({"id": identity, "block": block, **asdict(spec)})
         data = files.create(directory, DATA, 0o666)
         try:
-            files.reserve(data, wish.total or 0, beside)
+            files.preallocate(data, spec.total or 0, beside)
         finally:
             os.close(data)
         fd = files.create(directory, JOURNAL)
@@ -71,14 +71,14 @@ def create_upload(
             os.close(fd)
         state = journal.replay(record)
         upload = DirectoryUpload(
-            directory, files, state, found=False, publish=publish, let_go=let_go
+            directory, files, state, found=False, publish=publish, on_release=on_release
         )
         undo.pop_all()
     return upload
 
 
 def reopen_upload(
-    directory: Directory, files: Files, *, publish: Publish, let_go: "LetGo"
+    directory: DirHandle, files: FileSystem, *, publish: Publish, on_release: "OnRelease"
 ) -> "DirectoryUpload | None":
     """Continue the upload that an earlier process left in ``directory``, if that is possible.
 
@@ -87,12 +87,12 @@ def reopen_upload(
     with contextlib.ExitStack() as undo:
         undo.enter_context(directory)
         state = read_journal(directory, JOURNAL)
-        if state is None or state.wish is None:
+        if state is None or state.spec is None:
             return None
         try:
             directory.stat(DATA)
             upload = DirectoryUpload(
-                directory, files, state, found=True, publish=publish, let_go=let_go
+                directory, files, state, found=True, publish=publish, on_release=on_release
             )
         except FileNotFoundError:
             return None
@@ -100,11 +100,11 @@ def reopen_upload(
     return upload
 
 
-def read_journal(directory: Directory, part: str, most: int = -1) -> JournalState | None:
+def read_journal(directory: DirHandle, part: str, most: int = -1) -> JournalState | None:
     """Return what the journal ``part`` says, or its first ``most`` bytes; None: there is none."""
     try:
         # A crash within a move may have left it with both names.
-        fd = directory.open_file(part, doubled=True)
+        fd = directory.open_file(part, hard_linked=True)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
@@ -121,29 +121,29 @@ class DirectoryUpload:
 
     def __init__(
         self,
-        directory: Directory,
-        files: Files,
+        directory: DirHandle,
+        files: FileSystem,
         state: JournalState,
         *,
         found: bool,
         publish: Publish,
-        let_go: "LetGo",
+        on_release: "OnRelease",
     ) -> None:
-        values = dict(state.wish or {})
+        values = dict(state.spec or {})
         self.id: str = values.pop("id")
         self.block: int = values.pop("block")
-        self.wish = Wish(**values)
-        self.room: Room = UNLIMITED
+        self.spec = UploadSpec(**values)
+        self.quota: QuotaScope = UNLIMITED
         """Where blocks take what they need, if the total is not known."""
         self.directory = directory
         self._files = files
-        self._publish, self._let_go = publish, let_go
+        self._publish, self._on_release = publish, on_release
         self._lock = threading.Lock()
         self._checkpointing = threading.Lock()
         self._hashing = threading.Lock()
-        self._writers: dict[int, PartWriter] = {}
+        self._writers: dict[int, BlockFileWriter] = {}
         self._basis: tuple[Reader, dict[int, HeldBlock]] | None = None
-        self._publication: Entry | None = None
+        self._publication: FileInfo | None = None
         self._open = True
         self._committing = False
         self._journal_length = state.length
@@ -169,31 +169,31 @@ class DirectoryUpload:
         with self._lock:
             return sum(held.length for held in self._blocks.values())
 
-    def records(self, algorithm: str) -> list[Record]:
+    def records(self, algorithm: str) -> list[BlockRecord]:
         """Return the blocks that need not be sent again, held or from the basis, by offset."""
         with self._lock:
             known = {**(self._basis[1] if self._basis else {}), **self._blocks}
         return [
-            Record(offset, held.length, held.digest)
+            BlockRecord(offset, held.length, held.digest)
             for offset, held in sorted(known.items())
             if split_digest(held.digest)[0] == algorithm
         ]
 
-    def renew(self, wish: Wish) -> None:
+    def renew(self, spec: UploadSpec) -> None:
         """Take over what a later ``begin`` wishes for the same file."""
         with self._lock:
             self._check_open()
-            if wish != self.wish:
+            if spec != self.spec:
                 if self._journal_length > _MOST_WISHES + _RECORD * len(self._blocks):
                     raise RefusedError(
                         Code.BUSY, "this upload was begun in too many ways; abort it first"
                     )
-                self.wish = wish
-                self._append(journal.encode_wish({**self._identity(), **asdict(wish)}))
+                self.spec = spec
+                self._append(journal.encode_wish({**self._identity(), **asdict(spec)}))
 
     def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of the file that stands under the name, and keep it open for them."""
-        total, blocks = reader.entry.total, {}
+        total, blocks = reader.info.total, {}
         buffer = memoryview(bytearray(self.block))
         for offset in range(0, total, self.block):
             piece = buffer[: reader.read_into(buffer[: total - offset], offset)]
@@ -206,7 +206,7 @@ class DirectoryUpload:
             self._drop_basis()
             self._basis = reader, blocks
 
-    def write(self, offset: int, size: int, digest: str) -> PartWriter:
+    def write(self, offset: int, size: int, digest: str) -> BlockFileWriter:
         """Start a block; an unfinished write of the same block is taken over."""
         if offset < 0 or offset % self.block or not self._fits(offset, size):
             raise RefusedError(
@@ -215,13 +215,13 @@ class DirectoryUpload:
                 f" {self.block} bytes and only the last may be shorter",
             )
         hasher = new_hasher(split_digest(digest)[0])
-        taken: Taken | None = None if self.wish.total is None else NOTHING
+        reservation: Reservation | None = None if self.spec.total is None else NO_RESERVATION
         try:
             while True:
                 with self._lock:
                     keep = self._make_way(offset, digest)
-                    if taken is not None or not keep:
-                        writer = PartWriter(
+                    if reservation is not None or not keep:
+                        writer = BlockFileWriter(
                             self,
                             offset,
                             size,
@@ -229,38 +229,38 @@ class DirectoryUpload:
                             hasher,
                             whole=self._whole.fork(offset),
                             keep=keep,
-                            taken=taken or NOTHING,
+                            reservation=reservation or NO_RESERVATION,
                         )
                         self._writers[offset] = writer
                         return writer
                 # Not with the lock held: it may take long.
-                taken = self.room.take(self.wish.name, size)
+                reservation = self.quota.take(self.spec.name, size)
         except BaseException:
-            if taken is not None:
-                taken.give_back()
+            if reservation is not None:
+                reservation.give_back()
             raise
 
     def put(self, view: memoryview, offset: int) -> None:
         """Write bytes of a block into the staged file."""
-        with refusing(self.wish.name):
+        with translate_os_errors(self.spec.name):
             self._files.write(self._data, view, offset)
 
-    def hold(self, writer: PartWriter) -> None:
+    def hold(self, writer: BlockFileWriter) -> None:
         """Record a block that arrived whole and matched."""
         with self._lock:
             self._check_open()
             if self._writers.get(writer.offset) is not writer:
-                raise taken_over()
+                raise upload_taken_over()
             del self._writers[writer.offset]
             if not writer.keep:
                 self._whole.join(writer.whole, writer.offset, writer.size)
                 return
-            with refusing(self.wish.name):
+            with translate_os_errors(self.spec.name):
                 self._append(journal.encode_block(writer.offset, writer.size, writer.digest))
             self._blocks[writer.offset] = HeldBlock(
                 writer.size, writer.digest, self._journal_length
             )
-            writer.taken.keep()
+            writer.reservation.keep()
             self._whole.join(writer.whole, writer.offset, writer.size)
             self._unsafe_bytes += writer.size
             late = time.monotonic() - self._checkpoint_at >= _CHECKPOINT_S
@@ -270,7 +270,7 @@ class DirectoryUpload:
         if due:
             self.checkpoint()
 
-    def leave(self, writer: PartWriter) -> None:
+    def leave(self, writer: BlockFileWriter) -> None:
         """Let go of a block that was not finished."""
         with self._lock:
             if self._writers.get(writer.offset) is writer:
@@ -283,7 +283,7 @@ class DirectoryUpload:
                 if not self._open or not self._unsafe_bytes:
                     return
                 covered, bytes_before = self._journal_length, self._unsafe_bytes
-            with refusing(self.wish.name):
+            with translate_os_errors(self.spec.name):
                 self._files.sync_data(self._data)
                 with self._lock:
                     if not self._open:
@@ -300,7 +300,7 @@ class DirectoryUpload:
         content_digest: str | None,
         blocks_digest: str | None,
         progress: Progress,
-    ) -> Entry:
+    ) -> FileInfo:
         """Publish the file, once. Asked again, answer as the first time."""
         with self._checkpointing, self._sealed():
             with self._lock:
@@ -333,7 +333,7 @@ class DirectoryUpload:
         """Let go of the upload; the last one out checkpoints and closes it."""
         with contextlib.suppress(OSError, RefusedError):
             self.checkpoint()
-        self._let_go(self)
+        self._on_release(self)
 
     def close(self) -> None:
         """Checkpoint and close, unless that is done."""
@@ -369,15 +369,15 @@ class DirectoryUpload:
         content_digest: str | None,
         blocks_digest: str | None,
         progress: Progress,
-    ) -> Entry:
+    ) -> FileInfo:
         self._take_from_basis(missing, total)
         self._check_blocks(total, blocks_digest)
         known = self._content_digest(total, content_digest, progress)
-        with refusing(self.wish.name):
+        with translate_os_errors(self.spec.name):
             self._files.truncate(self._data, total)
             path = os.path.join(self.directory.path, DATA)
-            self._files.describe(self._data, path, self.wish.mode, self.wish.mtime)
-            self._files.remember(self._data, known)
+            self._files.set_metadata(self._data, path, self.spec.mode, self.spec.mtime)
+            self._files.set_digest_xattr(self._data, known)
             self._files.sync(self._data)
             # Where "prepared" is found without the data, the data has been published.
             self._make_names_safe()
@@ -390,18 +390,18 @@ class DirectoryUpload:
                 )
             self._files.sync_data(self._journal)
         try:
-            entry = self._publish(self, known)
+            info = self._publish(self, known)
         except BaseException:
             if not self.has_data():
                 with self._lock:
                     self._close()
             raise
         with self._lock:
-            self._publication = entry
+            self._publication = info
             with contextlib.suppress(OSError):
-                self._append(journal.encode_published(asdict(entry)))
+                self._append(journal.encode_published(asdict(info)))
             self._close()
-        return entry
+        return info
 
     @contextlib.contextmanager
     def _sealed(self) -> Iterator[None]:
@@ -469,20 +469,20 @@ class DirectoryUpload:
 
     def _forget(self, offset: int) -> None:
         """Take a block back, on stable storage, before its bytes are overwritten."""
-        with refusing(self.wish.name):
+        with translate_os_errors(self.spec.name):
             self._append(journal.encode_forget(offset))
             self._files.sync_data(self._journal)
         del self._blocks[offset]
         self._whole.forget(offset)
-        if self.wish.total is None:
-            self.room.freed(self.wish.name)
+        if self.spec.total is None:
+            self.quota.freed(self.spec.name)
 
     def _identity(self) -> dict[str, Any]:
         return {"id": self.id, "block": self.block}
 
     def _fits(self, offset: int, size: int) -> bool:
         """Whether such a block can be part of the file (needs no lock)."""
-        total = self.wish.total
+        total = self.spec.total
         if total is None:
             return 0 < size <= self.block and offset + size <= MAX_SIZE
         return 0 < size == min(self.block, total - offset)
@@ -492,9 +492,9 @@ class DirectoryUpload:
 
     def _missing(self, total: int) -> list[int]:
         """Return the offsets that neither we nor the basis have, after checking ``total``."""
-        if self.wish.total is not None and total != self.wish.total:
+        if self.spec.total is not None and total != self.spec.total:
             raise RefusedError(
-                Code.BAD_REQUEST, f"the upload was begun with {self.wish.total} bytes, not {total}"
+                Code.BAD_REQUEST, f"the upload was begun with {self.spec.total} bytes, not {total}"
             )
         offered = self._basis[1] if self._basis else {}
         # Counting comes first: a declared length alone must not cost work.
@@ -521,17 +521,17 @@ class DirectoryUpload:
         """Copy what was never sent from the standing file (without the lock)."""
         if not missing or self._basis is None:
             return
-        taken: Taken = NOTHING
-        if self.wish.total is None:
+        reservation: Reservation = NO_RESERVATION
+        if self.spec.total is None:
             count = sum(self._length_at(offset, total) for offset in missing)
-            taken = self.room.take(self.wish.name, count)
+            reservation = self.quota.take(self.spec.name, count)
         try:
             for offset in missing:
                 self._copy_from_basis(*self._basis, offset, total)
         finally:
             # What was copied before a failure is held; how much that is the next count tells.
-            taken.keep()
-            self.room.freed(self.wish.name)
+            reservation.keep()
+            self.quota.freed(self.spec.name)
 
     def _copy_from_basis(
         self, reader: Reader, offered: dict[int, HeldBlock], offset: int, total: int
@@ -542,7 +542,7 @@ class DirectoryUpload:
         if digest_of(piece[:got], split_digest(held.digest)[0]) != held.digest:
             raise RefusedError(Code.CHANGED, "the standing file has changed meanwhile")
         self.put(piece, offset)
-        with self._lock, refusing(self.wish.name):
+        with self._lock, translate_os_errors(self.spec.name):
             self._check_open()
             self._append(journal.encode_block(offset, held.length, held.digest))
             self._blocks[offset] = HeldBlock(held.length, held.digest, self._journal_length)

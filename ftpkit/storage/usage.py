@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ftpkit.protocol.names import is_in, is_reserved
-from ftpkit.storage.files import Directory
+from ftpkit.storage.files import DirHandle
 from ftpkit.storage.journal import MAX_RECORD
 from ftpkit.storage.upload import DATA, JOURNAL, read_journal
 
@@ -15,7 +15,7 @@ _PASSED_OVER: Final = FileNotFoundError, NotADirectoryError, PermissionError
 GoOn = Callable[[], bool]
 
 
-def stored_in(top: Directory, go_on: GoOn) -> int:
+def stored_in(top: DirHandle, go_on: GoOn) -> int:
     """Return the lengths of all files in ``top`` and below, as long as ``go_on`` is true.
 
     Each directory is opened once and the way back is "..", so that neither work nor open
@@ -49,7 +49,7 @@ def stored_in(top: Directory, go_on: GoOn) -> int:
         current.close()
 
 
-def promised_in(uploads: Directory, name: str, go_on: GoOn) -> int:
+def promised_in(uploads: DirHandle, name: str, go_on: GoOn) -> int:
     """Return what unfinished uploads of ``name``, or into it, have been promised.
 
     That is their total; where it is not known, what has arrived.
@@ -64,7 +64,7 @@ def promised_in(uploads: Directory, name: str, go_on: GoOn) -> int:
     return total
 
 
-def _look(directory: Directory) -> tuple[int, list[str]]:
+def _look(directory: DirHandle) -> tuple[int, list[str]]:
     """Return the bytes of the files in one directory, and the directories in it."""
     total, inner = 0, list[str]()
     for part, size in directory.sizes():
@@ -77,11 +77,11 @@ def _look(directory: Directory) -> tuple[int, list[str]]:
     return total, inner
 
 
-def _promised(directory: Directory, name: str) -> int:
+def _promised(directory: DirHandle, name: str) -> int:
     state = read_journal(directory, JOURNAL, MAX_RECORD)
-    if state is None or state.wish is None or not is_in(name, state.wish["name"]):
+    if state is None or state.spec is None or not is_in(name, state.spec["name"]):
         return 0
-    if (total := state.wish["total"]) is not None:
+    if (total := state.spec["total"]) is not None:
         return int(total)
     state = read_journal(directory, JOURNAL)
     return sum(held.length for held in state.blocks.values()) if state else 0

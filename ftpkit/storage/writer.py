@@ -5,7 +5,7 @@ from typing import Protocol
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import Hasher, format_digest, split_digest
-from ftpkit.storage.room import NOTHING, Taken
+from ftpkit.storage.room import NO_RESERVATION, Reservation
 
 
 class Owner(Protocol):
@@ -14,14 +14,14 @@ class Owner(Protocol):
     def put(self, view: memoryview, offset: int) -> None:
         """Write bytes of a block into the staged file."""
 
-    def hold(self, writer: "PartWriter") -> None:
+    def hold(self, writer: "BlockFileWriter") -> None:
         """Record a block that arrived whole and matched."""
 
-    def leave(self, writer: "PartWriter") -> None:
+    def leave(self, writer: "BlockFileWriter") -> None:
         """Let go of a block that was not finished."""
 
 
-class PartWriter:
+class BlockFileWriter:
     """One block on its way: verified while it arrives, held when it is whole."""
 
     def __init__(
@@ -34,10 +34,10 @@ class PartWriter:
         *,
         whole: Hasher | None,
         keep: bool,
-        taken: Taken = NOTHING,
+        reservation: Reservation = NO_RESERVATION,
     ) -> None:
         self.offset, self.size, self.digest = offset, size, digest
-        self.whole, self.keep, self.taken = whole, keep, taken
+        self.whole, self.keep, self.reservation = whole, keep, reservation
         self._owner = owner
         self._hasher = hasher
         self._at = offset
@@ -52,7 +52,7 @@ class PartWriter:
         if self.keep:
             with self._lock:
                 if self._revoked:
-                    raise taken_over()
+                    raise upload_taken_over()
                 self._owner.put(view, self._at)
         self._at += len(view)
 
@@ -68,15 +68,15 @@ class PartWriter:
     def release(self) -> None:
         """Let go of the block."""
         self._owner.leave(self)
-        self.taken.give_back()
+        self.reservation.give_back()
 
     def revoke(self) -> None:
         """Make sure that not one more byte of this writer reaches the file."""
         with self._lock:
             self._revoked = True
-        self.taken.give_back()
+        self.reservation.give_back()
 
 
-def taken_over() -> RefusedError:
+def upload_taken_over() -> RefusedError:
     """Return the refusal for a writer that lost its block to a newer one."""
     return RefusedError(Code.BUSY, "another connection writes this block now")

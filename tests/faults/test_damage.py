@@ -8,7 +8,7 @@ import pytest
 from ftpkit import Client, CorruptDataError, Server, system
 from ftpkit.cli import main
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.store import Wish
+from ftpkit.storage.store import UploadSpec
 
 DAY_S = 86_400.0
 
@@ -87,10 +87,10 @@ def test_verify_tells_good_damaged_and_unknown(
 
 def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> None:
     with DirectoryStore(tmp_path) as store:
-        wish = Wish(name="f", total=3 * 65_536)
+        wish = UploadSpec(name="f", total=3 * 65_536)
         forgotten = store.begin(wish, owner="", block=65_536)
         forgotten.release()
-        running = store.begin(Wish(name="g", total=65_536), owner="", block=65_536)
+        running = store.begin(UploadSpec(name="g", total=65_536), owner="", block=65_536)
         for part in ("data", "journal"):
             for path in tmp_path.glob(f".ftpkit/uploads/*/{part}"):
                 os.utime(path, (1, 1))
@@ -104,7 +104,7 @@ def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> None:
 
 def test_an_upload_that_was_touched_lately_is_kept(tmp_path: Path) -> None:
     with DirectoryStore(tmp_path) as store:
-        wish = Wish(name="f", total=65_536)
+        wish = UploadSpec(name="f", total=65_536)
         upload = store.begin(wish, owner="", block=65_536)
         upload.release()
         store.sweep(uploads_s=60.0, publications_s=DAY_S)
@@ -115,7 +115,7 @@ def test_an_upload_that_was_touched_lately_is_kept(tmp_path: Path) -> None:
 
 def test_a_server_sweeps_when_it_starts(root: Path) -> None:
     with DirectoryStore(root) as store:
-        store.begin(Wish(name="f", total=65_536), owner="", block=65_536).release()
+        store.begin(UploadSpec(name="f", total=65_536), owner="", block=65_536).release()
     for path in root.glob(".ftpkit/uploads/*/*"):
         os.utime(path, (1, 1))
     with Server(root, port=0, expire_uploads_s=60.0) as server, Client(server.address) as client:

@@ -16,7 +16,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server import Server
 from ftpkit.server import server as server_module
-from ftpkit.storage.files import Files
+from ftpkit.storage.files import FileSystem
 from tests.faults.conftest import MIB, Eager, left_over, noise, quiet, settled, visible
 from tests.faults.crowd import Raw
 from tests.faults.relay import Relay
@@ -132,16 +132,16 @@ class Failing:
     at: int = 0
 
 
-METHODS = [name for name, value in vars(Files).items() if callable(value) and name[0] != "_"]
+METHODS = [name for name, value in vars(FileSystem).items() if callable(value) and name[0] != "_"]
 
 
-def failing_files(fault: Failing, said: list[str]) -> type[Files]:
+def failing_files(fault: Failing, said: list[str]) -> type[FileSystem]:
     """Return Files whose methods fail as ``fault`` says at the time."""
 
     def wrap(name: str) -> Callable[..., object]:
-        real = getattr(Files, name)
+        real = getattr(FileSystem, name)
 
-        def call(self: Files, *args: object, **kwargs: object) -> object:
+        def call(self: FileSystem, *args: object, **kwargs: object) -> object:
             said.append(name)
             if fault.method == name:
                 fault.at -= 1
@@ -151,7 +151,7 @@ def failing_files(fault: Failing, said: list[str]) -> type[Files]:
 
         return call
 
-    return type("FailingFiles", (Files,), {name: wrap(name) for name in METHODS})
+    return type("FailingFiles", (FileSystem,), {name: wrap(name) for name in METHODS})
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Inside:
         self.tokens = tokens
         self._stack = ExitStack()
         self._store = self._stack.enter_context(DirectoryStore(root))
-        self.house = LocalHouse(self._store.used)
+        self.house = LocalHouse(self._store.used_bytes)
         self._stack.callback(self.house.close)
         self._threads = self._stack.enter_context(ThreadPoolExecutor())
 

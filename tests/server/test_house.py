@@ -14,9 +14,9 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import LocalHouse, Quota
 from ftpkit.storage import Store
-from ftpkit.storage.files import Files
-from ftpkit.storage.limited import Limited
-from ftpkit.storage.store import Wish
+from ftpkit.storage.files import FileSystem
+from ftpkit.storage.limited import QuotaStore
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -41,12 +41,12 @@ class Home:
         self.place = Place(root)
         self._stack = contextlib.ExitStack()
 
-    def open(self, files: Files | None = None) -> None:
+    def open(self, files: FileSystem | None = None) -> None:
         """Open it, in place of what is open."""
         self._stack.close()
         place = self._stack.enter_context(Place(self.place.root))
         self.store = place.open(files)
-        self.house = LocalHouse(self.store.used)
+        self.house = LocalHouse(self.store.used_bytes)
         self._stack.callback(self.house.close)
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Home:
 
     def of(self, quota: int | None, under: str = "") -> Store:
         """What one sees who may have ``quota`` bytes under ``under``."""
-        return Limited(self.store, Quota(self.house, under, quota))
+        return QuotaStore(self.store, Quota(self.house, under, quota))
 
     def by_hand(self, name: str, size: int) -> Path:
         path = self.place.root / name
@@ -109,7 +109,7 @@ def test_what_stood_there_before_counts(home: Home) -> None:
 
 def test_a_file_on_its_way_counts_and_is_given_back_if_it_does_not_come(home: Home) -> None:
     store = home.of(1000)
-    staged = store.stage(Wish(name="f", total=700), None)
+    staged = store.stage(UploadSpec(name="f", total=700), None)
     staged.write(memoryview(bytes(10)))
     assert home.left(1000) == 300
     staged.discard()
@@ -251,9 +251,9 @@ def test_an_upload_takes_its_total_before_anything_is_made(home: Home) -> None:
     last = begin(store, "g", BLOCK)
     assert home.left(3 * BLOCK) == 0
     for each, name in ((upload, "f"), (last, "g")):
-        for offset in range(0, each.wish.total or 0, BLOCK):
+        for offset in range(0, each.spec.total or 0, BLOCK):
             send(each, offset, bytes(BLOCK))
-        assert commit(each, each.wish.total or 0).name == name
+        assert commit(each, each.spec.total or 0).name == name
         each.release()
         assert home.left(3 * BLOCK) == 0
 
@@ -462,7 +462,7 @@ def test_links_and_special_files_count_nothing_and_lead_nowhere(home: Home, tmp_
         os.mkfifo(top / "fifo")
     assert home.left(1000, "d") == 990
     assert home.left(1000, "linked") == 1000
-    assert home.store.used("d/fifo", lambda: True) == 0
+    assert home.store.used_bytes("d/fifo", lambda: True) == 0
 
 
 def test_the_servers_own_directory_counts_nothing(home: Home) -> None:
@@ -482,7 +482,7 @@ def test_neither_work_nor_descriptors_grow_with_the_depth(home: Home) -> None:
         steps.append(len(os.listdir("/proc/self/fd")))
         return True
 
-    assert home.store.used("", go_on) == 21
+    assert home.store.used_bytes("", go_on) == 21
     assert max(steps) == min(steps)
     assert len(steps) <= 2 * 400 + 2
 
@@ -499,4 +499,4 @@ def test_a_directory_that_is_moved_while_it_is_counted_is_no_way_out(home: Home)
         return True
 
     with pytest.raises(OSError, match="tale"):
-        home.store.used("", go_on)
+        home.store.used_bytes("", go_on)

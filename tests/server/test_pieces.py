@@ -18,7 +18,7 @@ from ftpkit.server.context import Context
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Directory, Files
+from ftpkit.storage.files import DirHandle, FileSystem
 from tests.support.cut import CutSocket
 from tests.support.raw import Raw, Reply, frame, frames_in
 from tests.support.status import status
@@ -33,14 +33,14 @@ OPERATIONS: Final = {
 }  # fmt: skip
 
 
-class Unsynced(Files):
+class Unsynced(FileSystem):
     """A disk that is never waited for: these tests are about bytes on the line."""
 
     def sync(self, fd: int) -> None: ...
 
     def sync_data(self, fd: int) -> None: ...
 
-    def sync_directory(self, directory: Directory) -> None: ...
+    def sync_directory(self, directory: DirHandle) -> None: ...
 
 
 def b3(data: bytes) -> str:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Final
 
 from ftpkit import system
-from ftpkit.storage.files import NOTE
+from ftpkit.storage.files import DIGEST_XATTR
 
 SECTOR: Final = 512
 # What a sector may hold that was given to a file, but never written for it.
@@ -190,7 +190,7 @@ class Image:
             opened.write(file.content)
             opened.flush()
             if file.note is not None:
-                system.set_note(opened.fileno(), NOTE, file.note)
+                system.set_note(opened.fileno(), DIGEST_XATTR, file.note)
             path.chmod(file.mode)
             if file.mtime is not None:
                 os.utime(path, ns=(file.mtime, file.mtime))

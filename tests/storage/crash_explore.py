@@ -11,7 +11,7 @@ from typing import Final
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.store import Wish
+from ftpkit.storage.store import UploadSpec
 from ftpkit.storage.upload import DirectoryUpload
 from tests.storage.crash_disk import Disk, Event, Image, Sync, SyncDirectory
 from tests.storage.crash_promise import (
@@ -61,9 +61,9 @@ class Run:
     def put(
         self, name: str, content: bytes, *, overwrite: bool = True, mtime: int | None = None
     ) -> None:
-        wish = Wish(name=name, total=len(content), overwrite=overwrite, mtime=mtime)
+        spec = UploadSpec(name=name, total=len(content), overwrite=overwrite, mtime=mtime)
         with self._changing(self._arrived(name, content), name):
-            staged = self.store.stage(wish, digest_of(content))
+            staged = self.store.stage(spec, digest_of(content))
             staged.write(memoryview(content))
             staged.commit()
 
@@ -90,13 +90,13 @@ class Run:
             self.store.delete(name, recursive=recursive, progress=ignore)
 
     def begin(self, name: str, content: bytes, *, overwrite: bool = True) -> DirectoryUpload:
-        wish = Wish(name=name, total=len(content), overwrite=overwrite)
-        upload = self.store.begin(wish, owner=OWNER, block=BLOCK)
-        claim = Claim(upload.id, wish, content)
+        spec = UploadSpec(name=name, total=len(content), overwrite=overwrite)
+        upload = self.store.begin(spec, owner=OWNER, block=BLOCK)
+        claim = Claim(upload.id, spec, content)
         for other in self.promise.claims:
             if other.identity == upload.id:
-                claim = replace(other, wish=wish, content=content)
-            elif other.wish == wish and not other.done:
+                claim = replace(other, wish=spec, content=content)
+            elif other.spec == spec and not other.done:
                 require(not other.held, "begin does not know blocks that it should hold")
                 self.forsake(other.identity)
         self._claim(claim)
@@ -125,7 +125,7 @@ class Run:
         """Commit and let go. The client names no digest: it is for the store to know its bytes."""
         claim = self._claim_of(upload)
         self._claim(replace(claim, committing=True))
-        with self._changing(self._arrived(claim.wish.name, claim.content), claim.wish.name):
+        with self._changing(self._arrived(claim.spec.name, claim.content), claim.spec.name):
             upload.commit(len(claim.content), None, None, ignore)
             self._claim(replace(claim, committing=True, done=True))
         upload.release()
@@ -147,7 +147,7 @@ class Run:
             if claim.committing and self.store.published(claim.identity, owner=OWNER):
                 self._claim(replace(claim, done=True))
                 if not claim.done:
-                    self.acknowledged(self._arrived(claim.wish.name, claim.content))
+                    self.acknowledged(self._arrived(claim.spec.name, claim.content))
 
     @contextlib.contextmanager
     def _changing(

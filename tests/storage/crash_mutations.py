@@ -2,7 +2,7 @@
 
 import os
 
-from ftpkit.storage.files import Directory
+from ftpkit.storage.files import DirHandle
 from ftpkit.storage.upload import JOURNAL
 from tests.storage.crash_record import LinkingFiles, RecordingFiles
 
@@ -17,7 +17,7 @@ class NoFileSync(RecordingFiles):
 class NoDirectorySync(RecordingFiles):
     """No name is made stable."""
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         pass
 
 
@@ -29,7 +29,7 @@ class SyncAfterRename(RecordingFiles):
     def sync(self, fd: int) -> None:
         self.late = os.dup(fd)
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().rename(source, part, target, to)
         if self.late is not None:
             late, self.late = self.late, None
@@ -40,7 +40,7 @@ class SyncAfterRename(RecordingFiles):
 class RenameInTwoSteps(RecordingFiles):
     """What a rename replaces is removed first."""
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         if any(to == name and not is_directory for name, is_directory in target.names()):
             self.unlink(target, to)
         super().rename(source, part, target, to)
@@ -51,11 +51,11 @@ class NoNameSyncAfterRename(RecordingFiles):
 
     renamed = False
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().rename(source, part, target, to)
         self.renamed = True
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         if not self.renamed:
             super().sync_directory(directory)
         self.renamed = False
@@ -66,11 +66,11 @@ class NoNameSyncAfterMkdir(RecordingFiles):
 
     made = False
 
-    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+    def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         self.made = True
         super().mkdir(directory, part, mode)
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         if not self.made:
             super().sync_directory(directory)
         self.made = False
@@ -79,17 +79,17 @@ class NoNameSyncAfterMkdir(RecordingFiles):
 class NameSyncAfterUnlink(LinkingFiles):
     """The old name of a file is removed before the new one is stable."""
 
-    late: Directory | None = None
+    late: DirHandle | None = None
 
-    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().link(source, part, target, to)
         self.late = target
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         if directory is not self.late:
             super().sync_directory(directory)
 
-    def unlink(self, directory: Directory, part: str) -> None:
+    def unlink(self, directory: DirHandle, part: str) -> None:
         super().unlink(directory, part)
         if self.late is not None:
             late, self.late = self.late, None
@@ -99,7 +99,7 @@ class NameSyncAfterUnlink(LinkingFiles):
 class NoUploadNameSync(RecordingFiles):
     """The bytes and the journal of an upload are stable, but not their names."""
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         if JOURNAL not in [part for part, _ in directory.names()]:
             super().sync_directory(directory)
 
@@ -107,7 +107,7 @@ class NoUploadNameSync(RecordingFiles):
 class NoStagingSync(RecordingFiles):
     """What is purged at a restart may come back in part under its old name."""
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         if os.path.basename(directory.path) != "staging":
             super().sync_directory(directory)
 

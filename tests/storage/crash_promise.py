@@ -8,8 +8,8 @@ from typing import Final
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Files
-from ftpkit.storage.store import Entry, Wish
+from ftpkit.storage.files import FileSystem
+from ftpkit.storage.store import FileInfo, UploadSpec
 from tests.storage.crash_record import look
 
 # The store makes its root itself, in a directory that was there.
@@ -31,7 +31,7 @@ class Claim:
     """
 
     identity: str
-    wish: Wish
+    spec: UploadSpec
     content: bytes
     held: frozenset[int] = frozenset()
     committing: bool = False
@@ -100,18 +100,18 @@ def check(top: Path, promise: Promise, *, changed: bool) -> None:
     An unfinished upload is then finished, with ``changed`` by a client whose file is another now.
     """
     root = top / ROOT
-    with DirectoryStore(root, Files(durable=False)) as store:
+    with DirectoryStore(root, FileSystem(durable=False)) as store:
         standing = tree_of(root)
         require(standing in promise.trees, f"this stands under the root: {shown(standing)}")
         _check_digests(store, root, standing)
-    with DirectoryStore(root, Files(durable=False)) as store:
+    with DirectoryStore(root, FileSystem(durable=False)) as store:
         require(tree_of(root) == standing, "a second start has changed something")
         require(not list((root / PRIVATE / "staging").iterdir()), "staging is not empty")
         for claim in promise.claims:
-            content = dict(standing).get(claim.wish.name)
-            entry = store.published(claim.identity, owner=OWNER)
-            if entry is not None:
-                _check_answer(store, claim, entry, content)
+            content = dict(standing).get(claim.spec.name)
+            info = store.published(claim.identity, owner=OWNER)
+            if info is not None:
+                _check_answer(store, claim, info, content)
                 continue
             # Once its file has been replaced, an upload may be forgotten.
             stands = claim.committing and content == claim.content
@@ -126,7 +126,7 @@ def check(top: Path, promise: Promise, *, changed: bool) -> None:
 
 
 def _check_digests(store: DirectoryStore, root: Path, standing: Tree) -> None:
-    listed = {entry.name: entry.kind for entry in store.entries("", recursive=True, after=None)}
+    listed = {info.name: info.kind for info in store.list_files("", recursive=True, after=None)}
     require(listed.keys() == {name for name, _ in standing}, f"listed are {listed}")
     for name, content in standing:
         if listed[name] == "other":
@@ -143,24 +143,26 @@ def _is_doubled(claim: Claim, promise: Promise) -> bool:
     return any(other.committing and other.content == claim.content for other in others)
 
 
-def _check_answer(store: DirectoryStore, claim: Claim, entry: Entry, content: bytes | None) -> None:
+def _check_answer(
+    store: DirectoryStore, claim: Claim, info: FileInfo, content: bytes | None
+) -> None:
     """Check what a repeated commit is told, while ``content`` stands under the name."""
     require(claim.committing, "nobody asked for this commit")
-    require(entry.content_digest == digest_of(claim.content), "the answer has a wrong digest")
-    if not claim.done or entry.version == store.stat(claim.wish.name).version:
+    require(info.content_digest == digest_of(claim.content), "the answer has a wrong digest")
+    if not claim.done or info.version == store.stat(claim.spec.name).version:
         require(content == claim.content, "the answer tells of a file that does not stand there")
 
 
 def _finish(
     store: DirectoryStore, root: Path, claim: Claim, standing: Tree, *, changed: bool
 ) -> Tree:
-    name, content = claim.wish.name, claim.content
+    name, content = claim.spec.name, claim.content
     if changed:
         content = bytes(byte ^ 0xFF for byte in content)
     try:
-        upload = store.begin(claim.wish, owner=OWNER, block=BLOCK)
+        upload = store.begin(claim.spec, owner=OWNER, block=BLOCK)
     except RefusedError as error:
-        taken = error.code is Code.EXISTS and not claim.wish.overwrite and name in dict(standing)
+        taken = error.code is Code.EXISTS and not claim.spec.overwrite and name in dict(standing)
         require(taken, f"begin is refused: {error}")
         return standing
     records = {record.offset: record for record in upload.records(DEFAULT)}
@@ -176,12 +178,12 @@ def _finish(
             writer.write(memoryview(block))
             writer.finish()
     require(tree_of(root) == standing, "unfinished bytes are seen under a name")
-    entry = upload.commit(len(content), None, None, ignore)
+    info = upload.commit(len(content), None, None, ignore)
     upload.release()
     standing = with_entry(with_parents(standing, name)[-1], name, content)
     require(tree_of(root) == standing, "the finished upload is not what was sent")
-    require(entry.content_digest == digest_of(content), "the finished upload has a wrong digest")
-    require(store.published(upload.id, owner=OWNER) == entry, "a second commit has another answer")
+    require(info.content_digest == digest_of(content), "the finished upload has a wrong digest")
+    require(store.published(upload.id, owner=OWNER) == info, "a second commit has another answer")
     return standing
 
 

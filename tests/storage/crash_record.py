@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ftpkit import system
-from ftpkit.storage.files import NOTE, Directory, Files
+from ftpkit.storage.files import DIGEST_XATTR, DirHandle, FileSystem
 from tests.storage.crash_disk import (
     Describe,
     Disk,
@@ -22,7 +22,7 @@ from tests.storage.crash_disk import (
 )
 
 
-class RecordingFiles(Files):
+class RecordingFiles(FileSystem):
     """Does every change on a disk, under ``top``, and keeps a record of what was done to what.
 
     A file or directory is known by its inode, whatever it is called and
@@ -53,7 +53,7 @@ class RecordingFiles(Files):
         self._labels[identity(status)] = self.disk.new_label()
         return self._labels[identity(status)]
 
-    def create(self, directory: Directory, part: str, mode: int = 0o600) -> int:
+    def create(self, directory: DirHandle, part: str, mode: int = 0o600) -> int:
         fd = super().create(directory, part, mode)
         status = os.fstat(fd)
         within = self.label(directory.status())
@@ -70,21 +70,21 @@ class RecordingFiles(Files):
 
     def reserve(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
         before = os.fstat(fd).st_size
-        super().reserve(fd, size, beside)
+        super().preallocate(fd, size, beside)
         if os.fstat(fd).st_size != before:
             self.record(Resize(self.label(os.fstat(fd)), os.fstat(fd).st_size))
 
     def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        super().describe(fd, path, mode, mtime)
+        super().set_metadata(fd, path, mode, mtime)
         self._described(fd)
 
     def remember(self, fd: int, content_digest: str) -> None:
-        super().remember(fd, content_digest)
+        super().set_digest_xattr(fd, content_digest)
         self._described(fd)
 
     def _described(self, fd: int) -> None:
         status = os.fstat(fd)
-        note = system.get_note(fd, NOTE)
+        note = system.get_note(fd, DIGEST_XATTR)
         self.record(Describe(self.label(status), status.st_mode & 0o777, status.st_mtime_ns, note))
 
     def sync(self, fd: int) -> None:
@@ -95,12 +95,12 @@ class RecordingFiles(Files):
         super().sync_data(fd)
         self.record(Sync(self.label(os.fstat(fd)), data=True))
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         super().sync_directory(directory)
         if Path(directory.path) not in self.top.resolve().parents:
             self.record(SyncDirectory(self.label(directory.status())))
 
-    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+    def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         super().mkdir(directory, part, mode)
         label = self._new(directory.stat(part))
         self.record(Make(self.label(directory.status()), part, label, True, mode))
@@ -108,24 +108,24 @@ class RecordingFiles(Files):
         if meanwhile is not None:
             meanwhile()
 
-    def rmdir(self, directory: Directory, part: str) -> None:
+    def rmdir(self, directory: DirHandle, part: str) -> None:
         super().rmdir(directory, part)
         self.record(Remove(self.label(directory.status()), part))
 
-    def unlink(self, directory: Directory, part: str) -> None:
+    def unlink(self, directory: DirHandle, part: str) -> None:
         super().unlink(directory, part)
         self.record(Remove(self.label(directory.status()), part))
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().rename(source, part, target, to)
         self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
 
-    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
-        super().rename_free(source, part, target, to)
+    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+        super().rename_noreplace(source, part, target, to)
         self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
 
-    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
-        super().link(source, part, target, to)
+    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+        super().hard_link(source, part, target, to)
         self.record(Link(self.label(source.status()), part, self.label(target.status()), to))
 
     def assert_complete(self) -> None:
@@ -138,16 +138,16 @@ def look(top: Path, *, past: str | None = None) -> Iterator[tuple[str, bytes | N
     waiting = [(os.fspath(top), "")]
     while waiting:
         path, prefix = waiting.pop()
-        with os.scandir(path) as entries:
-            for entry in entries:
-                name = prefix + entry.name
+        with os.scandir(path) as list_files:
+            for info in list_files:
+                name = prefix + info.name
                 if name == past:
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((entry.path, f"{name}/"))
+                if info.is_dir(follow_symlinks=False):
+                    waiting.append((info.path, f"{name}/"))
                     yield name, None
                 else:
-                    yield name, Path(entry.path).read_bytes()
+                    yield name, Path(info.path).read_bytes()
 
 
 def look_model(disk: Disk) -> Iterator[tuple[str, bytes | None]]:
@@ -160,5 +160,5 @@ def look_model(disk: Disk) -> Iterator[tuple[str, bytes | None]]:
 class LinkingFiles(RecordingFiles):
     """A disk that moves to a free name in two steps only."""
 
-    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError

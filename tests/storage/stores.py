@@ -14,11 +14,11 @@ from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import LocalHouse, Quota
-from ftpkit.storage import DirectoryStore, Entry, Store, Upload, files
-from ftpkit.storage.files import Directory, Files
-from ftpkit.storage.limited import Limited
-from ftpkit.storage.store import Wish
-from ftpkit.storage.under import Under
+from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload, files
+from ftpkit.storage.files import DirHandle, FileSystem
+from ftpkit.storage.limited import QuotaStore
+from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.under import PrefixStore
 from tests.support.portable import sitecustomize
 
 BLOCK = 64 * 1024
@@ -28,7 +28,7 @@ OWNER = "ada"
 JAIL = "unheard/of"
 
 
-class QuickFiles(Files):
+class QuickFiles(FileSystem):
     """The real disk without the waiting: nothing is flushed."""
 
     def sync(self, fd: int) -> None:
@@ -37,7 +37,7 @@ class QuickFiles(Files):
     def sync_data(self, fd: int) -> None:
         pass
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         pass
 
 
@@ -47,7 +47,7 @@ class WatchedFiles(QuickFiles):
     def __init__(self, before: Callable[[str], None]) -> None:
         self._before = before
 
-    def create(self, directory: Directory, part: str, mode: int = 0o600) -> int:
+    def create(self, directory: DirHandle, part: str, mode: int = 0o600) -> int:
         self._before("create")
         return super().create(directory, part, mode)
 
@@ -61,7 +61,7 @@ class WatchedFiles(QuickFiles):
 
     def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
         self._before("describe")
-        super().describe(fd, path, mode, mtime)
+        super().set_metadata(fd, path, mode, mtime)
 
     def sync(self, fd: int) -> None:
         self._before("sync")
@@ -69,32 +69,32 @@ class WatchedFiles(QuickFiles):
     def sync_data(self, fd: int) -> None:
         self._before("sync_data")
 
-    def sync_directory(self, directory: Directory) -> None:
+    def sync_directory(self, directory: DirHandle) -> None:
         self._before("sync_directory")
 
-    def mkdir(self, directory: Directory, part: str, mode: int = 0o777) -> None:
+    def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         self._before("mkdir")
         super().mkdir(directory, part, mode)
 
-    def rmdir(self, directory: Directory, part: str) -> None:
+    def rmdir(self, directory: DirHandle, part: str) -> None:
         self._before("rmdir")
         super().rmdir(directory, part)
 
-    def unlink(self, directory: Directory, part: str) -> None:
+    def unlink(self, directory: DirHandle, part: str) -> None:
         self._before("unlink")
         super().unlink(directory, part)
 
-    def rename(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         self._before("rename")
         super().rename(source, part, target, to)
 
-    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         self._before("rename_free")
-        super().rename_free(source, part, target, to)
+        super().rename_noreplace(source, part, target, to)
 
-    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         self._before("link")
-        super().link(source, part, target, to)
+        super().hard_link(source, part, target, to)
 
 
 class Fault:
@@ -127,7 +127,7 @@ class Place:
         self._under = under
         self._stack = contextlib.ExitStack()
 
-    def open(self, files: Files | None = None) -> DirectoryStore:
+    def open(self, files: FileSystem | None = None) -> DirectoryStore:
         return self._stack.enter_context(DirectoryStore(self.top, files or QuickFiles()))
 
     def store(self) -> Store:
@@ -136,9 +136,9 @@ class Place:
         if not self._under:
             return store
         store.mkdir(self._under)
-        house = LocalHouse(store.used)
+        house = LocalHouse(store.used_bytes)
         self._stack.callback(house.close)
-        return Under(Limited(store, Quota(house, self._under, _QUOTA)), self._under)
+        return PrefixStore(QuotaStore(store, Quota(house, self._under, _QUOTA)), self._under)
 
     def __enter__(self) -> Self:
         return self
@@ -201,10 +201,10 @@ def stage(
     mtime: int | None = None,
     mode: int | None = None,
     digest: str | None = None,
-) -> Entry:
+) -> FileInfo:
     """Put a whole file."""
-    wish = Wish(name=name, total=len(data), mtime=mtime, mode=mode, overwrite=overwrite)
-    staged = store.stage(wish, digest)
+    spec = UploadSpec(name=name, total=len(data), mtime=mtime, mode=mode, overwrite=overwrite)
+    staged = store.stage(spec, digest)
     try:
         for at in range(0, len(data), 100_000):
             staged.write(memoryview(data)[at : at + 100_000])
@@ -216,7 +216,7 @@ def stage(
 def fetch(store: Store, name: str) -> bytes:
     """Read a whole file."""
     with store.read(name) as reader:
-        buffer, offset = bytearray(reader.entry.total), 0
+        buffer, offset = bytearray(reader.info.total), 0
         while offset < len(buffer):
             count = reader.read_into(memoryview(buffer)[offset:], offset)
             assert count
@@ -228,13 +228,13 @@ def listed(
     store: Store, name: str = "", *, recursive: bool = True, after: str | None = None
 ) -> list[str]:
     """The names of a whole list."""
-    return [entry.name for entry in entries(store, name, recursive=recursive, after=after)]
+    return [info.name for info in list_files(store, name, recursive=recursive, after=after)]
 
 
-def entries(
+def list_files(
     store: Store, name: str = "", *, recursive: bool = True, after: str | None = None
-) -> list[Entry]:
-    return list(store.entries(name, recursive=recursive, after=after))
+) -> list[FileInfo]:
+    return list(store.list_files(name, recursive=recursive, after=after))
 
 
 def begin(
@@ -246,7 +246,9 @@ def begin(
     owner: str = OWNER,
     block: int = BLOCK,
 ) -> Upload:
-    return store.begin(Wish(name=name, total=total, overwrite=overwrite), owner=owner, block=block)
+    return store.begin(
+        UploadSpec(name=name, total=total, overwrite=overwrite), owner=owner, block=block
+    )
 
 
 def blocks_of(data: bytes, block: int = BLOCK) -> dict[int, bytes]:
@@ -266,7 +268,7 @@ def send(upload: Upload, offset: int, data: bytes, algorithm: str = "blake3") ->
 
 def commit(
     upload: Upload, total: int, content_digest: str | None = None, blocks_digest: str | None = None
-) -> Entry:
+) -> FileInfo:
     return upload.commit(total, content_digest, blocks_digest, ignore)
 
 

@@ -9,7 +9,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import Staged, Store
-from ftpkit.storage.store import Wish
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import BLOCK, Place, blocks_of, fetch, ignore, refused, send, stage
 
 SIZES = [0, 1, 999_999]
@@ -54,13 +54,13 @@ def test_an_unknown_algorithm_is_refused_before_anything_is_made(
     store: Store, place: Place
 ) -> None:
     with refused(Code.UNSUPPORTED):
-        store.stage(Wish(name="f", total=0), "md99:00")
+        store.stage(UploadSpec(name="f", total=0), "md99:00")
     assert place.visible() == place.private() == []
 
 
 def test_discard_leaves_nothing_and_may_be_repeated(store: Store, place: Place) -> None:
     stage(store, "f", b"old")
-    staged = store.stage(Wish(name="f", total=3), None)
+    staged = store.stage(UploadSpec(name="f", total=3), None)
     staged.write(memoryview(b"new"))
     assert place.visible() == ["f"]
     staged.discard()
@@ -70,7 +70,7 @@ def test_discard_leaves_nothing_and_may_be_repeated(store: Store, place: Place) 
 
 
 def test_discard_after_commit_keeps_the_file(store: Store) -> None:
-    staged = store.stage(Wish(name="f", total=3), None)
+    staged = store.stage(UploadSpec(name="f", total=3), None)
     staged.write(memoryview(b"new"))
     staged.commit()
     staged.discard()
@@ -78,7 +78,7 @@ def test_discard_after_commit_keeps_the_file(store: Store) -> None:
 
 
 def test_nothing_stands_under_the_name_before_commit(store: Store) -> None:
-    staged = store.stage(Wish(name="d/f", total=3), None)
+    staged = store.stage(UploadSpec(name="d/f", total=3), None)
     staged.write(memoryview(b"new"))
     with refused(Code.NOT_FOUND):
         store.stat("d/f")
@@ -101,9 +101,9 @@ def test_what_was_staged_when_a_server_died_is_gone_at_the_next_start(place: Pla
 def test_without_overwrite_a_name_that_is_taken_is_refused_early(store: Store) -> None:
     stage(store, "f", b"one")
     with refused(Code.EXISTS):
-        store.stage(Wish(name="f", total=0, overwrite=False), None)
+        store.stage(UploadSpec(name="f", total=0, overwrite=False), None)
     with refused(Code.EXISTS):
-        store.begin(Wish(name="f", total=0, overwrite=False), owner="", block=BLOCK)
+        store.begin(UploadSpec(name="f", total=0, overwrite=False), owner="", block=BLOCK)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -124,7 +124,9 @@ def race(barrier: threading.Barrier, file: Staged, outcomes: list[str], which: i
 
 def test_of_two_commits_without_overwrite_exactly_one_wins(store: Store, place: Place) -> None:
     for turn in range(10):
-        staged = [store.stage(Wish(name=f"f{turn}", total=1, overwrite=False), None) for _ in "ab"]
+        staged = [
+            store.stage(UploadSpec(name=f"f{turn}", total=1, overwrite=False), None) for _ in "ab"
+        ]
         for file, content in zip(staged, (b"a", b"b"), strict=True):
             file.write(memoryview(content))
         barrier = threading.Barrier(2)
@@ -146,7 +148,7 @@ def test_of_two_commits_without_overwrite_exactly_one_wins(store: Store, place: 
 
 def test_commit_makes_parents_that_went_away_meanwhile(store: Store) -> None:
     store.mkdir("d")
-    staged = store.stage(Wish(name="d/f", total=0), None)
+    staged = store.stage(UploadSpec(name="d/f", total=0), None)
     store.delete("d", recursive=True, progress=ignore)
     staged.commit()
     assert fetch(store, "d/f") == b""
@@ -159,20 +161,20 @@ def test_commit_makes_parents_that_went_away_meanwhile(store: Store) -> None:
 @pytest.mark.parametrize("way", ["stage", "begin"])
 def test_mode_and_mtime_travel_with_the_file(store: Store, mode: int, way: str) -> None:
     mtime = 1_234_567_890_123_456_789
-    wish = Wish(name="f", total=3, mode=mode, mtime=mtime)
+    spec = UploadSpec(name="f", total=3, mode=mode, mtime=mtime)
     if way == "stage":
-        staged = store.stage(wish, None)
+        staged = store.stage(spec, None)
         staged.write(memoryview(b"one"))
-        entry = staged.commit()
+        info = staged.commit()
     else:
-        upload = store.begin(wish, owner="", block=BLOCK)
+        upload = store.begin(spec, owner="", block=BLOCK)
         send(upload, 0, b"one")
-        entry = upload.commit(3, None, None, ignore)
+        info = upload.commit(3, None, None, ignore)
         upload.release()
-    assert entry == store.stat("f")
-    assert entry.mtime == mtime
+    assert info == store.stat("f")
+    assert info.mtime == mtime
     if hasattr(os, "fchmod"):
-        assert entry.mode == mode
+        assert info.mode == mode
 
 
 @pytest.mark.parametrize("way", ["stage", "begin"])
@@ -183,7 +185,7 @@ def test_the_version_changes_with_every_replacement(store: Store, way: str) -> N
         if way == "stage":
             stage(store, "f", data, mtime=1)
         else:
-            upload = store.begin(Wish(name="f", total=1, mtime=1), owner="", block=BLOCK)
+            upload = store.begin(UploadSpec(name="f", total=1, mtime=1), owner="", block=BLOCK)
             for offset, block in blocks_of(data).items():
                 send(upload, offset, block)
             upload.commit(1, None, None, ignore)

@@ -7,7 +7,7 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code
 from ftpkit.storage import Store
-from tests.storage.stores import Place, entries, fetch, ignore, listed, refused, stage
+from tests.storage.stores import Place, fetch, ignore, list_files, listed, refused, stage
 
 # A step along joined paths costs their whole length.
 DEEP = {True: 1500, False: 300}
@@ -15,8 +15,8 @@ DEEP_LIST = 120
 
 
 def test_the_root_is_a_directory(store: Store) -> None:
-    entry = store.stat("")
-    assert (entry.kind, entry.total) == ("dir", 0)
+    info = store.stat("")
+    assert (info.kind, info.total) == ("dir", 0)
 
 
 def test_stat_tells_kind_and_length(store: Store) -> None:
@@ -38,7 +38,7 @@ def test_what_is_not_there_is_not_found(store: Store, name: str) -> None:
     with refused(Code.NOT_FOUND):
         store.delete(name, recursive=True, progress=ignore)
     with refused(Code.NOT_FOUND):
-        list(store.entries(name, recursive=True, after=None))
+        list(store.list_files(name, recursive=True, after=None))
 
 
 def test_a_file_is_no_directory_on_any_path(store: Store) -> None:
@@ -54,7 +54,7 @@ def test_a_file_is_no_directory_on_any_path(store: Store) -> None:
     with refused(Code.NOT_A_DIRECTORY):
         stage(store, "f/g/h", b"")
     with refused(Code.NOT_A_DIRECTORY):
-        list(store.entries("f", recursive=False, after=None))
+        list(store.list_files("f", recursive=False, after=None))
     assert listed(store) == ["f"]
 
 
@@ -117,9 +117,9 @@ def test_a_list_below_a_directory_goes_on_after_any_name(store: Store) -> None:
 
 def test_an_entry_of_a_list_is_what_stat_tells(store: Store) -> None:
     full_list(store)
-    for entry in entries(store):
+    for info in list_files(store):
         # Only stat opens the file to see which digest it was stored with.
-        assert entry == replace(store.stat(entry.name), content_digest=None)
+        assert info == replace(store.stat(info.name), content_digest=None)
 
 
 def test_an_empty_directory_has_an_empty_list(store: Store) -> None:
@@ -132,18 +132,18 @@ def test_what_vanishes_while_a_list_is_read_is_left_out(store: Store) -> None:
     for name in ("a/1", "b/1", "b/2", "c"):
         stage(store, name, b"")
     names = []
-    for entry in store.entries("", recursive=True, after=None):
-        names.append(entry.name)
-        if entry.name == "a":
+    for info in store.list_files("", recursive=True, after=None):
+        names.append(info.name)
+        if info.name == "a":
             store.delete("a", recursive=True, progress=ignore)
-        if entry.name == "b/1":
+        if info.name == "b/1":
             store.delete("b", recursive=True, progress=ignore)
     assert names == ["a", "b", "b/1", "c"]
 
 
 def test_a_list_that_is_not_read_to_its_end_leaves_nothing_open(store: Store) -> None:
     full_list(store)
-    some = store.entries("", recursive=True, after=None)
+    some = store.list_files("", recursive=True, after=None)
     next(some)
     next(some)
     del some
@@ -312,7 +312,7 @@ def test_a_reader_reads_any_range(store: Store, size: int) -> None:
     data = bytes(i * 7 % 251 for i in range(size))
     stage(store, "f", data)
     with store.read("f") as reader:
-        assert reader.entry == store.stat("f")
+        assert reader.info == store.stat("f")
         for offset in sorted({0, size // 3, max(size - 1, 0), size, size + 10}):
             buffer = bytearray(1000)
             count = reader.read_into(memoryview(buffer), offset)
@@ -329,7 +329,7 @@ def test_a_reader_stays_with_the_file_it_opened(store: Store) -> None:
         assert reader.read_into(memoryview(buffer), 0) == 3
         assert buffer[:3] == b"old"
         assert reader.unchanged()
-        assert reader.entry.total == 3
+        assert reader.info.total == 3
 
 
 def test_a_name_too_long_for_the_disk_is_a_bad_name(store: Store) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, split_digest
 from ftpkit.storage import Store, Upload
-from ftpkit.storage.store import Wish
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -317,17 +317,17 @@ def test_an_unknown_upload_is_not_found(store: Store, identity: str) -> None:
 def test_a_journal_grows_with_blocks_and_not_with_what_is_wished(store: Store) -> None:
     name = "/".join(["é" * 120] * 16)
 
-    def wish(mtime: int) -> str:
-        upload = store.begin(Wish(name=name, total=3, mtime=mtime), owner=OWNER, block=BLOCK)
+    def spec(mtime: int) -> str:
+        upload = store.begin(UploadSpec(name=name, total=3, mtime=mtime), owner=OWNER, block=BLOCK)
         upload.release()
         return upload.id
 
-    identity = wish(0)
+    identity = spec(0)
     with refused(Code.BUSY):
         for mtime in range(1000):
-            wish(mtime)
+            spec(mtime)
     store.abort(identity, owner=OWNER)
-    assert wish(0) != identity
+    assert spec(0) != identity
 
 
 def test_a_later_begin_may_wish_for_another_mtime_and_overwrite(store: Store) -> None:
@@ -337,7 +337,7 @@ def test_a_later_begin_may_wish_for_another_mtime_and_overwrite(store: Store) ->
     upload.release()
     with refused(Code.EXISTS):
         begin(store, "f", 3, overwrite=False)
-    again = store.begin(Wish(name="f", total=3, mtime=77), owner=OWNER, block=BLOCK)
+    again = store.begin(UploadSpec(name="f", total=3, mtime=77), owner=OWNER, block=BLOCK)
     assert commit(again, 3).mtime == 77
     again.release()
 

@@ -9,8 +9,8 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Directory
-from ftpkit.storage.store import Entry, Wish
+from ftpkit.storage.files import DirHandle
+from ftpkit.storage.store import FileInfo, UploadSpec
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -47,7 +47,7 @@ MEANING = {
 def test_an_error_of_the_disk_becomes_a_refusal(place: Place, number: int) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
-        staged = store.stage(Wish(name="f", total=1), None)
+        staged = store.stage(UploadSpec(name="f", total=1), None)
         fault.arm(0, number)
         with refused(MEANING[number]):
             staged.write(memoryview(b"x"))
@@ -59,7 +59,7 @@ def test_an_error_of_the_disk_becomes_a_refusal(place: Place, number: int) -> No
 def test_an_error_that_no_client_can_do_anything_about_passes(place: Place) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
-        staged = store.stage(Wish(name="f", total=1), None)
+        staged = store.stage(UploadSpec(name="f", total=1), None)
         fault.arm(0, errno.EIO)
         with pytest.raises(OSError, match="Input/output error"):
             staged.write(memoryview(b"x"))
@@ -67,7 +67,7 @@ def test_an_error_that_no_client_can_do_anything_about_passes(place: Place) -> N
         staged.discard()
 
 
-def upload_whole(store: DirectoryStore) -> Entry:
+def upload_whole(store: DirectoryStore) -> FileInfo:
     upload = begin(store, "f", BLOCK + 3)
     try:
         send(upload, 0, b"n" * BLOCK)
@@ -77,7 +77,7 @@ def upload_whole(store: DirectoryStore) -> Entry:
         upload.release()
 
 
-def stage_over(store: DirectoryStore) -> Entry:
+def stage_over(store: DirectoryStore) -> FileInfo:
     return stage(store, "f", b"n" * BLOCK + b"new", mtime=5, mode=0o600)
 
 
@@ -144,7 +144,7 @@ def test_whichever_change_fails_a_repeated_commit_answers(place: Place, released
             assert nth >= 5
 
 
-def committed_again(store: DirectoryStore, identity: str) -> Entry:
+def committed_again(store: DirectoryStore, identity: str) -> FileInfo:
     """Commit as a server does for a client whose connection was lost."""
     try:
         upload = store.upload(identity, owner=OWNER)
@@ -274,7 +274,7 @@ class NoLinks(QuickFiles):
     def __init__(self, number: int) -> None:
         self._number = number
 
-    def link(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise OSError(self._number, "no links here")
 
 

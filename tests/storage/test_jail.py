@@ -13,7 +13,7 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage import DirectoryStore, Store
-from ftpkit.storage.store import Wish
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
     Place,
     begin,
@@ -121,7 +121,7 @@ def test_a_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path)
     stage(store, "a/f", b"mine")
     (place.root / "a" / "l").symlink_to(outside)
     (place.root / "loop").symlink_to(place.root)
-    kinds = {entry.name: entry.kind for entry in store.entries("", recursive=True, after=None)}
+    kinds = {info.name: info.kind for info in store.list_files("", recursive=True, after=None)}
     assert kinds == {"a": "dir", "a/f": "file", "a/l": "link", "loop": "link"}
 
 
@@ -142,7 +142,7 @@ def test_a_link_that_came_while_a_file_was_staged_is_not_followed(
     store = place.store()
     for link, target, name in [("l", outside / "f", "l"), ("m", outside, "m/f")]:
         for overwrite in (True, False):
-            staged = store.stage(Wish(name=name, total=0, overwrite=overwrite), None)
+            staged = store.stage(UploadSpec(name=name, total=0, overwrite=overwrite), None)
             (place.root / link).symlink_to(target)
             with refused(Code.NOT_FOUND):
                 staged.commit()
@@ -199,7 +199,7 @@ def test_a_special_file_never_blocks_and_is_answered_as_what_is_not_there(
     SPECIAL[special](place.root / "s")
     with refused(Code.NOT_FOUND):
         OPERATIONS[operation](store, "s")
-    assert {entry.name: entry.kind for entry in store.entries("", recursive=False, after=None)} == {
+    assert {info.name: info.kind for info in store.list_files("", recursive=False, after=None)} == {
         "dir": "dir",
         "mine": "file",
         "s": "other",

@@ -15,8 +15,8 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import Directory, is_doubled
-from ftpkit.storage.store import Wish
+from ftpkit.storage.files import DirHandle, is_hard_linked
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
     OWNER,
     Place,
@@ -24,9 +24,9 @@ from tests.storage.stores import (
     WatchedFiles,
     begin,
     commit,
-    entries,
     fetch,
     ignore,
+    list_files,
     listed,
     refused,
     send,
@@ -72,7 +72,7 @@ def test_a_file_with_a_name_outside_is_not_served(place: Place, outside: Path) -
         store.rename("d/f", "g", overwrite=True)
     with refused(Code.NOT_FOUND):
         store.delete("d/f", recursive=False, progress=ignore)
-    kinds = {entry.name: (entry.kind, entry.total) for entry in entries(store)}
+    kinds = {info.name: (info.kind, info.total) for info in list_files(store)}
     assert kinds == {"d": ("dir", 0), "d/f": ("other", 0)}
 
 
@@ -143,10 +143,10 @@ def test_the_data_of_an_upload_that_got_a_second_name_is_not_written_to(
 class DyingFiles(QuickFiles):
     """A disk that moves to a free name in two steps, and a server that dies between them."""
 
-    def rename_free(self, source: Directory, part: str, target: Directory, to: str) -> None:
+    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError
 
-    def unlink(self, directory: Directory, part: str) -> None:
+    def unlink(self, directory: DirHandle, part: str) -> None:
         raise SystemExit
 
 
@@ -219,7 +219,7 @@ def test_a_second_name_elsewhere_does_not_make_an_upload_published(
 # Between the look at a name and the opening of what stands there
 
 
-class SwappedDirectory(Directory):
+class SwappedDirectory(DirHandle):
     """A directory in which something else takes a name right after it was looked at."""
 
     swap: Callable[[], None]
@@ -253,7 +253,7 @@ def test_what_takes_a_name_after_the_look_is_not_opened(
         make[thing](path)
         held.swap = lambda: None
 
-    with Directory.open(os.fspath(path.parent)) as directory:
+    with DirHandle.open(os.fspath(path.parent)) as directory:
         held = SwappedDirectory(directory.path, directory.dir_fd)
         held.swap = swap
         caught: list[OSError] = []
@@ -279,7 +279,7 @@ def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
     path = tmp_path / "root" / "f"
     path.parent.mkdir()
     path.write_bytes(b"mine")
-    with Directory.open(os.fspath(path.parent)) as directory:
+    with DirHandle.open(os.fspath(path.parent)) as directory:
         held = SwappedDirectory(directory.path, directory.dir_fd)
 
         def swap() -> None:
@@ -288,7 +288,7 @@ def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
             held.swap = lambda: None
 
         held.swap = swap
-        assert is_doubled(held.steady_stat("f"))
+        assert is_hard_linked(held.steady_stat("f"))
 
 
 def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
@@ -303,14 +303,14 @@ def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
 
     with Place(tmp_path / "root") as place:
         store = place.open(WatchedFiles(swap))
-        entry = stage(store, "f", b"mine")
-        assert (entry.kind, entry.total) == ("file", 4)
+        info = stage(store, "f", b"mine")
+        assert (info.kind, info.total) == ("file", 4)
         path.unlink()
         upload = begin(store, "f", 4)
         send(upload, 0, b"mine")
-        entry = commit(upload, 4)
+        info = commit(upload, 4)
         upload.release()
-        assert (entry.kind, entry.total) == ("file", 4)
+        assert (info.kind, info.total) == ("file", 4)
         assert path.is_symlink()
 
 
@@ -319,7 +319,7 @@ def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
 
 def test_a_start_does_not_fail_for_what_cannot_be_removed(tmp_path: Path) -> None:
     class Stubborn(QuickFiles):
-        def unlink(self, directory: Directory, part: str) -> None:
+        def unlink(self, directory: DirHandle, part: str) -> None:
             raise PermissionError(1, "not permitted")
 
     place = Place(tmp_path / "root")
@@ -391,7 +391,9 @@ def test_no_file_runs_as_its_owner(tmp_path: Path, asked: int | None, no_umask: 
         expected = 0o666 if asked is None else asked & 0o777
         for overwrite in (True, False):
             stage(store, "put", b"", mode=asked, overwrite=overwrite)
-            upload = store.begin(Wish(name="upload", total=0, mode=asked), owner=OWNER, block=65536)
+            upload = store.begin(
+                UploadSpec(name="upload", total=0, mode=asked), owner=OWNER, block=65536
+            )
             commit(upload, 0)
             upload.release()
             for name in ("put", "upload"):

@@ -20,9 +20,9 @@ from tests.storage.stores import (
     Place,
     begin,
     commit,
-    entries,
     fetch,
     ignore,
+    list_files,
     send,
     stage,
 )
@@ -107,16 +107,16 @@ class Visitor:
         return work
 
     def _list(self, name: str = "") -> None:
-        for entry in entries(self.store, name):
-            assert not set(entry.name.split("/")) & set(PRIVATE)
-            assert entry.total != len(SECRET)
+        for info in list_files(self.store, name):
+            assert not set(info.name.split("/")) & set(PRIVATE)
+            assert info.total != len(SECRET)
 
     def _read(self, name: str) -> None:
         assert fetch(self.store, name) in MINE
 
     def _stat(self, name: str) -> None:
-        entry = self.store.stat(name)
-        assert entry.kind == "dir" or entry.total in map(len, MINE)
+        info = self.store.stat(name)
+        assert info.kind == "dir" or info.total in map(len, MINE)
 
     def _upload(self, name: str) -> None:
         upload = begin(self.store, name, len(MINE[1]))

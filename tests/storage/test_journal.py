@@ -34,12 +34,12 @@ def said(data: bytes) -> tuple[object, ...]:
     """What a replay says, without the places of the records."""
     state = replay(data)
     blocks = {at: (held.length, held.digest, held.end) for at, held in state.blocks.items()}
-    return state.wish, blocks, state.safe, state.prepared, state.published, state.length
+    return state.spec, blocks, state.safe, state.prepared, state.published, state.length
 
 
 def test_every_record_is_read_back() -> None:
     state = replay(WHOLE)
-    assert state.wish == WISH
+    assert state.spec == WISH
     assert state.length == len(WHOLE)
     assert {at: (held.length, held.digest) for at, held in state.blocks.items()} == {
         0: (30, C),

@@ -12,8 +12,8 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, WrongWorkerError
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.sharing import Share
-from ftpkit.storage.store import Wish
+from ftpkit.storage.sharing import RootLease
+from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -69,7 +69,7 @@ def table() -> Table:
 @pytest.fixture
 def keeper(tmp_path: Path, table: Table) -> Iterator[DirectoryStore]:
     """The store of the process that opened the root."""
-    with DirectoryStore(tmp_path / "root", QuickFiles(), claims=table.of(KEEPER)) as store:
+    with DirectoryStore(tmp_path / "root", QuickFiles(), locks=table.of(KEEPER)) as store:
         yield store
 
 
@@ -79,8 +79,8 @@ def join(keeper: DirectoryStore, table: Table) -> Iterator[Join]:
     with ExitStack() as stack:
 
         def open_share(number: int) -> DirectoryStore:
-            share = Share(os.dup(keeper.lock), number, table.of(number))
-            return stack.enter_context(DirectoryStore(keeper.root.path, QuickFiles(), share=share))
+            lease = RootLease(os.dup(keeper.lock), number, table.of(number))
+            return stack.enter_context(DirectoryStore(keeper.root.path, QuickFiles(), lease=lease))
 
         yield open_share
 
@@ -112,11 +112,11 @@ def test_what_one_has_let_go_another_continues(join: Join, table: Table) -> None
     assert held(upload) == [0]
     for offset in (BLOCK, 2 * BLOCK):
         send(upload, offset, BLOCKS[offset])
-    entry = commit(upload, len(DATA))
+    info = commit(upload, len(DATA))
     assert table.holders == {}
     upload.release()
     assert fetch(one, "f") == DATA
-    assert one.published(upload.id, owner=OWNER) == entry
+    assert one.published(upload.id, owner=OWNER) == info
     assert table.holders == {}
 
 
@@ -162,9 +162,9 @@ def test_the_keeper_tidies_up_behind_a_process_that_is_gone(
     keeper: DirectoryStore, join: Join
 ) -> None:
     one, other = join(1), join(2)
-    lost = one.stage(Wish(name="lost", total=3), None)
+    lost = one.stage(UploadSpec(name="lost", total=3), None)
     lost.write(memoryview(b"abc"))
-    staged = other.stage(Wish(name="kept", total=3), None)
+    staged = other.stage(UploadSpec(name="kept", total=3), None)
     staged.write(memoryview(b"xyz"))
     keeper.tidy(1)
     keeper.tidy(7)

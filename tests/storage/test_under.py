@@ -8,8 +8,8 @@ import pytest
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage import DirectoryStore, Store
-from ftpkit.storage.store import Wish
-from ftpkit.storage.under import Under
+from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.under import PrefixStore
 from tests.storage.stores import (
     BLOCK,
     JAIL,
@@ -36,7 +36,7 @@ def whole(tmp_path: Path) -> Iterator[DirectoryStore]:
 
 @pytest.fixture
 def jail(whole: DirectoryStore) -> Store:
-    return Under(whole, JAIL)
+    return PrefixStore(whole, JAIL)
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def test_refusals_speak_of_names_in_here(jail: Store) -> None:
 
 
 def test_what_comes_to_stand_there_late_is_told_by_its_name_in_here(jail: Store) -> None:
-    staged = jail.stage(Wish(name="f", total=3, overwrite=False), None)
+    staged = jail.stage(UploadSpec(name="f", total=3, overwrite=False), None)
     upload = begin(jail, "f", 3, overwrite=False)
     staged.write(memoryview(b"two"))
     send(upload, 0, b"two")
@@ -135,12 +135,12 @@ def test_an_upload_tells_its_name_in_here_and_keeps_the_whole_one(
     upload = begin(jail, "d/f", 3)
     send(upload, 0, b"two")
     inner = whole.upload(upload.id, owner=OWNER)
-    assert (upload.wish.name, inner.wish.name) == ("d/f", f"{JAIL}/d/f")
+    assert (upload.spec.name, inner.spec.name) == ("d/f", f"{JAIL}/d/f")
     inner.release()
-    entry = commit(upload, 3)
+    info = commit(upload, 3)
     upload.release()
-    assert entry.name == "d/f"
-    assert jail.published(upload.id, owner=OWNER) == entry
+    assert info.name == "d/f"
+    assert jail.published(upload.id, owner=OWNER) == info
 
 
 def test_two_holds_on_one_upload_are_the_same(jail: Store) -> None:
@@ -153,7 +153,7 @@ def test_two_holds_on_one_upload_are_the_same(jail: Store) -> None:
 
 
 def test_an_upload_of_the_same_user_from_elsewhere_is_not_found(whole: Store, jail: Store) -> None:
-    for store in (whole, Under(whole, "elsewhere"), Under(whole, f"{JAIL}-besides")):
+    for store in (whole, PrefixStore(whole, "elsewhere"), PrefixStore(whole, f"{JAIL}-besides")):
         upload = begin(store, "f", BLOCK)
         with refused(Code.NOT_FOUND):
             jail.upload(upload.id, owner=OWNER)
