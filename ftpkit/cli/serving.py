@@ -28,9 +28,9 @@ from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from ftpkit.server import Server
-from ftpkit.server.binding import Bound, adopt, bind
+from ftpkit.server.binding import ListeningSocket, adopt, bind
 from ftpkit.server.service import Limits
-from ftpkit.server.workers import Plan, Supervisor
+from ftpkit.server.workers import Supervisor, WorkerConfig
 
 _logger: Final = logging.getLogger("ftpkit.cli")
 
@@ -101,9 +101,9 @@ class Settings:
         except ValueError as error:
             raise click.ClickException(str(error)) from None
 
-    def plan(self, identity: Identity | None, tokens: str | None) -> Plan:
+    def plan(self, identity: Identity | None, tokens: str | None) -> WorkerConfig:
         """Return what workers are to do."""
-        return Plan(
+        return WorkerConfig(
             workers=self.workers,
             limits=self.limits(),
             identity=identity,
@@ -216,7 +216,7 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
     return DONE
 
 
-def _listen(settings: Settings) -> list[Bound]:
+def _listen(settings: Settings) -> list[ListeningSocket]:
     """Listen, or take what was opened for us."""
     datagrams = not settings.no_udp
     try:
@@ -231,7 +231,7 @@ def _listen(settings: Settings) -> list[Bound]:
         raise click.ClickException(f"cannot listen on {where}: {reason}") from None
 
 
-def _become(account: Account, settings: Settings, sockets: Sequence[Bound]) -> None:
+def _become(account: Account, settings: Settings, sockets: Sequence[ListeningSocket]) -> None:
     """Give up root's rights, now that nothing needs them any more."""
     try:
         account.make_directory(settings.root, 0o777)
@@ -273,7 +273,9 @@ def _tell_links(access: Access, address: Address) -> Url:
     return url
 
 
-def _server(settings: Settings, access: Access, sockets: Sequence[Bound]) -> Server | Supervisor:
+def _server(
+    settings: Settings, access: Access, sockets: Sequence[ListeningSocket]
+) -> Server | Supervisor:
     if settings.workers > 1:
         tokens = None if access.tokens is None else access.tokens.path
         plan = settings.plan(access.identity, tokens)
@@ -324,6 +326,6 @@ def _reload(
         _logger.info("the settings were read again")
         done()
     else:
-        plan = new.plan(identity or server.plan.identity, server.plan.tokens)
+        plan = new.plan(identity or server.config.identity, server.config.tokens)
         server.change(plan, done)
     return new

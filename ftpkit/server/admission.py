@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 
 
-class Admission:
+class ConnectionLimiter:
     """Counts connections from their accept to their end."""
 
     def __init__(self, most: int, most_per_address: int) -> None:
@@ -13,7 +13,7 @@ class Admission:
         self._changed = threading.Condition()
         self._from: Counter[str] = Counter()
 
-    def enter(self, host: str) -> bool:
+    def acquire(self, host: str) -> bool:
         """Let a connection from ``host`` in, if there is a place for it."""
         with self._changed:
             if self._from.total() >= self._most or self._from[host] >= self._most_per_address:
@@ -21,7 +21,7 @@ class Admission:
             self._from[host] += 1
             return True
 
-    def leave(self, host: str) -> None:
+    def release(self, host: str) -> None:
         """Give the place of a connection free."""
         with self._changed:
             self._from[host] -= 1

@@ -20,7 +20,7 @@ log = logging.getLogger("ftpkit.server")
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class ListeningSocket:
     """A TCP socket that listens, and the UDP socket of its port: all of a server have one, or none.
 
     Where they are ``shared``, whoever handed them over goes on with them when we have ended.
@@ -46,13 +46,13 @@ class Bound:
             sock.close()
 
 
-def bind(host: str | None, port: int, *, datagrams: bool) -> list[Bound]:
+def bind(host: str | None, port: int, *, datagrams: bool) -> list[ListeningSocket]:
     """Listen on every address of ``host``; with port 0 all get the same one.
 
     None is this machine alone, "*" every interface. OSError says why it is impossible.
     """
     for _ in range(_PORT_TRIES):
-        opened: list[Bound] = []
+        opened: list[ListeningSocket] = []
         try:
             for family, address in _targets(host):
                 chosen = opened[0].address.port if opened else port
@@ -73,7 +73,7 @@ def bind(host: str | None, port: int, *, datagrams: bool) -> list[Bound]:
     raise OSError(errno.EADDRINUSE, "no port is free on all addresses")
 
 
-def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[Bound]:
+def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[ListeningSocket]:
     """Return what to listen on, where all of ``sockets`` are open already.
 
     They are TCP sockets that listen, and perhaps UDP sockets of the same addresses; those
@@ -106,11 +106,12 @@ def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[Bound]:
     for sock in given.values():
         sock.close()
     return [
-        Bound(sock, ports[at] if ports else None, shared=True) for at, sock in enumerate(listening)
+        ListeningSocket(sock, ports[at] if ports else None, shared=True)
+        for at, sock in enumerate(listening)
     ]
 
 
-def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> Bound:
+def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> ListeningSocket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
@@ -122,7 +123,7 @@ def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> Bound:
         udp = None
         if datagrams and system.HAS_SHARED_PORTS:
             udp = _port(family, sock.getsockname())
-        return Bound(sock, udp)
+        return ListeningSocket(sock, udp)
     except BaseException:
         sock.close()
         raise

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from ftpkit.errors import ConnectionLostError, WrongWorkerError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.admission import Admission
-from ftpkit.server.channel import Channel, close_all
-from ftpkit.server.housekeeping import Housekeeper
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.channel import IpcChannel, close_all
+from ftpkit.server.housekeeping import SharedLimitsServer
 from ftpkit.server.listener import peer_name
 from ftpkit.server.relay import is_session_of
 
 # The number of the supervisor itself, which only ever has uploads to sweep them.
-KEEPER: Final = 0
+SUPERVISOR: Final = 0
 # In place of a host: the connection has its place where its keys are.
 _LENT: Final = ""
 
@@ -34,10 +34,10 @@ class State(Enum):
     ENDED = auto()
 
 
-class Member:
+class WorkerHandle:
     """A worker as the broker knows it."""
 
-    def __init__(self, number: int, channel: Channel) -> None:
+    def __init__(self, number: int, channel: IpcChannel) -> None:
         self.number, self.channel = number, channel
         self.inboxes: list[socket.socket] = []
         """Where datagrams for its sessions go, one for each port."""
@@ -73,44 +73,46 @@ class Member:
             inbox.close()
 
 
-class Broker:
+class WorkerPool:
     """Hands connections to workers, and answers what they ask about each other.
 
     Every new connection goes to the worker that has fewest. One that names an upload
     which another worker has open is passed on to that one.
     """
 
-    def __init__(self, admission: Admission, housekeeper: Housekeeper) -> None:
-        self._admission, self._housekeeper = admission, housekeeper
+    def __init__(
+        self, connection_limiter: ConnectionLimiter, limits_server: SharedLimitsServer
+    ) -> None:
+        self._connection_limiter, self._limits_server = connection_limiter, limits_server
         self._changed = threading.Condition()
-        self._members: dict[int, Member] = {}
+        self._members: dict[int, WorkerHandle] = {}
         self._holders: dict[str, int] = {}
         self._waiting: list[tuple[str, int, int]] = []
         self._stopping = False
 
-    def join(self, member: Member) -> None:
+    def join(self, worker: WorkerHandle) -> None:
         """Receive from a worker that starts."""
-        self._housekeeper.join(member.number)
+        self._limits_server.join(worker.number)
         with self._changed:
-            self._members[member.number] = member
+            self._members[worker.number] = worker
 
-    def replace(self, members: list[Member]) -> None:
+    def replace(self, workers: list[WorkerHandle]) -> None:
         """Let these alone get new connections; the others finish what they have."""
         with self._changed:
-            old = [each for each in self.serving() if each not in members]
-            for member in old:
-                member.state = State.LEAVING
-        for member in old:
-            member.tell("leave")
-            self._let_end(member)
+            old = [each for each in self.serving() if each not in workers]
+            for worker in old:
+                worker.state = State.LEAVING
+        for worker in old:
+            worker.tell("leave")
+            self._let_end(worker)
 
-    def serving(self) -> list[Member]:
+    def serving(self) -> list[WorkerHandle]:
         """Return the workers that get new connections, or soon will."""
         with self._changed:
             return [
-                member
-                for member in self._members.values()
-                if member.state in (State.STARTING, State.SERVING)
+                worker
+                for worker in self._members.values()
+                if worker.state in (State.STARTING, State.SERVING)
             ]
 
     def stop(self) -> None:
@@ -118,68 +120,68 @@ class Broker:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            members = list(self._members.values())
-        for member in members:
-            member.settled.set()
+            workers = list(self._members.values())
+        for worker in workers:
+            worker.settled.set()
 
-    def hand_out(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
+    def dispatch(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Give a connection that was admitted to a worker; without any, wait for one."""
         host = address[0]
         with sock:
-            while (member := self._next(host)) is not None:
+            while (worker := self._next(host)) is not None:
                 with contextlib.suppress(ConnectionLostError):
-                    member.channel.send(
+                    worker.channel.send(
                         op="serve", fds=[sock.fileno()], peer=peer_name(address), host=host, at=at
                     )
                     return
-                if not self._take_back(member, host):
+                if not self._take_back(worker, host):
                     return
-        self._admission.leave(host)
+        self._connection_limiter.release(host)
 
-    def receive(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
+    def receive(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
         """Do what a worker asks for."""
         match header["op"]:
             case "ready":
                 with self._changed:
-                    if member.state is State.STARTING:
-                        member.state = State.SERVING
+                    if worker.state is State.STARTING:
+                        worker.state = State.SERVING
                     self._changed.notify_all()
-                member.settled.set()
+                worker.settled.set()
             case "claim":
-                self._answer(header["key"], member.number, header["call"])
+                self._answer(header["key"], worker.number, header["call"])
             case "give_up":
-                self.give_up(member.number, header["key"])
+                self.give_up(worker.number, header["key"])
             case "house":
-                answer = partial(member.tell, "answer", call=header.get("call"))
-                self._housekeeper.receive(member.number, header, answer)
+                answer = partial(worker.tell, "answer", call=header.get("call"))
+                self._limits_server.receive(worker.number, header, answer)
             case "pass":
-                self._pass(member, header, body, fds)
+                self._pass(worker, header, body, fds)
             case "left":
-                if self._take_back(member, header["host"]):
+                if self._take_back(worker, header["host"]):
                     self._leave(header["host"])
-        self._let_end(member)
+        self._let_end(worker)
 
-    def bury(self, member: Member) -> None:
+    def reap(self, worker: WorkerHandle) -> None:
         """Forget a worker whose process has ended, and all that it had."""
         with self._changed:
-            del self._members[member.number]
-            member.state = State.ENDED
-            hosts, member.hosts, member.connections = member.hosts, Counter(), 0
-            free = [key for key, holder in self._holders.items() if holder == member.number]
+            del self._members[worker.number]
+            worker.state = State.ENDED
+            hosts, worker.hosts, worker.connections = worker.hosts, Counter(), 0
+            free = [key for key, holder in self._holders.items() if holder == worker.number]
             for key in free:
                 del self._holders[key]
         for host in hosts.elements():
             self._leave(host)
-        self._housekeeper.leave(member.number)
+        self._limits_server.leave(worker.number)
         for key in free:
             self._answer_waiting(key)
 
     def inbox(self, at: int, session: int) -> socket.socket | None:
         """Return where datagrams for a session go that arrived at port number ``at``."""
         with self._changed:
-            for member in self._members.values():
-                if is_session_of(member.number, session):
-                    return member.inboxes[at]
+            for worker in self._members.values():
+                if is_session_of(worker.number, session):
+                    return worker.inboxes[at]
         return None
 
     def claim(self, number: int, key: str) -> int | None:
@@ -187,13 +189,13 @@ class Broker:
         with self._changed:
             holder = self._holders.get(key)
             if holder is not None:
-                ended = holder != KEEPER and self._members[holder].state is State.ENDED
-                return None if ended or holder == KEEPER != number else holder
-            member = self._members.get(number)
-            if member is not None and member.state is State.LEAVING:
-                heir = self._fewest()
-                if heir is not None:
-                    return heir.number
+                ended = holder != SUPERVISOR and self._members[holder].state is State.ENDED
+                return None if ended or holder == SUPERVISOR != number else holder
+            worker = self._members.get(number)
+            if worker is not None and worker.state is State.LEAVING:
+                successor = self._fewest()
+                if successor is not None:
+                    return successor.number
             self._holders[key] = number
             return number
 
@@ -210,9 +212,9 @@ class Broker:
             if holder is None:
                 self._waiting.append((key, number, call))
                 return
-            member = self._members.get(number)
-        if member is not None:
-            member.tell("answer", call=call, holder=holder)
+            worker = self._members.get(number)
+        if worker is not None:
+            worker.tell("answer", call=call, holder=holder)
 
     def _answer_waiting(self, key: str) -> None:
         with self._changed:
@@ -221,76 +223,76 @@ class Broker:
         for each in found:
             self._answer(*each)
 
-    def _next(self, host: str) -> Member | None:
+    def _next(self, host: str) -> WorkerHandle | None:
         """Return who gets the next connection, and count it there; None while we stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._fewest() is not None)
-            member = None if self._stopping else self._fewest()
-            if member is not None:
-                member.count(host, 1)
-            return member
+            worker = None if self._stopping else self._fewest()
+            if worker is not None:
+                worker.count(host, 1)
+            return worker
 
-    def _fewest(self) -> Member | None:
+    def _fewest(self) -> WorkerHandle | None:
         serving = [each for each in self._members.values() if each.state is State.SERVING]
-        return min(serving, key=lambda member: member.connections, default=None)
+        return min(serving, key=lambda worker: worker.connections, default=None)
 
-    def _take_back(self, member: Member, host: str) -> bool:
+    def _take_back(self, worker: WorkerHandle, host: str) -> bool:
         """Count a connection at a worker no more; False: that was done when it was buried."""
         with self._changed:
-            if not member.hosts[host]:
+            if not worker.hosts[host]:
                 return False
-            member.count(host, -1)
+            worker.count(host, -1)
             return True
 
-    def _pass(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
+    def _pass(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
         """Give a connection that one worker had to another; one that is lent stays there, too."""
         host = _LENT if header["lent"] else header["host"]
         with self._changed:
             if not header["lent"]:
-                member.count(host, -1)
-            heir = self._members.get(header["to"])
-            if heir is None or heir.state not in (State.SERVING, State.LEAVING):
-                heir = self._fewest()
-            if heir is not None:
-                heir.count(host, 1)
+                worker.count(host, -1)
+            successor = self._members.get(header["to"])
+            if successor is None or successor.state not in (State.SERVING, State.LEAVING):
+                successor = self._fewest()
+            if successor is not None:
+                successor.count(host, 1)
             if header["user"]:
                 # Before the heir can be buried, or say that the connection has ended.
-                self._housekeeper.passed(
-                    header["user"], member.number, heir.number if heir else None
+                self._limits_server.passed(
+                    header["user"], worker.number, successor.number if successor else None
                 )
-        if heir is None:
+        if successor is None:
             self._leave(host)
         else:
             rest = {key: header[key] for key in ("peer", "at", "moved")}
-            heir.tell("serve", body=body, fds=fds, host=host, **rest)
+            successor.tell("serve", body=body, fds=fds, host=host, **rest)
         close_all(fds)
 
     def _leave(self, host: str) -> None:
         """Give the place of a connection free, if it has one of its own."""
         if host != _LENT:
-            self._admission.leave(host)
+            self._connection_limiter.release(host)
 
-    def _let_end(self, member: Member) -> None:
+    def _let_end(self, worker: WorkerHandle) -> None:
         """Tell a worker that was to leave to end, once it serves nobody."""
         with self._changed:
-            if member.state is not State.LEAVING or member.connections:
+            if worker.state is not State.LEAVING or worker.connections:
                 return
-            member.state = State.ENDED
-        member.tell("stop", grace_s=0.0)
+            worker.state = State.ENDED
+        worker.tell("stop", grace_s=0.0)
 
 
-class KeeperClaims:
+class SupervisorLocks:
     """The claims of the supervisor itself."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
 
     def claim(self, key: str) -> None:
         """Have an upload, unless a worker has it."""
-        holder = self._broker.claim(KEEPER, key)
-        if holder != KEEPER:
-            raise WrongWorkerError(holder or KEEPER)
+        holder = self._pool.claim(SUPERVISOR, key)
+        if holder != SUPERVISOR:
+            raise WrongWorkerError(holder or SUPERVISOR)
 
     def give_up(self, key: str) -> None:
         """Let workers have it again."""
-        self._broker.give_up(KEEPER, key)
+        self._pool.give_up(SUPERVISOR, key)

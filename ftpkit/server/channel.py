@@ -24,7 +24,7 @@ _NOTES: Final = 1024
 _STUCK_S: Final = 5.0
 
 
-class Channel:
+class IpcChannel:
     """One end; any thread may send, one receives."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -16,10 +16,10 @@ from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.scheduling.transfer import Account
-from ftpkit.server.door import Begin, Door, Exchange
-from ftpkit.server.gate import Gate
+from ftpkit.server.door import Begin, UdpConversation, UdpListener
+from ftpkit.server.gate import Authenticator
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.traffic import Traffic, in_turn
+from ftpkit.server.traffic import TransferRegistry, take_turn
 from ftpkit.storage.store import Reader, Store, Upload
 
 # Where nobody is asked for a token, everybody may do everything.
@@ -29,7 +29,7 @@ _NOBODY: Final = Grant(user="", can=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Handoff:
     """A conversation that another process goes on with, from the request ``header`` on.
 
     ``ahead`` is what was read of what follows that; ``requests`` were answered since ``since``.
@@ -46,14 +46,14 @@ class Moved:
     local: tuple[int, tuple[Any, ...]]
 
 
-class Siblings(Protocol):
+class OtherWorkers(Protocol):
     """The other processes that serve the same root, as one connection sees them."""
 
     @property
     def leaving(self) -> bool:
         """Whether they are to serve what is not begun here."""
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
+    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
         """Let the process with the number ``to`` go on with this conversation; 0 is any.
 
         If it is ``lent``, the connection stays here: ``sock`` leads to who carries its bytes.
@@ -64,7 +64,7 @@ class Siblings(Protocol):
 
 
 @dataclass(slots=True)
-class Context:
+class SessionContext:
     """What the operations of one connection work with."""
 
     store: Store
@@ -74,26 +74,26 @@ class Context:
     agent: str
     status: Callable[[], ServerStatus]
     """Tells what the whole server does."""
-    gate: Gate | None = None
+    authenticator: Authenticator | None = None
     """Where a token must be shown, if anywhere."""
     peer: str = ""
     grant: Grant = field(init=False)
     """What may be done over this connection."""
     account: Account = field(default_factory=lambda: Account(""))
-    traffic: Traffic = field(default_factory=Traffic)
+    registry: TransferRegistry = field(default_factory=TransferRegistry)
     algorithm: str = DEFAULT
-    door: Door | None = None
-    siblings: Siblings | None = None
+    udp_listener: UdpListener | None = None
+    other_workers: OtherWorkers | None = None
     uploads: dict[str, Upload] = field(default_factory=dict)
-    exchange: Exchange | None = None
-    _carrier: TurnHandle | None = None
-    on_exchanged: Callable[[], None] = lambda: None
+    udp_conversation: UdpConversation | None = None
+    _turn_handle: TurnHandle | None = None
+    on_datagrams_ended: Callable[[], None] = lambda: None
     """Called when a session of datagrams has ended, perhaps in its own thread."""
     passed: Callable[[int], None] = lambda count: None
     """Called with the bytes of each piece of a body that has arrived."""
 
     def __post_init__(self) -> None:
-        self.grant = _NOBODY if self.gate else _ANYBODY
+        self.grant = _NOBODY if self.authenticator else _ANYBODY
 
     @property
     def owner(self) -> str:
@@ -101,31 +101,35 @@ class Context:
         return self.grant.user
 
     @property
-    def locked(self) -> bool:
+    def unauthenticated(self) -> bool:
         """Whether a token must be shown first."""
         return self.grant is _NOBODY
 
     @property
-    def good(self) -> bool:
+    def still_authorized(self) -> bool:
         """Whether the token that was shown, if one was, still grants what it did then."""
-        return self.gate is None or self.locked or self.gate.holds(self.grant)
+        return (
+            self.authenticator is None
+            or self.unauthenticated
+            or self.authenticator.is_valid(self.grant)
+        )
 
     @property
-    def who(self) -> dict[str, str]:
+    def log_fields(self) -> dict[str, str]:
         """What the log says of the user, where there are users."""
         return {"user": self.owner} if self.owner else {}
 
-    def admit(self, grant: Grant, store: Store) -> None:
+    def authenticated(self, grant: Grant, store: Store) -> None:
         """Let this be a connection of the holder of ``grant``, who sees ``store``."""
         self.grant, self.store = grant, store
-        self.account = self.traffic.account(
+        self.account = self.registry.account(
             grant.user, weight=grant.weight, rate_bps=grant.rate_bps
         )
 
     def leave(self) -> None:
         """Let another connection of its user have its place."""
-        if self.gate is not None and not self.locked:
-            self.gate.leave(self.grant)
+        if self.authenticator is not None and not self.unauthenticated:
+            self.authenticator.leave(self.grant)
 
     def hold(self, upload: Upload) -> Upload:
         """Keep an upload open as long as the connection is."""
@@ -146,7 +150,7 @@ class Context:
         if upload is not None:
             upload.release()
 
-    def exchange_datagrams(
+    def open_datagram_session(
         self, begin: Begin, let_go: Callable[[], None], join: Callable[[], TurnHandle]
     ) -> m.SessionReply:
         """Open a session of datagrams, in place of an earlier one of this connection.
@@ -155,30 +159,32 @@ class Context:
         """
 
         def ended() -> None:
-            carrier.close()
+            handle.close()
             let_go()
-            self.on_exchanged()
+            self.on_datagrams_ended()
 
         def turn(moved: Callable[[], int]) -> AbstractContextManager[int | None]:
-            return in_turn(self.traffic.dispatcher, carrier, moved)
+            return take_turn(self.registry.scheduler, handle, moved)
 
-        if self.door is None:
+        if self.udp_listener is None:
             raise RefusedError(Code.UNSUPPORTED, "this server takes no datagrams")
-        self.end_exchange()
-        carrier = self._carrier = join()
-        self.exchange = self.door.open(begin, ended, turn, self.stream.local)
-        return m.SessionReply(session=self.exchange.session, key=self.exchange.key.hex())
+        self.end_datagram_session()
+        handle = self._turn_handle = join()
+        self.udp_conversation = self.udp_listener.open(begin, ended, turn, self.stream.local)
+        return m.SessionReply(
+            session=self.udp_conversation.session, key=self.udp_conversation.key.hex()
+        )
 
-    def end_exchange(self) -> None:
+    def end_datagram_session(self) -> None:
         """End the session of datagrams, if there is one."""
-        if self.exchange is not None and self._carrier is not None:
-            self._carrier.close()
-            self.exchange.stop()
-            self.exchange = None
+        if self.udp_conversation is not None and self._turn_handle is not None:
+            self._turn_handle.close()
+            self.udp_conversation.stop()
+            self.udp_conversation = None
 
     def close(self) -> None:
         """Let go of everything."""
-        self.end_exchange()
+        self.end_datagram_session()
         for identity in list(self.uploads):
             self.drop(identity)
 

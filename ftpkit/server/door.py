@@ -44,13 +44,13 @@ Begin = Callable[[int, int, float, float], DatagramTransfer]
 log = logging.getLogger("ftpkit.server")
 
 
-class Port(Protocol):
+class UdpPort(Protocol):
     """Where the datagrams arrive that no session's own socket takes."""
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has arrived; False says that the time has passed."""
 
-    def arrived(self) -> Iterator[tuple[memoryview, Any]]:
+    def receive(self) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where."""
 
     def interrupt(self) -> None:
@@ -64,7 +64,7 @@ class Port(Protocol):
         """Send one datagram to an address, from an address of this machine."""
 
 
-class Door:
+class UdpListener:
     """Answers probes on a UDP port; whoever proves an address gets a socket of its own.
 
     Nothing but an echo, which is as long as what it answers, goes to an address
@@ -72,12 +72,12 @@ class Door:
     """
 
     def __init__(
-        self, port: Port, session: Callable[[], int] = lambda: secrets.randbits(32)
+        self, port: UdpPort, session: Callable[[], int] = lambda: secrets.randbits(32)
     ) -> None:
         self._session = session
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
-        self._exchanges: dict[int, Exchange] = {}
+        self._exchanges: dict[int, UdpConversation] = {}
         self._closed = threading.Event()
         self._port = port
         self._thread = threading.Thread(target=self._serve, name="ftpkit-door", daemon=True)
@@ -88,16 +88,16 @@ class Door:
         let_go: Callable[[], None],
         turn: Turn,
         local: tuple[int, tuple[Any, ...]],
-    ) -> "Exchange":
+    ) -> "UdpConversation":
         """Open a session; ``local`` is the family and address that the client knows us by."""
         with self._lock:
             while (session := self._session()) in self._exchanges:
                 pass
-            exchange = Exchange(self, session, begin, let_go, turn, local)
+            exchange = UdpConversation(self, session, begin, let_go, turn, local)
             self._exchanges[session] = exchange
         return exchange
 
-    def forget(self, exchange: "Exchange") -> None:
+    def forget(self, exchange: "UdpConversation") -> None:
         """Answer nothing more to a session."""
         with self._lock:
             self._exchanges.pop(exchange.session, None)
@@ -110,7 +110,7 @@ class Door:
         while not self._closed.is_set():
             with contextlib.suppress(ConnectionLostError):
                 self._port.wait(_WAIT_S)
-                for raw, address in self._port.arrived():
+                for raw, address in self._port.receive():
                     try:
                         self._answer(raw, address)
                     except Exception:  # of one session, which must not close the door to all
@@ -146,7 +146,7 @@ class Door:
             exchange.missed(raw, address)
 
 
-class Exchange:
+class UdpConversation:
     """One session: from ``open`` it answers probes, and once an address is proven it moves blocks.
 
     The socket and the thread that do so are its own, so that no session waits for
@@ -155,7 +155,7 @@ class Exchange:
 
     def __init__(
         self,
-        door: Door,
+        udp_listener: UdpListener,
         session: int,
         begin: Begin,
         let_go: Callable[[], None],
@@ -164,9 +164,9 @@ class Exchange:
     ) -> None:
         self.session = session
         self.key = secrets.token_bytes(KEY)
-        self._door, self._begin, self._let_go, self._local = door, begin, let_go, local
+        self._listener, self._begin, self._let_go, self._local = udp_listener, begin, let_go, local
         self._turn = turn
-        self._seal = DatagramCipher(self.key)
+        self._cipher = DatagramCipher(self.key)
         self._lock = threading.Lock()
         self._last_probe = 0
         self._peer: tuple[Any, ...] | None = None
@@ -193,14 +193,14 @@ class Exchange:
 
     def probed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Answer a probe that came to the port itself, if it was sealed with our key."""
-        opened = self._seal.decrypt(raw)
+        opened = self._cipher.decrypt(raw)
         if opened is None:
             return
         with contextlib.suppress(FtpkitError), self._lock:
             answer = self._answer(*opened, address)
             if answer is not None:
-                (parts,) = self._seal.encrypt(answer)
-                self._door.send(parts, address, self._local[1])
+                (parts,) = self._cipher.encrypt(answer)
+                self._listener.send(parts, address, self._local[1])
 
     def missed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
         """Hand on what came just before our own socket heard of its address."""
@@ -210,7 +210,7 @@ class Exchange:
 
     def stop(self) -> None:
         """End the session, and wait until it has."""
-        self._door.forget(self)
+        self._listener.forget(self)
         with self._lock:
             self._stopped = True
             if self._sock is not None:
@@ -232,7 +232,7 @@ class Exchange:
             return None
         self._last_probe = header.number
         probe = read_probe(payload)
-        proof = self._door.proof_for(self.session, address)
+        proof = self._listener.proof_for(self.session, address)
         if probe.proof == proof and probe.piece >= MIN_PIECE:
             try:
                 self._admit(address, probe)
@@ -254,13 +254,13 @@ class Exchange:
             return
         now = time.monotonic()
         rtt_s = max(probe.rtt_us / 1e6, _LEAST_RTT_S)
-        row = self._begin(self.session, probe.piece, rtt_s, now)
-        end = self._end = ServerDatagramSession(self.session, row, self._probed_again)
+        transfer = self._begin(self.session, probe.piece, rtt_s, now)
+        session = self._end = ServerDatagramSession(self.session, transfer, self._probed_again)
         sock = DatagramSocket(bound(*self._local))
         try:
             sock.connect(address)
             thread = threading.Thread(
-                target=self._run, args=(end, sock), name="ftpkit-exchange", daemon=True
+                target=self._run, args=(session, sock), name="ftpkit-exchange", daemon=True
             )
             self._heard_at = now
             thread.start()
@@ -274,19 +274,19 @@ class Exchange:
         with self._lock:
             return self._answer(header, payload, self._peer) if self._peer else None
 
-    def _run(self, end: ServerDatagramSession, sock: DatagramSocket) -> None:
+    def _run(self, session: ServerDatagramSession, sock: DatagramSocket) -> None:
         def goes_on(now: float) -> bool:
-            silence_s = now - max(end.heard_at, self._heard_at)
-            return not self._stopped and not end.finished and silence_s < _SILENCE_S
+            silence_s = now - max(session.heard_at, self._heard_at)
+            return not self._stopped and not session.finished and silence_s < _SILENCE_S
 
-        seal = DatagramCipher(self.key)
+        cipher = DatagramCipher(self.key)
         try:
             drive_session(
                 sock,
-                seal,
-                end,
+                cipher,
+                session,
                 while_=goes_on,
-                turn=lambda: self._turn(lambda: _passed(end.transfer)),
+                turn=lambda: self._turn(lambda: _passed(session.transfer)),
             )
         except (FtpkitError, OSError) as error:
             self._tell(error)
@@ -297,7 +297,7 @@ class Exchange:
             with self._lock:
                 self._over = True
                 with contextlib.suppress(FtpkitError):
-                    sock.send(seal.encrypt(end.end_datagram()))
+                    sock.send(cipher.encrypt(session.end_datagram()))
                 sock.close()
             self._let_go()
 
@@ -306,9 +306,9 @@ class Exchange:
         log.info("datagrams", extra={"fields": {"session": self.session, "error": str(error)}})
 
 
-def _passed(row: DatagramTransfer) -> int:
+def _passed(transfer: DatagramTransfer) -> int:
     """Return how many bytes have passed here: what has left counts before it has arrived."""
-    return row.sent.once if isinstance(row, Sender) else row.moved
+    return transfer.sent.once if isinstance(transfer, Sender) else transfer.moved
 
 
 def bound(family: int, address: tuple[Any, ...]) -> socket.socket:

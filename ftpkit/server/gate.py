@@ -6,7 +6,7 @@ from typing import Final
 
 from ftpkit.access import Grant, Tokens
 from ftpkit.errors import Code, RefusedError
-from ftpkit.server.house import House, Quota
+from ftpkit.server.house import AccountQuota, SharedLimits
 from ftpkit.storage.limited import QuotaStore
 from ftpkit.storage.store import QuotaAwareStore, Store
 from ftpkit.storage.under import PrefixStore
@@ -17,30 +17,34 @@ LOOKS_S: Final = 0.25
 log = logging.getLogger("ftpkit.server")
 
 
-class Gate:
+class Authenticator:
     """Lets in whoever shows a good token; a bad one is told so late, and the later the more come.
 
     ``stopping`` says that nobody waits any longer.
     """
 
     def __init__(
-        self, tokens: Tokens, house: House, store: QuotaAwareStore, stopping: threading.Event
+        self,
+        tokens: Tokens,
+        shared_limits: SharedLimits,
+        store: QuotaAwareStore,
+        stopping: threading.Event,
     ) -> None:
-        self._tokens, self._house, self._store = tokens, house, store
+        self._tokens, self._shared_limits, self._store = tokens, shared_limits, store
         self._stopping = stopping
 
-    def open_to(self, token: str, peer: str) -> Grant:
+    def authenticate(self, token: str, peer: str) -> Grant:
         """Return what ``token`` grants, or refuse it after a while."""
         grant = self._tokens.find(token)
         if grant is None:
             log.warning("auth", extra={"fields": {"peer": peer, "outcome": Code.AUTH_FAILED}})
-            self._stopping.wait(self._house.failed(peer.rpartition(":")[0].strip("[]")))
+            self._stopping.wait(self._shared_limits.failed(peer.rpartition(":")[0].strip("[]")))
             raise RefusedError(Code.AUTH_FAILED, "this token is not good here")
         return grant
 
     def enter(self, grant: Grant) -> None:
         """Count one more connection of a user, until ``leave``; refuse one too many."""
-        if not self._house.enter(grant.user, grant.connections):
+        if not self._shared_limits.enter(grant.user, grant.connections):
             raise RefusedError(
                 Code.TOO_MANY_CONNECTIONS,
                 f"this token allows {grant.connections} connections at a time",
@@ -48,11 +52,13 @@ class Gate:
 
     def leave(self, grant: Grant) -> None:
         """Count one connection less."""
-        self._house.leave(grant.user)
+        self._shared_limits.leave(grant.user)
 
     def store_for(self, grant: Grant) -> Store:
         """Return the store as a user sees it."""
-        limited = QuotaStore(self._store, Quota(self._house, grant.under, grant.quota))
+        limited = QuotaStore(
+            self._store, AccountQuota(self._shared_limits, grant.under, grant.quota)
+        )
         return PrefixStore(limited, grant.under) if grant.under else limited
 
     def home_of(self, grant: Grant) -> Store:
@@ -69,6 +75,6 @@ class Gate:
             ) from refusal
         return store
 
-    def holds(self, grant: Grant) -> bool:
+    def is_valid(self, grant: Grant) -> bool:
         """Whether it is still granted."""
         return self._tokens.is_valid(grant)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ftpkit.server.ledgers import Count, Ledgers
-from ftpkit.server.tries import Tries
+from ftpkit.server.ledgers import Count, QuotaLedger
+from ftpkit.server.tries import LoginThrottle
 from ftpkit.storage.room import NO_RESERVATION, Reservation
 
 
-class House(Protocol):
+class SharedLimits(Protocol):
     """Knows of a whole server who is connected, who guesses tokens, and what is stored where."""
 
     def enter(self, user: str, most: int | None) -> bool:
@@ -23,17 +23,17 @@ class House(Protocol):
     def failed(self, host: str) -> float:
         """Note a bad token from ``host``; return the seconds that its refusal is to wait."""
 
-    def take(self, name: str, count: int, under: str, quota: int | None) -> int:
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
         """Take room for ``count`` bytes under ``name``, and return the number of what was taken.
 
         Everything under ``under`` may come to ``quota`` bytes: RefusedError says that it
         would be more, or that this is not known yet. It may take seconds.
         """
 
-    def keep(self, number: int) -> None:
+    def commit(self, number: int) -> None:
         """Note that what was taken is on the disk."""
 
-    def give_back(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Note that what was taken is not on the disk, and never will be."""
 
     def freed(self, name: str) -> None:
@@ -43,14 +43,14 @@ class House(Protocol):
         """Note that what stood under ``name`` stands under ``to``."""
 
 
-class LocalHouse:
+class LocalLimits:
     """Counts in this process; ``count`` returns what is stored under a name."""
 
     def __init__(self, count: Count) -> None:
         self._lock = threading.Lock()
         self._users: Counter[str] = Counter()
-        self._tries = Tries()
-        self._ledgers = Ledgers(count)
+        self._tries = LoginThrottle()
+        self._ledgers = QuotaLedger(count)
 
     def enter(self, user: str, most: int | None) -> bool:
         """Let one more connection of ``user`` in, unless it has ``most``."""
@@ -71,21 +71,21 @@ class LocalHouse:
         """Note a bad token; return how long its refusal is to wait."""
         return self._tries.failed(host)
 
-    def take(self, name: str, count: int, under: str, quota: int | None) -> int:
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
         """Take room, or refuse it; where that needs a count it waits, for 3 s at most."""
-        return self._ledgers.take(name, count, under, quota)
+        return self._ledgers.reserve(name, count, under, quota)
 
-    def take_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
+    def reserve_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
         """Take room or refuse it, unless that needs a count."""
-        return self._ledgers.take_now(name, count, under, quota)
+        return self._ledgers.reserve_now(name, count, under, quota)
 
-    def keep(self, number: int) -> None:
+    def commit(self, number: int) -> None:
         """Note that what was taken is on the disk."""
-        self._ledgers.keep(number)
+        self._ledgers.commit(number)
 
-    def give_back(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Note that what was taken is not on the disk."""
-        self._ledgers.give_back(number)
+        self._ledgers.cancel(number)
 
     def freed(self, name: str) -> None:
         """Note that there may be less of ``name``."""
@@ -101,42 +101,44 @@ class LocalHouse:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class AccountQuota:
     """The room of one who may have ``quota`` bytes under ``under``; None is no limit."""
 
-    house: House
+    shared_limits: SharedLimits
     under: str
     quota: int | None
 
-    def take(self, name: str, count: int) -> Reservation:
+    def reserve(self, name: str, count: int) -> Reservation:
         """Take room for ``count`` bytes under ``name``."""
         if not count:
             return NO_RESERVATION
-        return _Taken(self.house, self.house.take(name, count, self.under, self.quota))
+        return _Reservation(
+            self.shared_limits, self.shared_limits.reserve(name, count, self.under, self.quota)
+        )
 
     def freed(self, name: str) -> None:
         """Note that something is gone, or smaller."""
-        self.house.freed(name)
+        self.shared_limits.freed(name)
 
     def moved(self, name: str, to: str) -> None:
         """Note that what stood under ``name`` stands under ``to``."""
-        self.house.moved(name, to)
+        self.shared_limits.moved(name, to)
 
 
-class _Taken:
+class _Reservation:
     """What was taken of a quota."""
 
-    def __init__(self, house: House, number: int) -> None:
-        self._house, self._number = house, number
+    def __init__(self, shared_limits: SharedLimits, number: int) -> None:
+        self._shared_limits, self._number = shared_limits, number
         self._settled = threading.Lock()
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """Note that it is on the disk."""
-        self._settle(self._house.keep)
+        self._settle(self._shared_limits.commit)
 
-    def give_back(self) -> None:
+    def cancel(self) -> None:
         """Note that it is not."""
-        self._settle(self._house.give_back)
+        self._settle(self._shared_limits.cancel)
 
     def _settle(self, tell: Callable[[int], None]) -> None:
         # Whoever takes a block over settles for a connection that will do it again.

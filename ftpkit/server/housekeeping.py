@@ -7,49 +7,49 @@ from dataclasses import dataclass, field
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.house import LocalHouse
+from ftpkit.server.house import LocalLimits
 
 Answer = Callable[..., None]
 """Tells a worker, as the fields of a message, what it has asked for."""
 
 
-class Housekeeper:
+class SharedLimitsServer:
     """Answers what workers ask of ``house``, with the messages of ``RemoteHouse``.
 
     Whoever brings a message is not kept waiting: where room must be counted first, the
     answer comes from a thread of its own.
     """
 
-    def __init__(self, house: LocalHouse) -> None:
-        self._house = house
+    def __init__(self, shared_limits: LocalLimits) -> None:
+        self._shared_limits = shared_limits
         self._lock = threading.Lock()
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _WorkerShare] = {}
 
     def join(self, worker: int) -> None:
         """Let a worker ask, by its number."""
         with self._lock:
-            self._parts[worker] = _Part()
+            self._parts[worker] = _WorkerShare()
 
     def leave(self, worker: int) -> None:
         """Give back what a worker had: its process has ended."""
         with self._lock:
             part = self._parts.pop(worker)
         for user in part.users.elements():
-            self._house.leave(user)
+            self._shared_limits.leave(user)
         for number in part.taken:
             # It may be on the disk or not.
-            self._house.keep(number)
+            self._shared_limits.commit(number)
         if part.taken:
-            self._house.freed("")
+            self._shared_limits.freed("")
 
-    def passed(self, user: str, worker: int, heir: int | None) -> None:
+    def passed(self, user: str, worker: int, successor: int | None) -> None:
         """Note that another worker, or none, has a connection of ``user`` now."""
         with self._lock:
             self._parts[worker].users[user] -= 1
-            if heir is not None:
-                self._parts[heir].users[user] += 1
-        if heir is None:
-            self._house.leave(user)
+            if successor is not None:
+                self._parts[successor].users[user] += 1
+        if successor is None:
+            self._shared_limits.leave(user)
 
     def receive(self, worker: int, header: Header, answer: Answer) -> None:
         """Do what a worker asks for."""
@@ -59,26 +59,28 @@ class Housekeeper:
             case "leave":
                 with self._lock:
                     self._parts[worker].users[header["user"]] -= 1
-                self._house.leave(header["user"])
+                self._shared_limits.leave(header["user"])
             case "failed":
-                answer(wait_s=self._house.failed(header["host"]))
+                answer(wait_s=self._shared_limits.failed(header["host"]))
             case "take":
                 self._take(worker, header, answer)
             case "keep" | "give_back" as what:
                 number = header["number"]
                 with self._lock:
                     self._parts[worker].taken.remove(number)
-                (self._house.keep if what == "keep" else self._house.give_back)(number)
+                (self._shared_limits.commit if what == "keep" else self._shared_limits.cancel)(
+                    number
+                )
                 answer()
             case "freed":
-                self._house.freed(header["name"])
+                self._shared_limits.freed(header["name"])
                 answer()
             case "moved":
-                self._house.moved(header["name"], header["to"])
+                self._shared_limits.moved(header["name"], header["to"])
                 answer()
 
     def _enter(self, worker: int, user: str, most: int | None) -> bool:
-        entered = self._house.enter(user, most)
+        entered = self._shared_limits.enter(user, most)
         if entered:
             with self._lock:
                 self._parts[worker].users[user] += 1
@@ -87,9 +89,9 @@ class Housekeeper:
     def _take(self, worker: int, header: Header, answer: Answer) -> None:
         wanted = header["name"], header["count"], header["under"], header["quota"]
 
-        def take(take: Callable[[str, int, str, int | None], int | None]) -> bool:
+        def reserve(reserve: Callable[[str, int, str, int | None], int | None]) -> bool:
             try:
-                number = take(*wanted)
+                number = reserve(*wanted)
             except RefusedError as refusal:
                 answer(refused=refusal.code, message=str(refusal))
                 return True
@@ -98,9 +100,9 @@ class Housekeeper:
                 answer(number=number)
             return number is not None
 
-        if not take(self._house.take_now):
+        if not reserve(self._shared_limits.reserve_now):
             threading.Thread(
-                target=take, args=(self._house.take,), name="ftpkit-take", daemon=True
+                target=reserve, args=(self._shared_limits.reserve,), name="ftpkit-take", daemon=True
             ).start()
 
     def _taken(self, worker: int, number: int) -> None:
@@ -109,18 +111,18 @@ class Housekeeper:
             if part is not None:
                 part.taken.add(number)
         if part is None:
-            self._house.give_back(number)
+            self._shared_limits.cancel(number)
 
 
 @dataclass(slots=True)
-class _Part:
+class _WorkerShare:
     """What one worker has: connections of users, and room that was taken."""
 
     users: Counter[str] = field(default_factory=Counter)
     taken: set[int] = field(default_factory=set)
 
 
-class RemoteHouse:
+class RemoteLimits:
     """The house of a server as one of its workers has it.
 
     ``ask`` sends a message and returns the answer; ``tell`` only sends one. While ``counts``
@@ -147,7 +149,7 @@ class RemoteHouse:
         """Note a bad token; return how long its refusal is to wait."""
         return float(self._ask(what="failed", host=host)["wait_s"])
 
-    def take(self, name: str, count: int, under: str, quota: int | None) -> int:
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
         """Take room, or refuse it; 0 is what nobody counts."""
         if quota is None and not self._counts():
             return 0
@@ -158,12 +160,12 @@ class RemoteHouse:
 
     # What follows is answered, too: another worker may be asked right after.
 
-    def keep(self, number: int) -> None:
+    def commit(self, number: int) -> None:
         """Note that what was taken is on the disk."""
         if number:
             self._ask(what="keep", number=number)
 
-    def give_back(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Note that what was taken is not on the disk."""
         if number:
             self._ask(what="give_back", number=number)

@@ -24,7 +24,7 @@ Count = Callable[[str, Callable[[], bool]], int]
 log = logging.getLogger("ftpkit.server")
 
 
-class Ledgers:
+class QuotaLedger:
     """Keeps, of each directory that has a quota, how much is in it at most.
 
     What is added is known to the byte. What is removed only makes known that a new count
@@ -41,12 +41,12 @@ class Ledgers:
     ) -> None:
         self._count, self._patience_s, self._clock = count, patience_s, clock
         self._changed = threading.Condition()
-        self._ledgers: dict[str, _Ledger] = {}
-        self._taken: dict[int, _Taken] = {}
+        self._ledgers: dict[str, _Usage] = {}
+        self._taken: dict[int, _Reserved] = {}
         self._numbers = numbers(1)
         self._closed = False
 
-    def take(self, name: str, count: int, under: str, quota: int | None) -> int:
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
         """Take ``count`` bytes for ``name`` and return their number, or refuse; it may wait."""
         if quota is None:
             with self._changed:
@@ -64,14 +64,14 @@ class Ledgers:
                     raise _unknown()
             return self._enter(name, count)
 
-    def take_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
+    def reserve_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
         """Do as ``take`` does, if that is possible at once."""
         with self._changed:
             if quota is None or self._fits(self._ledger(under), quota, count):
                 return self._enter(name, count)
             return None
 
-    def keep(self, number: int) -> None:
+    def commit(self, number: int) -> None:
         """Note that what was taken is on the disk."""
         with self._changed:
             taken = self._taken.pop(number)
@@ -83,7 +83,7 @@ class Ledgers:
                     # A count that has begun since, or is under way, may have found it as well.
                     ledger.note(less=True)
 
-    def give_back(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         """Note that what was taken is not on the disk."""
         with self._changed:
             taken = self._taken.pop(number)
@@ -117,7 +117,7 @@ class Ledgers:
 
     # All that follows is called with the lock held, but for _run.
 
-    def _fits(self, ledger: "_Ledger", quota: int, count: int) -> bool:
+    def _fits(self, ledger: "_Usage", quota: int, count: int) -> bool:
         """Whether there is room for certain; refuse what there is certainly none for."""
         if self._closed:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
@@ -132,22 +132,22 @@ class Ledgers:
             f"{count:,} bytes are more than is left of a quota of {quota:,}",
         )
 
-    def _ledger(self, under: str) -> "_Ledger":
+    def _ledger(self, under: str) -> "_Usage":
         ledger = self._ledgers.get(under)
         if ledger is None:
-            ledger = self._ledgers[under] = _Ledger()
+            ledger = self._ledgers[under] = _Usage()
             for taken in self._taken.values():
                 taken.enter(under, ledger)
         return ledger
 
     def _enter(self, name: str, count: int) -> int:
         number = next(self._numbers)
-        taken = self._taken[number] = _Taken(name, count)
+        taken = self._taken[number] = _Reserved(name, count)
         for under, ledger in self._ledgers.items():
             taken.enter(under, ledger)
         return number
 
-    def _start(self, under: str, ledger: "_Ledger") -> None:
+    def _start(self, under: str, ledger: "_Usage") -> None:
         """Count what is stored."""
         thread = threading.Thread(
             target=self._run, args=(under, ledger), name="ftpkit-count", daemon=True
@@ -158,7 +158,7 @@ class Ledgers:
         ledger.less_since = ledger.more_since = False
         ledger.kept = 0
 
-    def _run(self, under: str, ledger: "_Ledger") -> None:
+    def _run(self, under: str, ledger: "_Usage") -> None:
         stored: int | None = None
         try:
             stored = self._count(under, lambda: not self._closed)
@@ -174,7 +174,7 @@ class Ledgers:
 
 
 @dataclass(slots=True, eq=False)
-class _Ledger:
+class _Usage:
     """One directory: ``stored`` and ``taken`` bytes, and how sure that is.
 
     ``less`` says that a count may find less, ``more`` that it may find more; ``_since`` the
@@ -199,13 +199,13 @@ class _Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class _Reserved:
     name: str
     count: int
-    ledgers: list[tuple[_Ledger, int]] = field(default_factory=list)
+    ledgers: list[tuple[_Usage, int]] = field(default_factory=list)
     """Where it is counted, and which count had begun there before."""
 
-    def enter(self, under: str, ledger: _Ledger) -> None:
+    def enter(self, under: str, ledger: _Usage) -> None:
         """Count it as taken, if it lies there."""
         if is_in(under, self.name):
             self.ledgers.append((ledger, ledger.begun))

@@ -13,8 +13,8 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import Address
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.protocol.conversation import ServerProtocol
-from ftpkit.server.admission import Admission
-from ftpkit.server.binding import Bound
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.binding import ListeningSocket
 
 # How long a connection that was not admitted stays open, so that its refusal is seen.
 _REFUSED_S: Final = 1.0
@@ -28,7 +28,7 @@ log = logging.getLogger("ftpkit.server")
 class Owner(Protocol):
     """What listening sockets accept connections for."""
 
-    admission: Admission
+    connection_limiter: ConnectionLimiter
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Serve a connection from ``address`` that listening socket number ``at`` accepted."""
@@ -37,7 +37,7 @@ class Owner(Protocol):
         """Do nothing for a while, or until the server is to stop."""
 
 
-class _Connection(socketserver.BaseRequestHandler):
+class _Handler(socketserver.BaseRequestHandler):
     """What socketserver makes in a thread of its own for each connection."""
 
     server: "Listener"
@@ -53,8 +53,8 @@ class Listener(socketserver.ThreadingTCPServer):
     # Otherwise every accept looks through all threads; sessions are joined by their server.
     daemon_threads = True
 
-    def __init__(self, owner: Owner, number: int, bound: Bound) -> None:
-        super().__init__(bound.tcp.getsockname(), _Connection, bind_and_activate=False)
+    def __init__(self, owner: Owner, number: int, bound: ListeningSocket) -> None:
+        super().__init__(bound.tcp.getsockname(), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound.tcp
         self.owner, self.number, self.address = owner, number, bound.address
@@ -65,14 +65,14 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Admit a connection, or tell it that the server is full."""
-        return self.owner.admission.enter(client_address[0])
+        return self.owner.connection_limiter.acquire(client_address[0])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the thread of a connection that was admitted."""
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self.owner.admission.leave(client_address[0])
+            self.owner.connection_limiter.release(client_address[0])
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -80,7 +80,7 @@ class Listener(socketserver.ThreadingTCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.owner.admission.leave(client_address[0])
+            self.owner.connection_limiter.release(client_address[0])
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection; one that was not served is told why, and closed a little later."""

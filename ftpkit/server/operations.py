@@ -19,7 +19,7 @@ from ftpkit.protocol.digest import (
 )
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
-from ftpkit.server.context import Context, Result
+from ftpkit.server.context import Result, SessionContext
 from ftpkit.server.rows import pull, push
 from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
 
@@ -27,42 +27,42 @@ _FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")
 
 
-def hello(context: Context, request: m.Hello) -> Result:
+def hello(context: SessionContext, request: m.Hello) -> Result:
     context.algorithm = pick_algorithm(request.digests or ())
     return Result(
         m.HelloReply(
             version=m.PROTOCOL_VERSION,
             agent=context.agent,
             digest=context.algorithm,
-            auth=context.locked,
-            features=[*_FEATURES, *(["datagrams"] if context.door else [])],
+            auth=context.unauthenticated,
+            features=[*_FEATURES, *(["datagrams"] if context.udp_listener else [])],
             limits={"header": MAX_HEADER, "block": m.MAX_BLOCK},
         )
     )
 
 
-def ping(context: Context, request: m.Ping) -> Result:
+def ping(context: SessionContext, request: m.Ping) -> Result:
     return Result(m.OkReply())
 
 
-def auth(context: Context, request: m.Auth) -> Result:
-    if context.gate is None:
+def auth(context: SessionContext, request: m.Auth) -> Result:
+    if context.authenticator is None:
         raise RefusedError(Code.UNSUPPORTED, "this server asks for no token")
-    if not context.locked:
+    if not context.unauthenticated:
         raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
-    grant = context.gate.open_to(request.token, context.peer)
-    store = context.gate.home_of(grant)
-    context.gate.enter(grant)
-    context.admit(grant, store)
+    grant = context.authenticator.authenticate(request.token, context.peer)
+    store = context.authenticator.home_of(grant)
+    context.authenticator.enter(grant)
+    context.authenticated(grant, store)
     return Result(m.AuthReply(user=grant.user, can=[can for can in Permission if can in grant.can]))
 
 
-def status(context: Context, request: m.Status) -> Result:
+def status(context: SessionContext, request: m.Status) -> Result:
     body = encode_status(context.status())
     return Result(m.StatusReply(size=len(body)), body)
 
 
-def stat(context: Context, request: m.Stat) -> Result:
+def stat(context: SessionContext, request: m.Stat) -> Result:
     info = context.store.stat(request.name)
     return Result(
         m.StatReply(
@@ -77,7 +77,7 @@ def stat(context: Context, request: m.Stat) -> Result:
     )
 
 
-def list_names(context: Context, request: m.List) -> Result:
+def list_names(context: SessionContext, request: m.List) -> Result:
     entries = context.store.list_files(
         request.name, recursive=request.recursive, after=request.after
     )
@@ -98,17 +98,17 @@ def list_names(context: Context, request: m.List) -> Result:
     return Result(reply, body)
 
 
-def mkdir(context: Context, request: m.Mkdir) -> Result:
+def mkdir(context: SessionContext, request: m.Mkdir) -> Result:
     context.store.mkdir(request.name)
     return Result(m.NameReply(name=request.name))
 
 
-def rename(context: Context, request: m.Rename) -> Result:
+def rename(context: SessionContext, request: m.Rename) -> Result:
     context.store.rename(request.name, request.to, overwrite=request.overwrite)
     return Result(m.NameReply(name=request.to))
 
 
-def delete(context: Context, request: m.Delete) -> Result:
+def delete(context: SessionContext, request: m.Delete) -> Result:
     def work(progress: Progress) -> m.NameReply:
         context.store.delete(request.name, recursive=request.recursive, progress=progress)
         return m.NameReply(name=request.name)
@@ -123,7 +123,7 @@ def delete(context: Context, request: m.Delete) -> Result:
     return Result(context.jobs.run(key, work))
 
 
-def digest(context: Context, request: m.DigestRequest) -> Result:
+def digest(context: SessionContext, request: m.DigestRequest) -> Result:
     store, buffers = context.store, context.buffers
     algorithm = request.digest or context.algorithm
 
@@ -137,7 +137,7 @@ def digest(context: Context, request: m.DigestRequest) -> Result:
     return Result(context.jobs.run((context.grant, request, algorithm, version), work))
 
 
-def put(context: Context, request: m.Put) -> Result:
+def put(context: SessionContext, request: m.Put) -> Result:
     spec = UploadSpec(
         name=request.name,
         total=request.size,
@@ -153,7 +153,7 @@ def put(context: Context, request: m.Put) -> Result:
         staged.discard()
 
 
-def get(context: Context, request: m.Get) -> Result:
+def get(context: SessionContext, request: m.Get) -> Result:
     reader = context.store.read(request.name)
     try:
         info = reader.info
@@ -186,7 +186,7 @@ def get(context: Context, request: m.Get) -> Result:
         raise
 
 
-def begin(context: Context, request: m.Begin) -> Result:
+def begin(context: SessionContext, request: m.Begin) -> Result:
     spec = UploadSpec(
         name=request.name,
         total=request.total,
@@ -214,7 +214,7 @@ def begin(context: Context, request: m.Begin) -> Result:
     return Result(m.BeginReply(upload=upload.id, block=upload.block, size=len(body)), body)
 
 
-def write(context: Context, request: m.Write) -> Result:
+def write(context: SessionContext, request: m.Write) -> Result:
     writer = context.upload(request.upload).write(request.offset, request.size, request.digest)
     try:
         _receive(context, writer.write)
@@ -224,7 +224,7 @@ def write(context: Context, request: m.Write) -> Result:
     return Result(m.WriteReply(upload=request.upload, offset=request.offset, size=0))
 
 
-def commit(context: Context, request: m.Commit) -> Result:
+def commit(context: SessionContext, request: m.Commit) -> Result:
     store, owner = context.store, context.owner
 
     def work(progress: Progress) -> m.FileReply:
@@ -253,13 +253,13 @@ def commit(context: Context, request: m.Commit) -> Result:
     return Result(reply)
 
 
-def abort(context: Context, request: m.Abort) -> Result:
+def abort(context: SessionContext, request: m.Abort) -> Result:
     context.store.abort(request.upload, owner=context.owner)
     context.drop(request.upload)
     return Result(m.OkReply())
 
 
-OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
+OPERATIONS: Final[dict[type[m.Request], Callable[[SessionContext, Any], Result]]] = {
     m.Hello: hello,
     m.Auth: auth,
     m.Ping: ping,
@@ -281,7 +281,7 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[Context, Any], Result]]] = {
 }
 
 
-def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
+def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> None:
     """Hand the body of the request to ``sink``, piece by piece."""
     with context.buffers.borrow() as buffer:
         while count := context.stream.read_into(buffer):
@@ -289,7 +289,7 @@ def _receive(context: Context, sink: Callable[[memoryview], None]) -> None:
             context.passed(count)
 
 
-def _asked_digest(context: Context, request: m.Get, reader: Reader, size: int) -> str | None:
+def _asked_digest(context: SessionContext, request: m.Get, reader: Reader, size: int) -> str | None:
     if request.digest is None:
         return None
     if size > m.MAX_BLOCK:

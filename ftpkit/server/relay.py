@@ -31,7 +31,7 @@ def is_session_of(number: int, session: int) -> bool:
     return session >> _CHANCE_BITS == number % 2**_WORKER_BITS
 
 
-class Relay:
+class Demultiplexer:
     """Reads a port, in a thread; ``find`` tells where to hand on what is for a session."""
 
     def __init__(self, port: DatagramSocket, find: Callable[[int], socket.socket | None]) -> None:
@@ -60,7 +60,7 @@ class Relay:
                             inbox.send(json.dumps(address).encode() + b"\0" + raw)
 
 
-class RelayedPort:
+class DemultiplexedPort:
     """The port as a worker has it: it sends by itself, and finds in ``inbox`` what has arrived."""
 
     def __init__(self, port: DatagramSocket, inbox: socket.socket) -> None:
@@ -72,7 +72,7 @@ class RelayedPort:
         """Wait until something has arrived; False says that the time has passed."""
         return system.wait_readable(self._inbox, seconds)
 
-    def arrived(self) -> Iterator[tuple[memoryview, Any]]:
+    def receive(self) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where."""
         for _ in range(_MOST_AT_ONCE):
             try:

@@ -12,11 +12,11 @@ from ftpkit.protocol.rate import BbrControl
 from ftpkit.protocol.receiver import Receiver
 from ftpkit.protocol.sender import Sender
 from ftpkit.scheduling.dispatcher import TurnHandle
-from ftpkit.server.context import Context, Result
+from ftpkit.server.context import Result, SessionContext
 from ftpkit.storage.store import Reader, Upload, hold_block
 
 
-def push(context: Context, request: m.Push) -> Result:
+def push(context: SessionContext, request: m.Push) -> Result:
     upload = context.upload(request.upload)
     total, block = upload.spec.total, upload.block
     if total is None:
@@ -38,12 +38,12 @@ def push(context: Context, request: m.Push) -> Result:
         )
 
     def join() -> TurnHandle:
-        return context.traffic.upload(context.account, context.peer, upload)
+        return context.registry.upload(context.account, context.peer, upload)
 
-    return Result(context.exchange_datagrams(begin, lambda: None, join))
+    return Result(context.open_datagram_session(begin, lambda: None, join))
 
 
-def pull(context: Context, request: m.Pull) -> Result:
+def pull(context: SessionContext, request: m.Pull) -> Result:
     if request.rate == 0:
         raise RefusedError(Code.BAD_REQUEST, "pull: at a rate of 0 nothing would ever come")
     reader, block = context.store.read(request.name), request.block
@@ -68,11 +68,11 @@ def pull(context: Context, request: m.Pull) -> Result:
         def join() -> TurnHandle:
             total = reader.info.total
             moved = total - sum(sizes.values())
-            return context.traffic.download(
+            return context.registry.download(
                 context.account, context.peer, request.name, total, moved
             )
 
-        return Result(context.exchange_datagrams(begin, reader.__exit__, join))
+        return Result(context.open_datagram_session(begin, reader.__exit__, join))
     except BaseException:
         reader.__exit__()
         raise

@@ -12,11 +12,11 @@ from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
-from ftpkit.server.admission import Admission
-from ftpkit.server.binding import Bound, bind
-from ftpkit.server.door import Door
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.binding import ListeningSocket, bind
+from ftpkit.server.door import UdpListener
 from ftpkit.server.listener import Listener, peer_name
-from ftpkit.server.service import DAY_S, Limits, Service, sweep_hourly
+from ftpkit.server.service import DAY_S, ConnectionHandler, Limits, sweep_hourly
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import FileSystem
 
@@ -55,7 +55,7 @@ class Server:
         schedule: str = DEFAULT_POLICY,
         slots: int | None = None,
         rate_bps: float | None = None,
-        sockets: Sequence[Bound] = (),
+        sockets: Sequence[ListeningSocket] = (),
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._sockets = sockets
@@ -71,11 +71,11 @@ class Server:
             slots=slots,
             rate_bps=rate_bps,
         )
-        self.admission = Admission(max_connections, max_connections_per_address)
+        self.connection_limiter = ConnectionLimiter(max_connections, max_connections_per_address)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
-        self._doors: list[Door] = []
-        self.service: Service | None = None
+        self._doors: list[UdpListener] = []
+        self.service: ConnectionHandler | None = None
         self._stopping = threading.Event()
 
     @property
@@ -105,20 +105,20 @@ class Server:
                 each.close()
             raise
         self._listeners = [Listener(self, at, each) for at, each in enumerate(sockets)]
-        self.service = Service(
+        self.service = ConnectionHandler(
             store,
-            self.admission,
+            self.connection_limiter,
             self._limits,
             tokens=self._tokens,
             identity=self._identity,
             plain=self._plain,
         )
-        self._doors = [Door(listener.port) for listener in self._listeners if listener.port]
+        self._doors = [UdpListener(listener.port) for listener in self._listeners if listener.port]
         self._run("ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, self._stopping))
         for listener in self._listeners:
             self._run("ftpkit-accept", listener.serve_forever)
-        for door in self._doors:
-            door.start()
+        for udp_listener in self._doors:
+            udp_listener.start()
         addresses = [str(address) for address in self.addresses]
         log.info("listening", extra={"fields": {"addresses": addresses}})
 
@@ -137,8 +137,8 @@ class Server:
         if self.service is not None:
             self.service.stop(grace_s)
         # Running transfers may have needed them until now.
-        for door in self._doors:
-            door.close()
+        for udp_listener in self._doors:
+            udp_listener.close()
         self._doors = []
         if self.service is not None:
             self.service.close()
@@ -159,7 +159,7 @@ class Server:
         """
         self._limits = limits
         self._identity = identity or self._identity
-        self.admission.change(limits.max_connections, limits.max_connections_per_address)
+        self.connection_limiter.change(limits.max_connections, limits.max_connections_per_address)
         if self.service is not None:
             self.service.change(limits)
             self.service.identity = self._identity
@@ -167,8 +167,8 @@ class Server:
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Serve one connection that was admitted, in this thread, until it ends."""
         if self.service is not None:
-            door = self._doors[at] if self._doors else None
-            self.service.serve(sock, peer_name(address), door)
+            udp_listener = self._doors[at] if self._doors else None
+            self.service.serve(sock, peer_name(address), udp_listener)
 
     def status(self) -> ServerStatus:
         """Tell what the server does now; WIRE.md, section 6, has the keys."""

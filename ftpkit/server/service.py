@@ -23,15 +23,15 @@ from ftpkit.scheduling.limit import Direction, Rates
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.server.admission import Admission
-from ftpkit.server.context import Context, Moved, Siblings
-from ftpkit.server.door import Door
-from ftpkit.server.gate import LOOKS_S, Gate
-from ftpkit.server.house import House, LocalHouse
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
+from ftpkit.server.door import UdpListener
+from ftpkit.server.gate import LOOKS_S, Authenticator
+from ftpkit.server.house import LocalLimits, SharedLimits
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
-from ftpkit.server.traffic import Traffic
+from ftpkit.server.traffic import TransferRegistry
 from ftpkit.storage.store import QuotaAwareStore, Store
 
 DAY_S: Final = 86_400.0
@@ -72,7 +72,7 @@ class Limits:
         return Scheduler(self.policy, slots=self.slots, rates_bps=self.rates_bps)
 
 
-class Service:
+class ConnectionHandler:
     """Serves each connection in the thread that brings it, until ``stop``.
 
     With an ``identity`` over TLS, and only so unless ``plain`` connections are admitted, too.
@@ -85,21 +85,21 @@ class Service:
     def __init__(
         self,
         store: QuotaAwareStore,
-        admission: Admission,
+        connection_limiter: ConnectionLimiter,
         limits: Limits,
         schedule: Scheduler | RemoteScheduler | None = None,
         *,
         tokens: Tokens | None = None,
-        house: House | None = None,
+        shared_limits: SharedLimits | None = None,
         identity: Identity | None = None,
         plain: bool = False,
     ) -> None:
         self.store = store
         self.identity, self._plain = identity, plain
         self._limits = limits
-        self.traffic = Traffic(BlockingScheduler(schedule or limits.new_schedule()))
+        self.registry = TransferRegistry(BlockingScheduler(schedule or limits.new_schedule()))
         self.jobs = Jobs()
-        self._admission = admission
+        self._connection_limiter = connection_limiter
         self._buffers = BufferPool()
         self._since = time.monotonic()
         self._lock = threading.Lock()
@@ -107,18 +107,18 @@ class Service:
         self._stopping = self._now = False
         self._leaving, self._closed = threading.Event(), threading.Event()
         self._before_close = contextlib.ExitStack()
-        self._gate = None if tokens is None else self._guarded(tokens, house)
+        self._authenticator = None if tokens is None else self._guarded(tokens, shared_limits)
 
-    def _guarded(self, tokens: Tokens, house: House | None) -> Gate:
+    def _guarded(self, tokens: Tokens, shared_limits: SharedLimits | None) -> Authenticator:
         """Let only holders of ``tokens`` in, and no longer than they are that."""
-        if house is None:
-            house = LocalHouse(self.store.used_bytes)
-            self._before_close.callback(house.close)
+        if shared_limits is None:
+            shared_limits = LocalLimits(self.store.used_bytes)
+            self._before_close.callback(shared_limits.close)
         watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
         watch.start()
         self._before_close.callback(watch.join)
         self._before_close.callback(self._closed.set)
-        return Gate(tokens, house, self.store, self._leaving)
+        return Authenticator(tokens, shared_limits, self.store, self._leaving)
 
     @property
     def identity(self) -> Identity | None:
@@ -133,7 +133,7 @@ class Service:
     def change(self, limits: Limits) -> None:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
         self._limits = limits
-        self.traffic.dispatcher.configure(
+        self.registry.scheduler.configure(
             limits.policy, slots=limits.slots, rates_bps=limits.rates_bps
         )
 
@@ -141,9 +141,9 @@ class Service:
         self,
         sock: socket.socket,
         peer: str,
-        door: Door | None,
-        siblings: Siblings | None = None,
-        moved: Moved | None = None,
+        udp_listener: UdpListener | None,
+        other_workers: OtherWorkers | None = None,
+        moved: Handoff | None = None,
     ) -> None:
         """Serve one connection, in this thread, until it ends or one of ``siblings`` has it."""
         stream = FrameStream(
@@ -151,20 +151,20 @@ class Service:
             stall_timeout_s=self._limits.stall_timeout_s,
             idle_timeout_s=self._limits.idle_timeout_s,
         )
-        context = Context(
+        context = SessionContext(
             self.store,
             self.jobs,
             self._buffers,
             stream,
             agent=f"ftpkit/{__version__}",
-            status=self.status if siblings is None else siblings.status,
-            traffic=self.traffic,
-            door=door,
-            siblings=siblings,
-            gate=self._gate,
+            status=self.status if other_workers is None else other_workers.status,
+            registry=self.registry,
+            udp_listener=udp_listener,
+            other_workers=other_workers,
+            authenticator=self._authenticator,
         )
-        if self._gate is None:  # else the user has one, whatever his name and where he is
-            context.account = self.traffic.account(peer.rpartition(":")[0])
+        if self._authenticator is None:  # else the user has one, whatever his name and where he is
+            context.account = self.registry.account(peer.rpartition(":")[0])
         open_up = self._open_up if moved is None else None
         session = Session(stream, context, peer, moved, open_up)
         with self._lock:
@@ -201,7 +201,7 @@ class Service:
         uptime_s = round(now - self._since, 3)
         with self._lock:
             connections = sum(not session.handed_over for session in self._sessions)
-        shaped = self.traffic.dispatcher.has_limits
+        shaped = self.registry.scheduler.has_limits
         return {
             "version": __version__,
             "uptime_s": uptime_s,
@@ -213,8 +213,8 @@ class Service:
             "workers": [
                 {"number": 1, "pid": os.getpid(), "uptime_s": uptime_s, "connections": connections}
             ],
-            "totals": self.traffic.ended.totals(),
-            "transfers": [told(each, now) for each in self.traffic.dispatcher.snapshot()],
+            "totals": self.registry.ended.totals(),
+            "transfers": [told(each, now) for each in self.registry.scheduler.snapshot()],
         }
 
     def sessions(self) -> set[Session]:
@@ -225,9 +225,9 @@ class Service:
     def stop(self, grace_s: float) -> None:
         """Let running transfers go on for ``grace_s``, then end what is left."""
         self._end(now=False)
-        if not self._admission.wait_for(lambda count: count == 0, grace_s):
+        if not self._connection_limiter.wait_for(lambda count: count == 0, grace_s):
             self._end(now=True)
-            self._admission.wait_for(lambda count: count == 0)
+            self._connection_limiter.wait_for(lambda count: count == 0)
 
     def _check(self) -> None:
         """End the sessions whose tokens are good no longer, until ``close``."""

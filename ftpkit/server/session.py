@@ -24,10 +24,10 @@ from ftpkit.net.stream import FrameStream
 from ftpkit.protocol.conversation import ServerProtocol
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
-from ftpkit.server.context import Context, Moved, Result
+from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
-from ftpkit.server.transfers import Transfers
+from ftpkit.server.transfers import TransferTracker
 from ftpkit.storage.store import Reader
 
 # A refused body up to this size is read and dropped, and the conversation goes on.
@@ -51,16 +51,16 @@ class Session:
     def __init__(
         self,
         stream: FrameStream,
-        context: Context,
+        context: SessionContext,
         peer: str,
-        moved: Moved | None = None,
+        moved: Handoff | None = None,
         open_up: Callable[[FrameStream], None] | None = None,
     ) -> None:
         self.peer = context.peer = peer
         self._stream = stream
         self._context = context
         self._open_up = open_up
-        self._transfers = Transfers(context)
+        self._transfers = TransferTracker(context)
         self._requests = 0
         self._sent = 0
         self._since = time.monotonic()
@@ -70,16 +70,16 @@ class Session:
         self._revoked = False
         self._handed_over = False
         self._next: Header | None = None
-        context.on_exchanged = self._rest
+        context.on_datagrams_ended = self._rest
         context.passed = self._transfers.passed
         if moved is not None:
-            if moved.grant is not None and context.gate is not None:
-                context.admit(moved.grant, context.gate.store_for(moved.grant))
+            if moved.grant is not None and context.authenticator is not None:
+                context.authenticated(moved.grant, context.authenticator.store_for(moved.grant))
             context.algorithm = moved.algorithm
             self._next, self._requests, self._since = moved.header, moved.requests, moved.since
             stream.resume(moved.header, moved.ahead, moved.local)
-        self._conversation = ServerProtocol(must_authenticate=context.locked)
-        stream.unauthenticated = context.locked
+        self._protocol = ServerProtocol(must_authenticate=context.unauthenticated)
+        stream.unauthenticated = context.unauthenticated
 
     def run(self) -> None:
         """Serve until the client ends, fails, or is shown out; never raises."""
@@ -93,7 +93,7 @@ class Session:
             self._last_word(refusal)
         except EndOfStreamError:
             if self._revoked:
-                self._last_word(self._shown_out())
+                self._last_word(self._deauthenticated())
             elif self._stopping:
                 outcome = Code.SHUTTING_DOWN
                 self._last_word(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
@@ -130,8 +130,8 @@ class Session:
 
         With a word, where one can be said.
         """
-        late = self._context.locked and time.monotonic() - self._since > _UNKNOWN_S
-        if self._revoked or (self._context.good and not late):
+        late = self._context.unauthenticated and time.monotonic() - self._since > _UNKNOWN_S
+        if self._revoked or (self._context.still_authorized and not late):
             return
         with self._state:
             self._revoked = True
@@ -150,7 +150,7 @@ class Session:
 
     @property
     def _transferring(self) -> bool:
-        exchange = self._context.exchange
+        exchange = self._context.udp_conversation
         return (
             bool(self._context.uploads)
             or self._transfers.downloading
@@ -158,7 +158,7 @@ class Session:
         )
 
     def _converse(self) -> None:
-        while not self._conversation.closed:
+        while not self._protocol.closed:
             header = self._next_header()
             with self._state:
                 self._busy = True
@@ -180,7 +180,7 @@ class Session:
             try:
                 return self._stream.read_header()
             except StallTimeoutError:
-                exchange = self._context.exchange
+                exchange = self._context.udp_conversation
                 if exchange is None or not exchange.running:
                     raise
 
@@ -194,7 +194,7 @@ class Session:
         started = time.monotonic()
         request: Request | None = None
         try:
-            request = self._conversation.receive(header)
+            request = self._protocol.receive(header)
             self._stay_for(request)
             request = self._allowed(request)
             self._transfers.arriving(request)
@@ -216,10 +216,10 @@ class Session:
         else:
             if result.reader is None:
                 # What was done stays done, whether its reply arrives or not.
-                row = self._context.exchange
+                row = self._context.udp_conversation
                 self._transfers.served(request, result.reply, started, row)
                 if isinstance(result.reply, AuthReply):
-                    self._conversation.mark_authenticated()
+                    self._protocol.mark_authenticated()
                     self._stream.unauthenticated = False
                 self._answer(result)
                 return
@@ -233,8 +233,8 @@ class Session:
 
     def _stay_for(self, request: Request) -> None:
         """Let others serve a request, where we only finish what is begun; of uploads they know."""
-        siblings = self._context.siblings
-        if siblings is None or not siblings.leaving or self._transferring:
+        other_workers = self._context.other_workers
+        if other_workers is None or not other_workers.leaving or self._transferring:
             return
         if self._stream.secured:  # it would be here all the same
             return
@@ -243,9 +243,9 @@ class Session:
 
     def _allowed(self, request: Request) -> Request:
         """Return ``request`` as whoever is at the other end may have it done now."""
-        if not self._context.good:
+        if not self._context.still_authorized:
             self._revoked = True
-            raise self._shown_out()
+            raise self._deauthenticated()
         return permitted(request, self._context.grant)
 
     def _hand_over(self, header: Header, to: int) -> None:
@@ -259,24 +259,24 @@ class Session:
         context.close()
         sock, ahead = self._stream.detach()
         answered = self._requests - 1
-        grant = context.grant if context.gate and not context.locked else None
+        grant = context.grant if context.authenticator and not context.unauthenticated else None
         local = self._stream.local
-        moved = Moved(header, ahead, grant, context.algorithm, answered, self._since, local)
-        if context.siblings is None:
+        moved = Handoff(header, ahead, grant, context.algorithm, answered, self._since, local)
+        if context.other_workers is None:
             return
         if lent is None:
-            context.siblings.hand_over(sock, moved, to, lent=False)
+            context.other_workers.hand_over(sock, moved, to, lent=False)
             return
         ours, theirs = lent
         with ours:
             with theirs:
-                context.siblings.hand_over(theirs, moved, to, lent=True)
+                context.other_workers.hand_over(theirs, moved, to, lent=True)
             self._stream.proxy_to(ours)
             self._stream.close_gently(_GENTLE_S)
 
     def _answer(self, result: Result) -> None:
         self._sent = 0
-        header = self._conversation.accept(result.reply)
+        header = self._protocol.accept(result.reply)
         if result.reader is None:
             self._stream.send(header, result.body)
             return
@@ -316,31 +316,33 @@ class Session:
         )
         if not close:
             self._stream.skip_body()
-        self._stream.send(self._conversation.refuse(refusal, close=close))
+        self._stream.send(self._protocol.refuse(refusal, close=close))
 
     def _last_word(self, refusal: RefusedError) -> None:
-        if self._conversation.closed:
+        if self._protocol.closed:
             return
         with contextlib.suppress(ConnectionLostError):
-            self._stream.send(self._conversation.refuse(refusal, close=True))
+            self._stream.send(self._protocol.refuse(refusal, close=True))
             self._close_gently()
 
     def _close_gently(self) -> None:
         # Datagrams must not go on while the peer takes its time.
-        self._context.end_exchange()
+        self._context.end_datagram_session()
         self._stream.close_gently(_GENTLE_S)
 
     def _summary(self, outcome: str) -> dict[str, Any]:
         return {
             "peer": self.peer,
-            **self._context.who,
+            **self._context.log_fields,
             "requests": self._requests,
             "seconds": round(time.monotonic() - self._since, 3),
             "outcome": Code.AUTH_REQUIRED if self._revoked else outcome,
         }
 
-    def _shown_out(self) -> RefusedError:
+    def _deauthenticated(self) -> RefusedError:
         why = (
-            "no token was shown in time" if self._context.locked else "the token is good no longer"
+            "no token was shown in time"
+            if self._context.unauthenticated
+            else "the token is good no longer"
         )
         return RefusedError(Code.AUTH_REQUIRED, why)

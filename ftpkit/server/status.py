@@ -7,7 +7,7 @@ from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
 from ftpkit.scheduling.schedule import TransferSnapshot
 
 
-class Ended:
+class TransferTotals:
     """Counts the transfers of a server that have ended."""
 
     def __init__(self) -> None:

@@ -11,16 +11,16 @@ from ftpkit.scheduling.limit import Direction
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
 from ftpkit.scheduling.schedule import Scheduler
 from ftpkit.scheduling.transfer import Account, Transfer
-from ftpkit.server.status import Ended
+from ftpkit.server.status import TransferTotals
 from ftpkit.storage.store import Upload
 
 
-class Traffic:
+class TransferRegistry:
     """Lets connections join transfers, and knows which of them carry the same one."""
 
-    def __init__(self, dispatcher: BlockingScheduler | None = None) -> None:
-        self.dispatcher = dispatcher or BlockingScheduler(Scheduler(POLICIES[DEFAULT_POLICY]))
-        self.ended = Ended()
+    def __init__(self, scheduler: BlockingScheduler | None = None) -> None:
+        self.scheduler = scheduler or BlockingScheduler(Scheduler(POLICIES[DEFAULT_POLICY]))
+        self.ended = TransferTotals()
         self._lock = threading.Lock()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._uploads: WeakValueDictionary[str, Transfer] = WeakValueDictionary()
@@ -37,7 +37,7 @@ class Traffic:
                 account = self._accounts[user] = Account(user, weight=weight, rates_bps=rates)
             account.weight = weight
             if account.rates_bps != rates:
-                self.dispatcher.set_rates(account, rates)
+                self.scheduler.set_rates(account, rates)
             return account
 
     def upload(self, account: Account, peer: str, upload: Upload) -> TurnHandle:
@@ -50,37 +50,37 @@ class Traffic:
                     account, peer, spec.name, Direction.UP, spec.total, upload.held
                 )
                 self._uploads[upload.id] = transfer
-            return self.dispatcher.add_flow(transfer)
+            return self.scheduler.add_flow(transfer)
 
     def put(self, account: Account, peer: str, name: str, total: int) -> TurnHandle:
         """Join a file that arrives in one piece."""
-        return self.dispatcher.add_flow(_transfer(account, peer, name, Direction.UP, total, 0))
+        return self.scheduler.add_flow(_transfer(account, peer, name, Direction.UP, total, 0))
 
     def download(
         self, account: Account, peer: str, name: str, total: int, offset: int
     ) -> TurnHandle:
         """Join a file that is read from ``offset`` on."""
-        return self.dispatcher.add_flow(
+        return self.scheduler.add_flow(
             _transfer(account, peer, name, Direction.DOWN, total, offset)
         )
 
 
 @contextlib.contextmanager
-def in_turn(
-    dispatcher: BlockingScheduler, carrier: TurnHandle, moved: Callable[[], int]
+def take_turn(
+    scheduler: BlockingScheduler, handle: TurnHandle, moved: Callable[[], int]
 ) -> Iterator[int | None]:
     """Let the block be a turn of ``carrier``, of so many bytes, where there are such.
 
     ``moved`` counts the bytes.
     """
-    before, shaped = moved(), dispatcher.has_limits
-    most = carrier.acquire() if shaped else None
+    before, shaped = moved(), scheduler.has_limits
+    most = handle.acquire() if shaped else None
     try:
         yield most
     finally:
         count = moved() - before
         if shaped or count:
-            carrier.release(count)
+            handle.release(count)
 
 
 def _transfer(

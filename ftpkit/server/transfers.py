@@ -9,12 +9,12 @@ from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
 from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.scheduling.limit import Direction
-from ftpkit.server.context import Context
+from ftpkit.server.context import SessionContext
 
 log = logging.getLogger("ftpkit.server")
 
 
-class Row(Protocol):
+class DatagramProgress(Protocol):
     """Blocks that travel as datagrams."""
 
     @property
@@ -27,27 +27,27 @@ class Row(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
+class _Tracked:
     direction: Direction
     name: str
     since: float
-    carrier: TurnHandle | None = None
+    handle: TurnHandle | None = None
     count: int = 0
 
 
-class Transfers:
+class TransferTracker:
     """Follows the requests of one connection: its uploads by id, and the file it downloads.
 
     Tell it of each request before its body is read, of each piece of a body that has
     moved, and of what became of the request.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SessionContext) -> None:
         self._context = context
-        self._uploads: dict[str, _Running] = {}
-        self._put: _Running | None = None
-        self._download: tuple[str, _Running] | None = None
-        self._row: tuple[_Running, Row] | None = None
+        self._uploads: dict[str, _Tracked] = {}
+        self._put: _Tracked | None = None
+        self._download: tuple[str, _Tracked] | None = None
+        self._row: tuple[_Tracked, DatagramProgress] | None = None
         self._moving: TurnHandle | None = None
 
     @property
@@ -61,20 +61,20 @@ class Transfers:
         """Let the body of ``request`` move as part of its transfer."""
         match request:
             case m.Put():
-                carrier = self._context.traffic.put(
+                handle = self._context.registry.put(
                     self._context.account, self._context.peer, request.name, request.size
                 )
-                self._put = _Running(Direction.UP, request.name, time.monotonic(), carrier)
-                self._move(carrier)
+                self._put = _Tracked(Direction.UP, request.name, time.monotonic(), handle)
+                self._move(handle)
             case m.Write():
-                self._move(self._upload(request.upload).carrier)
+                self._move(self._upload(request.upload).handle)
             case _:
                 self._move(None)
 
     def leaving(self, reply: m.Reply | m.Pending) -> None:
         """Let the body of ``reply`` move as part of its transfer."""
         if isinstance(reply, m.GetReply):
-            self._move(self._downloaded(reply).carrier)
+            self._move(self._downloaded(reply).handle)
 
     def passed(self, count: int) -> None:
         """Note that so many bytes of a body have moved."""
@@ -90,14 +90,18 @@ class Transfers:
 
     def interrupt(self) -> None:
         """Let who waits for a turn wait no longer; safe from another thread."""
-        carrier = self._moving
-        if carrier is not None:
-            carrier.close()
+        handle = self._moving
+        if handle is not None:
+            handle.close()
 
     # What became of it
 
     def served(
-        self, request: m.Request, reply: m.Reply | m.Pending, since: float, row: Row | None = None
+        self,
+        request: m.Request,
+        reply: m.Reply | m.Pending,
+        since: float,
+        row: DatagramProgress | None = None,
     ) -> None:
         """Note a request that was answered; ``row`` is what a push or pull has begun."""
         if not isinstance(request, m.Ping):
@@ -110,12 +114,12 @@ class Transfers:
             case m.Write(), _:
                 self._upload(request.upload).count += request.size
             case m.Commit(), m.FileReply():
-                self._uploads.setdefault(request.upload, _Running(Direction.UP, reply.name, since))
+                self._uploads.setdefault(request.upload, _Tracked(Direction.UP, reply.name, since))
                 self._end_upload(request.upload, "ok")
             case m.Push(), _ if row is not None:
                 self._row = self._upload(request.upload), row
             case m.Pull(), _ if row is not None:
-                self._row = _Running(Direction.DOWN, request.name, since), row
+                self._row = _Tracked(Direction.DOWN, request.name, since), row
             case m.Abort(), m.OkReply():
                 self._end_upload(request.upload, "aborted")
             case m.Get(), m.GetReply():
@@ -131,9 +135,9 @@ class Transfers:
             case m.Put():
                 self._end_put(0, refusal.code)
             case m.Get():
-                self._log(_Running(Direction.DOWN, request.name, since), refusal.code)
+                self._log(_Tracked(Direction.DOWN, request.name, since), refusal.code)
             case m.Begin():
-                self._log(_Running(Direction.UP, request.name, since), refusal.code)
+                self._log(_Tracked(Direction.UP, request.name, since), refusal.code)
             case _:
                 pass
 
@@ -144,7 +148,7 @@ class Transfers:
                 self._end_put(count, "unfinished")
             case m.Get():
                 if self._download is None:
-                    self._download = "", _Running(Direction.DOWN, request.name, since)
+                    self._download = "", _Tracked(Direction.DOWN, request.name, since)
                 self._download[1].count += count
             case _:
                 pass
@@ -156,29 +160,29 @@ class Transfers:
             self._end_upload(upload, "unfinished")
         self._end_download("unfinished")
 
-    def _move(self, carrier: TurnHandle | None) -> None:
-        self._moving = carrier
-        shaped = carrier is not None and self._context.traffic.dispatcher.has_limits
-        self._context.stream.limiter = carrier if shaped else None
+    def _move(self, handle: TurnHandle | None) -> None:
+        self._moving = handle
+        shaped = handle is not None and self._context.registry.scheduler.has_limits
+        self._context.stream.limiter = handle if shaped else None
 
-    def _upload(self, identity: str) -> _Running:
+    def _upload(self, identity: str) -> _Tracked:
         running = self._uploads.get(identity)
         if running is None:
             context, upload = self._context, self._context.upload(identity)
             name = upload.spec.name
-            carrier = context.traffic.upload(context.account, self._context.peer, upload)
-            running = _Running(Direction.UP, name, time.monotonic(), carrier)
+            handle = context.registry.upload(context.account, self._context.peer, upload)
+            running = _Tracked(Direction.UP, name, time.monotonic(), handle)
             self._uploads[identity] = running
         return running
 
-    def _downloaded(self, reply: m.GetReply) -> _Running:
+    def _downloaded(self, reply: m.GetReply) -> _Tracked:
         if self._download is None or self._download[0] != reply.version:
             self._end_download("unfinished")
             context = self._context
-            carrier = context.traffic.download(
+            handle = context.registry.download(
                 context.account, self._context.peer, reply.name, reply.total, reply.offset
             )
-            running = _Running(Direction.DOWN, reply.name, time.monotonic(), carrier)
+            running = _Tracked(Direction.DOWN, reply.name, time.monotonic(), handle)
             self._download = reply.version, running
         return self._download[1]
 
@@ -207,9 +211,9 @@ class Transfers:
         if running is not None:
             self._log(running, outcome)
 
-    def _log(self, running: _Running, outcome: str) -> None:
-        if running.carrier is not None:
-            running.carrier.close()
+    def _log(self, running: _Tracked, outcome: str) -> None:
+        if running.handle is not None:
+            running.handle.close()
         seconds = time.monotonic() - running.since
         fields = {
             "direction": running.direction,
@@ -218,9 +222,9 @@ class Transfers:
             "seconds": round(seconds, 3),
             "rate": round(running.count / seconds) if seconds else 0,
             "outcome": outcome,
-            **self._context.who,
+            **self._context.log_fields,
             "peer": self._context.peer,
         }
-        ended = self._context.traffic.ended
+        ended = self._context.registry.ended
         ended.add(running.direction, running.count, whole=outcome == "ok")
         log.info("transfer", extra={"fields": fields})

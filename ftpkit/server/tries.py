@@ -16,7 +16,7 @@ _MOST_PLACES: Final = 4096
 _IPV6_PREFIX: Final = 64
 
 
-class Tries:
+class LoginThrottle:
     """Counts failed tries; those of one IPv4 address, or IPv6 network, together."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,14 +10,14 @@ from weakref import WeakValueDictionary
 from ftpkit.protocol.frame import Header
 from ftpkit.scheduling.limit import Direction
 from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
-from ftpkit.server.broker import Member
+from ftpkit.server.broker import WorkerHandle
 from ftpkit.server.service import Limits
 
 # A number counts what one worker has.
-_Key: TypeAlias = tuple[Member, int]
+_Key: TypeAlias = tuple[WorkerHandle, int]
 
 
-class Turns:
+class SchedulerServer:
     """Gives the turns of a ``Schedule`` to workers, which have a ``Remote`` each.
 
     Whoever receives from a worker gives those that come of it, and never waits: what a worker
@@ -55,7 +55,7 @@ class Turns:
             )
             self._hand_out()
 
-    def receive(self, member: Member, header: Header) -> None:
+    def receive(self, worker: WorkerHandle, header: Header) -> None:
         """Note what a worker says of one of its lanes; ``Remote`` has the messages."""
         with self._changed:
             now = self._clock()
@@ -65,39 +65,39 @@ class Turns:
                     if account is not None:
                         self._schedule.set_rates(account, _rates(header), now)
                 case "joins":
-                    self._join((member, header["lane"]), header, now)
+                    self._join((worker, header["lane"]), header, now)
                 case what:
-                    self._note(what, self._flows[member, header["lane"]], header, now)
+                    self._note(what, self._flows[worker, header["lane"]], header, now)
             self._hand_out()
 
-    def leave(self, member: Member) -> None:
+    def leave(self, worker: WorkerHandle) -> None:
         """Take out all that a worker had: it has ended."""
         with self._changed:
             now = self._clock()
-            for flow in [flow for (owner, _), flow in self._flows.items() if owner is member]:
+            for flow in [flow for (owner, _), flow in self._flows.items() if owner is worker]:
                 self._leave(flow, now)
             self._hand_out()
 
-    def positions(self, member: Member) -> dict[int, int]:
+    def positions(self, worker: WorkerHandle) -> dict[int, int]:
         """Return the places in their queues of the transfers of a worker that wait."""
         with self._changed:
             places = self._schedule.positions()
-            mine = [each for each in self._transfers.items() if each[0][0] is member]
+            mine = [each for each in self._transfers.items() if each[0][0] is worker]
         return {order: places[each] for (_, order), each in mine if each in places}
 
     def _join(self, key: _Key, header: Header, now: float) -> None:
-        member, user = key[0], header["user"]
+        worker, user = key[0], header["user"]
         account = self._accounts.get(user)
         if account is None:
             account = self._accounts[user] = Account(user, rates_bps=_rates(header))
         elif account.rates_bps != _rates(header):
             self._schedule.set_rates(account, _rates(header), now)
         account.weight = header["weight"]
-        transfer = self._transfers.get((member, header["order"]))
+        transfer = self._transfers.get((worker, header["order"]))
         if transfer is None:
             direction, moved = Direction(header["direction"]), header["moved"]
             transfer = Transfer(account, header["name"], direction, header["total"], now, moved)
-            self._transfers[member, header["order"]] = transfer
+            self._transfers[worker, header["order"]] = transfer
         flow = self._flows[key] = self._schedule.add_flow(transfer)
         self._keys[flow] = key
 
@@ -128,14 +128,14 @@ class Turns:
             self._changed.notify()
 
     def _give(self, flow: Flow) -> None:
-        member, number = key = self._keys[flow]
-        if not member.offer("turn", lane=number, most=flow.size):
+        worker, number = key = self._keys[flow]
+        if not worker.offer("turn", lane=number, most=flow.size):
             self._left.append((key, flow.size))
 
     def _run(self) -> None:
         while turns := self._next():
-            for (member, number), size in turns:
-                member.tell("turn", lane=number, most=size)
+            for (worker, number), size in turns:
+                worker.tell("turn", lane=number, most=size)
 
     def _next(self) -> list[tuple[_Key, int]]:
         """Give turns until some are left to be told of, and return these; none at the end."""

@@ -23,13 +23,13 @@ from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.server.admission import Admission
-from ftpkit.server.channel import Channel, close_all
-from ftpkit.server.context import Moved
-from ftpkit.server.door import Door
-from ftpkit.server.housekeeping import RemoteHouse
-from ftpkit.server.relay import RelayedPort, session_of
-from ftpkit.server.service import Limits, Service
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.channel import IpcChannel, close_all
+from ftpkit.server.context import Handoff
+from ftpkit.server.door import UdpListener
+from ftpkit.server.housekeeping import RemoteLimits
+from ftpkit.server.relay import DemultiplexedPort, session_of
+from ftpkit.server.service import ConnectionHandler, Limits
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import FileSystem
 from ftpkit.storage.sharing import RootLease
@@ -52,17 +52,17 @@ def work(sock: socket.socket, number: int, on_start: Callable[[], None]) -> None
     if parent is not None and parent.pid is not None:
         system.die_with_parent(parent.pid)
     on_start()
-    Worker(Channel(sock), number).run()
+    Worker(IpcChannel(sock), number).run()
 
 
 class Worker:
     """Follows what the supervisor says, and asks it what concerns the other workers."""
 
-    def __init__(self, channel: Channel, number: int) -> None:
+    def __init__(self, channel: IpcChannel, number: int) -> None:
         self.channel, self.number = channel, number
         self.leaving = False
-        self.doors: list[Door] = []
-        self._admission = Admission(sys.maxsize, sys.maxsize)
+        self.doors: list[UdpListener] = []
+        self._connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
         self._remote = RemoteScheduler(Limits().new_schedule(), partial(self.tell, "schedule"))
         self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
@@ -70,36 +70,36 @@ class Worker:
 
     def run(self) -> None:
         """Serve until we are told to end, or the supervisor is gone."""
-        plan, secrets, fds = self.channel.receive()
+        config, secrets, fds = self.channel.receive()
         store = DirectoryStore(
-            plan["root"],
-            FileSystem(durable=plan["durable"]),
+            config["root"],
+            FileSystem(durable=config["durable"]),
             lease=RootLease(fds[0], self.number, self),
         )
-        limits = Limits(**plan["limits"])
-        size = plan["certificate"]
-        tokens = None if plan["tokens"] is None else Tokens(plan["tokens"])
-        service = Service(
+        limits = Limits(**config["limits"])
+        size = config["certificate"]
+        tokens = None if config["tokens"] is None else Tokens(config["tokens"])
+        service = ConnectionHandler(
             store,
-            self._admission,
+            self._connection_limiter,
             limits,
             self._remote,
             tokens=tokens,
-            house=RemoteHouse(
+            shared_limits=RemoteLimits(
                 self._ask_house,
                 partial(self.tell, "house"),
                 lambda: tokens is not None and tokens.limit_room,
             ),
             identity=None if size is None else Identity(secrets[:size], secrets[size:]),
-            plain=plan["plain"],
+            plain=config["plain"],
         )
         service.change(limits)
         sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
-            relayed = RelayedPort(DatagramSocket(port), inbox)
-            self.doors.append(Door(relayed, lambda: session_of(self.number)))
-        for door in self.doors:
-            door.start()
+            relayed = DemultiplexedPort(DatagramSocket(port), inbox)
+            self.doors.append(UdpListener(relayed, lambda: session_of(self.number)))
+        for udp_listener in self.doors:
+            udp_listener.start()
         self.tell("ready")
         while True:
             try:
@@ -149,10 +149,12 @@ class Worker:
     def _ask_house(self, **message: Any) -> Header:
         return self._ask("house", **message)[0]
 
-    def _follow(self, service: Service, header: Header, body: bytes, fds: list[int]) -> None:
+    def _follow(
+        self, service: ConnectionHandler, header: Header, body: bytes, fds: list[int]
+    ) -> None:
         match header["op"]:
             case "serve":
-                self._start(_Connection(self, service, header, body), fds)
+                self._start(_WorkerConnection(self, service, header, body), fds)
             case "answer":
                 answer = self._calls.get(header["call"])
                 if answer is not None:
@@ -164,7 +166,7 @@ class Worker:
                 threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
             case "turn":
                 self._remote.granted(header["lane"], header["most"])
-                service.traffic.dispatcher.grant_due()
+                service.registry.scheduler.grant_due()
             case "limits":
                 service.change(Limits(**header["limits"]))
             case "leave":
@@ -173,8 +175,8 @@ class Worker:
                 stop = (service, header["grace_s"])
                 threading.Thread(target=self._stop, args=stop, name="ftpkit-stop").start()
 
-    def _start(self, connection: "_Connection", fds: list[int]) -> None:
-        self._admission.enter(connection.host)
+    def _start(self, connection: "_WorkerConnection", fds: list[int]) -> None:
+        self._connection_limiter.acquire(connection.host)
         try:
             if not fds:
                 raise OSError("too many open files")
@@ -189,25 +191,27 @@ class Worker:
 
     def leave(self, host: str) -> None:
         """Note that a connection has gone from here."""
-        self._admission.leave(host)
+        self._connection_limiter.release(host)
 
-    def _tell_part(self, service: Service, call: int | None = None) -> None:
+    def _tell_part(self, service: ConnectionHandler, call: int | None = None) -> None:
         self.tell("part", body=encode_status(service.status()), call=call)
 
-    def _stop(self, service: Service, grace_s: float) -> None:
+    def _stop(self, service: ConnectionHandler, grace_s: float) -> None:
         service.stop(grace_s)
         self._tell_part(service)
-        for door in self.doors:
-            door.close()
+        for udp_listener in self.doors:
+            udp_listener.close()
         service.close()
         self._ended = True
         self.channel.interrupt()
 
 
-class _Connection:
+class _WorkerConnection:
     """A connection while this worker has it."""
 
-    def __init__(self, worker: Worker, service: Service, header: Header, body: bytes) -> None:
+    def __init__(
+        self, worker: Worker, service: ConnectionHandler, header: Header, body: bytes
+    ) -> None:
         self.host, self.peer, self._at = header["host"], header["peer"], header["at"]
         self._worker, self._service = worker, service
         self._moved = unpack(header["moved"], body) if "moved" in header else None
@@ -223,8 +227,8 @@ class _Connection:
         try:
             doors = self._worker.doors
             with socket.socket(fileno=fd) as sock:
-                door = doors[self._at] if doors else None
-                self._service.serve(sock, self.peer, door, self, self._moved)
+                udp_listener = doors[self._at] if doors else None
+                self._service.serve(sock, self.peer, udp_listener, self, self._moved)
         except Exception:  # of which the other connections of this worker must hear nothing
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
@@ -236,7 +240,7 @@ class _Connection:
             self._worker.tell("house", what="leave", user=self._moved.grant.user)
         self.leave()
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
+    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
         """Let another worker go on with it."""
         self._handed_over = not lent
         fields, body = pack(moved)
@@ -264,7 +268,7 @@ class _Connection:
         self._worker.leave(self.host)
 
 
-def pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
+def pack(moved: Handoff) -> tuple[dict[str, Any], bytes]:
     """Return what can travel as a header, and what is too much for one."""
     header, grant = json.dumps(moved.header).encode(), moved.grant
     fields = {
@@ -278,7 +282,7 @@ def pack(moved: Moved) -> tuple[dict[str, Any], bytes]:
     return fields, header + moved.ahead
 
 
-def unpack(fields: dict[str, Any], body: bytes) -> Moved:
+def unpack(fields: dict[str, Any], body: bytes) -> Handoff:
     """Return what was packed."""
     size, grant, (family, address) = fields["header"], fields["grant"], fields["local"]
     own = {
@@ -286,4 +290,4 @@ def unpack(fields: dict[str, Any], body: bytes) -> Moved:
         "grant": grant and decode_grant(grant),
         "local": (family, tuple(address)),
     }
-    return Moved(**{**fields, **own}, ahead=body[size:])
+    return Handoff(**{**fields, **own}, ahead=body[size:])

@@ -24,17 +24,17 @@ from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
-from ftpkit.server.admission import Admission
-from ftpkit.server.binding import Bound, bind
-from ftpkit.server.broker import Broker, KeeperClaims, Member, State
-from ftpkit.server.channel import Channel
-from ftpkit.server.house import LocalHouse
-from ftpkit.server.housekeeping import Housekeeper
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.binding import ListeningSocket, bind
+from ftpkit.server.broker import State, SupervisorLocks, WorkerHandle, WorkerPool
+from ftpkit.server.channel import IpcChannel
+from ftpkit.server.house import LocalLimits
+from ftpkit.server.housekeeping import SharedLimitsServer
 from ftpkit.server.listener import Listener
-from ftpkit.server.relay import Relay
+from ftpkit.server.relay import Demultiplexer
 from ftpkit.server.service import Limits, sweep_hourly
-from ftpkit.server.survey import Survey
-from ftpkit.server.turns import Turns
+from ftpkit.server.survey import StatusAggregator
+from ftpkit.server.turns import SchedulerServer
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import FileSystem
@@ -66,7 +66,7 @@ def next_delay(delay_s: float, lived_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class WorkerConfig:
     """How many workers there are to be, and what they are told.
 
     ``tokens`` is the file that they are in; without, everybody is let in. ``on_start`` is
@@ -92,42 +92,44 @@ class Supervisor:
     def __init__(
         self,
         root: str | os.PathLike[str],
-        plan: Plan,
+        config: WorkerConfig,
         *,
         host: str | None = None,
         port: int = DEFAULT_PORT,
         datagrams: bool = True,
-        sockets: Sequence[Bound] = (),
+        sockets: Sequence[ListeningSocket] = (),
     ) -> None:
         self._root, self._host, self._port = root, host, port
         self._sockets, self._datagrams = sockets, datagrams
-        self._plan = plan
-        limits = plan.limits
-        self.admission = Admission(limits.max_connections, limits.max_connections_per_address)
-        self._house = LocalHouse(self._used)
-        self._broker = Broker(self.admission, Housekeeper(self._house))
-        self._survey = Survey()
-        self._turns = Turns(limits)
+        self._config = config
+        limits = config.limits
+        self.connection_limiter = ConnectionLimiter(
+            limits.max_connections, limits.max_connections_per_address
+        )
+        self._shared_limits = LocalLimits(self._used)
+        self._pool = WorkerPool(self.connection_limiter, SharedLimitsServer(self._shared_limits))
+        self._aggregator = StatusAggregator()
+        self._turns = SchedulerServer(limits)
         self._store: DirectoryStore | None = None
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
-        self._relays: list[Relay] = []
+        self._relays: list[Demultiplexer] = []
         self._stopping = threading.Event()
         self._numbers = count(1)
-        self._processes: dict[Member, _Process] = {}
+        self._processes: dict[WorkerHandle, _Process] = {}
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._done = False
         self._delay_s, self._not_before = 0.0, 0.0
 
     @property
-    def plan(self) -> Plan:
+    def config(self) -> WorkerConfig:
         """What the workers were told."""
-        return self._plan
+        return self._config
 
     @property
     def identity(self) -> Identity | None:
         """Who the server is, to those that connect from now on."""
-        return self._plan.identity
+        return self._config.identity
 
     @property
     def addresses(self) -> list[Address]:
@@ -143,8 +145,8 @@ class Supervisor:
         """Listen, open the root, and serve; OSError says why that is impossible."""
         sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
         self._sockets = ()
-        claims = KeeperClaims(self._broker)
-        files = FileSystem(durable=self._plan.durable)
+        claims = SupervisorLocks(self._pool)
+        files = FileSystem(durable=self._config.durable)
         try:
             store = self._store = DirectoryStore(self._root, files, locks=claims)
         except BaseException:
@@ -153,17 +155,17 @@ class Supervisor:
             raise
         self._turns.start()
         try:
-            self._listeners = [_Desk(self, at, each) for at, each in enumerate(sockets)]
+            self._listeners = [DispatchListener(self, at, each) for at, each in enumerate(sockets)]
             ports = [listener.port for listener in self._listeners if listener.port]
             self._relays = [
-                Relay(port, partial(self._broker.inbox, at)) for at, port in enumerate(ports)
+                Demultiplexer(port, partial(self._pool.inbox, at)) for at, port in enumerate(ports)
             ]
             # Who connects already waits until there are workers.
             for listener in self._listeners:
                 self._run("ftpkit-accept", listener.serve_forever)
             started = queue.SimpleQueue[bool]()
             # First, for the thread that finds nothing to do starts the workers that are missing.
-            self._todo.put(lambda: started.put(self._replace(self._plan)))
+            self._todo.put(lambda: started.put(self._replace(self._config)))
             self._run("ftpkit-workers", self._supervise)
             if not started.get():
                 raise OSError("the workers do not start")
@@ -171,11 +173,11 @@ class Supervisor:
             self._shut(0.0)
             raise
         self._run(
-            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._plan.limits, self._stopping)
+            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._config.limits, self._stopping)
         )
         addresses = [str(address) for address in self.addresses]
         log.info(
-            "listening", extra={"fields": {"addresses": addresses, "workers": self._plan.workers}}
+            "listening", extra={"fields": {"addresses": addresses, "workers": self._config.workers}}
         )
 
     def stop(self, grace_s: float = 30.0) -> None:
@@ -185,7 +187,7 @@ class Supervisor:
 
     def _shut(self, grace_s: float) -> None:
         self._stopping.set()
-        self._broker.stop()
+        self._pool.stop()
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
@@ -195,13 +197,13 @@ class Supervisor:
         self._turns.stop()
         for relay in self._relays:
             relay.close()
-        self._house.close()
+        self._shared_limits.close()
         self._listeners, self._threads, self._relays = [], [], []
         if self._store is not None:
             self._store.close()
             self._store = None
 
-    def change(self, plan: Plan, done: Callable[[], None] = _nothing) -> None:
+    def change(self, config: WorkerConfig, done: Callable[[], None] = _nothing) -> None:
         """Replace the workers by others, which serve as ``plan`` says, and refuse nobody meanwhile.
 
         It returns at once. Where the new ones do not start, the old ones go on. Whichever it
@@ -209,7 +211,7 @@ class Supervisor:
         """
 
         def change() -> None:
-            self._change(plan)
+            self._change(config)
             done()
 
         self._todo.put(change)
@@ -217,15 +219,15 @@ class Supervisor:
     def status(self) -> ServerStatus:
         """Tell what all workers do; RefusedError says that none answers."""
 
-        def ask(member: Member, call: int) -> None:
-            positions = list(self._turns.positions(member).items())
-            member.tell("status", body=json.dumps(positions).encode(), call=call)
+        def ask(worker: WorkerHandle, call: int) -> None:
+            positions = list(self._turns.positions(worker).items())
+            worker.tell("status", body=json.dumps(positions).encode(), call=call)
 
-        return self._survey.status(ask)
+        return self._aggregator.status(ask)
 
     def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
         """Give a connection that was admitted to a worker."""
-        self._broker.hand_out(sock, address, at)
+        self._pool.dispatch(sock, address, at)
 
     def _used(self, name: str, go_on: Callable[[], bool]) -> int:
         if self._store is None:
@@ -251,7 +253,7 @@ class Supervisor:
             try:
                 step = self._todo.get(timeout=self._wait_s())
             except queue.Empty:
-                step = partial(self._start_worker, self._plan)
+                step = partial(self._start_worker, self._config)
             try:
                 step()
             except Exception:  # no process could be started, say: the others need this thread
@@ -260,62 +262,64 @@ class Supervisor:
 
     def _wait_s(self) -> float | None:
         """Return after what time to start a worker, because one is missing."""
-        if self._stopping.is_set() or len(self._broker.serving()) >= self._plan.workers:
+        if self._stopping.is_set() or len(self._pool.serving()) >= self._config.workers:
             return None
         return max(0.0, self._not_before - time.monotonic())
 
-    def _replace(self, plan: Plan) -> bool:
+    def _replace(self, config: WorkerConfig) -> bool:
         """Start new workers; when they serve, the old ones finish and end, else they go on."""
         if self._stopping.is_set():
             return False
-        deadline, members = time.monotonic() + _STARTING_S, list[Member]()
+        deadline, workers = time.monotonic() + _STARTING_S, list[WorkerHandle]()
         try:
-            for _ in range(plan.workers):
-                members.append(self._start_worker(plan))
-            for member in members:
-                member.settled.wait(max(0.0, deadline - time.monotonic()))
+            for _ in range(config.workers):
+                workers.append(self._start_worker(config))
+            for worker in workers:
+                worker.settled.wait(max(0.0, deadline - time.monotonic()))
         except OSError:
             log.exception("error", extra={"fields": {}})
-        if [member.state for member in members] != [State.SERVING] * plan.workers:
-            for member in members:
-                self._processes[member].process.kill()
+        if [worker.state for worker in workers] != [State.SERVING] * config.workers:
+            for worker in workers:
+                self._processes[worker].process.kill()
             return False
-        self._plan = plan
-        self._broker.replace(members)
+        self._config = config
+        self._pool.replace(workers)
         return True
 
-    def _change(self, plan: Plan) -> None:
-        if self._replace(plan):
-            limits = plan.limits
-            self.admission.change(limits.max_connections, limits.max_connections_per_address)
+    def _change(self, config: WorkerConfig) -> None:
+        if self._replace(config):
+            limits = config.limits
+            self.connection_limiter.change(
+                limits.max_connections, limits.max_connections_per_address
+            )
             self._turns.configure(limits)
-            for member in self._processes:
-                member.tell("limits", limits=asdict(limits))
-            log.info("reloaded", extra={"fields": {"workers": plan.workers}})
+            for worker in self._processes:
+                worker.tell("limits", limits=asdict(limits))
+            log.info("reloaded", extra={"fields": {"workers": config.workers}})
         elif not self._stopping.is_set():
             log.error("error", extra={"fields": {"error": "the new workers do not start"}})
 
-    def _start_worker(self, plan: Plan) -> Member:
+    def _start_worker(self, config: WorkerConfig) -> WorkerHandle:
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
             process = _SPAWN.Process(
-                target=work, args=(theirs, number, plan.on_start), name=str(number), daemon=True
+                target=work, args=(theirs, number, config.on_start), name=str(number), daemon=True
             )
             process.start()
             undo.pop_all()
-        member = Member(number, Channel(ours))
-        self._tell_plan(member, plan)
-        self._broker.join(member)
+        worker = WorkerHandle(number, IpcChannel(ours))
+        self._tell_plan(worker, config)
+        self._pool.join(worker)
         thread = threading.Thread(
-            target=self._receive, args=(member,), name="ftpkit-broker", daemon=True
+            target=self._receive, args=(worker,), name="ftpkit-broker", daemon=True
         )
-        self._processes[member] = _Process(process, thread, time.monotonic())
+        self._processes[worker] = _Process(process, thread, time.monotonic())
         thread.start()
-        return member
+        return worker
 
-    def _tell_plan(self, member: Member, plan: Plan) -> None:
+    def _tell_plan(self, worker: WorkerHandle, config: WorkerConfig) -> None:
         """Tell a worker what it is to do, and give it the lock and its side of each UDP port."""
         if self._store is None:
             return
@@ -324,60 +328,60 @@ class Supervisor:
             for relay in self._relays:
                 inbox, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
                 inbox.setblocking(False)
-                member.inboxes.append(inbox)
+                worker.inboxes.append(inbox)
                 fds += [relay.port.fileno(), stack.enter_context(theirs).fileno()]
-            identity = plan.identity
-            member.tell(
+            identity = config.identity
+            worker.tell(
                 "plan",
                 body=b"" if identity is None else identity.certificate + identity.key,
                 fds=fds,
                 root=self._store.root.path,
-                durable=plan.durable,
-                limits=asdict(plan.limits),
+                durable=config.durable,
+                limits=asdict(config.limits),
                 certificate=None if identity is None else len(identity.certificate),
-                plain=plan.plain,
-                tokens=plan.tokens,
+                plain=config.plain,
+                tokens=config.tokens,
             )
 
-    def _receive(self, member: Member) -> None:
+    def _receive(self, worker: WorkerHandle) -> None:
         """Do what a worker asks for, until it has ended."""
         try:
             while True:
-                self._follow(member, *member.channel.receive())
+                self._follow(worker, *worker.channel.receive())
         except ConnectionLostError:
             pass
         except Exception:  # of which the other workers must hear nothing
-            log.exception("error", extra={"fields": {"worker": member.number}})
-        member.channel.interrupt()
-        member.settled.set()
-        self._survey.leave(member)
-        self._turns.leave(member)
-        self._todo.put(partial(self._bury, member))
+            log.exception("error", extra={"fields": {"worker": worker.number}})
+        worker.channel.interrupt()
+        worker.settled.set()
+        self._aggregator.leave(worker)
+        self._turns.leave(worker)
+        self._todo.put(partial(self._reap, worker))
 
-    def _follow(self, member: Member, header: Header, body: bytes, fds: list[int]) -> None:
+    def _follow(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
         match header["op"]:
             case "status":
                 # Not in this thread: it is to receive this worker's own part.
-                args = (member, header["call"])
+                args = (worker, header["call"])
                 threading.Thread(target=self._answer_status, args=args, daemon=True).start()
             case "part":
-                self._survey.heard(member, header["call"], decode_status(body))
+                self._aggregator.heard(worker, header["call"], decode_status(body))
             case "schedule":
-                self._turns.receive(member, header)
+                self._turns.receive(worker, header)
             case op:
                 if op == "ready":
-                    self._survey.join(member)
-                self._broker.receive(member, header, body, fds)
+                    self._aggregator.join(worker)
+                self._pool.receive(worker, header, body, fds)
 
-    def _answer_status(self, member: Member, call: int) -> None:
+    def _answer_status(self, worker: WorkerHandle, call: int) -> None:
         try:
-            member.tell("answer", body=encode_status(self.status()), call=call)
+            worker.tell("answer", body=encode_status(self.status()), call=call)
         except RefusedError as refusal:
-            member.tell("answer", call=call, refused=str(refusal))
+            worker.tell("answer", call=call, refused=str(refusal))
 
-    def _bury(self, member: Member) -> None:
+    def _reap(self, worker: WorkerHandle) -> None:
         """Join a worker that has ended, and tidy up behind it."""
-        held = self._processes.pop(member)
+        held = self._processes.pop(worker)
         held.process.join(_ENDING_S)
         if held.process.exitcode is None:
             held.process.kill()
@@ -385,22 +389,22 @@ class Supervisor:
         code = held.process.exitcode
         held.process.close()
         held.thread.join()
-        member.close()
-        expected = member.state is State.ENDED or self._stopping.is_set()
-        self._broker.bury(member)
+        worker.close()
+        expected = worker.state is State.ENDED or self._stopping.is_set()
+        self._pool.reap(worker)
         if self._store is not None:
             with contextlib.suppress(OSError):
-                self._store.tidy(member.number)
+                self._store.tidy(worker.number)
         if not expected:
             now = time.monotonic()
             self._delay_s = next_delay(self._delay_s, now - held.since)
             self._not_before = now + self._delay_s
-            log.warning("worker died", extra={"fields": {"number": member.number, "exit": code}})
+            log.warning("worker died", extra={"fields": {"number": worker.number, "exit": code}})
 
     def _end(self, grace_s: float) -> None:
         """Let all workers end, and end those that do not."""
-        for member in self._processes:
-            member.tell("stop", grace_s=grace_s)
+        for worker in self._processes:
+            worker.tell("stop", grace_s=grace_s)
         deadline = time.monotonic() + grace_s + _ENDING_S
         while self._processes:
             try:
@@ -419,7 +423,7 @@ class _Process:
     since: float
 
 
-class _Desk(Listener):
+class DispatchListener(Listener):
     """A listening socket whose connections are handed to workers."""
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -211,15 +211,15 @@ class DirectoryStore:
         upload = self._continue(key, spec)
         if upload is None:
             # Not with the lock held: it may take long.
-            reservation = quota.take(spec.name, spec.total or 0)
+            reservation = quota.reserve(spec.name, spec.total or 0)
             try:
                 with translate_os_errors(spec.name), self._lock, self._claimed(key):
                     upload = self._hold(key) or self._reopen(key)
                     if upload is None:
                         upload = self._create(key, spec, block)
-                        reservation.keep()
+                        reservation.commit()
             finally:
-                reservation.give_back()
+                reservation.cancel()
         upload.quota = quota
         try:
             upload.renew(spec)

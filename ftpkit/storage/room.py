@@ -7,17 +7,17 @@ from typing import Final, Protocol
 class Reservation(Protocol):
     """Room for something that is on its way to the disk; only the first call has an effect."""
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """Note that it stands on the disk, where a count finds it."""
 
-    def give_back(self) -> None:
+    def cancel(self) -> None:
         """Note that it does not stand there, and never will."""
 
 
 class QuotaScope(Protocol):
     """What somebody may still store. Names are those of the store."""
 
-    def take(self, name: str, count: int) -> Reservation:
+    def reserve(self, name: str, count: int) -> Reservation:
         """Take room for ``count`` bytes under ``name``; RefusedError says that there is not enough.
 
         It may take seconds: hold no lock that others need.
@@ -34,10 +34,10 @@ class QuotaScope(Protocol):
 class NoReservation:
     """Room that was not needed."""
 
-    def keep(self) -> None:
+    def commit(self) -> None:
         """Keep nothing."""
 
-    def give_back(self) -> None:
+    def cancel(self) -> None:
         """Give nothing back."""
 
 
@@ -45,7 +45,7 @@ class NoReservation:
 class Unlimited:
     """The room of who may fill the disk."""
 
-    def take(self, name: str, count: int) -> Reservation:
+    def reserve(self, name: str, count: int) -> Reservation:
         """Take what is there for everybody."""
         return NO_RESERVATION
 

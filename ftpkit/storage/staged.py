@@ -72,7 +72,7 @@ class StagedFile:
         self._part = secrets.token_hex(16)
         self._length = 0
         self._fd = -1
-        self._reservation = quota.take(spec.name, spec.total or 0)
+        self._reservation = quota.reserve(spec.name, spec.total or 0)
         try:
             with translate_os_errors(spec.name):
                 self._fd = files.create(staging, self._part, 0o666)
@@ -116,10 +116,10 @@ class StagedFile:
             )
         except BaseException:
             # It may stand there all the same: the next count tells.
-            self._reservation.keep()
+            self._reservation.commit()
             self._quota.freed(spec.name)
             raise
-        self._reservation.keep()
+        self._reservation.commit()
         self._close()
         return info
 
@@ -129,7 +129,7 @@ class StagedFile:
             self._close()
             with contextlib.suppress(OSError):
                 self._files.unlink(self._staging, self._part)
-        self._reservation.give_back()
+        self._reservation.cancel()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

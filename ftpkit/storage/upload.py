@@ -234,10 +234,10 @@ class DirectoryUpload:
                         self._writers[offset] = writer
                         return writer
                 # Not with the lock held: it may take long.
-                reservation = self.quota.take(self.spec.name, size)
+                reservation = self.quota.reserve(self.spec.name, size)
         except BaseException:
             if reservation is not None:
-                reservation.give_back()
+                reservation.cancel()
             raise
 
     def put(self, view: memoryview, offset: int) -> None:
@@ -260,7 +260,7 @@ class DirectoryUpload:
             self._blocks[writer.offset] = HeldBlock(
                 writer.size, writer.digest, self._journal_length
             )
-            writer.reservation.keep()
+            writer.reservation.commit()
             self._whole.join(writer.whole, writer.offset, writer.size)
             self._unsafe_bytes += writer.size
             late = time.monotonic() - self._checkpoint_at >= _CHECKPOINT_S
@@ -524,13 +524,13 @@ class DirectoryUpload:
         reservation: Reservation = NO_RESERVATION
         if self.spec.total is None:
             count = sum(self._length_at(offset, total) for offset in missing)
-            reservation = self.quota.take(self.spec.name, count)
+            reservation = self.quota.reserve(self.spec.name, count)
         try:
             for offset in missing:
                 self._copy_from_basis(*self._basis, offset, total)
         finally:
             # What was copied before a failure is held; how much that is the next count tells.
-            reservation.keep()
+            reservation.commit()
             self.quota.freed(self.spec.name)
 
     def _copy_from_basis(

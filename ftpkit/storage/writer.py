@@ -68,13 +68,13 @@ class BlockFileWriter:
     def release(self) -> None:
         """Let go of the block."""
         self._owner.leave(self)
-        self.reservation.give_back()
+        self.reservation.cancel()
 
     def revoke(self) -> None:
         """Make sure that not one more byte of this writer reaches the file."""
         with self._lock:
             self._revoked = True
-        self.reservation.give_back()
+        self.reservation.cancel()
 
 
 def upload_taken_over() -> RefusedError:

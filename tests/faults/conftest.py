@@ -91,7 +91,7 @@ def here(tmp_path: Path) -> Path:
 
 def quiet(server: Server) -> None:
     """Wait until nobody is connected."""
-    server.admission.wait_for(lambda count: count == 0)
+    server.connection_limiter.wait_for(lambda count: count == 0)
 
 
 def left_over(root: Path) -> list[str]:

@@ -50,7 +50,7 @@ def test_one_client_too_many_is_told_so_and_gets_in_later(serve: Serve, limit: s
         client.ping()
     assert refused.value.code is Code.TOO_MANY_CONNECTIONS
     members.pop().close()
-    server.admission.wait_for(lambda count: count < 3)
+    server.connection_limiter.wait_for(lambda count: count < 3)
     with Eager(server.address) as client:
         client.ping()
     for member in members:

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["ftpkit"]):
     from ftpkit.net.buffers import BufferPool
     from ftpkit.net.stream import FrameStream
     from ftpkit.protocol.frame import encode_header
-    from ftpkit.server.context import Context
+    from ftpkit.server.context import SessionContext
     from ftpkit.server.jobs import Jobs
     from ftpkit.server.session import Session
     from ftpkit.storage import DirectoryStore
@@ -46,7 +46,7 @@ def one(data: bytes) -> None:
             line = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)
             Session(
                 line,
-                Context(store, Jobs(), BufferPool(), line, agent="fuzz", status=status),
+                SessionContext(store, Jobs(), BufferPool(), line, agent="fuzz", status=status),
                 "fuzz",
             ).run()
         for reply in headers_in(bytes(sock.sent)):

@@ -12,7 +12,7 @@ import pytest
 from ftpkit import Client, Server, UdpMode, system
 from ftpkit.net.address import Address
 from ftpkit.server.binding import adopt, bind
-from ftpkit.server.workers import Plan, Supervisor
+from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.trees import published
@@ -75,7 +75,7 @@ def test_sockets_are_closed_where_the_root_cannot_be_served(tmp_path: Path, work
     server = (
         Server(tmp_path / "file", sockets=sockets)
         if workers == 1
-        else Supervisor(tmp_path / "file", Plan(workers=workers), sockets=sockets)
+        else Supervisor(tmp_path / "file", WorkerConfig(workers=workers), sockets=sockets)
     )
     with pytest.raises(OSError, match=r"exists|[Nn]ot a directory"):
         server.start()

@@ -9,11 +9,11 @@ import pytest
 
 from ftpkit import system
 from ftpkit.errors import WrongWorkerError
-from ftpkit.server.admission import Admission
-from ftpkit.server.broker import Broker, KeeperClaims, Member, State
-from ftpkit.server.channel import Channel
-from ftpkit.server.house import LocalHouse
-from ftpkit.server.housekeeping import Housekeeper
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.broker import State, SupervisorLocks, WorkerHandle, WorkerPool
+from ftpkit.server.channel import IpcChannel
+from ftpkit.server.house import LocalLimits
+from ftpkit.server.housekeeping import SharedLimitsServer
 
 pytestmark = pytest.mark.skipif(
     not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.skipif(
 class Worker:
     """A worker that says what it is told to say."""
 
-    def __init__(self, broker: Broker, number: int) -> None:
+    def __init__(self, broker: WorkerPool, number: int) -> None:
         ours, theirs = socket.socketpair()
         theirs.settimeout(5.0)
-        self.member, self._channel = Member(number, Channel(ours)), Channel(theirs)
+        self.member, self._channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(theirs)
         self._broker, self._theirs = broker, theirs
         broker.join(self.member)
         self.say("ready")
@@ -51,17 +51,17 @@ Join = Callable[[int], Worker]
 
 
 @pytest.fixture
-def house() -> LocalHouse:
-    return LocalHouse(lambda name, go_on: 0)
+def house() -> LocalLimits:
+    return LocalLimits(lambda name, go_on: 0)
 
 
 @pytest.fixture
-def broker(house: LocalHouse) -> Broker:
-    return Broker(Admission(10, 10), Housekeeper(house))
+def broker(house: LocalLimits) -> WorkerPool:
+    return WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(house))
 
 
 @pytest.fixture
-def join(broker: Broker) -> Iterator[Join]:
+def join(broker: WorkerPool) -> Iterator[Join]:
     with ExitStack() as stack:
 
         def start(number: int) -> Worker:
@@ -89,15 +89,15 @@ def test_the_first_to_ask_has_it_until_it_gives_it_up(join: Join) -> None:
     assert two.heard() == answer(7, 2)
 
 
-def test_what_a_dead_worker_had_is_free(broker: Broker, join: Join) -> None:
+def test_what_a_dead_worker_had_is_free(broker: WorkerPool, join: Join) -> None:
     one, two = join(1), join(2)
     one.say("claim", key="k", call=0)
-    broker.bury(one.member)
+    broker.reap(one.member)
     two.say("claim", key="k", call=0)
     assert two.heard() == answer(0, 2)
 
 
-def test_what_is_new_a_leaving_worker_leaves_to_others(broker: Broker, join: Join) -> None:
+def test_what_is_new_a_leaving_worker_leaves_to_others(broker: WorkerPool, join: Join) -> None:
     old = join(1)
     old.member.count("a", 1)
     old.say("claim", key="mine", call=0)
@@ -111,7 +111,9 @@ def test_what_is_new_a_leaving_worker_leaves_to_others(broker: Broker, join: Joi
     assert broker.serving() == [new.member]
 
 
-def test_who_wants_what_an_ending_worker_has_waits_for_its_end(broker: Broker, join: Join) -> None:
+def test_who_wants_what_an_ending_worker_has_waits_for_its_end(
+    broker: WorkerPool, join: Join
+) -> None:
     old, new = join(1), join(2)
     old.say("claim", key="k", call=0)
     old.say("claim", key="l", call=1)
@@ -124,14 +126,14 @@ def test_who_wants_what_an_ending_worker_has_waits_for_its_end(broker: Broker, j
     old.say("give_up", key="l")
     assert new.heard() == answer(4, 2)
     assert new.heard_nothing()
-    broker.bury(old.member)
+    broker.reap(old.member)
     assert new.heard() == answer(3, 2)
 
 
 def test_the_keeper_takes_nothing_from_workers_and_they_wait_for_it(
-    broker: Broker, join: Join
+    broker: WorkerPool, join: Join
 ) -> None:
-    one, keeper = join(1), KeeperClaims(broker)
+    one, keeper = join(1), SupervisorLocks(broker)
     one.say("claim", key="k", call=0)
     assert one.heard() == answer(0, 1)
     with pytest.raises(WrongWorkerError):
@@ -143,16 +145,16 @@ def test_the_keeper_takes_nothing_from_workers_and_they_wait_for_it(
     assert one.heard() == answer(1, 1)
 
 
-def test_a_connection_counts_until_its_worker_says_or_dies(house: LocalHouse) -> None:
-    admission = Admission(10, 10)
-    broker = Broker(admission, Housekeeper(house))
+def test_a_connection_counts_until_its_worker_says_or_dies(house: LocalLimits) -> None:
+    admission = ConnectionLimiter(10, 10)
+    broker = WorkerPool(admission, SharedLimitsServer(house))
     worker = Worker(broker, 1)
     for _ in range(2):
-        assert admission.enter("a")
+        assert admission.acquire("a")
         worker.member.count("a", 1)
     worker.say("left", host="a")
     assert admission.wait_for(lambda count: count == 1, 0.0)
-    broker.bury(worker.member)
+    broker.reap(worker.member)
     worker.say("left", host="a")
     assert admission.wait_for(lambda count: count == 0, 0.0)
     worker.close()

@@ -11,18 +11,18 @@ import pytest
 
 from ftpkit import system
 from ftpkit.errors import ConnectionLostError
-from ftpkit.server.channel import Channel, close_all
+from ftpkit.server.channel import IpcChannel, close_all
 
 pytestmark = pytest.mark.skipif(
     not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
 )
 
-Ends = tuple[Channel, Channel]
+Ends = tuple[IpcChannel, IpcChannel]
 
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    here, there = map(Channel, socket.socketpair())
+    here, there = map(IpcChannel, socket.socketpair())
     yield here, there
     here.close()
     there.close()
@@ -99,8 +99,8 @@ def test_the_end_of_one_side_is_told_to_the_other(ends: Ends) -> None:
 @pytest.mark.parametrize("kept", [3, 8, -1])
 def test_a_message_that_is_cut_is_none(kept: int) -> None:
     raw, sock = socket.socketpair()
-    there, sink = Channel(sock), socket.socketpair()
-    Channel(sink[0]).send(b"body", op="x")
+    there, sink = IpcChannel(sock), socket.socketpair()
+    IpcChannel(sink[0]).send(b"body", op="x")
     raw.sendall(sink[1].recv(1000)[:kept])
     raw.close()
     with pytest.raises(ConnectionLostError):

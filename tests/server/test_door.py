@@ -149,7 +149,7 @@ def test_a_pull_through_loss(raw: Raw, root: Path, open_udp: Open) -> None:
     data, dice = noise(TOTAL), random.Random(7)
     udp = open_udp(pulling(raw, root, data))
     udp.come_in()
-    pulled = pull(udp, sizes_of(data), keep=lambda heard: dice.random() > 0.2)
+    pulled = pull(udp, sizes_of(data), commit=lambda heard: dice.random() > 0.2)
     assert pulled.blocks() == blocks_of(data)
 
 

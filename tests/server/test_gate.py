@@ -16,10 +16,10 @@ import pytest
 from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.server import service as service_module
-from ftpkit.server.admission import Admission
-from ftpkit.server.context import Moved
-from ftpkit.server.house import House, LocalHouse
-from ftpkit.server.service import Limits, Service
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.context import Handoff
+from ftpkit.server.house import LocalLimits, SharedLimits
+from ftpkit.server.service import ConnectionHandler, Limits
 from ftpkit.server.worker import pack, unpack
 from ftpkit.storage import DirectoryStore
 from tests.support.raw import TIMEOUT_S, Raw, frame
@@ -41,9 +41,11 @@ class Leaving:
     """Takes all connections from a service whose process is to end."""
 
     leaving: bool = True
-    came: queue.SimpleQueue[tuple[socket.socket, Moved]] = field(default_factory=queue.SimpleQueue)
+    came: queue.SimpleQueue[tuple[socket.socket, Handoff]] = field(
+        default_factory=queue.SimpleQueue
+    )
 
-    def hand_over(self, sock: socket.socket, moved: Moved, to: int, *, lent: bool) -> None:
+    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
         self.came.put((sock.dup(), moved))
 
     def status(self) -> ServerStatus:
@@ -54,7 +56,7 @@ class Leaving:
 class Slow:
     """A house in which bad tokens are answered when the server stops."""
 
-    house: House
+    house: SharedLimits
     asked: threading.Event = field(default_factory=threading.Event)
     hosts: list[str] = field(default_factory=list)
 
@@ -74,14 +76,14 @@ class Inside:
         self.tokens = tokens
         self._stack = ExitStack()
         self._store = self._stack.enter_context(DirectoryStore(root))
-        self.house = LocalHouse(self._store.used_bytes)
+        self.house = LocalLimits(self._store.used_bytes)
         self._stack.callback(self.house.close)
         self._threads = self._stack.enter_context(ThreadPoolExecutor())
 
-    def service(self, house: Any = None) -> tuple[Service, Admission]:
-        admission = Admission(1, 1)
-        service = Service(
-            self._store, admission, Limits(), tokens=self.tokens, house=house or self.house
+    def service(self, house: Any = None) -> tuple[ConnectionHandler, ConnectionLimiter]:
+        admission = ConnectionLimiter(1, 1)
+        service = ConnectionHandler(
+            self._store, admission, Limits(), tokens=self.tokens, shared_limits=house or self.house
         )
         self._stack.callback(service.close)
         return service, admission
@@ -91,7 +93,7 @@ class Inside:
         self._stack.enter_context(ours)
         return ours, self._stack.enter_context(Wired(theirs))
 
-    def serve(self, service: Service, *args: Any) -> Future[None]:
+    def serve(self, service: ConnectionHandler, *args: Any) -> Future[None]:
         return self._threads.submit(service.serve, *args)
 
     def close(self) -> None:
@@ -132,9 +134,9 @@ def test_nobody_who_waits_for_the_answer_to_a_bad_token_keeps_a_server_from_stop
     house = Slow(inside.house)
     service, admission = inside.service(house)
     ours, client = inside.line()
-    admission.enter(host)
+    admission.acquire(host)
     served = inside.serve(service, ours, peer, None)
-    served.add_done_callback(lambda _: admission.leave(host))
+    served.add_done_callback(lambda _: admission.release(host))
     client.send({"op": "auth", "token": "wrong"})
     assert house.asked.wait(TIMEOUT_S)
     service.stop(grace_s=1000.0)

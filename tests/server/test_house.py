@@ -12,7 +12,7 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.house import LocalHouse, Quota
+from ftpkit.server.house import AccountQuota, LocalLimits
 from ftpkit.storage import Store
 from ftpkit.storage.files import FileSystem
 from ftpkit.storage.limited import QuotaStore
@@ -46,7 +46,7 @@ class Home:
         self._stack.close()
         place = self._stack.enter_context(Place(self.place.root))
         self.store = place.open(files)
-        self.house = LocalHouse(self.store.used_bytes)
+        self.house = LocalLimits(self.store.used_bytes)
         self._stack.callback(self.house.close)
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Home:
 
     def of(self, quota: int | None, under: str = "") -> Store:
         """What one sees who may have ``quota`` bytes under ``under``."""
-        return QuotaStore(self.store, Quota(self.house, under, quota))
+        return QuotaStore(self.store, AccountQuota(self.house, under, quota))
 
     def by_hand(self, name: str, size: int) -> Path:
         path = self.place.root / name
@@ -68,7 +68,7 @@ class Home:
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                self.house.give_back(self.house.take(f"{under}/f", middle, under, quota))
+                self.house.cancel(self.house.reserve(f"{under}/f", middle, under, quota))
                 low = middle
             except RefusedError:
                 high = middle

@@ -14,11 +14,11 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, ConnectionLostError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.admission import Admission
-from ftpkit.server.broker import Broker, Member, State
-from ftpkit.server.channel import Channel
-from ftpkit.server.house import LocalHouse
-from ftpkit.server.housekeeping import Housekeeper, RemoteHouse
+from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.broker import State, WorkerHandle, WorkerPool
+from ftpkit.server.channel import IpcChannel
+from ftpkit.server.house import LocalLimits
+from ftpkit.server.housekeeping import RemoteLimits, SharedLimitsServer
 from tests.storage.stores import refused
 
 pytestmark = pytest.mark.skipif(
@@ -31,11 +31,11 @@ LONG_S = 20.0
 class Worker:
     """A worker, and what its supervisor has of it: each receives in a thread of its own."""
 
-    def __init__(self, broker: Broker, number: int) -> None:
+    def __init__(self, broker: WorkerPool, number: int) -> None:
         ours, theirs = socket.socketpair()
-        self.member, self.channel = Member(number, Channel(ours)), Channel(theirs)
+        self.member, self.channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(theirs)
         self.told: queue.SimpleQueue[Header] = queue.SimpleQueue()
-        self.house = RemoteHouse(self._ask, self._tell, lambda: True)
+        self.house = RemoteLimits(self._ask, self._tell, lambda: True)
         self._broker = broker
         self._calls: dict[int, queue.SimpleQueue[Header]] = {}
         self._numbers = count()
@@ -52,7 +52,7 @@ class Worker:
     def die(self) -> None:
         """Be killed, and buried."""
         self.end()
-        self._broker.bury(self.member)
+        self._broker.reap(self.member)
 
     def end(self) -> None:
         self.channel.interrupt()
@@ -129,16 +129,16 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def house(disk: Disk) -> Iterator[LocalHouse]:
-    house = LocalHouse(disk.count)
+def house(disk: Disk) -> Iterator[LocalLimits]:
+    house = LocalLimits(disk.count)
     yield house
     disk.go.set()
     house.close()
 
 
 @pytest.fixture
-def join(house: LocalHouse) -> Iterator[Join]:
-    broker = Broker(Admission(10, 10), Housekeeper(house))
+def join(house: LocalLimits) -> Iterator[Join]:
+    broker = WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(house))
     with ExitStack() as stack:
 
         def start(number: int) -> Worker:
@@ -195,7 +195,7 @@ def test_a_connection_that_moved_ends_with_its_heir(join: Join) -> None:
     assert one.house.enter("ada", 1)
 
 
-def test_a_connection_of_nobody_moves_as_well(join: Join, house: LocalHouse) -> None:
+def test_a_connection_of_nobody_moves_as_well(join: Join, house: LocalLimits) -> None:
     one, two = join(1), join(2)
     one.pass_on("", 2)
     header = two.told.get(timeout=LONG_S)
@@ -207,7 +207,7 @@ def test_a_connection_of_nobody_moves_as_well(join: Join, house: LocalHouse) -> 
     assert house.enter("", 1)
 
 
-def test_a_connection_that_nobody_takes_is_no_more(join: Join, house: LocalHouse) -> None:
+def test_a_connection_that_nobody_takes_is_no_more(join: Join, house: LocalLimits) -> None:
     one = join(1)
     assert one.house.enter("ada", 1)
     one.member.state = State.ENDED
@@ -229,62 +229,62 @@ def test_bad_tokens_are_counted_over_all_workers(join: Join) -> None:
 
 def test_a_quota_holds_for_all_workers(join: Join, disk: Disk) -> None:
     one, two = join(1).house, join(2).house
-    number = one.take("d/f", 60, "d", 100)
+    number = one.reserve("d/f", 60, "d", 100)
     with refused(Code.QUOTA_EXCEEDED):
-        two.take("d/g", 41, "d", 100)
-    one.give_back(number)
-    number = two.take("d/g", 100, "d", 100)
-    two.keep(number)
+        two.reserve("d/g", 41, "d", 100)
+    one.cancel(number)
+    number = two.reserve("d/g", 100, "d", 100)
+    two.commit(number)
     with refused(Code.QUOTA_EXCEEDED):
-        one.take("d/f", 1, "d", 100)
+        one.reserve("d/f", 1, "d", 100)
     two.freed("d/g")
-    one.keep(one.take("d/f", 100, "d", 100))
+    one.commit(one.reserve("d/f", 100, "d", 100))
     disk.used = 90
     two.freed("d/f")
     with refused(Code.QUOTA_EXCEEDED):
-        one.take("d/f", 11, "d", 100)
+        one.reserve("d/f", 11, "d", 100)
     disk.used = 100
     one.moved("f", "d/f")
     with refused(Code.QUOTA_EXCEEDED):
-        two.take("d/h", 1, "d", 100)
+        two.reserve("d/h", 1, "d", 100)
 
 
 def test_what_a_worker_that_died_had_taken_is_what_is_found(join: Join, disk: Disk) -> None:
     one, two = join(1), join(2)
-    one.house.take("f", 60, "", 100)
-    one.house.keep(one.house.take("g", 10, "", 100))
+    one.house.reserve("f", 60, "", 100)
+    one.house.commit(one.house.reserve("g", 10, "", 100))
     disk.used = 30
     one.die()
     with refused(Code.QUOTA_EXCEEDED):
-        two.house.take("h", 71, "", 100)
-    two.house.take("h", 70, "", 100)
+        two.house.reserve("h", 71, "", 100)
+    two.house.reserve("h", 70, "", 100)
 
 
 def test_nobody_else_waits_while_room_is_counted(join: Join, disk: Disk) -> None:
     one = join(1)
     disk.go.clear()
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-    waiting = threading.Thread(target=lambda: numbers.put(one.house.take("f", 60, "", 100)))
+    waiting = threading.Thread(target=lambda: numbers.put(one.house.reserve("f", 60, "", 100)))
     waiting.start()
     assert disk.counting.wait(LONG_S)
     assert one.house.failed("10.0.0.1") == 0.1
-    assert one.house.take("g", 30, "", None)
+    assert one.house.reserve("g", 30, "", None)
     assert numbers.empty()
     disk.go.set()
     waiting.join(LONG_S)
     assert numbers.get_nowait()
     with refused(Code.QUOTA_EXCEEDED):
-        one.house.take("h", 11, "", 100)
+        one.house.reserve("h", 11, "", 100)
 
 
 def test_what_a_worker_is_given_after_its_death_is_free(
-    join: Join, disk: Disk, house: LocalHouse, monkeypatch: pytest.MonkeyPatch
+    join: Join, disk: Disk, house: LocalLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, given_back = join(1), join(2), threading.Event()
-    give_back = house.give_back
+    cancel = house.cancel
 
     def note(number: int) -> None:
-        give_back(number)
+        cancel(number)
         given_back.set()
 
     monkeypatch.setattr(house, "give_back", note)
@@ -294,7 +294,7 @@ def test_what_a_worker_is_given_after_its_death_is_free(
     one.die()
     disk.go.set()
     assert given_back.wait(LONG_S)
-    assert two.house.take("f", 100, "", 100)
+    assert two.house.reserve("f", 100, "", 100)
 
 
 def test_where_nobody_has_a_quota_nothing_is_told_of_what_is_stored() -> None:
@@ -304,12 +304,12 @@ def test_where_nobody_has_a_quota_nothing_is_told_of_what_is_stored() -> None:
         asked.append(message["what"])
         return {"number": 7}
 
-    house = RemoteHouse(ask, ask, lambda: False)
-    number = house.take("f", 60, "", None)
-    house.keep(number)
-    house.give_back(number)
+    house = RemoteLimits(ask, ask, lambda: False)
+    number = house.reserve("f", 60, "", None)
+    house.commit(number)
+    house.cancel(number)
     house.freed("f")
     house.moved("f", "g")
     assert asked == []
-    house.keep(house.take("f", 60, "", 100))
+    house.commit(house.reserve("f", 60, "", 100))
     assert asked == ["take", "keep"]

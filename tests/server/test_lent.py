@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url, system
-from ftpkit.server.workers import Plan, Supervisor
+from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.server import test_workers
 from tests.server.test_workers import (
     BLOCK,
@@ -57,7 +57,7 @@ def serve(root: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(**plan: Any) -> Supervisor:
-            server = Supervisor(root, Plan(workers=2, identity=IDENTITY, **plan), port=0)
+            server = Supervisor(root, WorkerConfig(workers=2, identity=IDENTITY, **plan), port=0)
             server.start()
             stack.callback(server.stop, 0.0)
             return server
@@ -92,7 +92,7 @@ def test_connections_of_one_upload_meet_in_one_worker(
     assert workers.status()["connections"] == 2
     one.close()
     other.close()
-    assert workers.admission.wait_for(lambda count: count == 0, WAIT_S)
+    assert workers.connection_limiter.wait_for(lambda count: count == 0, WAIT_S)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_killed_worker_ends_what_was_lent_and_nothing_else(
     upload = begin(one)["upload"]
     assert write(other, upload, 0).ok
     (holder,) = holders(workers)
-    members = workers._broker.serving()
+    members = workers._pool.serving()
     victim = next(each for each in members if (each.number == holder) == (killed == "heir"))
     os.kill(workers._processes[victim].process.pid or 0, signal.SIGKILL)
     assert log.wait_for("worker died")["number"] == victim.number
@@ -141,7 +141,7 @@ def test_after_a_reload_who_is_here_stays_and_who_comes_finds_the_other_key(
     one, other = two(connect, workers)
     upload = begin(one)["upload"]
     old, identity = pids(workers), Identity.make()
-    workers.change(Plan(workers=2, identity=identity))
+    workers.change(WorkerConfig(workers=2, identity=identity))
     log.wait_for("reloaded")
     for at, offset in enumerate(range(0, len(DATA), BLOCK)):
         assert write((one, other)[at % 2], upload, offset).ok
@@ -171,14 +171,14 @@ def test_the_holder_of_a_token_is_counted_once(serve: Serve, tmp_path: Path) -> 
             assert write(lines[at % 2], upload, offset).ok
         assert connect().refused("auth", token=token) == "too-many-connections"
         lines[1].close()
-        assert server.admission.wait_for(lambda count: count == 1, WAIT_S)
+        assert server.connection_limiter.wait_for(lambda count: count == 1, WAIT_S)
         lines.append(connect())
         lines[2].granted("auth", token=token)
         assert write(lines[2], upload, 0).ok
         tokens.remove("ada")
         for line in (lines[0], lines[2]):
             assert line.receive().code == "auth-required"
-    assert server.admission.wait_for(lambda count: count == 0, WAIT_S)
+    assert server.connection_limiter.wait_for(lambda count: count == 0, WAIT_S)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes descriptors from others")
@@ -196,7 +196,7 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         upload = begin(lines[0])["upload"]
         assert write(lines[0], upload, 0).ok
         (holder,) = holders(server)
-        members = server._broker.serving()
+        members = server._pool.serving()
         poor = next(each for each in members if (each.number == holder) == (without == "heir"))
         pid = server._processes[poor].process.pid or 0
         import resource  # not everywhere
@@ -208,11 +208,11 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         with pytest.raises(OSError, match=r"ended|reset|EOF"):
             write(lines[1], upload, BLOCK)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        wait_until(lambda: server._house._users["ada"] == 1)
+        wait_until(lambda: server._shared_limits._users["ada"] == 1)
         again = stack.enter_context(secure(Raw(server.address)))
         again.granted("auth", token=token)
         assert write(again, upload, BLOCK).ok
-        wait_until(lambda: server._house._users["ada"] == 2)
+        wait_until(lambda: server._shared_limits._users["ada"] == 2)
 
 
 @pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")

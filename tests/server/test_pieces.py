@@ -14,7 +14,7 @@ import pytest
 from ftpkit import Server
 from ftpkit.net.buffers import BufferPool
 from ftpkit.net.stream import FrameStream
-from ftpkit.server.context import Context
+from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
@@ -125,7 +125,9 @@ def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list
     sock = CutSocket(stream, cuts)
     with DirectoryStore(root, files=Unsynced()) as store:
         line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = Context(store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status)
+        context = SessionContext(
+            store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status
+        )
         Session(line, context, "test").run()
         replies = said(bytes(sock.sent))
     assert published(root) == {}
@@ -218,7 +220,9 @@ def _cut_short(stream: bytes, template: Path, root: Path) -> list[Any]:
     sock = CutSocket(stream, [])
     with DirectoryStore(root, files=Unsynced()) as store:
         line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = Context(store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status)
+        context = SessionContext(
+            store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status
+        )
         Session(line, context, "test").run()
     for name, data in published(root).items():
         assert data in (b"hello", b"the block"), name

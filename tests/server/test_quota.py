@@ -15,7 +15,7 @@ import pytest
 
 from ftpkit import Server, system
 from ftpkit.access import Grant, Tokens
-from ftpkit.server.workers import Plan, Supervisor
+from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
 
@@ -55,7 +55,9 @@ def server(
     if request.param == "one":
         server = Server(root, port=0, tokens=tokens)
     else:
-        server = Supervisor(root, Plan(workers=2, tokens=str(tmp_path / "tokens.json")), port=0)
+        server = Supervisor(
+            root, WorkerConfig(workers=2, tokens=str(tmp_path / "tokens.json")), port=0
+        )
     server.start()
     yield server
     server.stop(0.0)
@@ -144,7 +146,7 @@ def test_a_put_that_is_cut_gives_back(
     begin_put(cut, root)
     assert put(other, "f", 1).code == "quota-exceeded"
     cut.close()
-    assert server.admission.wait_for(lambda count: count == 1, WAIT_S)
+    assert server.connection_limiter.wait_for(lambda count: count == 1, WAIT_S)
     assert unfinished(root) == []
     assert put(other, "g", QUOTA).ok
 
@@ -196,5 +198,5 @@ def test_connections_of_a_token_are_counted_over_all_processes(
     with Raw(server.address) as third:
         assert third.refused("auth", token="a") == "too-many-connections"
     two.close()
-    server.admission.wait_for(lambda count: count == 1, WAIT_S)
+    server.connection_limiter.wait_for(lambda count: count == 1, WAIT_S)
     connect("a").granted("ping")

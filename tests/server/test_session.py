@@ -9,7 +9,7 @@ import pytest
 
 from ftpkit.net.buffers import BufferPool
 from ftpkit.net.stream import FrameStream
-from ftpkit.server.context import Context
+from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
@@ -54,7 +54,7 @@ def answers(store: Any, stream: bytes) -> bytes:
     sock = CutSocket(stream, [])
     line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
     Session(
-        line, Context(store, Jobs(), BufferPool(), line, agent="t", status=status), "test"
+        line, SessionContext(store, Jobs(), BufferPool(), line, agent="t", status=status), "test"
     ).run()
     return bytes(sock.sent)
 

@@ -8,7 +8,7 @@ import pytest
 from ftpkit import Client, Server, __version__
 from ftpkit.protocol import encode_header
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.status import Ended, added, left_s, merged, nothing
+from ftpkit.server.status import TransferTotals, added, left_s, merged, nothing
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.status import status, transfer
@@ -81,7 +81,7 @@ def test_many_may_ask_in_a_row(raw: Raw) -> None:
 
 
 def test_ended_counts_both_ways() -> None:
-    ended = Ended()
+    ended = TransferTotals()
     ended.add("up", 10, whole=True)
     ended.add("up", 5, whole=False)
     ended.add("down", 7, whole=True)

@@ -10,30 +10,30 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.server import survey as survey_module
-from ftpkit.server.broker import Member
-from ftpkit.server.channel import Channel
+from ftpkit.server.broker import WorkerHandle
+from ftpkit.server.channel import IpcChannel
 from ftpkit.server.status import nothing
-from ftpkit.server.survey import Survey
+from ftpkit.server.survey import StatusAggregator
 from tests.support.status import status, transfer
 
 LONG_S = 20.0
-Join = Callable[[int], Member]
+Join = Callable[[int], WorkerHandle]
 
 
 @pytest.fixture
-def survey() -> Survey:
-    return Survey()
+def survey() -> StatusAggregator:
+    return StatusAggregator()
 
 
 @pytest.fixture
-def join(survey: Survey) -> Iterator[Join]:
+def join(survey: StatusAggregator) -> Iterator[Join]:
     """Let workers join that say nothing by themselves."""
-    ends: list[Channel] = []
+    ends: list[IpcChannel] = []
 
-    def start(number: int) -> Member:
+    def start(number: int) -> WorkerHandle:
         ours, theirs = socket.socketpair()
-        member = Member(number, Channel(ours))
-        ends.extend((member.channel, Channel(theirs)))
+        member = WorkerHandle(number, IpcChannel(ours))
+        ends.extend((member.channel, IpcChannel(theirs)))
         survey.join(member)
         return member
 
@@ -43,7 +43,7 @@ def join(survey: Survey) -> Iterator[Join]:
 
 
 @pytest.fixture
-def asked(survey: Survey) -> Iterator[Callable[[int], "Future[ServerStatus]"]]:
+def asked(survey: StatusAggregator) -> Iterator[Callable[[int], "Future[ServerStatus]"]]:
     """Ask, and return once so many workers have heard of it."""
     with ThreadPoolExecutor() as threads:
 
@@ -68,7 +68,7 @@ def names(whole: ServerStatus) -> set[str]:
     return {each["name"] for each in whole["transfers"]}
 
 
-def test_all_parts_are_one_status(survey: Survey, join: Join, asked: Asked) -> None:
+def test_all_parts_are_one_status(survey: StatusAggregator, join: Join, asked: Asked) -> None:
     one, other = join(3), join(5)
     answer = asked(2)
     survey.heard(one, 0, part("a"))
@@ -81,7 +81,7 @@ def test_all_parts_are_one_status(survey: Survey, join: Join, asked: Asked) -> N
 
 
 def test_one_that_ends_keeps_nobody_waiting_and_counts_with_what_it_last_told(
-    survey: Survey, join: Join, asked: Asked
+    survey: StatusAggregator, join: Join, asked: Asked
 ) -> None:
     one, other = join(1), join(2)
     survey.heard(other, None, part("b", uploads=7))
@@ -99,7 +99,7 @@ def test_one_that_ends_keeps_nobody_waiting_and_counts_with_what_it_last_told(
 
 
 def test_one_that_is_silent_is_left_out(
-    survey: Survey, join: Join, asked: Asked, monkeypatch: pytest.MonkeyPatch
+    survey: StatusAggregator, join: Join, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(survey_module, "_PATIENCE_S", 0.05)
     one, silent = join(1), join(2)
@@ -109,7 +109,9 @@ def test_one_that_is_silent_is_left_out(
     survey.heard(silent, 0, part("b"))  # too late for that one
 
 
-def test_where_nobody_answers_it_is_refused(survey: Survey, join: Join, asked: Asked) -> None:
+def test_where_nobody_answers_it_is_refused(
+    survey: StatusAggregator, join: Join, asked: Asked
+) -> None:
     member = join(1)
     answer = asked(1)
     survey.leave(member)
@@ -119,7 +121,7 @@ def test_where_nobody_answers_it_is_refused(survey: Survey, join: Join, asked: A
 
 
 def test_two_questions_at_a_time_get_their_own_answers(
-    survey: Survey, join: Join, asked: Asked
+    survey: StatusAggregator, join: Join, asked: Asked
 ) -> None:
     member = join(1)
     first, second = asked(1), asked(1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftpkit.server.tries import Tries
+from ftpkit.server.tries import LoginThrottle
 
 
 class Clock:
@@ -13,7 +13,7 @@ class Clock:
 
 
 def test_each_bad_token_waits_longer_than_the_last_up_to_a_limit() -> None:
-    tries = Tries(clock=Clock())
+    tries = LoginThrottle(clock=Clock())
     waits = [tries.failed("10.0.0.1") for _ in range(8)]
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0, 4.0])
     for _ in range(2000):
@@ -35,14 +35,14 @@ def test_each_bad_token_waits_longer_than_the_last_up_to_a_limit() -> None:
     ],
 )
 def test_one_network_of_ipv6_is_one_stranger(one: str, other: str, same: bool) -> None:
-    tries = Tries(clock=Clock())
+    tries = LoginThrottle(clock=Clock())
     assert tries.failed(one) == 0.1
     assert tries.failed(other) == (0.2 if same else 0.1)
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
     clock = Clock()
-    tries = Tries(clock=clock)
+    tries = LoginThrottle(clock=clock)
     tries.failed("10.0.0.1")
     clock.now = 599.0
     assert tries.failed("10.0.0.1") == 0.2
@@ -51,7 +51,7 @@ def test_what_was_long_ago_is_forgotten() -> None:
 
 
 def test_many_strangers_fill_no_memory_and_the_latest_are_known() -> None:
-    tries = Tries(clock=Clock())
+    tries = LoginThrottle(clock=Clock())
     for number in range(10_000):
         tries.failed(f"10.0.{number // 250}.{number % 250}")
     assert len(tries._failed) == 4096

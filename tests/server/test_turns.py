@@ -8,10 +8,10 @@ import pytest
 
 from ftpkit import system
 from ftpkit.protocol.frame import Header
-from ftpkit.server.broker import Member
-from ftpkit.server.channel import Channel
+from ftpkit.server.broker import WorkerHandle
+from ftpkit.server.channel import IpcChannel
 from ftpkit.server.service import Limits
-from ftpkit.server.turns import Turns
+from ftpkit.server.turns import SchedulerServer
 
 MIB = 1024 * 1024
 QUANTUM = 4 * MIB
@@ -21,9 +21,9 @@ LONG_S = 20.0
 class Worker:
     """A worker that says what it is told to say."""
 
-    def __init__(self, turns: Turns, number: int) -> None:
+    def __init__(self, turns: SchedulerServer, number: int) -> None:
         ours, self._sock = socket.socketpair()
-        self.member, self._channel = Member(number, Channel(ours)), Channel(self._sock)
+        self.member, self._channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(self._sock)
         self._turns = turns
 
     def say(self, what: str, lane: int, **message: Any) -> None:
@@ -42,11 +42,11 @@ class Worker:
     def turn(self) -> tuple[int, int]:
         """Return the lane and the size of the next turn."""
         assert system.wait_readable(self._sock, LONG_S), "a turn was lost"
-        header = self.take()
+        header = self.reserve()
         assert header["op"] == "turn"
         return header["lane"], header["most"]
 
-    def take(self) -> Header:
+    def reserve(self) -> Header:
         return self._channel.receive()[0]
 
     def heard_nothing(self) -> bool:
@@ -57,7 +57,7 @@ class Worker:
         self._channel.close()
 
 
-Start = Callable[..., tuple[Turns, Worker, Worker]]
+Start = Callable[..., tuple[SchedulerServer, Worker, Worker]]
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def start() -> Iterator[Start]:
     """Make turns and two workers."""
     ends: list[Callable[[], None]] = []
 
-    def make(**limits: Any) -> tuple[Turns, Worker, Worker]:
-        turns = Turns(Limits(**limits))
+    def make(**limits: Any) -> tuple[SchedulerServer, Worker, Worker]:
+        turns = SchedulerServer(Limits(**limits))
         workers = [Worker(turns, number) for number in (1, 2)]
         turns.start()
         ends.extend((turns.stop, *(each.close for each in workers)))
@@ -215,5 +215,5 @@ def test_a_turn_that_a_worker_does_not_take_at_once_comes_later(start: Start) ->
     other.ready(0)
     assert other.turn() == (0, QUANTUM)
     for _ in range(messages):
-        one.take()
+        one.reserve()
     assert one.turn() == (0, QUANTUM)

@@ -21,7 +21,7 @@ from ftpkit import Client, UdpMode, system
 from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
-from ftpkit.server.workers import Plan, Supervisor, next_delay
+from ftpkit.server.workers import Supervisor, WorkerConfig, next_delay
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
 from tests.support.trees import published, staged
@@ -51,7 +51,7 @@ def serve(root: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(**limits: Any) -> Supervisor:
-            server = Supervisor(root, Plan(workers=2, limits=Limits(**limits)), port=0)
+            server = Supervisor(root, WorkerConfig(workers=2, limits=Limits(**limits)), port=0)
             server.start()
             stack.callback(server.stop, 0.0)
             return server
@@ -87,7 +87,7 @@ def write(raw: Raw, upload: str, offset: int, data: bytes = DATA) -> Reply:
 
 def counts(server: Supervisor) -> list[int]:
     """How many connections each worker has."""
-    return [member.connections for member in server._broker.serving()]
+    return [member.connections for member in server._pool.serving()]
 
 
 def pids(server: Supervisor) -> list[int]:
@@ -115,7 +115,7 @@ def test_each_connection_goes_to_the_worker_that_has_fewest(
     assert counts(workers) == [5, 5]
     for line in lines[:4]:
         line.close()
-    workers.admission.wait_for(lambda count: count == 6)
+    workers.connection_limiter.wait_for(lambda count: count == 6)
     for _ in range(4):
         connect().granted("ping")
     assert counts(workers) == [5, 5]
@@ -129,7 +129,7 @@ def test_the_limits_on_connections_hold_for_all_workers_together(serve: Serve) -
             line.granted("ping")
         assert lines[3].receive().code == "too-many-connections"
         lines[0].close()
-        server.admission.wait_for(lambda count: count == 2)
+        server.connection_limiter.wait_for(lambda count: count == 2)
         stack.enter_context(Raw(server.address)).granted("ping")
 
 
@@ -231,11 +231,11 @@ def test_uploads_that_are_over_belong_to_nobody(
     one.granted("abort", upload=upload)
     begin(other, "b")
     other.close()
-    workers.admission.wait_for(lambda count: count == 1)
+    workers.connection_limiter.wait_for(lambda count: count == 1)
     begin(one, "b")
     one.close()
-    workers.admission.wait_for(lambda count: count == 0)
-    assert workers._broker._holders == {}
+    workers.connection_limiter.wait_for(lambda count: count == 0)
+    assert workers._pool._holders == {}
 
 
 @pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
@@ -264,7 +264,7 @@ def test_each_worker_asks_for_a_token_and_knows_whose_conversation_it_takes_over
     tokens = Tokens(tmp_path / "tokens.json")
     can = frozenset({Permission.WRITE})
     token = tokens.add(Grant(user="ada", can=can, under="d", connections=2))
-    server = Supervisor(root, Plan(workers=2, tokens=tokens.path), port=0)
+    server = Supervisor(root, WorkerConfig(workers=2, tokens=tokens.path), port=0)
     server.start()
     with ExitStack() as stack:
         stack.callback(server.stop, 0.0)
@@ -318,7 +318,7 @@ def test_status_during_a_reload_and_after_counts_what_old_workers_did(
     upload = begin(one, "a")["upload"]
     other.granted("put", DATA, name="b")
     old = pids(workers)
-    workers.change(Plan(workers=2, limits=Limits(max_connections=77)))
+    workers.change(WorkerConfig(workers=2, limits=Limits(max_connections=77)))
     while log.so_far("reloaded") == []:
         assert {each["name"] for each in status(one)["transfers"]} == {"a"}
     told = status(other)
@@ -386,13 +386,13 @@ def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
     upload = begin(one)["upload"]
     write(one, upload, 0)
     assert status(one)["policy"] is None
-    workers.change(Plan(workers=2, limits=Limits(slots=1, schedule="fcfs")))
+    workers.change(WorkerConfig(workers=2, limits=Limits(slots=1, schedule="fcfs")))
     log.wait_for("reloaded")
     wait_until(lambda: bool(status(one)["policy"] == "fcfs"))
     write(one, upload, BLOCK)
     lanes = workers._turns._flows
     wait_until(lambda: [lane.transfer.moved for lane in lanes.values()] == [2 * BLOCK])
-    workers.change(Plan(workers=2))
+    workers.change(WorkerConfig(workers=2))
     log.wait_for("reloaded")
     wait_until(lambda: status(one)["policy"] is None)
     assert write(one, upload, 2 * BLOCK).ok
@@ -433,7 +433,7 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_free(
     one, other = two(connect, workers)
     upload = begin(one)["upload"]
     write(one, upload, 0)
-    lost = next(m for m in workers._broker.serving() if m.number in holders(workers))
+    lost = next(m for m in workers._pool.serving() if m.number in holders(workers))
     os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
     assert log.wait_for("worker died")["number"] == lost.number
     with pytest.raises(OSError, match=r"ended|reset"):
@@ -443,7 +443,7 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_free(
         assert write(other, upload, offset).ok
     other.granted("commit", upload=upload, total=len(DATA))
     assert published(root) == {"f": DATA}
-    assert workers.admission.wait_for(lambda count: count == 1, WAIT_S)
+    assert workers.connection_limiter.wait_for(lambda count: count == 1, WAIT_S)
     connect().granted("ping")
     third = connect()
     third.granted("ping")
@@ -457,7 +457,7 @@ def test_new_workers_take_over_and_old_ones_finish(
     upload = begin(one)["upload"]
     write(one, upload, 0)
     old = pids(workers)
-    workers.change(Plan(workers=3))
+    workers.change(WorkerConfig(workers=3))
     log.wait_for("reloaded", workers=3)
     assert counts(workers) == [0, 0, 0]
     third.granted("hello", version=1, agent="t")
@@ -486,7 +486,7 @@ def test_workers_that_do_not_start_replace_nobody(
 ) -> None:
     one, _ = two(connect, workers)
     before = pids(workers)
-    workers.change(Plan(workers=2, on_start=fail))
+    workers.change(WorkerConfig(workers=2, on_start=fail))
     assert "do not start" in log.wait_for("error")["error"]
     one.granted("ping")
     assert pids(workers)[:2] == before
@@ -503,16 +503,16 @@ def test_a_system_without_room_for_processes_costs_nobody_a_connection(
     one, other = two(connect, workers)
     with monkeypatch.context() as patch:
         patch.setattr(workers_module, "_SPAWN", Full())
-        workers.change(Plan(workers=2))
+        workers.change(WorkerConfig(workers=2))
         log.wait_for("error", error="the new workers do not start")
         one.granted("ping")
-        lost = workers._broker.serving()[0]
+        lost = workers._pool.serving()[0]
         os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
         log.wait_for("worker died")
         log.wait_for("error")
     connect().granted("ping")
     assert {one_alive(one), one_alive(other)} == {True, False}
-    wait_until(lambda: len(workers._broker.serving()) == 2)
+    wait_until(lambda: len(workers._pool.serving()) == 2)
 
 
 def one_alive(raw: Raw) -> bool:
@@ -523,7 +523,7 @@ def one_alive(raw: Raw) -> bool:
 
 
 def test_a_server_whose_workers_do_not_start_does_not(root: Path) -> None:
-    server = Supervisor(root, Plan(workers=2, on_start=fail), port=0)
+    server = Supervisor(root, WorkerConfig(workers=2, on_start=fail), port=0)
     with pytest.raises(OSError, match="do not start"):
         server.start()
 
@@ -575,7 +575,7 @@ def records(reply: Reply) -> list[tuple[int, int]]:
 
 
 def holders(server: Supervisor) -> set[int]:
-    return set(server._broker._holders.values())
+    return set(server._pool._holders.values())
 
 
 def gone(server: Supervisor, old: list[int]) -> None:

@@ -221,9 +221,9 @@ class File:
 
     def resize(self, length: int) -> None:
         for number in list(self.sectors):
-            keep = max(0, length - number * SECTOR)
-            if keep < SECTOR:
-                self._patch(number, keep, bytes(SECTOR - keep))
+            commit = max(0, length - number * SECTOR)
+            if commit < SECTOR:
+                self._patch(number, commit, bytes(SECTOR - commit))
         if length != self.lengths[-1]:
             self.lengths.append(length)
 

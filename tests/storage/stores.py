@@ -13,7 +13,7 @@ import pytest
 from ftpkit import system
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.house import LocalHouse, Quota
+from ftpkit.server.house import AccountQuota, LocalLimits
 from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload, files
 from ftpkit.storage.files import DirHandle, FileSystem
 from ftpkit.storage.limited import QuotaStore
@@ -136,9 +136,9 @@ class Place:
         if not self._under:
             return store
         store.mkdir(self._under)
-        house = LocalHouse(store.used_bytes)
+        house = LocalLimits(store.used_bytes)
         self._stack.callback(house.close)
-        return PrefixStore(QuotaStore(store, Quota(house, self._under, _QUOTA)), self._under)
+        return PrefixStore(QuotaStore(store, AccountQuota(house, self._under, _QUOTA)), self._under)
 
     def __enter__(self) -> Self:
         return self

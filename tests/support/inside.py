@@ -1,10 +1,10 @@
 """The inside of a running server, for tests that have to reach there."""
 
 from ftpkit import Server
-from ftpkit.server.service import Service
+from ftpkit.server.service import ConnectionHandler
 
 
-def service_of(server: Server) -> Service:
+def service_of(server: Server) -> ConnectionHandler:
     """Return what serves the connections of a server that was started."""
     assert server.service is not None
     return server.service

@@ -232,7 +232,7 @@ def pull(
     udp: Udp,
     sizes: Mapping[int, int],
     piece: int = PIECE,
-    keep: Callable[[Heard], bool] = lambda heard: True,
+    commit: Callable[[Heard], bool] = lambda heard: True,
 ) -> Pulled:
     """Receive blocks of these sizes; what ``keep`` does not want counts as lost."""
     pulled = Pulled(sizes)
@@ -243,7 +243,7 @@ def pull(
         heard = udp.hear()
         assert heard is not None, f"nothing comes, though {pulled.left} is missing"
         assert heard.kind in (DATA, ECHO), heard
-        if heard.kind != DATA or not keep(heard):
+        if heard.kind != DATA or not commit(heard):
             continue
         assert heard.number not in pulled.numbers
         pulled.numbers.add(heard.number)
