@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 
 from ftpkit import __version__
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.net.address import Address, Url
 
 _logger = logging.getLogger("ftpkit.cli")
@@ -23,9 +23,9 @@ def first_line(root: str, url: Url, *, open_to_all: bool, state: str | None = No
     elif url.token is not None:
         what = f"on a client: ftpkit login {url.link()}"
     else:
-        where = "" if state is None else f" --state {shown(os.path.abspath(state))}"
+        where = "" if state is None else f" --state {escaped(os.path.abspath(state))}"
         what = f"make a link for a client with: ftpkit token add NAME{where}"
-    return f"ftpkit {__version__} serves {shown(os.path.abspath(root))} at {url} - {what}"
+    return f"ftpkit {__version__} serves {escaped(os.path.abspath(root))} at {url} - {what}"
 
 
 def warn_of_strangers(addresses: Sequence[Address], *, plain: bool, open_to_all: bool) -> None:

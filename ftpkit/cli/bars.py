@@ -8,7 +8,7 @@ from typing import Final, Never
 
 from tqdm import tqdm
 
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.cli.progress import Lines
 from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError
@@ -80,7 +80,7 @@ class Bars:
     def _file_bar(self, name: str, total: int, moved: int) -> "tqdm[Never]":
         taken = {abs(bar.pos) for bar in self._files.values()}
         free = next(row for row in count() if row not in taken)
-        return _bar(shown(name), total, position=free, initial=moved)
+        return _bar(escaped(name), total, position=free, initial=moved)
 
     def _end_file(self, name: str) -> None:
         bar = self._files.pop(name, None)

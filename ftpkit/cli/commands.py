@@ -31,10 +31,10 @@ class Commands(click.Group):
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
-            failures.complain(failures.usage_fault(error))
+            failures.print_error(failures.usage_fault(error))
             code = error.exit_code
         except click.Abort:
-            failures.complain("interrupted")
+            failures.print_error("interrupted")
             code = failures.INTERRUPTED
         sys.exit(code)
 

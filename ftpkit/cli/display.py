@@ -13,7 +13,7 @@ _CUT = "..."
 _MARKS = {"dir": "/", "link": "@", "other": "?"}
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     """Return ``text`` so that no terminal obeys it.
 
     Control and format characters, line breaks and bytes that are not text become escapes like
@@ -31,7 +31,7 @@ def width(text: str) -> int:
     return sum(map(_columns, text))
 
 
-def clipped(text: str, room: int) -> str:
+def truncated(text: str, room: int) -> str:
     """Return as much of the start of ``text`` as ``room`` columns hold."""
     used = accumulate(map(_columns, text))
     return text[: sum(1 for columns in used if columns <= room)]
@@ -69,7 +69,7 @@ def ls_line(entry: ListEntry) -> str:
     """Return the line of ``ls`` for ``entry``: size, date, marked name."""
     size = format_size(entry.total) if entry.kind == "file" else "-"
     mark = _MARKS.get(entry.kind, "")
-    return f"{size:>7}  {format_time(entry.mtime):16}  {shown(entry.name)}{mark}"
+    return f"{size:>7}  {format_time(entry.mtime):16}  {escaped(entry.name)}{mark}"
 
 
 def ls_json(entry: ListEntry) -> str:
@@ -87,7 +87,7 @@ def stat_lines(reply: StatReply) -> str:
     facts["version"] = reply.version
     if reply.content_digest is not None:
         facts["digest"] = reply.content_digest
-    return "\n".join(f"{word:8}  {shown(fact)}" for word, fact in facts.items())
+    return "\n".join(f"{word:8}  {escaped(fact)}" for word, fact in facts.items())
 
 
 def stat_json(reply: StatReply) -> str:

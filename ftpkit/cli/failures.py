@@ -9,7 +9,7 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.cli.units import format_size
 from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
 
@@ -69,13 +69,13 @@ class Tally:
         return next(iter(self._codes), DONE)
 
 
-def complain(message: str, name: str = "") -> None:
+def print_error(message: str, name: str = "") -> None:
     """Tell a person in one line on stderr, and of which file, unless the message says so."""
     # In a message a name is quoted, alone or as the end of a path.
     quoted = (repr(name), ascii(name), f"/{repr(name)[1:]}")
     if name and not any(form in message for form in quoted):
         message = f"{name}: {message}"
-    click.echo(f"ftpkit: {shown(' '.join(message.split()))}", err=True)
+    click.echo(f"ftpkit: {escaped(' '.join(message.split()))}", err=True)
 
 
 @contextmanager
@@ -90,16 +90,16 @@ def reported() -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         raise click.exceptions.Exit(INTERRUPTED) from None
     except FtpkitError as error:
-        complain(str(error))
+        print_error(str(error))
         raise click.exceptions.Exit(exit_code(error)) from error
     except Exception as error:
         if os.environ.get("FTPKIT_DEBUG"):
             traceback.print_exc()
         kind = type(error).__name__
-        complain(f"unexpected {kind}: {error} (FTPKIT_DEBUG=1 shows where it comes from)")
+        print_error(f"unexpected {kind}: {error} (FTPKIT_DEBUG=1 shows where it comes from)")
         raise click.exceptions.Exit(FAILED) from error
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import click
 
-from ftpkit.cli.display import ls_json, ls_line, shown, stat_json, stat_lines
-from ftpkit.cli.failures import Tally, complain
+from ftpkit.cli.display import escaped, ls_json, ls_line, stat_json, stat_lines
+from ftpkit.cli.failures import Tally, print_error
 from ftpkit.cli.settings import setting
 from ftpkit.cli.target import connect, target_options
 from ftpkit.cli.units import format_duration
@@ -105,7 +105,7 @@ def ping(url: Url | None, timeout: float) -> None:
     """
     with connect(url, timeout) as client:
         seconds = client.ping()
-    click.echo(f"{shown(str(client.address))} answers in {format_duration(seconds)}")
+    click.echo(f"{escaped(str(client.address))} answers in {format_duration(seconds)}")
 
 
 def _each(names: tuple[str, ...], act: Callable[[str], object]) -> int:
@@ -117,6 +117,6 @@ def _each(names: tuple[str, ...], act: Callable[[str], object]) -> int:
         except CannotConnectError:
             raise
         except FtpkitError as error:
-            complain(str(error), name)
+            print_error(str(error), name)
             tally.add(error)
     return tally.exit_code

@@ -8,8 +8,8 @@ from typing import Final
 import click
 
 from ftpkit.access import Permission
-from ftpkit.cli.display import json_line, shown
-from ftpkit.cli.failures import DONE, FAILED, complain
+from ftpkit.cli.display import escaped, json_line
+from ftpkit.cli.failures import DONE, FAILED, print_error
 from ftpkit.cli.files import json_option
 from ftpkit.cli.settings import URL
 from ftpkit.cli.tables import Column, table
@@ -89,7 +89,7 @@ def _forget(names: tuple[Url, ...]) -> int:
     code = DONE
     for url in names:
         if not kept_hosts().forget(url.address):
-            complain(f"nothing is known of {url}")
+            print_error(f"nothing is known of {url}")
             code = FAILED
     return code
 
@@ -104,4 +104,4 @@ def _welcome(url: Url, holder: AuthReply | None) -> str:
     if holder is None:
         return f"{url} is known; it asks for no token"
     allowed = ", ".join(each for each in Permission if each in holder.can)
-    return f"logged in to {url} as {shown(holder.user)}: {allowed}"
+    return f"logged in to {url} as {escaped(holder.user)}: {allowed}"

@@ -6,7 +6,7 @@ import sys
 import traceback
 from datetime import datetime
 
-from ftpkit.cli.display import json_line, quoted, shown
+from ftpkit.cli.display import escaped, json_line, quoted
 
 
 def log_to_stderr(*, level: int, as_json: bool) -> None:
@@ -31,7 +31,7 @@ class TextFormatter(logging.Formatter):
         """Return one line."""
         when = f"{datetime.fromtimestamp(record.created):%Y-%m-%d %H:%M:%S}"
         fields = [f"{key}={_text(value)}" for key, value in _fields(record).items()]
-        return " ".join([when, shown(record.getMessage()), *fields])
+        return " ".join([when, escaped(record.getMessage()), *fields])
 
 
 class JsonFormatter(logging.Formatter):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from ftpkit.cli.display import clipped, fitted, shown, width
+from ftpkit.cli.display import escaped, fitted, truncated, width
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.units import format_duration, format_size
 from ftpkit.net.address import Address
@@ -61,14 +61,14 @@ _NAME: Final = 20
 _USER: Final = 16
 
 
-def overview(
+def status_table(
     status: ServerStatus, address: Address, order: str, room: int | None = None
 ) -> list[str]:
     """Return all lines, the transfers last; each fits into ``room`` columns, if that is limited."""
-    lines = [shown(line) for line in _summary(status, address)]
+    lines = [escaped(line) for line in _summary(status, address)]
     if status["transfers"]:
         lines += ["", *_transfers(status["transfers"], order, room)]
-    return lines if room is None else [clipped(line, room) for line in lines]
+    return lines if room is None else [truncated(line, room) for line in lines]
 
 
 def _summary(status: ServerStatus, address: Address) -> list[str]:
@@ -130,7 +130,7 @@ def _transfers(transfers: Sequence[TransferStatus], order: str, room: int | None
             columns = [column for column in columns if column.key != key]
             lines = table(columns, rows).splitlines()
     start = _widest(lines)
-    names = ["name", *(shown(str(row["name"])) for row in rows)]
+    names = ["name", *(escaped(str(row["name"])) for row in rows)]
     return [
         line + " " * (start + 2 - width(line))
         + (name if room is None else fitted(name, room - start - 2))
@@ -141,7 +141,7 @@ def _transfers(transfers: Sequence[TransferStatus], order: str, room: int | None
 def _row(transfer: TransferStatus) -> dict[str, object]:
     total = transfer["total"]
     percent = None if total is None else min(100, 100 * transfer["moved"] // max(1, total))
-    user = clipped(shown(transfer["user"]), _USER)
+    user = truncated(escaped(transfer["user"]), _USER)
     return {**transfer, "user": user, "percent": percent}
 
 

@@ -8,8 +8,8 @@ from typing import Final, Protocol
 
 import click
 
-from ftpkit.cli.display import json_line, shown
-from ftpkit.cli.failures import complain
+from ftpkit.cli.display import escaped, json_line
+from ftpkit.cli.failures import print_error
 from ftpkit.cli.units import format_duration, format_size
 from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError, UdpBlockedError
@@ -61,7 +61,7 @@ class Lines:
         if not self._quiet:
             on_tcp = isinstance(error, UdpBlockedError)
             then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
-            complain(f"{error}; {then}")
+            print_error(f"{error}; {then}")
 
     def done(self, transfer: TransferResult) -> None:
         """Print what was moved, and how fast."""
@@ -70,7 +70,7 @@ class Lines:
 
     def failed(self, name: str, error: FtpkitError) -> None:
         """Print what was not moved, and why."""
-        complain(str(error), name)
+        print_error(str(error), name)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -133,4 +133,4 @@ def summary(transfer: TransferResult) -> str:
     """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
     rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
     size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
-    return f"{shown(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"
+    return f"{escaped(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"

@@ -14,7 +14,7 @@ from ftpkit import system
 from ftpkit.access import Tokens
 from ftpkit.cli.account import Account
 from ftpkit.cli.announce import first_line, is_loopback, reachable, warn_of_strangers
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.cli.failures import DONE
 from ftpkit.cli.logs import log_to_stderr
 from ftpkit.cli.places import default_state, running_directory
@@ -200,7 +200,7 @@ def serve_until_told(settings: Settings, context: click.Context) -> int:
                     _tell_here(told, settings, access, address)
                     _tell_links(access, address)
                     _logger.warning("the key is another: links that name the old one are refused")
-                manager.ready(f"serves {shown(settings.root)} at {url}")
+                manager.ready(f"serves {escaped(settings.root)} at {url}")
 
             ready()
             while signalled() == RELOAD:

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from click.types import BoolParamType, StringParamType
 
 from ftpkit import system
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.cli.units import parse_duration, parse_size
 from ftpkit.net.address import Url
 
@@ -32,7 +32,7 @@ def word(read: Callable[[str], T], expected: str) -> Callable[[str], T]:
         try:
             return read(text)
         except ValueError:
-            raise click.BadParameter(f"expected {expected}, got '{shown(text)}'") from None
+            raise click.BadParameter(f"expected {expected}, got '{escaped(text)}'") from None
 
     return convert
 

@@ -10,10 +10,10 @@ from typing import Final
 
 import click
 
-from ftpkit.cli.display import clipped, json_line, shown
+from ftpkit.cli.display import escaped, json_line, truncated
 from ftpkit.cli.failures import DONE, INTERRUPTED
 from ftpkit.cli.files import json_option
-from ftpkit.cli.overview import ORDERS, overview
+from ftpkit.cli.overview import ORDERS, status_table
 from ftpkit.cli.progress import Lines
 from ftpkit.cli.screen import Screen, columns, is_screen
 from ftpkit.cli.target import connect, target_options
@@ -95,7 +95,7 @@ def _print(status: ServerStatus, address: Address, order: str, *, json: bool) ->
     if json:
         click.echo(json_line({**status}))
     else:
-        click.echo("\n".join(overview(status, address, order, columns())))
+        click.echo("\n".join(status_table(status, address, order, columns())))
 
 
 class _Watch:
@@ -143,13 +143,13 @@ class _Watch:
         if self._status is None:
             lines = [f"asking {self._address}"]
         else:
-            lines = overview(self._status, self._address, self._order, columns)
+            lines = status_table(self._status, self._address, self._order, columns)
         room = rows - 2
         if len(lines) > room:
             hidden = len(lines) - room + 1
             lines = [*lines[: room - 1], f"and {hidden:,} more"]
-        foot = [shown(self._trouble), _keys(self._order)]
-        return [clipped(line, columns) for line in [*lines, *foot]][:rows]
+        foot = [escaped(self._trouble), _keys(self._order)]
+        return [truncated(line, columns) for line in [*lines, *foot]][:rows]
 
 
 def _keys(chosen: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ftpkit.cli.display import shown, width
+from ftpkit.cli.display import escaped, width
 
 _GAP: Final = "  "
 
@@ -19,7 +19,7 @@ def plain(value: object) -> str:
         case float():
             return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case _:
-            return shown(str(value))
+            return escaped(str(value))
 
 
 @dataclass(frozen=True, slots=True)

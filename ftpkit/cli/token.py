@@ -11,7 +11,7 @@ import click
 
 from ftpkit.access import Grant, Permission, encode_grant, is_user
 from ftpkit.cli.display import format_time, json_line
-from ftpkit.cli.failures import DONE, FAILED, complain
+from ftpkit.cli.failures import DONE, FAILED, print_error
 from ftpkit.cli.files import json_option
 from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import COUNT, RATE, setting, word
@@ -233,7 +233,7 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
     tokens, code = _known(state).tokens(), DONE
     for user in users:
         if not tokens.remove(user):
-            complain(f"there is no token {user}")
+            print_error(f"there is no token {user}")
             code = FAILED
     return code
 

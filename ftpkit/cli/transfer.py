@@ -77,7 +77,7 @@ def transfer_options(command: Command) -> Command:
 
 
 @dataclass(slots=True)
-class Job:
+class TransferJob:
     """One file to move: its name for a person, its bytes if known, how, and how far that is."""
 
     name: str
@@ -138,7 +138,9 @@ def put(
         move = partial(client.put, overwrite=not no_overwrite)
         submit = partial(client.submit_put, overwrite=not no_overwrite)
         work = [
-            Job(name, _size_here(file), partial(move, file, name), partial(submit, file, name))
+            TransferJob(
+                name, _size_here(file), partial(move, file, name), partial(submit, file, name)
+            )
             for file, name in zip(files, names, strict=True)
         ]
         return _move(work, jobs, json=json, quiet=quiet)
@@ -185,7 +187,7 @@ def get(
         move = partial(client.get, overwrite=not no_overwrite)
         submit = partial(client.submit_get, overwrite=not no_overwrite)
         work = [
-            Job(
+            TransferJob(
                 name,
                 _size_there(client, name) if ask else None,
                 partial(move, name, output),
@@ -196,14 +198,14 @@ def get(
         return _move(work, jobs, json=json, quiet=quiet)
 
 
-def _move(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> int:
+def _move(jobs: list[TransferJob], at_once: int, *, json: bool, quiet: bool) -> int:
     """Do ``at_once`` of the jobs at once, on after a failure; return the exit code."""
     with closing(_report(jobs, at_once, json=json, quiet=quiet)) as report:
         tally = _one_by_one(jobs, report) if at_once == 1 else _together(jobs, at_once, report)
     return tally.exit_code
 
 
-def _one_by_one(jobs: list[Job], report: Report) -> Tally:
+def _one_by_one(jobs: list[TransferJob], report: Report) -> Tally:
     """Do them in this thread: many small files wait for no other."""
     tally = Tally()
     for job in jobs:
@@ -222,9 +224,9 @@ def _one_by_one(jobs: list[Job], report: Report) -> Tally:
     return tally
 
 
-def _together(jobs: list[Job], at_once: int, report: Report) -> Tally:
+def _together(jobs: list[TransferJob], at_once: int, report: Report) -> Tally:
     tally, waiting = Tally(), deque(jobs)
-    running: dict[Future[TransferResult], Job] = {}
+    running: dict[Future[TransferResult], TransferJob] = {}
     # Cheaper for many small files than ``wait``, which goes through all that run.
     ended: SimpleQueue[Future[TransferResult]] = SimpleQueue()
     try:
@@ -249,7 +251,7 @@ def _together(jobs: list[Job], at_once: int, report: Report) -> Tally:
     return tally
 
 
-def _tell(job: Job, future: "Future[TransferResult]", report: Report) -> FtpkitError | None:
+def _tell(job: TransferJob, future: "Future[TransferResult]", report: Report) -> FtpkitError | None:
     """Wait until a job has ended, and tell how; return why it failed."""
     error: FtpkitError
     try:
@@ -265,7 +267,7 @@ def _tell(job: Job, future: "Future[TransferResult]", report: Report) -> FtpkitE
     return error
 
 
-def _report(jobs: list[Job], at_once: int, *, json: bool, quiet: bool) -> Report:
+def _report(jobs: list[TransferJob], at_once: int, *, json: bool, quiet: bool) -> Report:
     if json:
         return Events()
     lines = Lines(quiet=quiet)

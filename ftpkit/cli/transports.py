@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ftpkit.cli.display import json_line
-from ftpkit.cli.failures import DONE, FAILED, complain
+from ftpkit.cli.failures import DONE, FAILED, print_error
 from ftpkit.cli.files import json_option
 from ftpkit.cli.progress import watched
 from ftpkit.cli.settings import URL, whole, word
@@ -104,7 +104,7 @@ def transports(
         _show(outcomes, counts)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
-        complain(f"{_label(outcome)}: {outcome.error}")
+        print_error(f"{_label(outcome)}: {outcome.error}")
     return FAILED if failed else DONE
 
 

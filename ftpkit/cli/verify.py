@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from ftpkit.cli.display import json_line, shown
+from ftpkit.cli.display import escaped, json_line
 from ftpkit.cli.failures import DONE, FAILED
 from ftpkit.cli.files import json_option
 from ftpkit.cli.settings import setting
@@ -36,7 +36,7 @@ def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, tim
             if json:
                 click.echo(json_line({"name": name, "state": state}))
             elif state == "damaged" or not quiet:
-                click.echo(f"{state:7}  {shown(name)}")
+                click.echo(f"{state:7}  {escaped(name)}")
     if not json and not quiet:
         click.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
     return FAILED if counts["damaged"] else DONE

@@ -3,14 +3,14 @@ import json
 import pytest
 
 from ftpkit.cli.display import (
-    clipped,
+    escaped,
     fitted,
     format_time,
     json_line,
     ls_json,
     ls_line,
-    shown,
     stat_lines,
+    truncated,
     width,
 )
 from ftpkit.protocol.messages import ListEntry, StatReply
@@ -29,7 +29,7 @@ from ftpkit.protocol.messages import ListEntry, StatReply
     ],
 )
 def test_no_terminal_obeys_a_name(text: str, expected: str) -> None:
-    assert shown(text) == expected
+    assert escaped(text) == expected
 
 
 def test_json_is_one_line_of_printable_ascii() -> None:
@@ -119,4 +119,4 @@ def test_of_a_long_name_the_end_is_shown(text: str, room: int, expected: str) ->
     ],
 )
 def test_a_long_line_is_clipped(text: str, room: int, expected: str) -> None:
-    assert clipped(text, room) == expected
+    assert truncated(text, room) == expected

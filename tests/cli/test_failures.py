@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ftpkit.cli import main
-from ftpkit.cli.failures import Tally, complain, exit_code, reported
+from ftpkit.cli.failures import Tally, exit_code, print_error, reported
 from ftpkit.errors import CannotConnectError, Code, CorruptDataError, FtpkitError, RefusedError
 from tests.cli.conftest import WAIT_S, Run, Served, command
 
@@ -222,11 +222,11 @@ def test_what_nobody_expected_is_one_line(
 
 
 def test_a_message_names_its_file_once(capsys: pytest.CaptureFixture[str]) -> None:
-    complain("there is no 'a'", "a")
-    complain("the disk is full", "x")
-    complain("cannot read 'dir/a'", "a")
-    complain("interrupted at 3 B", "a")
-    complain("bad name 'x\\x1b'", "x\x1b")
+    print_error("there is no 'a'", "a")
+    print_error("the disk is full", "x")
+    print_error("cannot read 'dir/a'", "a")
+    print_error("interrupted at 3 B", "a")
+    print_error("bad name 'x\\x1b'", "x\x1b")
     assert capsys.readouterr().err.splitlines() == [
         "ftpkit: there is no 'a'",
         "ftpkit: x: the disk is full",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ftpkit.cli.display import shown
+from ftpkit.cli.display import escaped
 from ftpkit.cli.logs import JsonFormatter, TextFormatter
 from tests.support.logs import Log
 from tests.support.raw import Raw
@@ -88,7 +88,7 @@ def test_every_field_comes_back_and_no_terminal_obeys_it(texts: list[str]) -> No
 @given(st.text())
 @example("".join(NASTY))
 def test_what_is_shown_is_one_line_that_no_terminal_obeys(text: str) -> None:
-    assert shown(text).isprintable()
+    assert escaped(text).isprintable()
 
 
 def test_an_error_is_one_line_that_says_where() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from ftpkit.cli.display import width
-from ftpkit.cli.overview import ORDERS, overview
+from ftpkit.cli.overview import ORDERS, status_table
 from ftpkit.net.address import Address
 from ftpkit.protocol.status import ServerStatus
 from tests.support.status import status, transfer
@@ -10,7 +10,7 @@ ADDRESS = Address("h", 7)
 
 
 def shown_of(told: ServerStatus, order: str = "rate", room: int | None = None) -> list[str]:
-    return overview(told, ADDRESS, order, room)
+    return status_table(told, ADDRESS, order, room)
 
 
 def names(told: ServerStatus, order: str) -> list[str]:
