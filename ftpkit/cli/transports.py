@@ -17,7 +17,7 @@ from ftpkit.cli.units import format_bit_rate, format_duration, format_size
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
-    from ftpkit.compare.link import Counts, Shape
+    from ftpkit.compare.link import NetworkCounts, NetworkProfile
     from ftpkit.compare.transports import Outcome
 
 _COLUMNS: Final = (
@@ -40,10 +40,10 @@ CPU: seconds of the client and of the server; verified: published whole, and che
 """
 
 
-def _shape(text: str) -> "Shape":
-    from ftpkit.compare.link import Shape
+def _shape(text: str) -> "NetworkProfile":
+    from ftpkit.compare.link import NetworkProfile
 
-    return Shape.parse(text)
+    return NetworkProfile.parse(text)
 
 
 @click.command()
@@ -68,7 +68,12 @@ def _shape(text: str) -> "Shape":
 @click.option("--plot", metavar="PATH", help="Draw the goodput, into a .png, .svg or .pdf.")
 @json_option
 def transports(
-    file: str, url: Url | None, shape: "Shape | None", limit: int, plot: str | None, json: bool
+    file: str,
+    url: Url | None,
+    shape: "NetworkProfile | None",
+    limit: int,
+    plot: str | None,
+    json: bool,
 ) -> int:
     """Send FILE over TCP and over UDP, in one way after the other.
 
@@ -116,7 +121,7 @@ def _label(outcome: "Outcome") -> str:
     return f"{name} ({outcome.congestion})" if outcome.congestion else name
 
 
-def _show(outcomes: "Sequence[Outcome]", counts: "Counts | None") -> None:
+def _show(outcomes: "Sequence[Outcome]", counts: "NetworkCounts | None") -> None:
     rows = [{"label": _label(outcome), **asdict(outcome)} for outcome in outcomes]
     click.echo(table(_COLUMNS, rows))
     click.echo()
@@ -155,7 +160,7 @@ def _goodput(outcome: "Outcome") -> float:
     return outcome.goodput_bps
 
 
-def _of_link(counts: "Counts") -> str:
+def _of_link(counts: "NetworkCounts") -> str:
     """Return why the link can be trusted, or why not."""
     far, near = counts
     latest_s = max(far.latest_s, near.latest_s)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import ftpkit
-from ftpkit.compare.link import End
+from ftpkit.compare.link import NamespaceEnd
 from ftpkit.errors import FtpkitError
 
 # It finds ftpkit where we found it, and runs nothing from the working directory.
@@ -28,14 +28,14 @@ class ChildError(FtpkitError):
     code = "child-ended"
 
 
-class Child:
+class ChildProcess:
     """Runs ``main`` of a module of ours with ``job``, in an ``end`` of a link if one is given.
 
     It says JSON objects, a line each, and ends when its standard input does: with
     the block, or with this process, however that ends.
     """
 
-    def __init__(self, module: str, job: dict[str, Any], end: End | None = None) -> None:
+    def __init__(self, module: str, job: dict[str, Any], end: NamespaceEnd | None = None) -> None:
         root = str(Path(ftpkit.__file__).parent.parent)
         argv = [sys.executable, "-P", "-c", _START, root, module]
         self._module = module
@@ -50,9 +50,9 @@ class Child:
     def ask(self) -> dict[str, Any]:
         """Send an empty line, and return what the process answers."""
         self._say("")
-        return self.hear()
+        return self.receive()
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """Return what the process says next; ChildError if it has ended instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -11,7 +11,7 @@ _SHORTEST_HOLD_S: Final = 0.001
 
 
 @dataclass(slots=True)
-class Passage:
+class NetworkStats:
     """What became of the packets that entered one direction of a link.
 
     ``packets + duplicated == forwarded + lost + dropped + too_long + cut + waiting``.
@@ -32,7 +32,7 @@ class Passage:
     latest_s: float = 0.0  # by how much the latest packet left too late
 
 
-class Line:
+class NetworkModel:
     """A queue of ``queue_bytes``, a wire of ``rate_bps`` bits a second, and ``delay_s`` behind it.
 
     A packet that does not get lost leaves the queue once the bits before it
@@ -64,7 +64,7 @@ class Line:
         self._free_at = -inf  # when the last bit that was taken will be on the wire
         self._under_way: list[tuple[float, int, bytes]] = []
         self._is_cut = False
-        self.count = Passage()
+        self.count = NetworkStats()
 
     def take(self, packet: bytes, now: float) -> bool:
         """Let ``packet`` enter at ``now`` seconds, which never go back.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import ftpkit
-from ftpkit.compare.line import Passage
+from ftpkit.compare.line import NetworkStats
 from ftpkit.errors import FtpkitError
 
 _SMALLEST_MTU: Final = 1280  # IPv6 asks for it
@@ -39,14 +39,14 @@ _RELAY: Final = (
 )
 
 
-class LinkUnavailableError(FtpkitError):
+class NetworkUnavailableError(FtpkitError):
     """This machine or this user cannot have a test link, or the link's relay has ended."""
 
     code = "link-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class NetworkProfile:
     """How a link treats packets, in each direction on its own.
 
     ``rate_bps`` counts the bits of whole IP packets a second; ``delay_s`` is
@@ -86,7 +86,7 @@ class Shape:
             raise ValueError("a link's queue holds at least one packet")
 
     @classmethod
-    def parse(cls, text: str) -> "Shape":
+    def parse(cls, text: str) -> "NetworkProfile":
         """Read ``100M,50ms,1%``: bits a second, the delay one way, and, if any, the loss.
 
         Raises ValueError with a sentence for a person.
@@ -116,7 +116,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class NamespaceEnd:
     """One end of a link: a network namespace (as the path of a file) and its addresses.
 
     ``v6`` is None where the kernel has no IPv6.
@@ -131,21 +131,21 @@ class End:
         return ["nsenter", f"--net={self.namespace}", "--", *argv]
 
 
-class Counts(NamedTuple):
+class NetworkCounts(NamedTuple):
     """What became of the packets, by direction."""
 
-    to_far: Passage
-    to_near: Passage
+    to_far: NetworkStats
+    to_near: NetworkStats
 
 
-class Link:
+class EmulatedNetwork:
     """A link between ``near`` and ``far``, from the start of its block to the end.
 
     Nothing else on the machine sees it. When the block ends, or this process,
     however it does, link and namespaces are gone. Raises LinkUnavailableError.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: NetworkProfile) -> None:
         self.shape = shape
         _check_platform()
         self._lock = threading.Lock()
@@ -156,13 +156,13 @@ class Link:
         try:
             hello = self._hear()
             if "error" in hello:
-                raise LinkUnavailableError(hello["error"])
+                raise NetworkUnavailableError(hello["error"])
         except BaseException:
             self.close()
             raise
         # By the relay's descriptors: the namespaces have no names that could be left behind.
         self.near, self.far = (
-            End(f"/proc/{self._relay.pid}/fd/{end['namespace']}", end["v4"], end["v6"])
+            NamespaceEnd(f"/proc/{self._relay.pid}/fd/{end['namespace']}", end["v4"], end["v6"])
             for end in hello["ends"]
         )
 
@@ -171,19 +171,19 @@ class Link:
         """The process that carries the packets."""
         return self._relay.pid
 
-    def counts(self) -> Counts:
+    def counts(self) -> NetworkCounts:
         """Return what became of the packets so far."""
         return self._ask("counts")
 
-    def cut(self) -> Counts:
+    def cut(self) -> NetworkCounts:
         """Let nothing through from now on, nor what is under way; return the counts."""
         return self._ask("cut")
 
-    def mend(self) -> Counts:
+    def mend(self) -> NetworkCounts:
         """Let packets through again."""
         return self._ask("mend")
 
-    def narrow(self, path_mtu: int) -> Counts:
+    def narrow(self, path_mtu: int) -> NetworkCounts:
         """Let only packets of up to ``path_mtu`` bytes in from now on; return the counts."""
         return self._ask(f"narrow {path_mtu}")
 
@@ -201,33 +201,33 @@ class Link:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _ask(self, command: str) -> Counts:
+    def _ask(self, command: str) -> NetworkCounts:
         with self._lock:
             try:
                 self._commands.write(f"{command}\n")
                 self._commands.flush()
                 answer = self._hear()
             except (OSError, ValueError):  # nobody listens, or we have closed the pipes
-                raise LinkUnavailableError("the link is gone") from None
-        return Counts(*(Passage(**way) for way in answer["ways"]))
+                raise NetworkUnavailableError("the link is gone") from None
+        return NetworkCounts(*(NetworkStats(**strategy) for strategy in answer["ways"]))
 
     def _hear(self) -> dict[str, Any]:
-        line = self._answers.readline()
-        if not line:
-            raise LinkUnavailableError("the process that carries the link's packets has ended")
-        answer: dict[str, Any] = json.loads(line)
+        model = self._answers.readline()
+        if not model:
+            raise NetworkUnavailableError("the process that carries the link's packets has ended")
+        answer: dict[str, Any] = json.loads(model)
         return answer
 
 
 def _check_platform() -> None:
     if sys.platform != "linux":
-        raise LinkUnavailableError("a test link needs Linux")
+        raise NetworkUnavailableError("a test link needs Linux")
     for command, package in (("ip", "iproute2"), ("nsenter", "util-linux")):
         if shutil.which(command) is None:
-            raise LinkUnavailableError(f"a test link needs the command {command} ({package})")
+            raise NetworkUnavailableError(f"a test link needs the command {command} ({package})")
 
 
-def _start(shape: Shape) -> "subprocess.Popen[str]":
+def _start(shape: NetworkProfile) -> "subprocess.Popen[str]":
     fields = asdict(shape) | {"queue_bytes": shape.queue, "path_mtu": shape.narrowest}
     root = str(Path(ftpkit.__file__).parent.parent)
     return subprocess.Popen(  # noqa: S603  # our own interpreter and code

@@ -22,7 +22,7 @@ from math import inf
 from typing import Any, Final
 
 from ftpkit.compare.icmp import too_big
-from ftpkit.compare.line import Line
+from ftpkit.compare.line import NetworkModel
 
 _DEVICE: Final = "link0"
 _V4: Final = ("10.0.0.1", "10.0.0.2")
@@ -51,7 +51,7 @@ class UnavailableError(Exception):
     """This machine cannot have a test link; the message is a sentence for a person."""
 
 
-class End:
+class NamespaceDevice:
     """A new network namespace with a device, into which the calling thread moves for good."""
 
     def __init__(self, *, mtu: int, side: int) -> None:
@@ -84,28 +84,36 @@ class End:
         return int(fields[11])
 
 
-class Way:
+class Forwarder:
     """One direction: from the device ``source``, through ``line``, into ``sink``.
 
     Who sent a packet that is too long for the line is told so, unless that is a ``black_hole``.
     """
 
-    def __init__(self, source: End, sink: End, line: Line, *, mtu: int, black_hole: bool) -> None:
+    def __init__(
+        self,
+        source: NamespaceDevice,
+        sink: NamespaceDevice,
+        model: NetworkModel,
+        *,
+        mtu: int,
+        black_hole: bool,
+    ) -> None:
         self.source, self._sink, self._end = source.fd, sink.fd, source
-        self.line, self._mtu, self._black_hole = line, mtu, black_hole
+        self.model, self._mtu, self._black_hole = model, mtu, black_hole
 
     def collect(self) -> None:
         """Take a batch of what the sender has sent."""
-        take, now = self.line.take, time.monotonic()
+        take, now = self.model.take, time.monotonic()
         with contextlib.suppress(BlockingIOError):  # that was all of it
             for _ in range(_BATCH):
                 packet = os.read(self.source, self._mtu)
                 if not take(packet, now) and not self._black_hole:
-                    os.write(self.source, too_big(packet, self.line.path_mtu))
+                    os.write(self.source, too_big(packet, self.model.path_mtu))
 
     def deliver(self) -> int:
         """Hand over what has arrived; return how many packets that were."""
-        packets, count = self.line.arrived(time.monotonic()), self.line.count
+        packets, count = self.model.arrived(time.monotonic()), self.model.count
         for packet in packets:
             try:
                 count.forwarded_bytes += os.write(self._sink, packet)
@@ -116,32 +124,32 @@ class Way:
 
     def report(self) -> dict[str, Any]:
         """Return the counts as they are now."""
-        count = self.line.count
-        count.overrun, count.waiting = self._end.overrun, self.line.under_way
+        count = self.model.count
+        count.overrun, count.waiting = self._end.overrun, self.model.under_way
         return asdict(count)
 
 
-class Relay:
+class PacketRelay:
     """Carries packets both ways, and does what one line on standard input says."""
 
-    def __init__(self, ways: list[Way]) -> None:
-        self._ways = ways
-        self._sources = [_COMMANDS, *(way.source for way in ways)]
+    def __init__(self, forwarders: list[Forwarder]) -> None:
+        self._ways = forwarders
+        self._sources = [_COMMANDS, *(strategy.source for strategy in forwarders)]
 
     def run(self) -> None:
         """Carry until standard input ends."""
-        ways, busy = self._ways, 0
+        forwarders, busy = self._ways, 0
         while True:
             if busy:
                 time.sleep(_GRAIN_S)
-            busy = sum(way.deliver() for way in ways)
-            due = min(way.line.next_due for way in ways)
+            busy = sum(strategy.deliver() for strategy in forwarders)
+            due = min(strategy.model.next_due for strategy in forwarders)
             wait = None if due == inf else max(0.0, due - time.monotonic())
             # select and not poll or epoll, which round to a millisecond.
             ready = select.select(self._sources, (), (), wait)[0]
-            for way in ways:
-                if way.source in ready:
-                    way.collect()
+            for strategy in forwarders:
+                if strategy.source in ready:
+                    strategy.collect()
                     busy += 1
             if _COMMANDS in ready and not self._obey():
                 return
@@ -150,15 +158,15 @@ class Relay:
         command = os.read(_COMMANDS, 16).split()
         if not command:
             return False
-        for line in (way.line for way in self._ways):
+        for model in (strategy.model for strategy in self._ways):
             match command:
                 case [b"cut"]:
-                    line.cut()
+                    model.cut()
                 case [b"mend"]:
-                    line.mend()
+                    model.mend()
                 case [b"narrow", path_mtu]:
-                    line.path_mtu = int(path_mtu)
-        _answer({"ways": [way.report() for way in self._ways]})
+                    model.path_mtu = int(path_mtu)
+        _answer({"ways": [strategy.report() for strategy in self._ways]})
         return True
 
 
@@ -169,19 +177,25 @@ def main(shape: str) -> None:
     fields = json.loads(shape)
     mtu, black_hole, seed = (fields.pop(name) for name in ("mtu", "black_hole", "seed"))
     try:
-        ends = [End(mtu=mtu, side=side) for side in (0, 1)]
+        ends = [NamespaceDevice(mtu=mtu, side=side) for side in (0, 1)]
     except UnavailableError as error:
         _answer({"error": str(error)})
         return
     near, far = ends
-    ways = [
-        Way(source, sink, Line(**fields, seed=f"{seed} to {to}"), mtu=mtu, black_hole=black_hole)
+    forwarders = [
+        Forwarder(
+            source,
+            sink,
+            NetworkModel(**fields, seed=f"{seed} to {to}"),
+            mtu=mtu,
+            black_hole=black_hole,
+        )
         for source, sink, to in ((near, far, "far"), (far, near, "near"))
     ]
     _hurry()
     _answer({"ends": [{"namespace": e.namespace, "v4": e.v4, "v6": e.v6} for e in ends]})
     with contextlib.suppress(BrokenPipeError):  # nobody is there to be answered
-        Relay(ways).run()
+        PacketRelay(forwarders).run()
 
 
 def _answer(answer: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ftpkit.client.link import Connection
 from ftpkit.client.memory import DigestCache
 from ftpkit.client.upload import BLOCK, BlockUpload, Source
 from ftpkit.compare.tcp_info import congestion_of
-from ftpkit.compare.ways import Links, OverRawUdp, OverTcp, OverUdp, Way
+from ftpkit.compare.ways import Connections, RawUdpStrategy, Strategy, TcpStrategy, UdpStrategy
 from ftpkit.errors import FtpkitError
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Delete, FileReply, NameReply
@@ -83,7 +83,7 @@ class _Attempt:
 
     def __init__(self, job: Job) -> None:
         self._job, self._url = job, Url.parse(job.connection)
-        self._links = Links(self._url, job.congestion)
+        self._links = Connections(self._url, job.congestion)
         self._sources = ExitStack()
         self._way = self._choose()
         # Shared by all rows, so that the first knows what the others have sent.
@@ -110,12 +110,12 @@ class _Attempt:
             self._clean_up(source)
         return result
 
-    def _choose(self) -> Way:
+    def _choose(self) -> Strategy:
         if self._job.streams:
-            return OverTcp(self._links, self._job.streams, self._join)
+            return TcpStrategy(self._links, self._job.streams, self._join)
         if self._job.raw_bps is None:
-            return OverUdp()
-        return OverRawUdp(self._job.raw_bps or math.inf)
+            return UdpStrategy()
+        return RawUdpStrategy(self._job.raw_bps or math.inf)
 
     def _send(self, source: Source) -> None:
         connection = self._links.open()
@@ -168,9 +168,9 @@ class _Attempt:
         """Remove the file, and what may be there of an unfinished upload."""
         with (
             contextlib.suppress(FtpkitError),
-            closing(Links(self._url, None)) as links,
+            closing(Connections(self._url, None)) as connections,
         ):
-            connection = links.open()
+            connection = connections.open()
             if not self._verified:
                 # Perhaps only the reply to a request was lost: it is begun again to be aborted.
                 row = self._row(connection, source)
@@ -185,12 +185,12 @@ class _Watch:
     So does the end of standard input, for then nobody waits for it any more.
     """
 
-    def __init__(self, way: Way, links: Links, limit_s: float) -> None:
+    def __init__(self, strategy: Strategy, connections: Connections, limit_s: float) -> None:
         self.started = time.monotonic()
         self.first_byte_at: float | None = None
         self.stopped = False
         """Whether it broke the upload off."""
-        self._way, self._links, self._limit_s = way, links, limit_s
+        self._way, self._links, self._limit_s = strategy, connections, limit_s
         self._woken = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from ftpkit.client import Client
 from ftpkit.client.upload import Source
-from ftpkit.compare.child import Child
-from ftpkit.compare.link import Counts, Link, Shape
+from ftpkit.compare.child import ChildProcess
+from ftpkit.compare.link import EmulatedNetwork, NetworkCounts, NetworkProfile
 from ftpkit.compare.one_transport import Job, Result
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.errors import LocalFileError
@@ -69,10 +69,15 @@ class Comparison:
     """Sends ``path`` to a server, in one way after the other, each time in a new process."""
 
     def __init__(
-        self, path: str, url: Url, server: Child | None, link: Link | None, limit_s: float
+        self,
+        path: str,
+        url: Url,
+        server: ChildProcess | None,
+        network: EmulatedNetwork | None,
+        limit_s: float,
     ) -> None:
         self._path, self._url, self._limit_s = path, url, limit_s
-        self._server, self._link = server, link
+        self._server, self._link = server, network
 
     def transports(self) -> list[Transport]:
         """Return the ways that there are here, TCP with the kernel's defaults first."""
@@ -95,8 +100,8 @@ class Comparison:
         before_s = self._server_cpu_s()
         job = self._job(transport)
         near = self._link.near if self._link else None
-        with Child("ftpkit.compare.one_transport", asdict(job), near) as child:
-            result = Result(**child.hear())
+        with ChildProcess("ftpkit.compare.one_transport", asdict(job), near) as child:
+            result = Result(**child.receive())
         after_s = self._server_cpu_s()
         return Outcome(
             transport=transport.name,
@@ -105,7 +110,7 @@ class Comparison:
             **asdict(result),
         )
 
-    def link_counts(self) -> Counts | None:
+    def link_counts(self) -> NetworkCounts | None:
         """Return what became of all packets, if there is a link."""
         return self._link.counts() if self._link else None
 
@@ -132,7 +137,7 @@ class Comparison:
 
 @contextlib.contextmanager
 def comparing(
-    path: str, *, to: Url | None = None, shape: Shape | None = None, limit_s: float = 60.0
+    path: str, *, to: Url | None = None, shape: NetworkProfile | None = None, limit_s: float = 60.0
 ) -> Iterator[Comparison]:
     """Compare ways to send the file ``path``; each is broken off after ``limit_s`` seconds.
 
@@ -152,14 +157,14 @@ def comparing(
                 client.ping()
             yield Comparison(absolute, to, None, None, limit_s)
             return
-        link = stack.enter_context(Link(shape)) if shape else None
-        server, url = _start_server(stack, link)
-        yield Comparison(absolute, url, server, link, limit_s)
+        network = stack.enter_context(EmulatedNetwork(shape)) if shape else None
+        server, url = _start_server(stack, network)
+        yield Comparison(absolute, url, server, network, limit_s)
 
 
-def _start_server(stack: ExitStack, link: Link | None) -> tuple[Child, Url]:
-    job: dict[str, Any] = {"host": link.far.v4 if link else None}
-    far = link.far if link else None
-    server = stack.enter_context(Child("ftpkit.compare.one_server", job, far))
-    where = server.hear()
+def _start_server(stack: ExitStack, network: EmulatedNetwork | None) -> tuple[ChildProcess, Url]:
+    job: dict[str, Any] = {"host": network.far.v4 if network else None}
+    far = network.far if network else None
+    server = stack.enter_context(ChildProcess("ftpkit.compare.one_server", job, far))
+    where = server.receive()
     return server, Url(Address(where["host"], where["port"]), plain=True)

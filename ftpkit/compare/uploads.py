@@ -16,7 +16,7 @@ from typing import Any, Final
 from ftpkit.client.datagrams import UdpMode, UdpTransfer
 from ftpkit.client.link import Connection
 from ftpkit.client.upload import Source, Upload
-from ftpkit.compare.child import Child
+from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.trace import Arrival
 from ftpkit.errors import ConnectionLostError, LocalFileError
 from ftpkit.net.address import Address, Url
@@ -41,9 +41,9 @@ def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]
     """
     with (
         TemporaryDirectory(prefix="ftpkit-compare-") as directory,
-        Child("ftpkit.compare.one_server", _job(policy, rate_bps)) as server,
+        ChildProcess("ftpkit.compare.one_server", _job(policy, rate_bps)) as server,
     ):
-        url = Url(Address(_HOST, server.hear()["port"]), plain=True)
+        url = Url(Address(_HOST, server.receive()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))
         uploads = _Uploads(url, zeros, {arrival.user for arrival in trace})
         with ThreadPoolExecutor(_MOST_UPLOADS) as pool, contextlib.closing(uploads):

@@ -36,7 +36,7 @@ class Spent(NamedTuple):
     lost: int | None
 
 
-class Way(Protocol):
+class Strategy(Protocol):
     """One way to move the blocks that an upload lacks."""
 
     @property
@@ -50,7 +50,7 @@ class Way(Protocol):
         """Return what that took; the links must still be open."""
 
 
-class Links:
+class Connections:
     """The conversations of one upload, opened one by one and broken off together."""
 
     def __init__(self, url: Url, congestion: str | None) -> None:
@@ -85,16 +85,19 @@ class Links:
             connection.close()
 
 
-class OverTcp:
+class TcpStrategy:
     """Blocks over one connection, or over several that share them out as they get on.
 
     ``join`` makes, for another link, a row of the same upload with a source of its own.
     """
 
     def __init__(
-        self, links: Links, streams: int, join: Callable[[Connection, BlockUpload], BlockUpload]
+        self,
+        connections: Connections,
+        streams: int,
+        join: Callable[[Connection, BlockUpload], BlockUpload],
     ) -> None:
-        self._links, self._streams, self._join = links, streams, join
+        self._links, self._streams, self._join = connections, streams, join
         self._meters: list[_Meter] = []
 
     @property
@@ -143,7 +146,7 @@ class OverTcp:
                 stream.result()
 
 
-class OverUdp:
+class UdpStrategy:
     """Blocks as datagrams, which are sent again until all have arrived."""
 
     def __init__(self) -> None:
@@ -177,7 +180,7 @@ class OverUdp:
         self.moved += moved
 
 
-class OverRawUdp:
+class RawUdpStrategy:
     """Blocks as datagrams that leave once, at ``rate_bps`` bytes a second, and are not repaired."""
 
     def __init__(self, rate_bps: float) -> None:

@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Final
 
-from ftpkit.compare.child import Child
-from ftpkit.compare.link import Link, Shape
+from ftpkit.compare.child import ChildProcess
+from ftpkit.compare.link import EmulatedNetwork, NetworkProfile
 from ftpkit.compare.one_transport import Job
 from ftpkit.net.address import Address, Url
 from tests.bench.processes import MiB, write_file
@@ -31,7 +31,7 @@ PAIRS: Final = [(UDP, "cubic"), (UDP, "bbr"), (UDP, UDP), ("cubic", "bbr"), ("cu
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    shape = Shape.parse(options.link)
+    shape = NetworkProfile.parse(options.link)
     print(f"link {options.link}, {options.seconds:.0f} s, Mbit/s, medians of {options.rounds}")
     with tempfile.TemporaryDirectory() as directory:
         source = os.path.join(directory, "source")
@@ -46,14 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{first:>5} {medians[0]:5.1f}   beside {second:>5} {medians[1]:5.1f}")
 
 
-def _together(kinds: Sequence[str], shape: Shape, source: str, seconds: float) -> list[float]:
+def _together(
+    kinds: Sequence[str], shape: NetworkProfile, source: str, seconds: float
+) -> list[float]:
     """Return what each kind of flow moved in ``seconds``, in megabits a second."""
     with ExitStack() as stack:
-        link = stack.enter_context(Link(shape))
+        link = stack.enter_context(EmulatedNetwork(shape))
         host = {"host": link.far.v4}
-        server = stack.enter_context(Child("ftpkit.compare.one_server", host, link.far))
-        url = Url(Address(**server.hear()), plain=True)
-        flows: list[Child] = []
+        server = stack.enter_context(ChildProcess("ftpkit.compare.one_server", host, link.far))
+        url = Url(Address(**server.receive()), plain=True)
+        flows: list[ChildProcess] = []
         for kind in kinds:
             job = Job(
                 connection=url.link(),
@@ -62,9 +64,9 @@ def _together(kinds: Sequence[str], shape: Shape, source: str, seconds: float) -
                 limit_s=seconds,
                 **_way(kind),
             )
-            flow = Child("ftpkit.compare.one_transport", asdict(job), link.near)
+            flow = ChildProcess("ftpkit.compare.one_transport", asdict(job), link.near)
             flows.append(stack.enter_context(flow))
-        return [flow.hear()["bytes"] * 8 / 1e6 / seconds for flow in flows]
+        return [flow.receive()["bytes"] * 8 / 1e6 / seconds for flow in flows]
 
 
 def _way(kind: str) -> dict[str, Any]:

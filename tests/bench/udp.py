@@ -27,8 +27,8 @@ from functools import partial
 from statistics import median
 from typing import Final, NamedTuple
 
-from ftpkit.compare.child import Child
-from ftpkit.compare.link import Shape
+from ftpkit.compare.child import ChildProcess
+from ftpkit.compare.link import NetworkProfile
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import Comparison, Transport, comparing
 from tests.bench.processes import MiB, ftpkit_version, parse_size, write_file
@@ -96,7 +96,7 @@ def _ways(
     place: str, source: str, options: argparse.Namespace
 ) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     """Yield what measures each way to send there, by its name."""
-    shape = None if place == LOOPBACK else Shape.parse(place)
+    shape = None if place == LOOPBACK else NetworkProfile.parse(place)
     transports = [Transport(name=UDP)]
     for control in ("bbr", "cubic"):
         if control in congestion_controls():
@@ -120,10 +120,10 @@ def _transport(comparison: Comparison, transport: Transport) -> Sample:
 def _bound(size: int, *, store: bool) -> Sample:
     # The sender ends when the receiver does.
     with (
-        Child("tests.bench.udp_bound", {"size": size, "store": store}) as receiver,
-        Child("tests.bench.udp_bound", receiver.hear()),
+        ChildProcess("tests.bench.udp_bound", {"size": size, "store": store}) as receiver,
+        ChildProcess("tests.bench.udp_bound", receiver.receive()),
     ):
-        seen = receiver.hear()
+        seen = receiver.receive()
     return Sample(seen["bytes"] * 8 / seen["seconds"])
 
 
@@ -144,7 +144,7 @@ def _report(place: str, samples: dict[str, list[Sample]]) -> list[str]:
             cells.append(f"{sum(sample.verified is True for sample in row)} of {len(row)} verified")
         lines.append("  " + ", ".join(cells))
     if place != LOOPBACK:
-        loss = Shape.parse(place).loss
+        loss = NetworkProfile.parse(place).loss
         repairs = _spread([sample.repairs * 100 for sample in ours])
         most = 100 * (loss / (1 - loss) + _SPARE)
         lines.append(f"  {'udp repairs':20} {repairs:24} % of the data, target at most {most:.2f}")

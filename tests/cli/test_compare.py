@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.compare.link import Link, LinkUnavailableError, Shape
+from ftpkit.compare.link import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
 from tests.cli.conftest import WAIT_S, Run, Serve, command, processes_with
 from tests.support.trees import published, staged
 
@@ -203,8 +203,8 @@ def test_after_ctrl_c_nothing_is_left(run: Run, tmp_path: Path, where: str) -> N
     shape = ["--link", "2M,5ms"] if where == "link" else []
     if shape:
         try:
-            Link(Shape(1e6, 0.0)).close()
-        except LinkUnavailableError as error:
+            EmulatedNetwork(NetworkProfile(1e6, 0.0)).close()
+        except NetworkUnavailableError as error:
             pytest.skip(str(error))
     with open("huge.bin", "wb") as file:
         file.truncate(2**30)

@@ -16,9 +16,9 @@ import pytest
 
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
 from ftpkit.client.link import Connection
-from ftpkit.compare.child import Child
-from ftpkit.compare.link import Link as Line
-from ftpkit.compare.link import LinkUnavailableError, Shape
+from ftpkit.compare.child import ChildProcess
+from ftpkit.compare.link import EmulatedNetwork as Line
+from ftpkit.compare.link import NetworkProfile, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from tests.support.guard import USER, Guard, guarded
@@ -161,11 +161,11 @@ def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain:
 def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_so() -> None:
     program = "import sys; from ftpkit import Client; Client(sys.argv[1], timeout_s=20).ping()"
     try:
-        line = Line(Shape(1e9, 0.0))
-    except LinkUnavailableError as error:
+        line = Line(NetworkProfile(1e9, 0.0))
+    except NetworkUnavailableError as error:
         pytest.skip(str(error))
-    with line, Child("ftpkit.compare.one_server", {"host": line.far.v4}, line.far) as server:
-        address = Address(**server.hear())
+    with line, ChildProcess("ftpkit.compare.one_server", {"host": line.far.v4}, line.far) as server:
+        address = Address(**server.receive())
 
         def failure(url: Url) -> str:
             command = line.near.command([sys.executable, "-c", program, url.link()])

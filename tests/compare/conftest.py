@@ -12,8 +12,14 @@ from typing import Any, Protocol
 
 import pytest
 
-from ftpkit.compare.line import Passage
-from ftpkit.compare.link import Counts, End, Link, LinkUnavailableError, Shape
+from ftpkit.compare.line import NetworkStats
+from ftpkit.compare.link import (
+    EmulatedNetwork,
+    NamespaceEnd,
+    NetworkCounts,
+    NetworkProfile,
+    NetworkUnavailableError,
+)
 
 PATIENCE_S = 30.0
 _ENDS = Path(__file__).parent / "ends.py"
@@ -22,7 +28,7 @@ _ENDS = Path(__file__).parent / "ends.py"
 class Program:
     """One of the programs of ends.py, running in an end."""
 
-    def __init__(self, end: End, name: str, *args: object) -> None:
+    def __init__(self, end: NamespaceEnd, name: str, *args: object) -> None:
         self.process = subprocess.Popen(
             end.command([sys.executable, str(_ENDS), name, *map(str, args)]),
             stdin=subprocess.PIPE,
@@ -55,13 +61,13 @@ class Program:
 class Run(Protocol):
     """Starts a program in an end; it ends with the test."""
 
-    def __call__(self, end: End, name: str, *args: object) -> Program: ...
+    def __call__(self, end: NamespaceEnd, name: str, *args: object) -> Program: ...
 
 
 class MakeLink(Protocol):
     """Makes a link that goes with the test."""
 
-    def __call__(self, rate_bps: float, delay_s: float, **options: Any) -> Link: ...
+    def __call__(self, rate_bps: float, delay_s: float, **options: Any) -> EmulatedNetwork: ...
 
 
 @pytest.fixture
@@ -75,8 +81,8 @@ def stack() -> Iterator[ExitStack]:
 def reason_against_links() -> str | None:
     """Why this machine can have no link, if so."""
     try:
-        Link(Shape(1e9, 0.0)).close()
-    except LinkUnavailableError as error:
+        EmulatedNetwork(NetworkProfile(1e9, 0.0)).close()
+    except NetworkUnavailableError as error:
         return str(error)
     return None
 
@@ -87,8 +93,8 @@ def make_link(stack: ExitStack, reason_against_links: str | None) -> MakeLink:
     if reason_against_links is not None:
         pytest.skip(reason_against_links)
 
-    def make(rate_bps: float, delay_s: float, **options: Any) -> Link:
-        return stack.enter_context(Link(Shape(rate_bps, delay_s, **options)))
+    def make(rate_bps: float, delay_s: float, **options: Any) -> EmulatedNetwork:
+        return stack.enter_context(EmulatedNetwork(NetworkProfile(rate_bps, delay_s, **options)))
 
     return make
 
@@ -99,11 +105,11 @@ def run(stack: ExitStack) -> Run:
     return lambda end, name, *args: stack.enter_context(Program(end, name, *args))
 
 
-def settled(link: Link, packets: int) -> Counts:
+def settled(network: EmulatedNetwork, packets: int) -> NetworkCounts:
     """Wait until as many packets have gone to the far end, and nothing is under way."""
     deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
     while True:
-        counts = link.counts()
+        counts = network.counts()
         sent = counts.to_far.packets + counts.to_far.overrun
         if sent >= packets and not counts.to_far.waiting and not counts.to_near.waiting:
             return counts
@@ -111,7 +117,7 @@ def settled(link: Link, packets: int) -> Counts:
         pause.wait(0.01)
 
 
-def assert_adds_up(count: Passage) -> None:
+def assert_adds_up(count: NetworkStats) -> None:
     """Every packet has one fate."""
     gone = count.forwarded + count.lost + count.dropped + count.too_long
     gone += count.cut + count.waiting

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ftpkit.compare.line import Line, Passage
+from ftpkit.compare.line import NetworkModel, NetworkStats
 
 SIZE = 1000
 
 
-def line(**options: Any) -> Line:
+def line(**options: Any) -> NetworkModel:
     """1,000 bytes take a millisecond, and 50 more to arrive; 20 of them fit into the queue."""
     plain: dict[str, Any] = {
         "rate_bps": 8e6,
@@ -23,7 +23,7 @@ def line(**options: Any) -> Line:
         "queue_bytes": 20 * SIZE,
         "seed": "1",
     }
-    return Line(**plain | options)
+    return NetworkModel(**plain | options)
 
 
 def packet(number: int) -> bytes:
@@ -34,61 +34,61 @@ def numbers(packets: list[bytes]) -> list[int]:
     return [int.from_bytes(packet, "big") for packet in packets]
 
 
-def adds_up(count: Passage) -> bool:
+def adds_up(count: NetworkStats) -> bool:
     gone = count.forwarded + count.lost + count.dropped + count.too_long
     gone += count.cut + count.waiting
     return count.packets + count.duplicated == gone
 
 
 def test_a_packet_arrives_after_its_own_bits_and_the_delay() -> None:
-    way = line()
-    assert way.next_due == inf
-    way.take(packet(1), 10.0)
-    assert way.next_due == pytest.approx(10.051)
-    assert way.arrived(10.0509) == []
-    assert numbers(way.arrived(10.0511)) == [1]
-    assert way.next_due == inf
+    strategy = line()
+    assert strategy.next_due == inf
+    strategy.take(packet(1), 10.0)
+    assert strategy.next_due == pytest.approx(10.051)
+    assert strategy.arrived(10.0509) == []
+    assert numbers(strategy.arrived(10.0511)) == [1]
+    assert strategy.next_due == inf
 
 
 def test_packets_that_come_at_once_leave_at_the_rate() -> None:
-    way = line()
+    strategy = line()
     for number in range(20):
-        way.take(packet(number), 0.0)
+        strategy.take(packet(number), 0.0)
     for number in range(20):
-        due = way.next_due
+        due = strategy.next_due
         assert due == pytest.approx(0.051 + number * 0.001)
-        assert numbers(way.arrived(due)) == [number]
-    assert way.count.latest_s == 0.0
+        assert numbers(strategy.arrived(due)) == [number]
+    assert strategy.count.latest_s == 0.0
 
 
 def test_a_line_that_was_idle_saves_nothing_up() -> None:
-    way = line()
-    way.take(packet(1), 0.0)
-    way.take(packet(2), 5.0)
-    assert numbers(way.arrived(5.0)) == [1]
-    assert way.count.latest_s == pytest.approx(4.949)
-    assert way.next_due == pytest.approx(5.051)
+    strategy = line()
+    strategy.take(packet(1), 0.0)
+    strategy.take(packet(2), 5.0)
+    assert numbers(strategy.arrived(5.0)) == [1]
+    assert strategy.count.latest_s == pytest.approx(4.949)
+    assert strategy.next_due == pytest.approx(5.051)
 
 
 def test_a_full_queue_drops_what_comes_last() -> None:
-    way = line()
+    strategy = line()
     for number in range(25):
-        way.take(packet(number), 0.0)
-    assert way.count.dropped == 5
-    way.take(packet(99), 0.0021)  # two have left
-    way.take(packet(99), 0.0021)
-    way.take(packet(99), 0.0021)
-    assert way.count.dropped == 6
-    assert numbers(way.arrived(1.0)) == [*range(20), 99, 99]
+        strategy.take(packet(number), 0.0)
+    assert strategy.count.dropped == 5
+    strategy.take(packet(99), 0.0021)  # two have left
+    strategy.take(packet(99), 0.0021)
+    strategy.take(packet(99), 0.0021)
+    assert strategy.count.dropped == 6
+    assert numbers(strategy.arrived(1.0)) == [*range(20), 99, 99]
 
 
 def test_which_packets_are_lost_depends_on_the_seed_and_on_nothing_else() -> None:
     def kept(**options: Any) -> list[int]:
-        way = line(loss=0.1, queue_bytes=10**9, **options)
+        strategy = line(loss=0.1, queue_bytes=10**9, **options)
         for number in range(1000):
-            way.take(packet(number), number / 100)
-        assert way.count.lost == 1000 - way.under_way + way.count.duplicated
-        return sorted(set(numbers(way.arrived(inf))))
+            strategy.take(packet(number), number / 100)
+        assert strategy.count.lost == 1000 - strategy.under_way + strategy.count.duplicated
+        return sorted(set(numbers(strategy.arrived(inf))))
 
     assert kept() == kept(rate_bps=1e9, reorder=0.5, duplicate=0.5)
     assert kept() != kept(seed="2")
@@ -96,80 +96,84 @@ def test_which_packets_are_lost_depends_on_the_seed_and_on_nothing_else() -> Non
 
 
 def test_a_packet_that_is_held_back_is_overtaken_and_only_that() -> None:
-    way = line(reorder=0.1, queue_bytes=10**9)
+    strategy = line(reorder=0.1, queue_bytes=10**9)
     for number in range(1000):
-        way.take(packet(number), 0.0)
-    order = numbers(way.arrived(inf))
+        strategy.take(packet(number), 0.0)
+    order = numbers(strategy.arrived(inf))
     assert sorted(order) == list(range(1000))
     late = {number for at, number in enumerate(order) if number < max(order[: at + 1])}
     in_order = [number for number in order if number not in late]
     assert in_order == sorted(in_order)
-    assert 0.8 * way.count.reordered < len(late) <= way.count.reordered
-    assert 60 < way.count.reordered < 140
+    assert 0.8 * strategy.count.reordered < len(late) <= strategy.count.reordered
+    assert 60 < strategy.count.reordered < 140
     # By one more delay at the most: 50 packets.
     assert all(order.index(number) - number <= 51 for number in late)
 
 
 def test_a_duplicate_follows_the_packet_and_takes_no_time_of_the_line() -> None:
-    way = line(duplicate=0.5, queue_bytes=10**9)
+    strategy = line(duplicate=0.5, queue_bytes=10**9)
     for number in range(100):
-        way.take(packet(number), 0.0)
-    order = numbers(way.arrived(0.1501))
+        strategy.take(packet(number), 0.0)
+    order = numbers(strategy.arrived(0.1501))
     assert order == sorted(order)
     assert sorted(set(order)) == list(range(100))
-    assert len(order) == 100 + way.count.duplicated
-    assert 30 < way.count.duplicated < 70
+    assert len(order) == 100 + strategy.count.duplicated
+    assert 30 < strategy.count.duplicated < 70
 
 
 def test_a_cut_drops_what_is_under_way_and_what_comes() -> None:
-    way = line()
+    strategy = line()
     for number in range(10):
-        way.take(packet(number), 0.0)
-    assert numbers(way.arrived(0.0515)) == [0]
-    way.cut()
-    way.take(packet(10), 0.1)
-    assert way.arrived(1.0) == []
-    assert way.count.cut == 10
-    way.mend()
-    way.take(packet(11), 2.0)
-    assert numbers(way.arrived(2.0511)) == [11]
+        strategy.take(packet(number), 0.0)
+    assert numbers(strategy.arrived(0.0515)) == [0]
+    strategy.cut()
+    strategy.take(packet(10), 0.1)
+    assert strategy.arrived(1.0) == []
+    assert strategy.count.cut == 10
+    strategy.mend()
+    strategy.take(packet(11), 2.0)
+    assert numbers(strategy.arrived(2.0511)) == [11]
 
 
 def test_what_is_longer_than_the_path_takes_never_leaves_and_takes_no_time() -> None:
-    way = line()
-    assert not way.take(packet(1) + b"!", 0.0)
-    assert way.take(packet(2), 0.0)
-    assert (way.count.packets, way.count.bytes, way.count.too_long) == (2, 2 * SIZE + 1, 1)
-    assert numbers(way.arrived(0.0511)) == [2]
+    strategy = line()
+    assert not strategy.take(packet(1) + b"!", 0.0)
+    assert strategy.take(packet(2), 0.0)
+    assert (strategy.count.packets, strategy.count.bytes, strategy.count.too_long) == (
+        2,
+        2 * SIZE + 1,
+        1,
+    )
+    assert numbers(strategy.arrived(0.0511)) == [2]
 
 
 def test_a_path_that_becomes_narrower_keeps_what_is_under_way() -> None:
-    way = line()
-    way.take(packet(1), 0.0)
-    way.path_mtu = SIZE - 1
-    assert not way.take(packet(2), 0.0)
-    assert numbers(way.arrived(1.0)) == [1]
-    way.path_mtu = SIZE
-    assert way.take(packet(3), 2.0)
-    assert numbers(way.arrived(3.0)) == [3]
-    assert way.count.too_long == 1
+    strategy = line()
+    strategy.take(packet(1), 0.0)
+    strategy.path_mtu = SIZE - 1
+    assert not strategy.take(packet(2), 0.0)
+    assert numbers(strategy.arrived(1.0)) == [1]
+    strategy.path_mtu = SIZE
+    assert strategy.take(packet(3), 2.0)
+    assert numbers(strategy.arrived(3.0)) == [3]
+    assert strategy.count.too_long == 1
 
 
 def test_every_packet_has_one_fate() -> None:
-    way = line(loss=0.1, reorder=0.1, duplicate=0.1)
+    strategy = line(loss=0.1, reorder=0.1, duplicate=0.1)
     forwarded = 0
     for number in range(3000):
         now = number / 1500  # half as fast again as the line
-        way.take(packet(number), now)
-        forwarded += len(way.arrived(now))
+        strategy.take(packet(number), now)
+        forwarded += len(strategy.arrived(now))
         if number == 1500:
-            way.cut()
+            strategy.cut()
         elif number == 1600:
-            way.mend()
-            way.path_mtu = SIZE - 1
+            strategy.mend()
+            strategy.path_mtu = SIZE - 1
         elif number == 1700:
-            way.path_mtu = SIZE
-    count = replace(way.count, forwarded=forwarded, waiting=way.under_way)
+            strategy.path_mtu = SIZE
+    count = replace(strategy.count, forwarded=forwarded, waiting=strategy.under_way)
     assert adds_up(count)
     assert count.packets == 3000
     assert count.bytes == 3000 * SIZE

@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.compare.line import Passage
-from ftpkit.compare.link import End, Link, LinkUnavailableError, Shape
+from ftpkit.compare.line import NetworkStats
+from ftpkit.compare.link import (
+    EmulatedNetwork,
+    NamespaceEnd,
+    NetworkProfile,
+    NetworkUnavailableError,
+)
 from tests.compare.conftest import (
     PATIENCE_S,
     MakeLink,
@@ -29,7 +34,7 @@ TCP_V4, TCP_V6 = 52, 72  # headers of a segment, time stamp included
 M = 1e6
 
 
-def address(end: End, version: int) -> str:
+def address(end: NamespaceEnd, version: int) -> str:
     """The address of an end; skips the test if it has none of this version."""
     if version == 4:
         return end.v4
@@ -44,15 +49,15 @@ def address(end: End, version: int) -> str:
 @pytest.mark.parametrize(
     ("text", "shape"),
     [
-        ("100M,50ms,1%", Shape(100 * M, 0.05, 0.01)),
-        ("100M,50ms", Shape(100 * M, 0.05)),
-        (" 1.5 G, 0.25 ms, 0.1 % ", Shape(1.5e9, 0.00025, 0.001)),
-        ("64k,1s,0%", Shape(64e3, 1.0)),
-        ("64K,100us,20%", Shape(64e3, 0.0001, 0.2)),
+        ("100M,50ms,1%", NetworkProfile(100 * M, 0.05, 0.01)),
+        ("100M,50ms", NetworkProfile(100 * M, 0.05)),
+        (" 1.5 G, 0.25 ms, 0.1 % ", NetworkProfile(1.5e9, 0.00025, 0.001)),
+        ("64k,1s,0%", NetworkProfile(64e3, 1.0)),
+        ("64K,100us,20%", NetworkProfile(64e3, 0.0001, 0.2)),
     ],
 )
-def test_a_shape_is_read_as_people_write_it(text: str, shape: Shape) -> None:
-    assert Shape.parse(text) == shape
+def test_a_shape_is_read_as_people_write_it(text: str, shape: NetworkProfile) -> None:
+    assert NetworkProfile.parse(text) == shape
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_a_shape_is_read_as_people_write_it(text: str, shape: Shape) -> None:
 )
 def test_what_is_no_shape_is_told_so(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no link: expected RATE,DELAY.* as in 100M,50ms,1%"):
-        Shape.parse(text)
+        NetworkProfile.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -101,18 +106,18 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
 )
 def test_a_shape_that_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^a link's {message} "):
-        Shape(**{"rate_bps": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
+        NetworkProfile(**{"rate_bps": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
 
 
 def test_a_whole_loss_is_refused_in_a_text_too() -> None:
     with pytest.raises(ValueError, match=r"^a link's loss is a share"):
-        Shape.parse("1M,0ms,100%")
+        NetworkProfile.parse("1M,0ms,100%")
 
 
 def test_a_queue_holds_what_fills_the_wire_for_a_round_trip_unless_told() -> None:
-    assert Shape(100 * M, 0.05).queue == 1_250_000
-    assert Shape(1 * M, 0.001).queue == 65536
-    assert Shape(1 * M, 0.001, queue_bytes=3000).queue == 3000
+    assert NetworkProfile(100 * M, 0.05).queue == 1_250_000
+    assert NetworkProfile(1 * M, 0.001).queue == 65536
+    assert NetworkProfile(1 * M, 0.001, queue_bytes=3000).queue == 3000
 
 
 # Rate and delay
@@ -122,12 +127,12 @@ def test_a_queue_holds_what_fills_the_wire_for_a_round_trip_unless_told() -> Non
 def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
     make_link: MakeLink, run: Run
 ) -> None:
-    link, count, size = make_link(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
+    network, count, size = make_link(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
     senders, receivers = [], []
     # All wait before the link, so that it does not matter when a sender is let run.
-    os.kill(link.relay_pid, signal.SIGSTOP)
-    for here, there in ((link.near, link.far), (link.far, link.near)):
-        version, headers = (4, UDP_V4) if here is link.near else (6, UDP_V6)
+    os.kill(network.relay_pid, signal.SIGSTOP)
+    for here, there in ((network.near, network.far), (network.far, network.near)):
+        version, headers = (4, UDP_V4) if here is network.near else (6, UDP_V6)
         if there.v6 is None:
             version, headers = 4, UDP_V4
         target = address(there, version)
@@ -136,8 +141,8 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
         senders.append(run(here, "send", target, port, count, size - headers))
     for sender in senders:
         assert sender.hear() == {"sent": count}
-    os.kill(link.relay_pid, signal.SIGCONT)
-    counts = settled(link, count)
+    os.kill(network.relay_pid, signal.SIGCONT)
+    counts = settled(network, count)
     for receiver, passage in zip(receivers, counts, strict=True):
         receiver.tell(passage.forwarded)
         seen = receiver.hear()
@@ -155,10 +160,10 @@ def test_a_connection_flows_at_the_rate(
     make_link: MakeLink, run: Run, version: int, headers: int
 ) -> None:
     # Without drops: what a sender does after them says nothing about the link.
-    link, size = make_link(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
-    target = address(link.far, version)
-    receiver = run(link.far, "accept", target)
-    run(link.near, "push", target, receiver.hear()["port"], size, "reno")
+    network, size = make_link(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
+    target = address(network.far, version)
+    receiver = run(network.far, "accept", target)
+    run(network.near, "push", target, receiver.hear()["port"], size, "reno")
     seen = receiver.hear()
     assert seen["bytes"] == size
     # Without the start, when the sender has still to find the rate.
@@ -167,20 +172,20 @@ def test_a_connection_flows_at_the_rate(
     rate_bps = (last - first) * 8 / (end - start) * 1500 / (1500 - headers)
     assert rate_bps == pytest.approx(30 * M, rel=0.05)
     # No packet is larger than the MTU: the kernel's offloads are off.
-    assert link.counts().to_far.packets >= size / (1500 - headers)
+    assert network.counts().to_far.packets >= size / (1500 - headers)
 
 
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_round_trip_takes_the_delay_twice(make_link: MakeLink, run: Run, version: int) -> None:
-    link = make_link(100 * M, 0.02)
-    target = address(link.far, version)
-    port = run(link.far, "echo", target).hear()["port"]
-    took = run(link.near, "ask", target, port, 15).hear()["took"]
+    network = make_link(100 * M, 0.02)
+    target = address(network.far, version)
+    port = run(network.far, "echo", target).hear()["port"]
+    took = run(network.near, "ask", target, port, 15).hear()["took"]
     # What the programs need comes on top; the best of them was hardly kept waiting.
     assert 0.04 <= min(took) <= 0.045
     # Nobody else sends anything over a link.
-    assert [passage.packets for passage in link.counts()] == [15, 15]
+    assert [passage.packets for passage in network.counts()] == [15, 15]
 
 
 # Loss
@@ -189,11 +194,11 @@ def test_a_round_trip_takes_the_delay_twice(make_link: MakeLink, run: Run, versi
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
 def test_datagrams_are_lost_at_random(make_link: MakeLink, run: Run, version: int) -> None:
-    link, count = make_link(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
-    target = address(link.far, version)
-    receiver = run(link.far, "receive", target)
-    run(link.near, "send", target, receiver.hear()["port"], count, 100).hear()
-    passage = settled(link, count).to_far
+    network, count = make_link(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
+    target = address(network.far, version)
+    receiver = run(network.far, "receive", target)
+    run(network.near, "send", target, receiver.hear()["port"], count, 100).hear()
+    passage = settled(network, count).to_far
     receiver.tell(passage.forwarded)
     seen = receiver.hear()
     assert_likely(passage.lost, count, 0.05)
@@ -208,10 +213,10 @@ def test_datagrams_are_lost_at_random(make_link: MakeLink, run: Run, version: in
 
 @pytest.mark.net
 def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_link: MakeLink, run: Run) -> None:
-    link, count = make_link(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
-    pinger = run(link.near, "ping", link.far.v4, count)
+    network, count = make_link(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
+    pinger = run(network.near, "ping", network.far.v4, count)
     assert pinger.hear() == {"sent": count}
-    counts = settled(link, count)
+    counts = settled(network, count)
     pinger.tell(counts.to_near.forwarded)
     assert pinger.hear() == {"answers": counts.to_near.forwarded}
     assert_likely(counts.to_far.lost, count, 0.1)
@@ -221,11 +226,11 @@ def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_link: MakeLink, run: Run
 
 @pytest.mark.net
 def test_segments_are_lost_alike_and_come_again(make_link: MakeLink, run: Run) -> None:
-    link, size = make_link(1000 * M, 0.0005, loss=0.02), 2_000_000
-    receiver = run(link.far, "accept", link.far.v4)
-    run(link.near, "push", link.far.v4, receiver.hear()["port"], size, "reno").hear()
+    network, size = make_link(1000 * M, 0.0005, loss=0.02), 2_000_000
+    receiver = run(network.far, "accept", network.far.v4)
+    run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno").hear()
     assert receiver.hear()["bytes"] == size
-    counts = settled(link, 0)
+    counts = settled(network, 0)
     for passage in counts:
         assert_likely(passage.lost, passage.packets, 0.02)
         assert_adds_up(passage)
@@ -239,10 +244,13 @@ def test_segments_are_lost_alike_and_come_again(make_link: MakeLink, run: Run) -
 def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
     make_link: MakeLink, run: Run
 ) -> None:
-    link, count = make_link(4 * M, 0.02, reorder=0.05, duplicate=0.03, queue_bytes=1_000_000), 2500
-    receiver = run(link.far, "receive", link.far.v4)
-    run(link.near, "send", link.far.v4, receiver.hear()["port"], count, 100).hear()
-    passage = settled(link, count).to_far
+    network, count = (
+        make_link(4 * M, 0.02, reorder=0.05, duplicate=0.03, queue_bytes=1_000_000),
+        2500,
+    )
+    receiver = run(network.far, "receive", network.far.v4)
+    run(network.near, "send", network.far.v4, receiver.hear()["port"], count, 100).hear()
+    passage = settled(network, count).to_far
     receiver.tell(passage.forwarded)
     numbers = receiver.hear()["numbers"]
     assert_likely(passage.reordered, count, 0.05)
@@ -261,35 +269,37 @@ def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
 
 @pytest.mark.net
 def test_what_finds_the_queue_full_is_dropped(make_link: MakeLink, run: Run) -> None:
-    link, count, size = make_link(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
-    run(link.near, "send", link.far.v4, 9, count, size - UDP_V4).hear()
-    passage = settled_in_queue(link, count)
+    network, count, size = make_link(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
+    run(network.near, "send", network.far.v4, 9, count, size - UDP_V4).hear()
+    passage = settled_in_queue(network, count)
     assert passage.waiting >= 100
     assert passage.dropped == count - passage.waiting
     assert_adds_up(passage)
 
 
-def settled_in_queue(link: Link, packets: int) -> Passage:
+def settled_in_queue(network: EmulatedNetwork, packets: int) -> NetworkStats:
     """Wait until as many packets have gone to the far end, if only into the queue."""
     pause = threading.Event()
-    while (passage := link.counts().to_far).packets < packets:
+    while (passage := network.counts().to_far).packets < packets:
         pause.wait(0.01)
     return passage
 
 
 @pytest.mark.net
 def test_counts_add_up_whatever_happens(make_link: MakeLink, run: Run) -> None:
-    link = make_link(5 * M, 0.01, loss=0.1, reorder=0.1, duplicate=0.1, queue_bytes=50_000, seed=7)
+    network = make_link(
+        5 * M, 0.01, loss=0.1, reorder=0.1, duplicate=0.1, queue_bytes=50_000, seed=7
+    )
     count = 1000
-    receiver = run(link.far, "receive", link.far.v4)
+    receiver = run(network.far, "receive", network.far.v4)
     port = receiver.hear()["port"]
-    run(link.near, "send", link.far.v4, port, count, 472).hear()
-    link.cut()
-    run(link.near, "send", link.far.v4, port, 50, 472).hear()
-    settled(link, count + 50)
-    link.mend()
-    run(link.near, "send", link.far.v4, port, count, 472).hear()
-    passage = settled(link, 2 * count + 50).to_far
+    run(network.near, "send", network.far.v4, port, count, 472).hear()
+    network.cut()
+    run(network.near, "send", network.far.v4, port, 50, 472).hear()
+    settled(network, count + 50)
+    network.mend()
+    run(network.near, "send", network.far.v4, port, count, 472).hear()
+    passage = settled(network, 2 * count + 50).to_far
     assert_adds_up(passage)
     assert passage.packets == 2 * count + 50
     assert passage.bytes == passage.packets * 500
@@ -308,15 +318,17 @@ def test_counts_add_up_whatever_happens(make_link: MakeLink, run: Run) -> None:
 def test_what_is_larger_than_the_mtu_is_refused(
     make_link: MakeLink, run: Run, version: int, headers: int
 ) -> None:
-    link = make_link(100 * M, 0.0, mtu=1280)
-    target = address(link.far, version)
-    receiver = run(link.far, "receive", target)
+    network = make_link(100 * M, 0.0, mtu=1280)
+    target = address(network.far, version)
+    receiver = run(network.far, "receive", target)
     port = receiver.hear()["port"]
-    assert run(link.near, "fits", target, port, 1281 - headers).hear() == {"errno": errno.EMSGSIZE}
-    assert run(link.near, "fits", target, port, 1280 - headers).hear() == {"errno": None}
+    assert run(network.near, "fits", target, port, 1281 - headers).hear() == {
+        "errno": errno.EMSGSIZE
+    }
+    assert run(network.near, "fits", target, port, 1280 - headers).hear() == {"errno": None}
     receiver.tell(1)
     assert receiver.hear()["bytes"] == 1280 - headers
-    assert link.counts().to_far.bytes == 1280
+    assert network.counts().to_far.bytes == 1280
 
 
 @pytest.mark.net
@@ -324,17 +336,17 @@ def test_what_is_larger_than_the_mtu_is_refused(
 def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
     make_link: MakeLink, run: Run, version: int, headers: int
 ) -> None:
-    link = make_link(100 * M, 0.0, path_mtu=1400, black_hole=True)
-    target = address(link.far, version)
-    receiver = run(link.far, "receive", target)
+    network = make_link(100 * M, 0.0, path_mtu=1400, black_hole=True)
+    target = address(network.far, version)
+    receiver = run(network.far, "receive", target)
     port = receiver.hear()["port"]
     for size in (1401, 1400):
-        assert run(link.near, "fits", target, port, size - headers).hear() == {"errno": None}
-    assert settled(link, 2).to_far.too_long == 1
-    assert link.narrow(1300).to_far.packets == 2
+        assert run(network.near, "fits", target, port, size - headers).hear() == {"errno": None}
+    assert settled(network, 2).to_far.too_long == 1
+    assert network.narrow(1300).to_far.packets == 2
     for size in (1400, 1301, 1300):
-        assert run(link.near, "fits", target, port, size - headers).hear() == {"errno": None}
-    counts = settled(link, 5)
+        assert run(network.near, "fits", target, port, size - headers).hear() == {"errno": None}
+    counts = settled(network, 5)
     assert (counts.to_far.too_long, counts.to_near.packets) == (3, 0)
     assert_adds_up(counts.to_far)
     receiver.tell(2)
@@ -347,14 +359,18 @@ def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
 def test_who_sends_what_is_too_long_for_the_path_is_told_so(
     make_link: MakeLink, run: Run, version: int, headers: int
 ) -> None:
-    link = make_link(100 * M, 0.0, path_mtu=1400)
-    target = address(link.far, version)
-    port = run(link.far, "receive", target).hear()["port"]
-    assert run(link.near, "told", target, port, 1401 - headers).hear() == {"errno": errno.EMSGSIZE}
+    network = make_link(100 * M, 0.0, path_mtu=1400)
+    target = address(network.far, version)
+    port = run(network.far, "receive", target).hear()["port"]
+    assert run(network.near, "told", target, port, 1401 - headers).hear() == {
+        "errno": errno.EMSGSIZE
+    }
     # Whoever sends next hears it from the kernel.
-    assert run(link.near, "fits", target, port, 1401 - headers).hear() == {"errno": errno.EMSGSIZE}
-    assert run(link.near, "fits", target, port, 1400 - headers).hear() == {"errno": None}
-    passage = settled(link, 2).to_far
+    assert run(network.near, "fits", target, port, 1401 - headers).hear() == {
+        "errno": errno.EMSGSIZE
+    }
+    assert run(network.near, "fits", target, port, 1400 - headers).hear() == {"errno": None}
+    passage = settled(network, 2).to_far
     assert (passage.too_long, passage.forwarded) == (1, 1)
 
 
@@ -363,12 +379,12 @@ def test_who_sends_what_is_too_long_for_the_path_is_told_so(
 def test_a_connection_learns_what_the_path_takes(
     make_link: MakeLink, run: Run, version: int
 ) -> None:
-    link, size = make_link(100 * M, 0.001, path_mtu=1280), 300_000
-    target = address(link.far, version)
-    receiver = run(link.far, "accept", target)
-    run(link.near, "push", target, receiver.hear()["port"], size, "reno")
+    network, size = make_link(100 * M, 0.001, path_mtu=1280), 300_000
+    target = address(network.far, version)
+    receiver = run(network.far, "accept", target)
+    run(network.near, "push", target, receiver.hear()["port"], size, "reno")
     assert receiver.hear()["bytes"] == size
-    assert link.counts().to_far.too_long > 0
+    assert network.counts().to_far.too_long > 0
 
 
 # Cut and mend
@@ -376,15 +392,15 @@ def test_a_connection_learns_what_the_path_takes(
 
 @pytest.mark.net
 def test_nothing_passes_a_link_that_is_cut(make_link: MakeLink, run: Run) -> None:
-    link = make_link(100 * M, 0.001)
-    receiver = run(link.far, "receive", link.far.v4)
+    network = make_link(100 * M, 0.001)
+    receiver = run(network.far, "receive", network.far.v4)
     port = receiver.hear()["port"]
-    assert link.cut().to_far.packets == 0
-    run(link.near, "send", link.far.v4, port, 50, 100).hear()
-    assert settled(link, 50).to_far.cut == 50
-    link.mend()
-    run(link.near, "send", link.far.v4, port, 70, 100).hear()
-    passage = settled(link, 120).to_far
+    assert network.cut().to_far.packets == 0
+    run(network.near, "send", network.far.v4, port, 50, 100).hear()
+    assert settled(network, 50).to_far.cut == 50
+    network.mend()
+    run(network.near, "send", network.far.v4, port, 70, 100).hear()
+    passage = settled(network, 120).to_far
     assert (passage.cut, passage.forwarded) == (50, 70)
     receiver.tell(70)
     assert receiver.hear()["numbers"] == list(range(70))
@@ -392,24 +408,24 @@ def test_nothing_passes_a_link_that_is_cut(make_link: MakeLink, run: Run) -> Non
 
 @pytest.mark.net
 def test_what_is_under_way_when_a_link_is_cut_is_gone(make_link: MakeLink, run: Run) -> None:
-    link = make_link(100 * M, 60.0)
-    run(link.near, "send", link.far.v4, 9, 50, 100).hear()
-    assert settled_in_queue(link, 50).waiting == 50
-    passage = link.cut().to_far
+    network = make_link(100 * M, 60.0)
+    run(network.near, "send", network.far.v4, 9, 50, 100).hear()
+    assert settled_in_queue(network, 50).waiting == 50
+    passage = network.cut().to_far
     assert (passage.waiting, passage.cut) == (0, 50)
-    assert settled(link, 50).to_near.packets == 0
+    assert settled(network, 50).to_near.packets == 0
 
 
 @pytest.mark.net
 def test_a_connection_outlives_a_cut(make_link: MakeLink, run: Run) -> None:
-    link, size = make_link(20 * M, 0.005), 1_000_000
-    receiver = run(link.far, "accept", link.far.v4)
-    run(link.near, "push", link.far.v4, receiver.hear()["port"], size, "reno")
-    settled_in_queue(link, 300)
-    before = link.cut().to_far.forwarded
-    after = settled_in_queue(link, link.counts().to_far.packets + 1)
+    network, size = make_link(20 * M, 0.005), 1_000_000
+    receiver = run(network.far, "accept", network.far.v4)
+    run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno")
+    settled_in_queue(network, 300)
+    before = network.cut().to_far.forwarded
+    after = settled_in_queue(network, network.counts().to_far.packets + 1)
     assert after.forwarded == before
-    link.mend()
+    network.mend()
     assert receiver.hear()["bytes"] == size
 
 
@@ -443,7 +459,7 @@ def inhabitants(namespaces: list[int]) -> list[str]:
     return found
 
 
-def inode(end: End) -> int:
+def inode(end: NamespaceEnd) -> int:
     return os.stat(end.namespace).st_ino
 
 
@@ -456,19 +472,19 @@ def test_nothing_is_left_when_the_block_ends(
     with ExitStack() as after:
         if accident is not None:
             after.enter_context(pytest.raises(accident))
-        with make_link(100 * M, 0.01) as link:
+        with make_link(100 * M, 0.01) as network:
             assert Path("/proc/net/dev").read_text().count(":") == devices
-            namespaces = [inode(link.near), inode(link.far)]
+            namespaces = [inode(network.near), inode(network.far)]
             assert len({os.stat("/proc/self/ns/net").st_ino, *namespaces}) == 3
             assert inhabitants(namespaces)
-            assert os.path.exists(f"/proc/{link.relay_pid}")
+            assert os.path.exists(f"/proc/{network.relay_pid}")
             if accident is not None:
                 raise accident
     assert inhabitants(namespaces) == []
-    assert not os.path.exists(f"/proc/{link.relay_pid}")
-    with pytest.raises(LinkUnavailableError, match="the link is gone"):
-        link.counts()
-    link.close()
+    assert not os.path.exists(f"/proc/{network.relay_pid}")
+    with pytest.raises(NetworkUnavailableError, match="the link is gone"):
+        network.counts()
+    network.close()
 
 
 _OWNER = """
@@ -507,11 +523,11 @@ def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> N
 
 @pytest.mark.net
 def test_a_relay_that_has_died_is_told_of(make_link: MakeLink) -> None:
-    link = make_link(100 * M, 0.0)
-    with ending(link.relay_pid):
-        os.kill(link.relay_pid, signal.SIGKILL)
-    with pytest.raises(LinkUnavailableError):
-        link.counts()
+    network = make_link(100 * M, 0.0)
+    with ending(network.relay_pid):
+        os.kill(network.relay_pid, signal.SIGKILL)
+    with pytest.raises(NetworkUnavailableError):
+        network.counts()
 
 
 # Where there can be none
@@ -519,8 +535,8 @@ def test_a_relay_that_has_died_is_told_of(make_link: MakeLink) -> None:
 
 def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LinkUnavailableError, match=r"^a test link needs (Linux|the command ip)"):
-        Link(Shape(1e6, 0.0))
+    with pytest.raises(NetworkUnavailableError, match=r"^a test link needs (Linux|the command ip)"):
+        EmulatedNetwork(NetworkProfile(1e6, 0.0))
 
 
 @pytest.mark.net

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Server
-from ftpkit.compare.child import Child, ChildError
-from ftpkit.compare.link import Shape
+from ftpkit.compare.child import ChildError, ChildProcess
+from ftpkit.compare.link import NetworkProfile
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import STREAMS, Comparison, Outcome, Transport, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
@@ -154,7 +154,7 @@ def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
 def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(2_000_000))
-    with comparing(str(path), shape=Shape.parse("20M,10ms,1%")) as comparison:
+    with comparing(str(path), shape=NetworkProfile.parse("20M,10ms,1%")) as comparison:
         transports = {transport.name: transport for transport in comparison.transports()}
         before = comparison.link_counts()
         raw = comparison.measure(transports["udp-raw"])
@@ -187,7 +187,7 @@ def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> Non
 def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(4_000_000))
-    with comparing(str(path), shape=Shape.parse("4M,5ms"), limit_s=0.5) as comparison:
+    with comparing(str(path), shape=NetworkProfile.parse("4M,5ms"), limit_s=0.5) as comparison:
         stopped = comparison.measure(Transport(name="tcp", streams=2))
         counts = comparison.link_counts()
     assert stopped.stopped
@@ -204,9 +204,9 @@ def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path:
 def test_a_process_that_ends_too_early_is_told_of() -> None:
     with (
         pytest.raises(ChildError, match="has ended with"),
-        Child("ftpkit.compare.one_server", {"host": "192.0.2.1"}) as child,
+        ChildProcess("ftpkit.compare.one_server", {"host": "192.0.2.1"}) as child,
     ):
-        child.hear()
+        child.receive()
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:

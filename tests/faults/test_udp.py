@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from ftpkit.compare.link import Link
+from ftpkit.compare.link import EmulatedNetwork
 from tests.compare.conftest import MakeLink, make_link, reason_against_links, stack
 from tests.faults.conftest import MIB, left_over, noise, visible
 
@@ -33,7 +33,7 @@ class Ends(Protocol):
 class Far:
     """A server at the far end of a link, and commands at the near one."""
 
-    def __init__(self, link: Link, root: Path, here: Path, stack: ExitStack) -> None:
+    def __init__(self, link: EmulatedNetwork, root: Path, here: Path, stack: ExitStack) -> None:
         self.link, self.root, self.here, self._stack = link, root, here, stack
         server = self._start(link.far.command, "serve", str(root), "--plain", "--open", "-q")
         assert server.stdout is not None
