@@ -11,9 +11,9 @@ from ftpkit.net.address import Address
 from ftpkit.protocol.status import ServerStatus, TransferStatus
 
 
-def format_rate(rate_bps: float) -> str:
+def format_rate(bytes_per_s: float) -> str:
     """Return bytes a second for a person: ``252 MB/s``."""
-    return f"{format_size(rate_bps)}/s"
+    return f"{format_size(bytes_per_s)}/s"
 
 
 class Order(NamedTuple):

@@ -52,9 +52,9 @@ def _load(text: str) -> float:
 
 
 def _rate(text: str) -> int:
-    if not 1000 <= (rate_bps := parse_size(text.removesuffix("/s"))) <= 10**12:
+    if not 1000 <= (bytes_per_s := parse_size(text.removesuffix("/s"))) <= 10**12:
         raise ValueError(text)
-    return rate_bps
+    return bytes_per_s
 
 
 @click.command()
@@ -113,7 +113,7 @@ def schedules(
     policies: Sequence[str],
     loads: Sequence[float],
     flows: int | None,
-    rate_bps: int,
+    bytes_per_s: int,
     seed: int,
     path: str | None,
     plot: str | None,
@@ -140,16 +140,16 @@ def schedules(
         flows = _SIMULATED if simulated else _SERVED
     drawing = None if plot is None else Plot(plot)
     found: list[Outcome] = []
-    for load, trace in _traces(loads, flows, rate_bps, seed, path):
+    for load, trace in _traces(loads, flows, bytes_per_s, seed, path):
         begin = len(found)
         for policy in policies:
             if watched():
                 click.echo(f"{policy} at load {load:.3g} ...", err=True)
             if simulated:
-                through_s = simulate(trace, POLICIES[policy], rate_bps)
+                through_s = simulate(trace, POLICIES[policy], bytes_per_s)
             else:
-                through_s = serve(trace, policy, rate_bps)
-            for outcome in outcomes(policy, load, trace, through_s, rate_bps):
+                through_s = serve(trace, policy, bytes_per_s)
+            for outcome in outcomes(policy, load, trace, through_s, bytes_per_s):
                 found.append(outcome)
                 if json:
                     click.echo(json_line(_words(outcome)))
@@ -161,21 +161,21 @@ def schedules(
 
 
 def _traces(
-    loads: Sequence[float], flows: int, rate_bps: int, seed: int, path: str | None
+    loads: Sequence[float], flows: int, bytes_per_s: int, seed: int, path: str | None
 ) -> "Iterator[tuple[float, list[Arrival]]]":
     """Yield each load and the trace that asks for it."""
     from ftpkit.compare.trace import load_of, make_trace, read_trace
 
     if path is None:
         for load in loads:
-            yield load, make_trace(flows, load=load, rate_bps=rate_bps, seed=seed)
+            yield load, make_trace(flows, load=load, bytes_per_s=bytes_per_s, seed=seed)
         return
     ctx = click.get_current_context()
     for name in ("loads", "flows", "seed"):
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError("--trace goes without --load, --flows and --seed")
     trace = read_trace(path)
-    yield load_of(trace, rate_bps), trace
+    yield load_of(trace, bytes_per_s), trace
 
 
 def _words(outcome: "Outcome") -> dict[str, object]:

@@ -76,7 +76,7 @@ class Settings:
             expire_uploads_s=self.expire_uploads,
             schedule=self.schedule,
             slots=self.slots,
-            rate_bps=self.rate,
+            bytes_per_s=self.rate,
         )
 
     def account(self) -> Account | None:

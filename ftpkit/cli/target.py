@@ -70,7 +70,7 @@ def connect(
     return Client(
         where,
         timeout_s=timeout,
-        rate_bps=rate,
+        bytes_per_s=rate,
         retry_for_s=retry_for,
         memory=memory_directory(),
         udp=udp,

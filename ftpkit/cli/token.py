@@ -71,8 +71,8 @@ WEIGHT: Final = word(_weight, "a number over 0, like 2 or 0.5")
 LIFETIME: Final = word(_lifetime, "a time like 12h, 7d or 365d, over 0 and 3650d at most")
 
 
-def _shown_rate(rate_bps: float) -> str:
-    return f"{format_size(rate_bps)}/s"
+def _shown_rate(bytes_per_s: float) -> str:
+    return f"{format_size(bytes_per_s)}/s"
 
 
 def _shown_end(expires_at: float) -> str:

@@ -88,7 +88,7 @@ class Client:
         url: str | Url | Address | UrlProvider = "ftpk://127.0.0.1",
         *,
         timeout_s: float = 30.0,
-        rate_bps: float | None = None,
+        bytes_per_s: float | None = None,
         retry_for_s: float = 0.0,
         memory: str | os.PathLike[str] | None = None,
         udp: UdpMode = UdpMode.NO,
@@ -96,8 +96,8 @@ class Client:
     ) -> None:
         self._url_provider = _url_provider(url)
         self._timeout_s = timeout_s
-        self._limiter = TokenBucket(rate_bps) if rate_bps else None
-        self._udp_transfer = UdpTransfer(udp, rate_bps)
+        self._limiter = TokenBucket(bytes_per_s) if bytes_per_s else None
+        self._udp_transfer = UdpTransfer(udp, bytes_per_s)
         self._retry_for_s = retry_for_s
         self._memory = None if memory is None else os.fspath(memory)
         if jobs < 1:

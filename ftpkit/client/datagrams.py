@@ -37,8 +37,8 @@ class UdpTransfer:
     several threads share it, one row at a time has the whole rate.
     """
 
-    def __init__(self, udp: UdpMode, rate_bps: float | None) -> None:
-        self._udp, self._rate_bps = udp, rate_bps
+    def __init__(self, udp: UdpMode, bytes_per_s: float | None) -> None:
+        self._udp, self._bytes_per_s = udp, bytes_per_s
         self._lock = threading.Lock()
         self._blocked = False
 
@@ -66,7 +66,7 @@ class UdpTransfer:
         """
         from ftpkit.client.exchange import upload_starter
 
-        start = upload_starter(block, sizes, fill, self._rate_bps)
+        start = upload_starter(block, sizes, fill, self._bytes_per_s)
         return self._run(connection, Push(upload=upload), start, on_moved, on_retry)
 
     def receive(
@@ -84,8 +84,8 @@ class UdpTransfer:
         """
         from ftpkit.client.exchange import download_starter
 
-        if self._rate_bps is not None:
-            pull = replace(pull, rate=max(1, int(self._rate_bps)))
+        if self._bytes_per_s is not None:
+            pull = replace(pull, rate=max(1, int(self._bytes_per_s)))
         return self._run(
             connection, pull, download_starter(pull.block, sizes, take), on_moved, on_retry
         )
@@ -113,7 +113,7 @@ class UdpTransfer:
             try:
                 if _FEATURE not in connection.features:
                     raise UdpBlockedError(f"{connection.address} takes no datagrams")
-                run_session(connection, request, start, count, self._rate_bps)
+                run_session(connection, request, start, count, self._bytes_per_s)
             except UdpBlockedError as error:
                 if self._udp is UdpMode.ONLY:
                     raise
@@ -125,7 +125,7 @@ class UdpTransfer:
     @contextlib.contextmanager
     def _exclusive(self, connection: Connection) -> Iterator[None]:
         """Have the rate for oneself; until then, let the server see that we live."""
-        if self._rate_bps is None:
+        if self._bytes_per_s is None:
             yield
             return
         while not self._lock.acquire(timeout=_PING_S):

@@ -34,7 +34,7 @@ SessionStart = Callable[[int, int, float, float], DatagramTransfer]
 
 
 def upload_starter(
-    block: int, sizes: Mapping[int, int], fill: Fill, rate_bps: float | None
+    block: int, sizes: Mapping[int, int], fill: Fill, bytes_per_s: float | None
 ) -> Callable[[int, int, float, float], Sender]:
     """Return what makes the sender of an upload's blocks."""
 
@@ -44,7 +44,7 @@ def upload_starter(
             piece,
             sizes,
             fill,
-            BbrControl(piece + OVERHEAD, rtt_s, now, rate_bps),
+            BbrControl(piece + OVERHEAD, rtt_s, now, bytes_per_s),
             most_open=max_open_blocks(block),
             direction=0,
             rtt_s=rtt_s,
@@ -75,7 +75,7 @@ def run_session(
     request: Push | Pull,
     start: SessionStart,
     on_moved: OnMoved,
-    rate_bps: float | None,
+    bytes_per_s: float | None,
 ) -> None:
     """Move a row of blocks until all are over, or the server goes on no further.
 
@@ -91,7 +91,7 @@ def run_session(
             sock,
             cipher,
             session,
-            while_=_Watchdog(connection, session, on_moved, rate_bps).is_running,
+            while_=_Watchdog(connection, session, on_moved, bytes_per_s).is_running,
         )
         # What a receiver says last lets the server rest.
         sock.send(cipher.encrypt(*session.datagrams_to_send(time.monotonic())))
@@ -130,10 +130,10 @@ class _Watchdog:
         connection: Connection,
         session: ClientDatagramSession,
         on_moved: OnMoved,
-        rate_bps: float | None,
+        bytes_per_s: float | None,
     ) -> None:
         self._connection, self._session, self._on_moved = connection, session, on_moved
-        self._rate_bps = rate_bps
+        self._bytes_per_s = bytes_per_s
         self._moved = 0
         now = time.monotonic()
         self._next = now + _WATCH_S
@@ -172,4 +172,8 @@ class _Watchdog:
     @property
     def _pause_s(self) -> float:
         """How long nothing may move because it is to be slow."""
-        return 4 * (self._session.path.piece + OVERHEAD) / self._rate_bps if self._rate_bps else 0.0
+        return (
+            4 * (self._session.path.piece + OVERHEAD) / self._bytes_per_s
+            if self._bytes_per_s
+            else 0.0
+        )

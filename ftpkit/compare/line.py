@@ -44,7 +44,7 @@ class NetworkModel:
     def __init__(
         self,
         *,
-        rate_bps: float,
+        bits_per_s: float,
         delay_s: float,
         loss: float,
         reorder: float,
@@ -53,7 +53,7 @@ class NetworkModel:
         queue_bytes: int,
         seed: str,
     ) -> None:
-        self._s_per_byte, self._delay_s = 8 / rate_bps, delay_s
+        self._s_per_byte, self._delay_s = 8 / bits_per_s, delay_s
         self._loss, self._reorder, self._duplicate = loss, reorder, duplicate
         self.path_mtu = path_mtu
         """How long a packet may be that enters from now on."""

@@ -59,7 +59,7 @@ class NetworkProfile:
     their number in their direction. Raises ValueError for what is not possible.
     """
 
-    rate_bps: float
+    bits_per_s: float
     delay_s: float
     loss: float = 0.0
     reorder: float = 0.0
@@ -71,7 +71,7 @@ class NetworkProfile:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate_bps < math.inf:
+        if not 0 < self.bits_per_s < math.inf:
             raise ValueError("a link's rate is more than 0 bits a second")
         if not 0 <= self.delay_s < math.inf:
             raise ValueError("a link's delay is 0 seconds or more")
@@ -97,7 +97,7 @@ class NetworkProfile:
                 f"{text!r} is no link: expected RATE,DELAY or RATE,DELAY,LOSS as in 100M,50ms,1%"
             )
         return cls(
-            rate_bps=float(match["rate"]) * _BITS[match["bits"].upper()],
+            bits_per_s=float(match["rate"]) * _BITS[match["bits"].upper()],
             delay_s=float(match["delay"]) / _PER_SECOND[match["unit"]],
             loss=float(match["loss"] or 0) / 100,
         )
@@ -112,7 +112,7 @@ class NetworkProfile:
         """How many bytes the queue holds; unless given, what fills the wire for a round trip."""
         if self.queue_bytes is not None:
             return self.queue_bytes
-        return max(round(self.rate_bps * 2 * self.delay_s / 8), _SMALLEST_QUEUE)
+        return max(round(self.bits_per_s * 2 * self.delay_s / 8), _SMALLEST_QUEUE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Job:
     limit_s: float
     streams: int = 0
     congestion: str | None = None
-    raw_bps: float | None = None
+    raw_bits_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +113,9 @@ class _Attempt:
     def _choose(self) -> Strategy:
         if self._job.streams:
             return TcpStrategy(self._links, self._job.streams, self._join)
-        if self._job.raw_bps is None:
+        if self._job.raw_bits_per_s is None:
             return UdpStrategy()
-        return RawUdpStrategy(self._job.raw_bps or math.inf)
+        return RawUdpStrategy(self._job.raw_bits_per_s or math.inf)
 
     def _send(self, source: Source) -> None:
         connection = self._links.open()
@@ -123,7 +123,7 @@ class _Attempt:
         row = self._row(connection, source)
         row.begin()
         self._last_byte_at = self._way.move(connection, row)
-        if self._job.raw_bps is None:
+        if self._job.raw_bits_per_s is None:
             source.check_unchanged()
             connection.request(row.commit(), FileReply)
             self._verified = True
@@ -145,7 +145,7 @@ class _Attempt:
 
     def _result(self, total: int, watch: "_Watch", cpu_s: float) -> Result:
         ended_at = self._last_byte_at or time.monotonic()
-        repaired = self._job.raw_bps is None and self._last_byte_at is not None
+        repaired = self._job.raw_bits_per_s is None and self._last_byte_at is not None
         moved = total if repaired else min(self._way.moved, total)
         # The watch may come to look when all is over.
         first_byte_at = min(watch.first_byte_at or ended_at, ended_at) if moved else None

@@ -85,7 +85,7 @@ class RawSender:
                 return self._ask(now)
             self._open_next()
         self._due = max(self._due, now - _CREDIT_S)
-        room = min((now - self._due + _BURST_S) * self._rate.rate_bps, _MAX_BURST)
+        room = min((now - self._due + _BURST_S) * self._rate.bytes_per_s, _MAX_BURST)
         datagrams = []
         while room > 0 and self._offset < len(self._body):
             payload = self._body[self._offset : self._offset + self._piece]
@@ -93,7 +93,7 @@ class RawSender:
             datagrams.append(self._datagram(self._block, self._offset, payload))
             self._offset += len(payload)
             self.sent.once += len(payload)
-            self._due += size / self._rate.rate_bps
+            self._due += size / self._rate.bytes_per_s
             room -= size
         return datagrams
 

@@ -45,10 +45,10 @@ class Outcome:
 
 
 def simulate(
-    trace: Sequence[Arrival], policy: Policy, rate_bps: float, line_bps: float = LINE_BPS
+    trace: Sequence[Arrival], policy: Policy, bytes_per_s: float, line_bytes_per_s: float = LINE_BPS
 ) -> list[float]:
     """Return when each file is through, in simulated time, on a server that is shaped."""
-    schedule = Scheduler(policy, rates_bps={Direction.UP: rate_bps})
+    schedule = Scheduler(policy, bytes_per_s_by_direction={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
     through_s = [math.inf] * len(trace)
     numbers: dict[Transfer, int] = {}
@@ -57,7 +57,7 @@ def simulate(
     while True:
         while (lane := schedule.grant_next(now)) is not None:
             turns += 1
-            heapq.heappush(ends, (now + lane.size / line_bps, turns, lane))
+            heapq.heappush(ends, (now + lane.size / line_bytes_per_s, turns, lane))
         arrives_s = trace[come].at_s if come < len(trace) else math.inf
         ends_s = ends[0][0] if ends else math.inf
         now = min(arrives_s, ends_s, schedule.next_at())
@@ -80,7 +80,11 @@ def simulate(
 
 
 def outcomes(
-    policy: str, load: float, trace: Sequence[Arrival], through_s: Sequence[float], rate_bps: float
+    policy: str,
+    load: float,
+    trace: Sequence[Arrival],
+    through_s: Sequence[float],
+    bytes_per_s: float,
 ) -> Iterator[Outcome]:
     """Yield how the files of each class fared that has any, all of them first.
 
@@ -88,9 +92,9 @@ def outcomes(
     link of that rate the last turn would take its time as well: so much is added here, and
     a small file that has the server to itself has a slowdown of 1.
     """
-    quantum = RateLimiter(rate_bps).quantum
+    quantum = RateLimiter(bytes_per_s).quantum
     flows = [
-        _Flow(each.size, end - each.at_s + min(each.size, quantum) / rate_bps, end, rate_bps)
+        _Flow(each.size, end - each.at_s + min(each.size, quantum) / bytes_per_s, end, bytes_per_s)
         for each, end in zip(trace, through_s, strict=True)
     ]
     large = large_from(trace)
@@ -114,8 +118,8 @@ def large_from(trace: Sequence[Arrival]) -> int:
 class _Flow:
     __slots__ = ("end_s", "flow_s", "size", "slowdown", "wait_s")
 
-    def __init__(self, size: int, flow_s: float, end_s: float, rate_bps: float) -> None:
-        alone_s = size / rate_bps
+    def __init__(self, size: int, flow_s: float, end_s: float, bytes_per_s: float) -> None:
+        alone_s = size / bytes_per_s
         self.size, self.flow_s, self.end_s = size, flow_s, end_s
         self.slowdown, self.wait_s = flow_s / alone_s, max(0.0, flow_s - alone_s)
 

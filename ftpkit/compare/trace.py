@@ -28,7 +28,7 @@ class Arrival:
     user: str
 
 
-def make_trace(flows: int, *, load: float, rate_bps: float, seed: int) -> list[Arrival]:
+def make_trace(flows: int, *, load: float, bytes_per_s: float, seed: int) -> list[Arrival]:
     """Return Poisson arrivals that ask for a share ``load`` of ``rate_bps`` bytes a second.
 
     The same seed gives the same sizes and users at every load, closer together or further
@@ -42,7 +42,7 @@ def make_trace(flows: int, *, load: float, rate_bps: float, seed: int) -> list[A
     sizes = [_size(chance.random()) for _ in range(flows)]
     pauses = [chance.expovariate(1.0) for _ in range(flows)]
     # The load is that of these files: the mean of so heavy a tail is seldom met by chance.
-    scale = sum(sizes) / (load * rate_bps) / sum(pauses)
+    scale = sum(sizes) / (load * bytes_per_s) / sum(pauses)
     at_s, arrivals = 0.0, []
     for pause, size, user in zip(pauses, sizes, whose, strict=True):
         arrivals.append(Arrival(at_s, size, user))
@@ -68,10 +68,10 @@ def read_trace(path: str) -> list[Arrival]:
     return [Arrival(each.at_s - start_s, each.size, each.user) for each in arrivals]
 
 
-def load_of(trace: Sequence[Arrival], rate_bps: float) -> float:
+def load_of(trace: Sequence[Arrival], bytes_per_s: float) -> float:
     """Return the share of ``rate_bps`` that a trace asks for, until its last file could end."""
-    alone_s = sum(each.size for each in trace) / rate_bps
-    return alone_s / (trace[-1].at_s + trace[-1].size / rate_bps)
+    alone_s = sum(each.size for each in trace) / bytes_per_s
+    return alone_s / (trace[-1].at_s + trace[-1].size / bytes_per_s)
 
 
 def _arrivals(file: TextIO, path: str) -> Iterator[Arrival]:

@@ -115,9 +115,9 @@ class Comparison:
         return self._link.counts() if self._link else None
 
     def _job(self, transport: Transport) -> Job:
-        raw_bps = None
+        raw_bits_per_s = None
         if not transport.repaired:
-            raw_bps = self._link.shape.rate_bps / 8 * _RAW_SHARE if self._link else 0.0
+            raw_bits_per_s = self._link.shape.bits_per_s / 8 * _RAW_SHARE if self._link else 0.0
         return Job(
             connection=self._url.link(),
             path=self._path,
@@ -125,7 +125,7 @@ class Comparison:
             limit_s=self._limit_s,
             streams=transport.streams,
             congestion=transport.congestion,
-            raw_bps=raw_bps,
+            raw_bits_per_s=raw_bits_per_s,
         )
 
     def _server_cpu_s(self) -> float | None:

@@ -29,7 +29,7 @@ _MOST_LINKS: Final = 10_000
 _PATIENCE_S: Final = 86400.0
 
 
-def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]:
+def serve(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[float]:
     """Return when the reply to each upload came, in seconds, from a real server that is shaped.
 
     The server is a process of its own, and an upload a thread of this one: it begins at its time,
@@ -41,7 +41,7 @@ def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]
     """
     with (
         TemporaryDirectory(prefix="ftpkit-compare-") as directory,
-        ChildProcess("ftpkit.compare.one_server", _job(policy, rate_bps)) as server,
+        ChildProcess("ftpkit.compare.one_server", _job(policy, bytes_per_s)) as server,
     ):
         url = Url(Address(_HOST, server.receive()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))
@@ -55,11 +55,11 @@ def serve(trace: Sequence[Arrival], policy: str, rate_bps: float) -> list[float]
                 raise
 
 
-def _job(policy: str, rate_bps: float) -> dict[str, Any]:
+def _job(policy: str, bytes_per_s: float) -> dict[str, Any]:
     return {
         "host": _HOST,
         "schedule": policy,
-        "rate_bps": rate_bps,
+        "rate_bps": bytes_per_s,
         "durable": False,
         "datagrams": False,
         "max_connections": _MOST_LINKS,

@@ -183,9 +183,9 @@ class UdpStrategy:
 class RawUdpStrategy:
     """Blocks as datagrams that leave once, at ``rate_bps`` bytes a second, and are not repaired."""
 
-    def __init__(self, rate_bps: float) -> None:
+    def __init__(self, bytes_per_s: float) -> None:
         self.moved = 0
-        self._rate = FixedRateControl(rate_bps)
+        self._rate = FixedRateControl(bytes_per_s)
         self._moved_at = time.monotonic()
         self._senders: list[RawSender] = []
 

@@ -29,28 +29,28 @@ class TokenBucket:
 
     def __init__(
         self,
-        rate_bps: float,
+        bytes_per_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if rate_bps <= 0:
+        if bytes_per_s <= 0:
             raise ValueError("a rate is more than 0 bytes a second")
-        self._rate_bps = rate_bps
+        self._bytes_per_s = bytes_per_s
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
         self._due = clock()
 
     def acquire(self) -> int:
         """Return how many bytes to move, at most, so that the flow is even."""
-        return max(1024, min(int(self._rate_bps * _PIECE_S), 1024 * 1024))
+        return max(1024, min(int(self._bytes_per_s * _PIECE_S), 1024 * 1024))
 
     def release(self, moved: int) -> None:
         """Note that so many bytes moved; sleep for as long as they were early."""
         with self._lock:
             now = self._clock()
             # Time that was not used is not saved up beyond a small burst.
-            self._due = max(self._due, now - _BURST_S) + moved / self._rate_bps
+            self._due = max(self._due, now - _BURST_S) + moved / self._bytes_per_s
             early = self._due - now
         if early >= _SHORTEST_S:
             self._sleep(early)

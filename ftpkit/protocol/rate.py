@@ -44,7 +44,7 @@ class AckSample:
 
     now: float
     rtt_s: float
-    rate_bps: float
+    bytes_per_s: float
     delivered: int
     lost: int
     delivered_before: int
@@ -58,7 +58,7 @@ class CongestionControl(Protocol):
     """Decides how fast datagrams leave and how many bytes may be under way."""
 
     @property
-    def rate_bps(self) -> float:
+    def bytes_per_s(self) -> float:
         """Bytes a second."""
 
     @property
@@ -78,8 +78,8 @@ class FixedRateControl:
 
     quiet = False
 
-    def __init__(self, rate_bps: float) -> None:
-        self.rate_bps = rate_bps
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
         self.window = float("inf")
 
     def on_ack(self, sample: AckSample) -> None:
@@ -100,9 +100,9 @@ class BbrControl:
     """
 
     def __init__(
-        self, datagram: int, rtt_s: float, now: float, cap_bps: float | None = None
+        self, datagram: int, rtt_s: float, now: float, max_bytes_per_s: float | None = None
     ) -> None:
-        self._datagram, self._cap_bps = datagram, cap_bps
+        self._datagram, self._cap_bps = datagram, max_bytes_per_s
         self._rates: deque[tuple[int, float]] = deque()
         self._rtts: deque[tuple[float, float]] = deque([(now, rtt_s)])
         self._first_window = min(_FIRST_WINDOW * datagram, max(_FIRST_BYTES, 4 * datagram))
@@ -117,7 +117,7 @@ class BbrControl:
         self._lost = self._acked = 0.0
 
     @property
-    def rate_bps(self) -> float:
+    def bytes_per_s(self) -> float:
         """Bytes a second."""
         rate = self._gain * self._highest / (1 - self._loss)
         # However bad a line is, something is sent, or it would never be found to be better.
@@ -141,10 +141,10 @@ class BbrControl:
         """Take in what an acknowledgement told."""
         self._learn_rtt(sample)
         self._learn_loss(sample)
-        if sample.rate_bps > 0 and (not sample.starved or sample.rate_bps > self._highest):
-            while self._rates and self._rates[-1][1] <= sample.rate_bps:
+        if sample.bytes_per_s > 0 and (not sample.starved or sample.bytes_per_s > self._highest):
+            while self._rates and self._rates[-1][1] <= sample.bytes_per_s:
                 self._rates.pop()
-            self._rates.append((self._round, sample.rate_bps))
+            self._rates.append((self._round, sample.bytes_per_s))
         if sample.delivered_before >= self._round_ends:
             self._round_ends = sample.delivered
             self._next_round(sample)

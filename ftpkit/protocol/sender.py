@@ -132,7 +132,7 @@ class Sender:
         if now < self._due:
             return datagrams
         self._due = max(self._due, now - _CREDIT_S)
-        rate_bps, window = self._congestion.rate_bps, self._congestion.window
+        bytes_per_s, window = self._congestion.bytes_per_s, self._congestion.window
         size, room = self._piece + OVERHEAD, self._burst(now)
         while room > 0 and self._in_flight < window:
             copies, piece = self._next_piece()
@@ -140,7 +140,7 @@ class Sender:
             room -= size * copies
             if not copies:
                 break
-            self._due += size * copies / rate_bps
+            self._due += size * copies / bytes_per_s
         # What is held back by neither pace nor window tells nothing of what they could be.
         self._starved = room > 0 and self._in_flight < window
         return datagrams
@@ -165,7 +165,7 @@ class Sender:
                 now=now,
                 rtt_s=rtt_s,
                 # Over less than a round trip, acknowledgements that bunch look like speed.
-                rate_bps=(self._delivered - newest.delivered) / elapsed
+                bytes_per_s=(self._delivered - newest.delivered) / elapsed
                 if elapsed >= self._least_rtt_s > 0
                 else 0.0,
                 delivered=self._delivered,
@@ -182,7 +182,7 @@ class Sender:
 
     def _burst(self, now: float) -> float:
         """Return how many bytes may leave at once, by the pace."""
-        paced = (now - self._due + _BURST_S) * self._congestion.rate_bps
+        paced = (now - self._due + _BURST_S) * self._congestion.bytes_per_s
         return min(max(paced, _MIN_BURST * (self._piece + OVERHEAD)), _MAX_BURST)
 
     def _next_piece(self) -> tuple[int, tuple[int, int]]:

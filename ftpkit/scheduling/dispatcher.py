@@ -51,18 +51,22 @@ class BlockingScheduler:
                 self, self._scheduler.add_flow(transfer), threading.Condition(self._lock)
             )
 
-    def configure(self, policy: Policy, *, slots: int | None, rates_bps: Rates) -> None:
+    def configure(
+        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates
+    ) -> None:
         """Go on with another policy and other limits."""
         with self._lock:
             now = self._clock()
-            self._scheduler.configure(policy, slots=slots, rates_bps=rates_bps, now=now)
+            self._scheduler.configure(
+                policy, slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction, now=now
+            )
             self._grant_due(now)
 
-    def set_rates(self, account: Account, rates_bps: Rates) -> None:
+    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates) -> None:
         """Go on with other limits for ``account``."""
         with self._lock:
             now = self._clock()
-            self._scheduler.set_rates(account, rates_bps, now)
+            self._scheduler.set_rates(account, bytes_per_s_by_direction, now)
             self._grant_due(now)
 
     def grant_due(self) -> None:

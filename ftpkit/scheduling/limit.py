@@ -32,39 +32,39 @@ class RateLimiter:
     ``quantum`` is how many bytes at most it should move at once.
     """
 
-    __slots__ = ("due_s", "quantum", "rate_bps")
+    __slots__ = ("bytes_per_s", "due_s", "quantum")
 
-    def __init__(self, rate_bps: float | None = None) -> None:
-        self.rate_bps: float | None = None
+    def __init__(self, bytes_per_s: float | None = None) -> None:
+        self.bytes_per_s: float | None = None
         self.due_s = -math.inf
         self.quantum = 0
-        self.change(rate_bps, 0.0)
+        self.change(bytes_per_s, 0.0)
 
     def charge(self, count: int, now: float) -> None:
         """Take ``count`` bytes for moved; a negative count gives back."""
-        if self.rate_bps is not None:
+        if self.bytes_per_s is not None:
             saved_up = now - _BURST_S
             due_s = self.due_s if self.due_s > saved_up else saved_up
-            self.due_s = due_s + count / self.rate_bps
+            self.due_s = due_s + count / self.bytes_per_s
 
-    def change(self, rate_bps: float | None, now: float) -> None:
+    def change(self, bytes_per_s: float | None, now: float) -> None:
         """Go on at another rate; bytes that are owed stay owed."""
-        if rate_bps is not None and not rate_bps > 0:
+        if bytes_per_s is not None and not bytes_per_s > 0:
             raise ValueError("a rate is more than 0 bytes a second")
-        if rate_bps is None or self.rate_bps is None:
+        if bytes_per_s is None or self.bytes_per_s is None:
             self.due_s = -math.inf
         elif self.due_s > now:
-            self.due_s = now + (self.due_s - now) * self.rate_bps / rate_bps
-        self.rate_bps = rate_bps
-        self.quantum = _quantum(rate_bps)
+            self.due_s = now + (self.due_s - now) * self.bytes_per_s / bytes_per_s
+        self.bytes_per_s = bytes_per_s
+        self.quantum = _quantum(bytes_per_s)
 
 
-def _quantum(rate_bps: float | None) -> int:
+def _quantum(bytes_per_s: float | None) -> int:
     """Return 2 ms of a rate, but 64 KiB … 4 MiB.
 
     Of a rate so low that 64 KiB are more than 50 ms it is 50 ms.
     """
-    if rate_bps is None:
+    if bytes_per_s is None:
         return _MAX_QUANTUM
-    least = min(_MIN_QUANTUM, rate_bps * _LONGEST_QUANTUM_S)
-    return max(1, int(max(least, min(rate_bps * _QUANTUM_S, _MAX_QUANTUM))))
+    least = min(_MIN_QUANTUM, bytes_per_s * _LONGEST_QUANTUM_S)
+    return max(1, int(max(least, min(bytes_per_s * _QUANTUM_S, _MAX_QUANTUM))))

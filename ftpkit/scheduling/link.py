@@ -20,8 +20,8 @@ class FairQueue:
     when it is given, for others are given theirs meanwhile, and corrected when it ends.
     """
 
-    def __init__(self, policy: Policy, rate_bps: float | None) -> None:
-        self.limit = RateLimiter(rate_bps)
+    def __init__(self, policy: Policy, bytes_per_s: float | None) -> None:
+        self.limit = RateLimiter(bytes_per_s)
         self._policy = policy
         self._virtual = 0.0
         self._ready: RankedQueue[AccountQueue] = RankedQueue()

@@ -33,7 +33,7 @@ class Meter:
             self._rate, self._weight = self._after(gap_s, self._held)
             self._at, self._gap_s, self._held = now, gap_s, 0
 
-    def rate_bps(self, now: float) -> float:
+    def bytes_per_s(self, now: float) -> float:
         """Return how many bytes a second have moved of late."""
         elapsed_s = now - self._at
         rate, weight = self._rate, self._weight

@@ -85,14 +85,18 @@ class RemoteScheduler:
             self._rest(flow)
         self._local.remove(flow, now)
 
-    def configure(self, policy: Policy, *, slots: int | None, rates_bps: Rates, now: float) -> None:
+    def configure(
+        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
+    ) -> None:
         """Go on with another policy and other limits, as the other process does."""
-        self._local.configure(policy, slots=slots, rates_bps=rates_bps, now=now)
+        self._local.configure(
+            policy, slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction, now=now
+        )
 
-    def set_rates(self, account: Account, rates_bps: Rates, now: float) -> None:
+    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
         """Go on with other limits for ``account``, as the other process does."""
-        self._local.set_rates(account, rates_bps, now)
-        self._send(what="limit", user=account.user, rates_bps=rates_bps)
+        self._local.set_rates(account, bytes_per_s_by_direction, now)
+        self._send(what="limit", user=account.user, rates_bps=bytes_per_s_by_direction)
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
         """Return how the transfers of this process stand, in the order in which they came."""
@@ -114,7 +118,7 @@ class RemoteScheduler:
                 order=transfer.order,
                 user=account.user,
                 weight=account.weight,
-                rates_bps=account.rates_bps,
+                rates_bps=account.bytes_per_s_by_direction,
                 name=transfer.name,
                 direction=transfer.direction,
                 total=transfer.total,

@@ -29,7 +29,7 @@ class TransferSnapshot:
     level: int
     moved: int
     total: int | None
-    rate_bps: float
+    bytes_per_s: float
     arrived_s: float
     position: int | None
 
@@ -43,10 +43,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, policy: Policy, *, slots: int | None = None, rates_bps: Rates | None = None
+        self,
+        policy: Policy,
+        *,
+        slots: int | None = None,
+        bytes_per_s_by_direction: Rates | None = None,
     ) -> None:
         self._policy, self._slots = policy, slots
-        rates = rates_bps or {}
+        rates = bytes_per_s_by_direction or {}
         self._fair_queues = {each: FairQueue(policy, rates.get(each)) for each in Direction}
         # The direction that was given a turn last comes last.
         self._rotation = list(self._fair_queues.values())
@@ -60,7 +64,7 @@ class Scheduler:
         """Whether there is any limit, so that turns make a difference."""
         return (
             self._slots is not None
-            or any(fair_queue.limit.rate_bps is not None for fair_queue in self._rotation)
+            or any(fair_queue.limit.bytes_per_s is not None for fair_queue in self._rotation)
             or self._limited > 0
         )
 
@@ -132,17 +136,19 @@ class Scheduler:
         if not flow.transfer.flows:
             del self._transfers[flow.transfer]
 
-    def configure(self, policy: Policy, *, slots: int | None, rates_bps: Rates, now: float) -> None:
+    def configure(
+        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
+    ) -> None:
         """Go on with another policy and other limits."""
         self._policy, self._slots = policy, slots
         for direction, fair_queue in self._fair_queues.items():
-            fair_queue.limit.change(rates_bps.get(direction), now)
+            fair_queue.limit.change(bytes_per_s_by_direction.get(direction), now)
             fair_queue.reorder(policy, now)
 
-    def set_rates(self, account: Account, rates_bps: Rates, now: float) -> None:
+    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
         """Go on with other limits for ``account``."""
         for direction, account_queue in account.queues.items():
-            account_queue.limit.change(rates_bps.get(direction), now)
+            account_queue.limit.change(bytes_per_s_by_direction.get(direction), now)
             self._fair_queues[direction].reorder(self._policy, now)
         self._limited = sum(len(each.flows) for each in self._transfers if each.account.limited)
 
@@ -160,7 +166,7 @@ class Scheduler:
                 level=level(transfer.moved),
                 moved=transfer.moved,
                 total=transfer.total,
-                rate_bps=transfer.meter.rate_bps(now),
+                bytes_per_s=transfer.meter.bytes_per_s(now),
                 arrived_s=transfer.arrived_s,
                 position=positions.get(transfer),
             )

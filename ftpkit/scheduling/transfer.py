@@ -29,8 +29,8 @@ class AccountQueue:
 
     __slots__ = ("finish", "limit", "start", "waiting")
 
-    def __init__(self, rate_bps: float | None) -> None:
-        self.limit = RateLimiter(rate_bps)
+    def __init__(self, bytes_per_s: float | None) -> None:
+        self.limit = RateLimiter(bytes_per_s)
         self.waiting: RankedQueue[Flow] = RankedQueue()
         self.start = self.finish = 0.0
 
@@ -44,18 +44,20 @@ class Account:
 
     __slots__ = ("__weakref__", "queues", "user", "weight")
 
-    def __init__(self, user: str, *, weight: float = 1.0, rates_bps: Rates | None = None) -> None:
+    def __init__(
+        self, user: str, *, weight: float = 1.0, bytes_per_s_by_direction: Rates | None = None
+    ) -> None:
         if not weight > 0:
             raise ValueError("a weight is more than 0")
         self.user, self.weight = user, weight
-        rates = rates_bps or {}
+        rates = bytes_per_s_by_direction or {}
         self.queues = {direction: AccountQueue(rates.get(direction)) for direction in Direction}
 
     @property
-    def rates_bps(self) -> Rates:
+    def bytes_per_s_by_direction(self) -> Rates:
         """Its own limits."""
         rates = {
-            direction: account_queue.limit.rate_bps
+            direction: account_queue.limit.bytes_per_s
             for direction, account_queue in self.queues.items()
         }
         return {direction: rate for direction, rate in rates.items() if rate is not None}
@@ -64,7 +66,7 @@ class Account:
     def limited(self) -> bool:
         """Whether it has a limit of its own in either direction."""
         return any(
-            account_queue.limit.rate_bps is not None for account_queue in self.queues.values()
+            account_queue.limit.bytes_per_s is not None for account_queue in self.queues.values()
         )
 
 

@@ -54,7 +54,7 @@ class Server:
         datagrams: bool = True,
         schedule: str = DEFAULT_POLICY,
         slots: int | None = None,
-        rate_bps: float | None = None,
+        bytes_per_s: float | None = None,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
         self._root, self._host, self._port = root, host, port
@@ -69,7 +69,7 @@ class Server:
             expire_uploads_s=expire_uploads_s,
             schedule=schedule,
             slots=slots,
-            rate_bps=rate_bps,
+            bytes_per_s=bytes_per_s,
         )
         self.connection_limiter = ConnectionLimiter(max_connections, max_connections_per_address)
         self._listeners: list[Listener] = []

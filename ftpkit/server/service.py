@@ -55,12 +55,12 @@ class Limits:
     expire_uploads_s: float = 7 * DAY_S
     schedule: str = DEFAULT_POLICY
     slots: int | None = None
-    rate_bps: float | None = None
+    bytes_per_s: float | None = None
 
     @property
-    def rates_bps(self) -> Rates:
+    def bytes_per_s_by_direction(self) -> Rates:
         """The limit of each direction."""
-        return {} if self.rate_bps is None else dict.fromkeys(Direction, self.rate_bps)
+        return {} if self.bytes_per_s is None else dict.fromkeys(Direction, self.bytes_per_s)
 
     @property
     def policy(self) -> Policy:
@@ -69,7 +69,9 @@ class Limits:
 
     def new_schedule(self) -> Scheduler:
         """Return a schedule that keeps these limits."""
-        return Scheduler(self.policy, slots=self.slots, rates_bps=self.rates_bps)
+        return Scheduler(
+            self.policy, slots=self.slots, bytes_per_s_by_direction=self.bytes_per_s_by_direction
+        )
 
 
 class ConnectionHandler:
@@ -134,7 +136,9 @@ class ConnectionHandler:
         """Let other limits hold: timeouts for new connections, and the rest for all."""
         self._limits = limits
         self.registry.scheduler.configure(
-            limits.policy, slots=limits.slots, rates_bps=limits.rates_bps
+            limits.policy,
+            slots=limits.slots,
+            bytes_per_s_by_direction=limits.bytes_per_s_by_direction,
         )
 
     def serve(
@@ -209,7 +213,7 @@ class ConnectionHandler:
             "max_connections": limits.max_connections,
             "policy": limits.schedule if shaped else None,
             "slots": limits.slots,
-            "rate_bps": limits.rate_bps,
+            "rate_bps": limits.bytes_per_s,
             "workers": [
                 {"number": 1, "pid": os.getpid(), "uptime_s": uptime_s, "connections": connections}
             ],

@@ -60,16 +60,16 @@ def told(standing: TransferSnapshot, now: float) -> TransferStatus:
         "level": standing.level,
         "moved": standing.moved,
         "total": standing.total,
-        "rate_bps": round(standing.rate_bps, 1),
-        "left_s": left_s(standing.moved, standing.total, standing.rate_bps),
+        "rate_bps": round(standing.bytes_per_s, 1),
+        "left_s": left_s(standing.moved, standing.total, standing.bytes_per_s),
         "position": standing.position,
         "seconds": round(now - standing.arrived_s, 3),
     }
 
 
-def left_s(moved: int, total: int | None, rate_bps: float) -> float | None:
+def left_s(moved: int, total: int | None, bytes_per_s: float) -> float | None:
     """Return how many seconds a transfer still takes at ``rate_bps``, if that can be told."""
-    return None if total is None or not rate_bps else max(0, total - moved) / rate_bps
+    return None if total is None or not bytes_per_s else max(0, total - moved) / bytes_per_s
 
 
 def merged(parts: Mapping[int, ServerStatus], *, uptime_s: float, before: Totals) -> ServerStatus:

@@ -25,18 +25,22 @@ class TransferRegistry:
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
         self._uploads: WeakValueDictionary[str, Transfer] = WeakValueDictionary()
 
-    def account(self, user: str, *, weight: float = 1.0, rate_bps: float | None = None) -> Account:
+    def account(
+        self, user: str, *, weight: float = 1.0, bytes_per_s: float | None = None
+    ) -> Account:
         """Return the account of ``user``, the same for all who ask for it at a time.
 
         What the last of them says of its share and of its rate, in each direction, holds for all.
         """
-        rates = {} if rate_bps is None else dict.fromkeys(Direction, rate_bps)
+        rates = {} if bytes_per_s is None else dict.fromkeys(Direction, bytes_per_s)
         with self._lock:
             account = self._accounts.get(user)
             if account is None:
-                account = self._accounts[user] = Account(user, weight=weight, rates_bps=rates)
+                account = self._accounts[user] = Account(
+                    user, weight=weight, bytes_per_s_by_direction=rates
+                )
             account.weight = weight
-            if account.rates_bps != rates:
+            if account.bytes_per_s_by_direction != rates:
                 self.scheduler.set_rates(account, rates)
             return account
 

@@ -51,7 +51,10 @@ class SchedulerServer:
         """Go on with other limits."""
         with self._changed:
             self._schedule.configure(
-                limits.policy, slots=limits.slots, rates_bps=limits.rates_bps, now=self._clock()
+                limits.policy,
+                slots=limits.slots,
+                bytes_per_s_by_direction=limits.bytes_per_s_by_direction,
+                now=self._clock(),
             )
             self._hand_out()
 
@@ -89,8 +92,8 @@ class SchedulerServer:
         worker, user = key[0], header["user"]
         account = self._accounts.get(user)
         if account is None:
-            account = self._accounts[user] = Account(user, rates_bps=_rates(header))
-        elif account.rates_bps != _rates(header):
+            account = self._accounts[user] = Account(user, bytes_per_s_by_direction=_rates(header))
+        elif account.bytes_per_s_by_direction != _rates(header):
             self._schedule.set_rates(account, _rates(header), now)
         account.weight = header["weight"]
         transfer = self._transfers.get((worker, header["order"]))

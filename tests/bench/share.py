@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = os.path.join(directory, "source")
         # More than fits through in that time.
-        write_file(source, int(shape.rate_bps / 8 * options.seconds) // MiB * MiB + MiB)
+        write_file(source, int(shape.bits_per_s / 8 * options.seconds) // MiB * MiB + MiB)
         found: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in PAIRS}
         for _ in range(options.rounds):
             for pair in PAIRS:

@@ -66,7 +66,7 @@ class Sample(NamedTuple):
     The last is None where nobody publishes.
     """
 
-    rate_bps: float
+    bytes_per_s: float
     repairs: float = 0.0
     verified: bool | None = None
 
@@ -131,8 +131,8 @@ def _report(place: str, samples: dict[str, list[Sample]]) -> list[str]:
     target, ours = PLACES[place], samples[UDP]
     lines = [place]
     for name, row in samples.items():
-        rates = _spread([sample.rate_bps / target.bits for sample in row])
-        ratios = [own.rate_bps / other.rate_bps for own, other in zip(ours, row, strict=True)]
+        rates = _spread([sample.bytes_per_s / target.bits for sample in row])
+        ratios = [own.bytes_per_s / other.bytes_per_s for own, other in zip(ours, row, strict=True)]
         cells = [f"{name:20} {rates:24} {target.unit}"]
         if name == UDP:
             cells.append(f"target {target.rate:g}")

@@ -190,7 +190,7 @@ def test_a_limited_rate_is_not_exceeded(
     total, rate = 2 * MIB, 4 * MIB
     data = made(tmp_path / "f", total)
     (root / "f").write_bytes(data)
-    with Client(server.address, udp=UdpMode.ONLY, rate_bps=rate) as client:
+    with Client(server.address, udp=UdpMode.ONLY, bytes_per_s=rate) as client:
         if direction == "up":
             transfer = client.put(tmp_path / "f")
         else:
@@ -204,7 +204,7 @@ def test_the_smallest_rates_move_a_byte(
     only: Client, root: Path, tmp_path: Path, rate: float
 ) -> None:
     made(tmp_path / "f", 1)
-    with Client(only.address, udp=UdpMode.ONLY, rate_bps=rate) as client:
+    with Client(only.address, udp=UdpMode.ONLY, bytes_per_s=rate) as client:
         client.put(tmp_path / "f")
         client.get("f", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()

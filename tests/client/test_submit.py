@@ -448,7 +448,7 @@ def _interrupted() -> None:
 def test_they_share_one_rate(server: Server, tmp_path: Path, udp: UdpMode) -> None:
     made(tmp_path / "f", MIB + 1)
     started = time.monotonic()
-    with Client(server.address, rate_bps=4e6, jobs=4, udp=udp) as client:
+    with Client(server.address, bytes_per_s=4e6, jobs=4, udp=udp) as client:
         for number in range(4):
             client.submit_put(tmp_path / "f", f"f{number}")
     assert time.monotonic() - started >= 0.8 * 4 * MIB / 4e6
@@ -459,7 +459,7 @@ def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> No
     # A server that hangs up on who says nothing for as long as one of them waits.
     with (
         Server(tmp_path / "root", port=0, idle_timeout_s=3.0) as server,
-        Client(server.address, rate_bps=500e3, udp=UdpMode.ONLY) as client,
+        Client(server.address, bytes_per_s=500e3, udp=UdpMode.ONLY) as client,
     ):
         futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(2)]
         assert [future.result().total for future in futures] == [len(data)] * 2

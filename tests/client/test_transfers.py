@@ -402,4 +402,4 @@ def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, 
 
 def test_a_rate_is_more_than_nothing() -> None:
     with pytest.raises(ValueError, match="rate"):
-        Client(rate_bps=-1)
+        Client(bytes_per_s=-1)

@@ -147,8 +147,8 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
         receiver.tell(passage.forwarded)
         seen = receiver.hear()
         assert seen["numbers"] == list(range(count))
-        rate_bps = (count - 1) * size * 8 / (seen["last"] - seen["first"])
-        assert rate_bps == pytest.approx(20 * M, rel=0.05)
+        bits_per_s = (count - 1) * size * 8 / (seen["last"] - seen["first"])
+        assert bits_per_s == pytest.approx(20 * M, rel=0.05)
         assert (passage.packets, passage.bytes) == (count, count * size)
         assert (passage.forwarded, passage.forwarded_bytes) == (count, count * size)
         assert_adds_up(passage)
@@ -169,8 +169,8 @@ def test_a_connection_flows_at_the_rate(
     # Without the start, when the sender has still to find the rate.
     marks = seen["marks"][len(seen["marks"]) // 3 :]
     (first, start), (last, end) = marks[0], marks[-1]
-    rate_bps = (last - first) * 8 / (end - start) * 1500 / (1500 - headers)
-    assert rate_bps == pytest.approx(30 * M, rel=0.05)
+    bits_per_s = (last - first) * 8 / (end - start) * 1500 / (1500 - headers)
+    assert bits_per_s == pytest.approx(30 * M, rel=0.05)
     # No packet is larger than the MTU: the kernel's offloads are off.
     assert network.counts().to_far.packets >= size / (1500 - headers)
 

@@ -12,7 +12,7 @@ RATE = 12.5e6
 
 
 def measured(load: float, flows: int) -> dict[tuple[str, str], Outcome]:
-    trace = make_trace(flows, load=load, rate_bps=RATE, seed=1)
+    trace = make_trace(flows, load=load, bytes_per_s=RATE, seed=1)
     return {
         (outcome.policy, outcome.size_class): outcome
         for name, policy in POLICIES.items()
@@ -22,7 +22,7 @@ def measured(load: float, flows: int) -> dict[tuple[str, str], Outcome]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_file_is_through_and_the_rate_is_kept(policy: str) -> None:
-    trace = make_trace(500, load=2, rate_bps=RATE, seed=3)
+    trace = make_trace(500, load=2, bytes_per_s=RATE, seed=3)
     through_s = simulate(trace, POLICIES[policy], RATE)
     assert all(each.at_s < end < math.inf for each, end in zip(trace, through_s, strict=True))
     total_s = sum(each.size for each in trace) / RATE

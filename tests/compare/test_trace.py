@@ -13,21 +13,21 @@ RATE = 12.5e6
 
 
 def test_a_seed_makes_the_same_trace_at_every_load() -> None:
-    half, most = (make_trace(1000, load=load, rate_bps=RATE, seed=7) for load in (0.4, 0.8))
-    assert half == make_trace(1000, load=0.4, rate_bps=RATE, seed=7)
+    half, most = (make_trace(1000, load=load, bytes_per_s=RATE, seed=7) for load in (0.4, 0.8))
+    assert half == make_trace(1000, load=0.4, bytes_per_s=RATE, seed=7)
     assert [(each.size, each.user) for each in half] == [(each.size, each.user) for each in most]
     assert [each.at_s for each in half] == pytest.approx([2 * each.at_s for each in most])
-    assert half != make_trace(1000, load=0.4, rate_bps=RATE, seed=8)
+    assert half != make_trace(1000, load=0.4, bytes_per_s=RATE, seed=8)
 
 
 def test_a_trace_asks_for_its_load() -> None:
-    assert load_of(make_trace(20_000, load=0.8, rate_bps=RATE, seed=1), RATE) == pytest.approx(
+    assert load_of(make_trace(20_000, load=0.8, bytes_per_s=RATE, seed=1), RATE) == pytest.approx(
         0.8, rel=0.02
     )
 
 
 def test_most_files_are_small_and_few_have_most_of_the_bytes() -> None:
-    sizes = sorted(each.size for each in make_trace(20_000, load=0.8, rate_bps=RATE, seed=1))
+    sizes = sorted(each.size for each in make_trace(20_000, load=0.8, bytes_per_s=RATE, seed=1))
     assert sizes[0] >= SMALLEST
     assert sizes[-1] <= LARGEST
     assert sizes[len(sizes) // 2] < 2 * SMALLEST
@@ -36,7 +36,7 @@ def test_most_files_are_small_and_few_have_most_of_the_bytes() -> None:
 
 def test_users_are_busy_one_more_than_the_other() -> None:
     users = Counter(
-        each.user for each in make_trace(20_000, load=0.8, rate_bps=RATE, seed=1)
+        each.user for each in make_trace(20_000, load=0.8, bytes_per_s=RATE, seed=1)
     ).most_common()
     assert [user for user, _ in users] == [f"user{number}" for number in range(1, 9)]
     assert users[0][1] == pytest.approx(2 * users[1][1], rel=0.1)

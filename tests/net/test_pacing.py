@@ -26,9 +26,9 @@ class Time:
         self.now += seconds
 
 
-def paced(rate_bps: float) -> tuple[TokenBucket, Time]:
+def paced(bytes_per_s: float) -> tuple[TokenBucket, Time]:
     time = Time()
-    return TokenBucket(rate_bps, clock=time.clock, sleep=time.sleep), time
+    return TokenBucket(bytes_per_s, clock=time.clock, sleep=time.sleep), time
 
 
 @pytest.mark.parametrize("rate", [0, -1, -0.5])

@@ -31,7 +31,7 @@ _HEADERS: Final = 28
 class Lossy:
     """One direction of a link; ``size`` of a packet is with its IP and UDP headers."""
 
-    rate_bps: float = 12.5e6
+    bytes_per_s: float = 12.5e6
     delay_s: float = 0.05
     loss: float = 0.0
     reorder: float = 0.0
@@ -52,10 +52,10 @@ class Lossy:
         """Return when a packet arrives: never, once, or twice."""
         if size > self.mtu or self.dead(now) or self._chance.random() < self.loss:
             return []
-        if (max(self._free_at, now) - now) * self.rate_bps + size > self.queue:
+        if (max(self._free_at, now) - now) * self.bytes_per_s + size > self.queue:
             self.overflowed += 1
             return []
-        self._free_at = max(self._free_at, now) + size / self.rate_bps
+        self._free_at = max(self._free_at, now) + size / self.bytes_per_s
         at = self._free_at + self.delay_s
         if self._chance.random() < self.reorder:
             at += self._chance.uniform(0, self.delay_s)

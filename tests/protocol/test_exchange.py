@@ -168,7 +168,7 @@ def test_a_cap_is_kept() -> None:
     copy = Copy(noise(1_000_000))
 
     def capped(piece: int, rtt_s: float, now: float) -> DatagramTransfer:
-        rate = BbrControl(piece + OVERHEAD, rtt_s, now, cap_bps=500_000.0)
+        rate = BbrControl(piece + OVERHEAD, rtt_s, now, max_bytes_per_s=500_000.0)
         copy.sender = Sender(
             1, piece, copy.sizes, copy.fill, rate,
             most_open=MOST_OPEN, direction=0, rtt_s=rtt_s, now=now,

@@ -10,14 +10,14 @@ LINK = 1e7
 class Line:
     """Feeds a strategy one round trip after the other."""
 
-    def __init__(self, cap_bps: float | None = None) -> None:
-        self.rate = BbrControl(DATAGRAM, RTT, 0.0, cap_bps)
+    def __init__(self, max_bytes_per_s: float | None = None) -> None:
+        self.rate = BbrControl(DATAGRAM, RTT, 0.0, max_bytes_per_s)
         self.now = 0.0
         self.delivered = self.lost = 0
 
     def round(
         self,
-        rate_bps: float,
+        bytes_per_s: float,
         rtt_s: float = RTT,
         loss: float = 0.0,
         in_flight: int = 0,
@@ -26,7 +26,7 @@ class Line:
     ) -> None:
         """Let one round trip pass in which ``rate_bps`` arrives and a share is lost."""
         before, quiet = self.delivered, self.rate.quiet
-        arrived = int(rate_bps * rtt_s)
+        arrived = int(bytes_per_s * rtt_s)
         lost = int(arrived * loss / (1 - loss))
         self.now += rtt_s
         self.delivered += arrived
@@ -35,7 +35,7 @@ class Line:
             AckSample(
                 now=self.now,
                 rtt_s=rtt_s,
-                rate_bps=rate_bps,
+                bytes_per_s=bytes_per_s,
                 delivered=self.delivered,
                 lost=self.lost,
                 delivered_before=before,
@@ -54,10 +54,10 @@ class Line:
 
 def test_it_starts_with_a_window_and_doubles() -> None:
     line = Line()
-    first = line.rate.rate_bps
+    first = line.rate.bytes_per_s
     assert line.rate.window >= 32 * DATAGRAM
     line.round(first)
-    assert line.rate.rate_bps > 2 * first
+    assert line.rate.bytes_per_s > 2 * first
 
 
 def test_it_settles_at_what_arrives() -> None:
@@ -65,7 +65,7 @@ def test_it_settles_at_what_arrives() -> None:
     line.settle()
     rates = []
     for _ in range(8):
-        rates.append(line.rate.rate_bps / LINK)
+        rates.append(line.rate.bytes_per_s / LINK)
         line.round(LINK)
     assert sorted(rates) == [0.75, 1, 1, 1, 1, 1, 1, 1.25]
     assert line.rate.window == 2 * LINK * (RTT + 0.003)
@@ -76,7 +76,7 @@ def test_after_the_start_it_drains_what_the_start_has_queued() -> None:
     for _ in range(4):
         line.round(LINK, in_flight=int(3 * LINK * RTT))
     assert line.rate.quiet
-    assert line.rate.rate_bps < LINK / 2
+    assert line.rate.bytes_per_s < LINK / 2
     line.round(LINK, in_flight=int(LINK * RTT / 2))
     assert not line.rate.quiet
 
@@ -86,7 +86,7 @@ def test_a_round_that_had_too_little_to_send_ends_no_start() -> None:
     for _ in range(9):
         line.round(1e5, starved=True)
     line.round(LINK)
-    assert line.rate.rate_bps > 2 * LINK, "it still looks for the top"
+    assert line.rate.bytes_per_s > 2 * LINK, "it still looks for the top"
 
 
 def test_overflow_ends_the_start_at_once() -> None:
@@ -112,7 +112,7 @@ def test_loss_alone_slows_nothing_down_and_is_made_up_for() -> None:
         rates = []
         for _ in range(16):
             line.round(LINK, loss=loss)
-            rates.append(line.rate.rate_bps)
+            rates.append(line.rate.bytes_per_s)
         assert sum(rates) / 16 > LINK * (1 + 0.9 * loss)
         assert max(rates) < LINK * 1.25 / (1 - loss) * 1.01
 
@@ -120,7 +120,7 @@ def test_loss_alone_slows_nothing_down_and_is_made_up_for() -> None:
 def test_loss_above_a_fifth_is_not_made_up_for_further() -> None:
     line = Line()
     line.settle(0.5)
-    assert line.rate.rate_bps <= LINK * 1.25 / 0.8
+    assert line.rate.bytes_per_s <= LINK * 1.25 / 0.8
 
 
 def test_loss_in_our_own_queue_is_not_made_up_for() -> None:
@@ -128,7 +128,7 @@ def test_loss_in_our_own_queue_is_not_made_up_for() -> None:
     line.settle()
     for _ in range(32):
         line.round(LINK, loss=0.0 if line.rate.quiet else 0.1)
-    assert line.rate.rate_bps <= LINK * 1.25
+    assert line.rate.bytes_per_s <= LINK * 1.25
 
 
 def test_it_yields_while_others_are_queueing() -> None:
@@ -138,7 +138,7 @@ def test_it_yields_while_others_are_queueing() -> None:
     rates = []
     for _ in range(8):
         line.round(LINK, rtt_s=0.2)
-        rates.append(line.rate.rate_bps / LINK)
+        rates.append(line.rate.bytes_per_s / LINK)
     assert sorted(rates)[1:-1] == [0.9] * 6
 
 
@@ -147,7 +147,7 @@ def test_a_slower_path_is_noticed_after_ten_rounds() -> None:
     line.settle()
     for _ in range(12):
         line.round(LINK / 4)
-    assert line.rate.rate_bps < LINK / 2
+    assert line.rate.bytes_per_s < LINK / 2
 
 
 def test_a_longer_path_is_noticed_after_half_a_minute() -> None:
@@ -159,20 +159,20 @@ def test_a_longer_path_is_noticed_after_half_a_minute() -> None:
 
 
 def test_a_cap_is_a_cap() -> None:
-    line = Line(cap_bps=1e6)
+    line = Line(max_bytes_per_s=1e6)
     line.settle()
-    assert line.rate.rate_bps == 1e6
+    assert line.rate.bytes_per_s == 1e6
 
 
 def test_something_is_always_sent() -> None:
     line = Line()
     for _ in range(40):
         line.round(10.0)
-    assert line.rate.rate_bps >= 4 * DATAGRAM / RTT
+    assert line.rate.bytes_per_s >= 4 * DATAGRAM / RTT
     assert line.rate.window >= 16 * DATAGRAM
 
 
 def test_a_fixed_rate_learns_nothing() -> None:
     rate = FixedRateControl(5.0)
     rate.on_ack(AckSample(1.0, 1.0, 9.0, 9, 9, 0, 0))
-    assert (rate.rate_bps, rate.window, rate.quiet) == (5.0, float("inf"), False)
+    assert (rate.bytes_per_s, rate.window, rate.quiet) == (5.0, float("inf"), False)

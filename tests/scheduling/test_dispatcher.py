@@ -37,10 +37,12 @@ def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
         policy: str = "rr",
         *,
         slots: int | None = None,
-        rates_bps: Rates | None = None,
+        bytes_per_s_by_direction: Rates | None = None,
         longest_wait_s: float = LONG_S,
     ) -> BlockingScheduler:
-        schedule = Scheduler(POLICIES[policy], slots=slots, rates_bps=rates_bps)
+        schedule = Scheduler(
+            POLICIES[policy], slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction
+        )
         made.append(BlockingScheduler(schedule, longest_wait_s=longest_wait_s))
         return made[-1]
 
@@ -171,14 +173,14 @@ def test_other_limits_wake_who_may_go_on_now(
     first.acquire()
     future = threads.submit(second.acquire)
     waiting(turns, 1)
-    turns.configure(POLICIES["sjf"], slots=2, rates_bps={UP: 1e9})
+    turns.configure(POLICIES["sjf"], slots=2, bytes_per_s_by_direction={UP: 1e9})
     assert future.result(LONG_S) == 2_000_000
 
 
 def test_another_limit_of_an_account_wakes_its_transfers(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns, account = dispatcher(), Account("slow", rates_bps={UP: 0.001})
+    turns, account = dispatcher(), Account("slow", bytes_per_s_by_direction={UP: 0.001})
     flow, other = join(turns, account), join(turns)
     flow.release(1000)
     future = threads.submit(flow.acquire)
@@ -194,7 +196,7 @@ def test_a_limit_on_a_running_server_holds_for_who_took_no_turns(dispatcher: Mak
     flow = join(turns)
     assert not turns.has_limits
     flow.release(5000)
-    turns.configure(POLICIES["rr"], slots=1, rates_bps={})
+    turns.configure(POLICIES["rr"], slots=1, bytes_per_s_by_direction={})
     assert turns.has_limits
     assert flow.acquire() == 4 * MIB
     assert turns.snapshot()[0].moved == 5000
@@ -231,7 +233,7 @@ def test_no_wake_up_is_lost(dispatcher: Make, policy: str, threads: ThreadPoolEx
 def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecutor) -> None:
     """Many short turns, of an account that is over its limit now and then, and of others."""
     turns = dispatcher("fair", slots=3, rates_bps={UP: 5e9})
-    accounts = [Account("slow", rates_bps={UP: 5e8}), Account("quick")]
+    accounts = [Account("slow", bytes_per_s_by_direction={UP: 5e8}), Account("quick")]
 
     def carry(account: Account) -> None:
         for _ in range(40):

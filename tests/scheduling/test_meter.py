@@ -7,9 +7,9 @@ from ftpkit.scheduling.meter import Meter
 MEGA = 1_000_000.0
 
 
-def flow(meter: Meter, rate_bps: float, piece: int, *, start: float, end: float) -> float:
+def flow(meter: Meter, bytes_per_s: float, piece: int, *, start: float, end: float) -> float:
     """Let pieces come evenly from ``start`` on; return when the last came."""
-    step = piece / rate_bps
+    step = piece / bytes_per_s
     count = math.floor((end - start) / step)
     for number in range(1, count + 1):
         meter.moved(piece, start + number * step)
@@ -18,7 +18,7 @@ def flow(meter: Meter, rate_bps: float, piece: int, *, start: float, end: float)
 
 def test_what_has_moved_nothing_has_no_rate() -> None:
     meter = Meter(5.0)
-    assert meter.rate_bps(5.0) == meter.rate_bps(7.0) == 0
+    assert meter.bytes_per_s(5.0) == meter.bytes_per_s(7.0) == 0
 
 
 @pytest.mark.parametrize("piece", [1_000, 65_536, 1_048_576])
@@ -26,36 +26,36 @@ def test_what_has_moved_nothing_has_no_rate() -> None:
 def test_an_even_flow_has_its_rate_from_the_start(piece: int, seconds: float) -> None:
     meter = Meter(100.0)
     now = flow(meter, MEGA, piece, start=100.0, end=100.0 + seconds)
-    assert meter.rate_bps(now) == pytest.approx(MEGA, rel=0.01)
+    assert meter.bytes_per_s(now) == pytest.approx(MEGA, rel=0.01)
 
 
 @pytest.mark.parametrize("now", [0.0, 0.001, 0.05, 0.1])
 def test_the_first_piece_alone_is_no_peak(now: float) -> None:
     meter = Meter(0.0)
     meter.moved(1000, now)
-    assert 10_000 <= meter.rate_bps(now) <= 20_000
+    assert 10_000 <= meter.bytes_per_s(now) <= 20_000
 
 
 def test_pieces_at_one_instant_are_added() -> None:
     meter = Meter(0.0)
     for _ in range(10):
         meter.moved(100_000, 1.0)
-    assert meter.rate_bps(1.0) == pytest.approx(MEGA, rel=1)
+    assert meter.bytes_per_s(1.0) == pytest.approx(MEGA, rel=1)
 
 
 def test_it_forgets_the_rate_of_before() -> None:
     meter = Meter(0.0)
     now = flow(meter, 10 * MEGA, 65_536, start=0.0, end=30.0)
     now = flow(meter, MEGA, 65_536, start=now, end=now + 1.0)
-    assert MEGA < meter.rate_bps(now) < 5 * MEGA
+    assert MEGA < meter.bytes_per_s(now) < 5 * MEGA
     now = flow(meter, MEGA, 65_536, start=now, end=now + 5.0)
-    assert meter.rate_bps(now) == pytest.approx(MEGA, rel=0.1)
+    assert meter.bytes_per_s(now) == pytest.approx(MEGA, rel=0.1)
 
 
 def test_what_stands_still_goes_down_to_nothing() -> None:
     meter = Meter(0.0)
     now = flow(meter, MEGA, 65_536, start=0.0, end=10.0)
-    rates = [meter.rate_bps(now + seconds) for seconds in (0, 1, 2, 5, 30)]
+    rates = [meter.bytes_per_s(now + seconds) for seconds in (0, 1, 2, 5, 30)]
     assert rates == sorted(rates, reverse=True)
     assert rates[1] < 0.5 * MEGA
     assert rates[2] < 0.2 * MEGA
@@ -68,7 +68,7 @@ def test_large_pieces_that_come_seldom_make_no_peaks() -> None:
         now = number * 3.0
         meter.moved(300_000, now)
         for seconds in (0.0, 1.0, 2.9):
-            assert meter.rate_bps(now + seconds) == pytest.approx(100_000, rel=0.1)
+            assert meter.bytes_per_s(now + seconds) == pytest.approx(100_000, rel=0.1)
 
 
 def test_being_asked_changes_nothing() -> None:
@@ -76,5 +76,5 @@ def test_being_asked_changes_nothing() -> None:
     for number in range(1, 100):
         for meter in (asked, other):
             meter.moved(number * 100, number * 0.013)
-        asked.rate_bps(number * 0.013 + 0.01)
-    assert asked.rate_bps(2.0) == other.rate_bps(2.0)
+        asked.bytes_per_s(number * 0.013 + 0.01)
+    assert asked.bytes_per_s(2.0) == other.bytes_per_s(2.0)

@@ -359,7 +359,9 @@ def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> Non
         raw.granted("put", bytes(total), name=f"f{id(raw)}")
 
     with (
-        Server(root, port=0, durable=False, tokens=tokens, rate_bps=RATE, schedule="rr") as server,
+        Server(
+            root, port=0, durable=False, tokens=tokens, bytes_per_s=RATE, schedule="rr"
+        ) as server,
         Raw(server.address) as one,
         Raw(server.address) as other,
         ThreadPoolExecutor() as threads,

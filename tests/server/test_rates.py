@@ -22,7 +22,7 @@ BURST_S: Final = 0.05
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "root", port=0, durable=False, rate_bps=RATE) as server:
+    with Server(tmp_path / "root", port=0, durable=False, bytes_per_s=RATE) as server:
         yield server
 
 
@@ -62,7 +62,7 @@ def test_each_way_has_its_own(served: Server, tmp_path: Path) -> None:
 def test_another_rate_holds_at_once(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(2 * MIB))
     with (
-        Server(tmp_path / "root", port=0, durable=False, rate_bps=1000.0) as server,
+        Server(tmp_path / "root", port=0, durable=False, bytes_per_s=1000.0) as server,
         Client(server.address) as client,
     ):
         future = client.submit_put(tmp_path / "f")
@@ -95,7 +95,7 @@ def _put(server: Server, path: Path, name: str) -> None:
 def test_stopping_waits_for_nobody_who_waits_for_a_turn(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(MIB))
     with (
-        Server(tmp_path / "root", port=0, durable=False, rate_bps=1.0) as server,
+        Server(tmp_path / "root", port=0, durable=False, bytes_per_s=1.0) as server,
         Client(server.address) as client,
     ):
         future = client.submit_put(tmp_path / "f")

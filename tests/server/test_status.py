@@ -105,8 +105,10 @@ def test_ended_counts_both_ways() -> None:
         (0, 100, 0.0, None),
     ],
 )
-def test_time_left(moved: int, total: int | None, rate_bps: float, expected: float | None) -> None:
-    assert left_s(moved, total, rate_bps) == expected
+def test_time_left(
+    moved: int, total: int | None, bytes_per_s: float, expected: float | None
+) -> None:
+    assert left_s(moved, total, bytes_per_s) == expected
 
 
 def test_workers_are_one_server() -> None:

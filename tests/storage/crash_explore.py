@@ -95,7 +95,7 @@ class Run:
         claim = Claim(upload.id, spec, content)
         for other in self.promise.claims:
             if other.identity == upload.id:
-                claim = replace(other, wish=spec, content=content)
+                claim = replace(other, spec=spec, content=content)
             elif other.spec == spec and not other.done:
                 require(not other.held, "begin does not know blocks that it should hold")
                 self.forsake(other.identity)
