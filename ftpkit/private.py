@@ -6,12 +6,12 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from ftpkit import system
 from ftpkit.errors import LocalFileError
+from ftpkit.osapi import files as os_files
 
 _OTHERS_WRITE: Final = 0o022
 _OTHERS: Final = 0o077
-_PLAIN: Final = system.O_NOFOLLOW | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+_PLAIN: Final = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
 
 
 def make_directory(path: str) -> None:
@@ -23,7 +23,7 @@ def make_directory(path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
             with contextlib.suppress(OSError):  # we need not be allowed to look there
-                system.sync_directory(parent or os.curdir)
+                os_files.sync_directory(parent or os.curdir)
         _check_directory(path)
 
 
@@ -57,15 +57,15 @@ def replace(path: str, data: bytes) -> None:
             os.unlink(temporary)
         try:
             with _created(temporary) as fd:
-                system.write_at(fd, memoryview(data), 0)
-                system.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, _mtime(path) + 1))
+                os_files.write_at(fd, memoryview(data), 0)
+                os_files.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, _mtime(path) + 1))
                 os.fsync(fd)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        system.sync_directory(directory or os.curdir)
+        os_files.sync_directory(directory or os.curdir)
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def locked(path: str) -> Iterator[None]:
             except FileExistsError:
                 fd = _open(lock, os.O_RDWR)
                 stack.callback(os.close, fd)
-            stack.enter_context(system.exclusive(fd, wait=True))
+            stack.enter_context(os_files.lock(fd, wait=True))
         yield
 
 
@@ -92,8 +92,8 @@ def _open(path: str, flags: int) -> int:
 def _created(path: str) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
     try:
-        system.set_mode(fd, path, 0o600)
-        system.give_to_owner(fd, os.path.dirname(path) or os.curdir)
+        os_files.set_mode(fd, path, 0o600)
+        os_files.chown_to_directory_owner(fd, os.path.dirname(path) or os.curdir)
         yield fd
     finally:
         os.close(fd)
@@ -112,7 +112,7 @@ def _check_directory(path: str) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise LocalFileError(f"{path} is not a directory")
     _check_owner(path, status)
-    if system.HAS_OWNERS and status.st_mode & _OTHERS_WRITE:
+    if os_files.HAS_OWNERS and status.st_mode & _OTHERS_WRITE:
         raise LocalFileError(f"others can change what is in {path}: chmod 700 {path}")
 
 
@@ -120,12 +120,12 @@ def _check_file(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise LocalFileError(f"{path} is not a regular file")
     _check_owner(path, status)
-    if system.HAS_OWNERS and status.st_mode & _OTHERS:
+    if os_files.HAS_OWNERS and status.st_mode & _OTHERS:
         raise LocalFileError(f"others have access to {path}: chmod 600 {path}")
 
 
 def _check_owner(path: str, status: os.stat_result) -> None:
-    if not system.is_ours(status):
+    if not os_files.is_owned(status):
         raise LocalFileError(f"{path} belongs to another user")
 
 

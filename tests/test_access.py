@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import private, system
+from ftpkit import private
 from ftpkit.access import EVERYTHING, Grant, Permission, Tokens, decode_grant, encode_grant
 from ftpkit.errors import LocalFileError
+from ftpkit.osapi import files as os_files
 from tests.support.logs import Log
 
 WAIT_S = 20
@@ -30,8 +31,8 @@ FULL = Grant(
     connections=4,
     expires_at=2e9,
 )
-needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
-needs_locks = pytest.mark.skipif(not system.HAS_LOCKS, reason="files cannot be locked here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
+needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a directory": make_a_directory,
     "a link": make_a_link,
 }
-if system.HAS_OWNERS:
+if os_files.HAS_OWNERS:
     DAMAGES["others can read it"] = partial(Path.chmod, mode=0o644)
     DAMAGES["others can replace it"] = let_others_in
 

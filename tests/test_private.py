@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import private, system
+from ftpkit import private
 from ftpkit.errors import LocalFileError
+from ftpkit.osapi import files as os_files
 
 WAIT_S = 20
 STRANGER = 12345
 
-needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
 needs_root = pytest.mark.skipif(
-    not system.HAS_OWNERS or os.geteuid() != 0, reason="only root gives files away"
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root gives files away"
 )
-needs_locks = pytest.mark.skipif(not system.HAS_LOCKS, reason="files cannot be locked here")
+needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
 
 
 @pytest.fixture

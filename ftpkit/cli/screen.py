@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from ftpkit import system
+from ftpkit.osapi import terminal as os_terminal
 
 # The other screen, without a cursor and without wrapping; and back again.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
@@ -26,7 +26,7 @@ Handler = Callable[[int, FrameType | None], Any]
 def is_screen() -> bool:
     """Whether there is a terminal that can be drawn on, and typed at."""
     return (
-        system.HAS_TERMINALS
+        os_terminal.HAS_TERMINALS
         and sys.stdin.isatty()
         and sys.stdout.isatty()
         and os.environ.get("TERM") != "dumb"
@@ -53,7 +53,7 @@ class Screen:
         with contextlib.ExitStack() as undo:
             undo.enter_context(_handled(_end, signal.SIGTERM, signal.SIGHUP))
             undo.enter_context(_handled(self._pause, signal.SIGTSTP))
-            undo.enter_context(system.unbuffered_keys(sys.stdin.fileno()))
+            undo.enter_context(os_terminal.unbuffered_keys(sys.stdin.fileno()))
             undo.callback(_write, _LEAVE)
             _write(_ENTER)
             self._undo = undo.pop_all()
@@ -76,7 +76,7 @@ class Screen:
 
     def keys(self, seconds: float) -> str:
         """Return what was typed within ``seconds``, as soon as it is; EOFError at the end."""
-        typed = system.read_keys(sys.stdin.fileno(), seconds)
+        typed = os_terminal.read_keys(sys.stdin.fileno(), seconds)
         # An arrow, say, is no row of letters.
         return "" if typed.startswith(b"\x1b") else typed.decode("ascii", "replace")
 

@@ -10,7 +10,6 @@ from typing import Final
 
 import click
 
-from ftpkit import system
 from ftpkit.access import Tokens
 from ftpkit.cli.account import Account
 from ftpkit.cli.announce import first_line, is_loopback, reachable, warn_of_strangers
@@ -27,6 +26,7 @@ from ftpkit.client.hosts import LocalServers
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
 from ftpkit.server.binding import ListeningSocket, adopt, bind
 from ftpkit.server.service import Limits
@@ -162,7 +162,7 @@ class Access:
 def serve_until_told(settings: Settings, context: click.Context) -> int:
     """Run a server until a signal; return the exit code."""
     settings.logging()()
-    if settings.workers > 1 and not system.HAS_HANDING_OVER:
+    if settings.workers > 1 and not os_sockets.HAS_FD_PASSING:
         raise click.UsageError("--workers: this system cannot hand connections to processes")
     manager = Manager()
     with contextlib.ExitStack() as stack:

@@ -12,10 +12,10 @@ import click
 from click.core import ParameterSource
 from click.types import BoolParamType, StringParamType
 
-from ftpkit import system
 from ftpkit.cli.display import escaped
 from ftpkit.cli.units import parse_duration, parse_size
 from ftpkit.net.address import Url
+from ftpkit.osapi import process as os_process
 
 T = TypeVar("T")
 Command = Callable[..., int | None]
@@ -86,7 +86,7 @@ def URL(text: str) -> Url:  # noqa: N802  a click type, as those below
 PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
 COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
 WORKERS: Final = word(
-    lambda text: system.cores() if text == "auto" else whole(1, 1000)(text),
+    lambda text: os_process.cores() if text == "auto" else whole(1, 1000)(text),
     "a whole number from 1 to 1000, or auto",
 )
 SLOTS: Final = word(

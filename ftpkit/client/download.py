@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, Self
 
-from ftpkit import system
 from ftpkit.client.datagrams import UdpTransfer
 from ftpkit.client.link import Connection, SendBody
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
 from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
@@ -150,7 +150,7 @@ class DownloadTarget:
         if self._stage.dir_fd is None:
             yield
             return
-        with system.exclusive(self._stage.dir_fd) as alone:
+        with os_files.lock(self._stage.dir_fd) as alone:
             if not alone:
                 raise LocalFileError(f"another download to {self.path!r} is running")
             yield

@@ -8,12 +8,12 @@ from contextlib import closing
 from functools import partial
 from typing import Final
 
-from ftpkit import system
 from ftpkit.client.datagrams import OnMoved
 from ftpkit.client.link import Connection
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.datagrams import DatagramSocket, drive_session
 from ftpkit.net.sealing import DatagramCipher
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.datagram import KEY, OVERHEAD, max_open_blocks
 from ftpkit.protocol.exchange import ClientDatagramSession, DatagramTransfer
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
@@ -64,7 +64,7 @@ def download_starter(block: int, sizes: Mapping[int, int], take: Take) -> Sessio
             take,
             most_open=max_open_blocks(block),
             direction=0,
-            allocate=system.memory,
+            allocate=os_files.lazy_memory,
         )
 
     return start

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ftpkit import private, system
+from ftpkit import private
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
+from ftpkit.osapi import files as os_files
+from ftpkit.osapi import process as os_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +156,14 @@ def _server(values: Any) -> LocalServer:
 
 def _lives(path: str, pid: int) -> bool:
     """Whether the process lives that tells of itself by the file ``path``."""
-    if not system.HAS_LOCKS:
-        return system.is_running(pid)
+    if not os_files.HAS_LOCKS:
+        return os_process.is_running(pid)
     try:
-        fd = os.open(f"{path}.lock", os.O_RDONLY | system.O_NOFOLLOW | system.O_CLOEXEC)
+        fd = os.open(f"{path}.lock", os.O_RDONLY | os_files.O_NOFOLLOW | os_files.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        return system.is_locked(fd)
+        return os_files.is_locked(fd)
     finally:
         os.close(fd)
 

@@ -10,7 +10,7 @@ import zlib
 from struct import Struct
 from typing import Final
 
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import DIGEST_BYTES, digest_of, format_digest, split_digest
 
 _RECORD: Final = Struct(f"!Q{DIGEST_BYTES}s")
@@ -56,7 +56,7 @@ class DigestCache:
         if self._fd is not None:
             record = _RECORD.pack(offset, split_digest(digest)[1])
             with contextlib.suppress(OSError):
-                system.append(self._fd, record + _CRC.pack(zlib.crc32(record)))
+                os_files.append(self._fd, record + _CRC.pack(zlib.crc32(record)))
 
     def forget(self) -> None:
         """Drop what is known: the file has been sent, or it has changed."""
@@ -74,7 +74,9 @@ class DigestCache:
     def _open(self, directory: str) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         _sweep(directory)
-        flags = os.O_RDWR | os.O_CREAT | system.O_NOFOLLOW | system.O_BINARY | system.O_CLOEXEC
+        flags = (
+            os.O_RDWR | os.O_CREAT | os_files.O_NOFOLLOW | os_files.O_BINARY | os_files.O_CLOEXEC
+        )
         self._fd = os.open(self._path, flags, 0o600)
         with open(self._path, "rb") as file:
             data = file.read()

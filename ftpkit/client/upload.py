@@ -10,7 +10,6 @@ from itertools import islice
 from struct import Struct
 from typing import Final, Self
 
-from ftpkit import system
 from ftpkit.client.datagrams import UdpTransfer
 from ftpkit.client.link import Connection, SendBody
 from ftpkit.client.memory import DigestCache
@@ -24,6 +23,7 @@ from ftpkit.errors import (
     RefusedError,
     SourceChangedError,
 )
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import (
     DIGEST_BYTES,
@@ -65,7 +65,7 @@ class Source:
         self.path = path
         try:
             self._check(os.stat(path))
-            flags = os.O_RDONLY | system.O_NONBLOCK | system.O_BINARY | system.O_CLOEXEC
+            flags = os.O_RDONLY | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
             self.fd = os.open(path, flags)
         except OSError as error:
             raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
@@ -98,7 +98,7 @@ class Source:
 
     def _read(self, view: memoryview, offset: int) -> int:
         try:
-            count = system.read_at(self.fd, view, offset)
+            count = os_files.read_at(self.fd, view, offset)
         except OSError as error:
             raise LocalFileError(f"cannot read {self.path!r}: {error.strerror or error}") from None
         if count == 0:
@@ -405,7 +405,7 @@ class BlockUpload:
     def _digested(self, offsets: Iterable[int]) -> Iterator[int]:
         for offset in offsets:
             size = self._size(offset)
-            system.expect_read(self._source.fd, offset + size, BLOCK)
+            os_files.start_readahead(self._source.fd, offset + size, BLOCK)
             self._know(offset, self._source.digest(offset, size, self._connection.algorithm))
             yield offset
 

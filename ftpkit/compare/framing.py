@@ -14,8 +14,8 @@ from itertools import accumulate
 from struct import Struct
 from typing import Final
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol import Decoder, encode_header
 
 NUMBER: Final = Struct("!I")
@@ -260,7 +260,7 @@ def _connection() -> Iterator[tuple[socket.socket, socket.socket]]:
             if peer != near.getsockname():
                 raise ConnectionAbortedError("a stranger connected")
         for sock in (near, far):
-            system.set_socket_timeout(sock, _STALL_S)
+            os_sockets.set_socket_timeout(sock, _STALL_S)
         yield near, far
 
 
@@ -274,7 +274,7 @@ def datagram_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         for sock in (sender, receiver):
             sock.bind((_LOOPBACK, 0))
-            system.set_socket_timeout(sock, _STALL_S)
+            os_sockets.set_socket_timeout(sock, _STALL_S)
         sender.connect(receiver.getsockname())
         receiver.connect(sender.getsockname())
         yield sender, receiver

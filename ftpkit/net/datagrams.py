@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.sealing import DatagramCipher
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.datagram import SAFE_DATAGRAM
 from ftpkit.protocol.exchange import DatagramSession
 
@@ -48,15 +48,15 @@ class DatagramSocket:
 
     def __init__(self, sock: socket.socket, *, shared: bool = False) -> None:
         self._sock, self._shared = sock, shared
-        self._segments = system.HAS_UDP_SEGMENTS
+        self._segments = os_sockets.HAS_UDP_SEGMENTS
         self._buffer = memoryview(bytearray(_BUFFER))
         self._injected: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, option, _QUEUE_BYTES)
-        system.never_fragment(sock)
-        system.join_segments(sock)
+        os_sockets.disable_fragmentation(sock)
+        os_sockets.join_segments(sock)
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -69,7 +69,7 @@ class DatagramSocket:
     def sizes(self) -> list[int]:
         """Return which sizes of datagrams a connected socket's path may carry, largest first."""
         headers = _HEADERS[self._sock.family]
-        mtu = min(system.path_mtu(self._sock) or _ETHERNET, _MAX_IP)
+        mtu = min(os_sockets.path_mtu(self._sock) or _ETHERNET, _MAX_IP)
         return sorted({mtu - headers, min(mtu, _ETHERNET) - headers, SAFE_DATAGRAM}, reverse=True)
 
     def send(self, parts: Sequence[Parts]) -> None:
@@ -89,7 +89,7 @@ class DatagramSocket:
         It leaves from the address ``local`` of this machine where the system can do
         so: by itself it picks one that whoever asked at another has not asked.
         """
-        source = system.sent_from(self._sock.family, local) if local else []
+        source = os_sockets.from_address(self._sock.family, local) if local else []
         with _losses():
             self._sock.sendmsg(parts, source, 0, address)
 
@@ -99,7 +99,7 @@ class DatagramSocket:
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has arrived; False says that the time has passed."""
-        return bool(self._injected) or system.wait_readable(self._sock, seconds)
+        return bool(self._injected) or os_sockets.wait_readable(self._sock, seconds)
 
     def receive(self, most: int | None = None) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where; each is gone when the next is asked for.
@@ -115,7 +115,7 @@ class DatagramSocket:
                 return
             try:
                 count, ancillary, _, address = self._sock.recvmsg_into(
-                    [self._buffer], system.SEGMENT_NOTE
+                    [self._buffer], os_sockets.SEGMENT_ANCILLARY
                 )
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED:
@@ -124,7 +124,7 @@ class DatagramSocket:
                     return
                 raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None
             taken += count
-            segment = system.segment_size(ancillary) or max(count, 1)
+            segment = os_sockets.segment_size(ancillary) or max(count, 1)
             for start in range(0, count, segment):
                 yield self._buffer[start : min(start + segment, count)], address
 
@@ -146,7 +146,9 @@ class DatagramSocket:
         if len(batch) > 1:
             size = len(batch[0][0]) + len(batch[0][1])
             try:
-                self._sock.sendmsg(list(chain.from_iterable(batch)), system.segments_of(size))
+                self._sock.sendmsg(
+                    list(chain.from_iterable(batch)), os_sockets.segment_ancillary(size)
+                )
                 return
             except OSError as error:
                 if error.errno in _LOSSES:

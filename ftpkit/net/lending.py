@@ -4,8 +4,8 @@ import contextlib
 import socket
 from typing import Final
 
-from ftpkit import system
 from ftpkit.net.line import TlsTransport
+from ftpkit.osapi import sockets as os_sockets
 
 _PIECE: Final = 128 * 1024
 
@@ -24,7 +24,7 @@ def proxy(tls: TlsTransport, outer: socket.socket, inner: socket.socket) -> None
         if not readable:
             readers += [inner] if going and not held else []
             writers = [outer] * held + [inner] * bool(up)
-            readable = system.wait_any(readers, writers)
+            readable = os_sockets.wait_any(readers, writers)
         if outer in readable:
             with contextlib.suppress(BlockingIOError):
                 count = tls.receive_now(buffer)
@@ -51,6 +51,6 @@ def _received(inner: socket.socket) -> bytes:
 
 def _sent(inner: socket.socket, data: memoryview) -> int:
     try:
-        return system.send_now(inner, data) if data else 0
+        return os_sockets.send_now(inner, data) if data else 0
     except BlockingIOError:
         return 0

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from ftpkit import system
 from ftpkit.errors import HandshakeError
+from ftpkit.osapi import files as os_files
+from ftpkit.osapi import sockets as os_sockets
 
 # So much is encrypted for one call of the system, and asked of it for one: more than that
 # is no faster, and each connection that moved much keeps as much memory.
@@ -80,31 +81,31 @@ class TcpTransport:
         return self._sock.recv(most)
 
     def receive_into(self, view: memoryview) -> int:
-        return self._sock.recv_into(view, 0, system.MSG_WAITALL)
+        return self._sock.recv_into(view, 0, os_sockets.MSG_WAITALL)
 
     def receive_now(self, view: memoryview) -> int:
-        return system.receive_now(self._sock, view)
+        return os_sockets.receive_now(self._sock, view)
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
-        self._sock.sendall(data, system.MSG_MORE if more else 0)
+        self._sock.sendall(data, os_sockets.MSG_MORE if more else 0)
 
     def send_now(self, data: memoryview) -> int:
-        return system.send_now(self._sock, data)
+        return os_sockets.send_now(self._sock, data)
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
-        return system.send_file(self._sock, fd, offset, count)
+        return os_sockets.send_file(self._sock, fd, offset, count)
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
-        return system.send_file_now(self._sock, fd, offset, count)
+        return os_sockets.send_file_now(self._sock, fd, offset, count)
 
     def flush(self) -> None:
         pass
 
     def wait_readable(self, seconds: float) -> bool:
-        return system.wait_readable(self._sock, seconds)
+        return os_sockets.wait_readable(self._sock, seconds)
 
     def wait_writable(self, seconds: float) -> bool:
-        return system.wait_writable(self._sock, seconds)
+        return os_sockets.wait_writable(self._sock, seconds)
 
     def shutdown_write(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
@@ -183,7 +184,7 @@ class TlsTransport:
     def receive_now(self, view: memoryview) -> int:
         with contextlib.suppress(ssl.SSLWantReadError):
             return self._decrypt(view)
-        if not system.wait_readable(self._sock, 0):
+        if not os_sockets.wait_readable(self._sock, 0):
             raise BlockingIOError
         if not self._fill(len(view)):
             return 0
@@ -204,7 +205,7 @@ class TlsTransport:
 
     def send_now(self, data: memoryview) -> int:
         sent = 0
-        while sent < len(data) and not self._backlog and system.wait_writable(self._sock, 0):
+        while sent < len(data) and not self._backlog and os_sockets.wait_writable(self._sock, 0):
             piece = data[sent : sent + _MOST]
             self.buffer(piece)
             sent += len(piece)
@@ -222,21 +223,21 @@ class TlsTransport:
         """Let leave what can of what was taken; return whether that is all."""
         with contextlib.suppress(BlockingIOError):
             # Looked at each time, for where Python waits for a socket it would wait here, too.
-            while self._backlog and system.wait_writable(self._sock, 0):
-                self._backlog = self._backlog[system.send_now(self._sock, self._backlog) :]
+            while self._backlog and os_sockets.wait_writable(self._sock, 0):
+                self._backlog = self._backlog[os_sockets.send_now(self._sock, self._backlog) :]
         return not self._backlog
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         buffer = memoryview(bytearray(min(count, _MOST)))
         sent = 0
-        while sent < count and (got := system.read_at(fd, buffer[: count - sent], offset + sent)):
+        while sent < count and (got := os_files.read_at(fd, buffer[: count - sent], offset + sent)):
             self.send(buffer[:got])
             sent += got
         return sent
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
         buffer = memoryview(bytearray(min(count, _MOST)))
-        got = system.read_at(fd, buffer, offset)
+        got = os_files.read_at(fd, buffer, offset)
         return self.send_now(buffer[:got])
 
     def flush(self) -> None:
@@ -246,11 +247,11 @@ class TlsTransport:
                 self._sock.sendall(data)
 
     def wait_readable(self, seconds: float) -> bool:
-        return self.more or system.wait_readable(self._sock, seconds)
+        return self.more or os_sockets.wait_readable(self._sock, seconds)
 
     def wait_writable(self, seconds: float) -> bool:
         self.flush()
-        return system.wait_writable(self._sock, seconds)
+        return os_sockets.wait_writable(self._sock, seconds)
 
     def shutdown_write(self) -> None:
         with contextlib.suppress(ssl.SSLError):  # what the peer still says is not waited for
@@ -281,7 +282,7 @@ class TlsTransport:
         return record
 
     def _handshake_bytes(self, most: int, deadline: float) -> bytes:
-        if not system.wait_readable(self._sock, max(0.0, deadline - time.monotonic())):
+        if not os_sockets.wait_readable(self._sock, max(0.0, deadline - time.monotonic())):
             raise TimeoutError
         data = self._sock.recv(most)
         if not data:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import (
     ConnectionLostError,
     FtpkitError,
@@ -21,6 +20,8 @@ from ftpkit.errors import (
 from ftpkit.net.lending import proxy
 from ftpkit.net.line import PLAINTEXT, Accept, TcpTransport, TlsTransport, Transport
 from ftpkit.net.pacing import Limiter
+from ftpkit.osapi import files as os_files
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Decoder, Header
 
 # Bodies up to this size travel in one call together with their header.
@@ -71,10 +72,10 @@ class FrameStream:
         """In whose turns bodies move, if they do not move as they come."""
         self.unauthenticated = False
         """Whether the peer may be anybody: it gets little memory, and little time to be silent."""
-        system.set_socket_timeout(sock, stall_timeout_s)
+        os_sockets.set_socket_timeout(sock, stall_timeout_s)
         with contextlib.suppress(OSError):  # not TCP: a test's socket pair
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            system.keep_alive(sock)
+            os_sockets.keep_alive(sock)
 
     @property
     def local(self) -> tuple[int, tuple[Any, ...]]:
@@ -92,7 +93,7 @@ class FrameStream:
         For what has read nothing yet.
         """
         with _errors_translated():
-            if not system.wait_readable(self._sock, seconds):
+            if not os_sockets.wait_readable(self._sock, seconds):
                 raise StallTimeoutError("the peer was silent for too long")
             return self._sock.recv(1, socket.MSG_PEEK)
 
@@ -230,7 +231,7 @@ class FrameStream:
         """
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            system.set_socket_timeout(self._sock, min(seconds, 2.0))
+            os_sockets.set_socket_timeout(self._sock, min(seconds, 2.0))
             self._transport.shutdown_write()
             while time.monotonic() < deadline and self._sock.recv(_DROPPED):
                 pass
@@ -373,7 +374,7 @@ class FrameStream:
 
 def _read_all(fd: int, view: memoryview, offset: int) -> None:
     while view:
-        count = system.read_at(fd, view, offset)
+        count = os_files.read_at(fd, view, offset)
         if count == 0:
             raise SourceChangedError("the file became shorter while it was being sent")
         view, offset = view[count:], offset + count

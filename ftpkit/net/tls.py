@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from ftpkit import system
 from ftpkit.net.trust import pin_of
+from ftpkit.osapi import files as os_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,6 @@ class Identity:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         # Each would be a record that nobody reads before the first reply.
         context.num_tickets = 0
-        with system.secret_file(self.certificate + b"\n" + self.key) as path:
+        with os_files.secret_file(self.certificate + b"\n" + self.key) as path:
             context.load_cert_chain(path)
         return context

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.net.address import Address
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.door import bound
 
 # The default of 5 refuses connections as soon as a few arrive together.
@@ -121,7 +121,7 @@ def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> Listenin
         sock.bind(address)
         sock.listen(_QUEUE)
         udp = None
-        if datagrams and system.HAS_SHARED_PORTS:
+        if datagrams and os_sockets.HAS_SHARED_PORTS:
             udp = _port(family, sock.getsockname())
         return ListeningSocket(sock, udp)
     except BaseException:
@@ -139,12 +139,12 @@ def _port(family: int, address: tuple[Any, ...]) -> socket.socket:
 
 def _beside(tcp: socket.socket, udp: socket.socket | None) -> socket.socket:
     """Return ``udp``, or else what is opened beside ``tcp``; OSError says that it cannot serve."""
-    if not system.HAS_SHARED_PORTS:
+    if not os_sockets.HAS_SHARED_PORTS:
         raise OSError("several sockets cannot share a port here")
     if udp is None:
         return _port(tcp.family, tcp.getsockname())
     try:
-        system.share_port(udp)
+        os_sockets.share_port(udp)
         # Each session has a socket of its own there: for the account that opened this one alone.
         bound(udp.family, udp.getsockname()).close()
     except OSError:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError, TruncatedError
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Decoder, Header, encode_header
 
 _READ: Final = 64 * 1024
@@ -33,7 +33,7 @@ class IpcChannel:
         self._decoder = Decoder()
         self._ahead = memoryview(b"")
         self._arrived: deque[list[int]] = deque()
-        system.limit_sending(sock, _STUCK_S)
+        os_sockets.set_send_timeout(sock, _STUCK_S)
 
     def send(self, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
         """Send a message; LinkError says that the other side is gone, or takes nothing."""
@@ -50,7 +50,7 @@ class IpcChannel:
             with self._ended_if_it_fails():
                 data = encode_header({**header, "size": 0, "fds": 0})
                 try:
-                    sent = system.send_now(self._sock, memoryview(data))
+                    sent = os_sockets.send_now(self._sock, memoryview(data))
                 except BlockingIOError:
                     return False
                 if sent < len(data):
@@ -105,7 +105,7 @@ class IpcChannel:
     def _read(self) -> bytes:
         try:
             # Not recv_fds, which forgets the flags in some versions of Python.
-            data, notes, flags, _ = self._sock.recvmsg(_READ, _NOTES, system.MSG_CMSG_CLOEXEC)
+            data, notes, flags, _ = self._sock.recvmsg(_READ, _NOTES, os_sockets.MSG_CMSG_CLOEXEC)
         except OSError:
             return b""
         fds = [fd for _, _, raw in notes for (fd,) in _INT.iter_unpack(raw)]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError, FtpkitError
 from ftpkit.net.datagrams import DatagramSocket, Parts, drive_session
 from ftpkit.net.sealing import DatagramCipher
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.datagram import (
     KEY,
     MIN_PIECE,
@@ -315,7 +315,7 @@ def bound(family: int, address: tuple[Any, ...]) -> socket.socket:
     """Return a UDP socket that shares ``address`` with others of this server."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
-        system.share_port(sock)
+        os_sockets.share_port(sock)
         if family == socket.AF_INET6:
             # Like the TCP socket of this address: a mapped one is of IPv4.
             mapped = address[0] == "::" or address[0].startswith("::ffff:")

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.datagrams import DatagramSocket, Parts
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.datagram import read_header
 
 # The rest of a session's number is by chance. No two workers live that far apart.
@@ -70,7 +70,7 @@ class DemultiplexedPort:
 
     def wait(self, seconds: float) -> bool:
         """Wait until something has arrived; False says that the time has passed."""
-        return system.wait_readable(self._inbox, seconds)
+        return os_sockets.wait_readable(self._inbox, seconds)
 
     def receive(self) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from itertools import islice
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.datagram import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
@@ -34,7 +34,7 @@ def push(context: SessionContext, request: m.Push) -> Result:
             lambda number, data, raw: _take(upload, number, data, raw, context.algorithm),
             most_open=max_open_blocks(block),
             direction=FROM_SERVER,
-            allocate=system.memory,
+            allocate=os_files.lazy_memory,
         )
 
     def join() -> TurnHandle:

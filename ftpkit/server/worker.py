@@ -15,11 +15,11 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.access import Tokens, decode_grant, encode_grant
 from ftpkit.errors import Code, ConnectionLostError, RefusedError, WrongWorkerError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.scheduling.remote import RemoteScheduler
@@ -46,11 +46,11 @@ def work(sock: socket.socket, number: int, on_start: Callable[[], None]) -> None
     A signal to the whole group of processes is the supervisor's to answer, which then
     tells us; should it die, so do we.
     """
-    for each in system.GROUP_SIGNALS:
+    for each in os_process.GROUP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
-        system.die_with_parent(parent.pid)
+        os_process.die_with_parent(parent.pid)
     on_start()
     Worker(IpcChannel(sock), number).run()
 

@@ -18,10 +18,10 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.admission import ConnectionLimiter
@@ -248,7 +248,7 @@ class Supervisor:
     def _supervise(self) -> None:
         resource_tracker.ensure_running()  # by itself it would unblock what we block
         # A worker that does not ignore them yet must not die of a Ctrl-C.
-        signal.pthread_sigmask(signal.SIG_BLOCK, system.GROUP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, os_process.GROUP_SIGNALS)
         while not self._done:
             try:
                 step = self._todo.get(timeout=self._wait_s())

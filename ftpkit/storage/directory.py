@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError, WrongWorkerError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
 from ftpkit.storage import journal
@@ -115,7 +115,7 @@ class DirectoryStore:
             os.close(self._files.create(self._private, _LOCK))
         fd = self._private.open_file(_LOCK, write=True, hard_linked=True)
         try:
-            with system.exclusive(fd) as alone:
+            with os_files.lock(fd) as alone:
                 if not alone:
                     raise BlockingIOError(f"another server uses {self.root.path}")
                 yield fd

@@ -7,14 +7,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import looks_like_digest
 
-_DIRECTORY = os.O_RDONLY | system.O_DIRECTORY | system.O_NOFOLLOW | system.O_CLOEXEC
-_HARMLESS = system.O_NOFOLLOW | system.O_NONBLOCK | system.O_NOCTTY
-_READ = os.O_RDONLY | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.O_NOFOLLOW | system.O_BINARY
-_REOPEN = os.O_RDWR | _HARMLESS | system.O_BINARY | system.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os_files.O_DIRECTORY | os_files.O_NOFOLLOW | os_files.O_CLOEXEC
+_HARMLESS = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_NOCTTY
+_READ = os.O_RDONLY | _HARMLESS | os_files.O_BINARY | os_files.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os_files.O_NOFOLLOW | os_files.O_BINARY
+_REOPEN = os.O_RDWR | _HARMLESS | os_files.O_BINARY | os_files.O_CLOEXEC
 
 DIGEST_XATTR: Final = "ftpkit.digest"
 # Less than this is written, or refused, before anybody has waited for it.
@@ -46,7 +46,7 @@ class DirHandle:
     def open(cls, path: str) -> "DirHandle":
         """Open a directory that the administrator named, so links in ``path`` are followed."""
         path = os.path.realpath(path)
-        return cls(path, os.open(path, _DIRECTORY) if system.HAS_DIR_FD else None)
+        return cls(path, os.open(path, _DIRECTORY) if os_files.HAS_DIR_FD else None)
 
     def at(self, part: str) -> str:
         """Return what the os functions take for ``part``, together with ``dir_fd``."""
@@ -60,7 +60,7 @@ class DirHandle:
     def open_directory(self, part: str) -> "DirHandle":
         """Open a directory in it; FileNotFoundError for a link, NotADirectoryError for a file."""
         path = os.path.join(self.path, part)
-        if self._fd is None or not system.HAS_NOFOLLOW:
+        if self._fd is None or not os_files.HAS_NOFOLLOW:
             self._refuse_link(part)
         if self._fd is None:
             if not stat.S_ISDIR(self.stat(part).st_mode):
@@ -165,7 +165,7 @@ class DirHandle:
 
 def digest_xattr(fd: int, status: os.stat_result) -> str | None:
     """Return the digest that was kept with a file, unless the file was written to since."""
-    note = system.get_note(fd, DIGEST_XATTR) or b""
+    note = os_files.get_xattr(fd, DIGEST_XATTR) or b""
     size, _, rest = note.decode(errors="replace").partition(" ")
     mtime, _, content_digest = rest.partition(" ")
     if (size, mtime) != (str(status.st_size), str(status.st_mtime_ns)):
@@ -217,11 +217,11 @@ class FileSystem:
 
     def create(self, directory: DirHandle, part: str, mode: int = 0o600) -> int:
         """Create a file that must not exist; return its descriptor."""
-        flags = _CREATE | system.O_CLOEXEC
+        flags = _CREATE | os_files.O_CLOEXEC
         return os.open(directory.at(part), flags, mode, dir_fd=directory.dir_fd)
 
     def write(self, fd: int, view: memoryview, offset: int) -> None:
-        system.write_at(fd, view, offset)
+        os_files.write_at(fd, view, offset)
 
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
@@ -232,9 +232,9 @@ class FileSystem:
         Whatever a peer asks for, no file runs as its owner or its group.
         """
         if mode is not None:
-            system.set_mode(fd, path, mode & 0o777)
+            os_files.set_mode(fd, path, mode & 0o777)
         if mtime is not None:
-            system.set_mtime(fd, path, mtime)
+            os_files.set_mtime(fd, path, mtime)
 
     def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
         """Make sure that there is room for ``size`` bytes, or raise OSError.
@@ -242,14 +242,14 @@ class FileSystem:
         The files ``beside`` have been promised their lengths.
         """
         if size >= _WORTH_PREALLOCATING:
-            promised = 0 if system.HAS_ALLOCATE else sum(map(system.unwritten, beside))
-            system.reserve(fd, size, promised)
+            promised = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, beside))
+            os_files.preallocate(fd, size, promised)
 
     def set_digest_xattr(self, fd: int, content_digest: str) -> None:
         """Keep the digest of a file's content with it, bound to its length and time."""
         status = os.fstat(fd)
         note = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
-        system.set_note(fd, DIGEST_XATTR, note.encode())
+        os_files.set_xattr(fd, DIGEST_XATTR, note.encode())
 
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""
@@ -259,7 +259,7 @@ class FileSystem:
     def sync_data(self, fd: int) -> None:
         """Bring a file's bytes and length to stable storage."""
         if self._durable:
-            system.sync_data(fd)
+            os_files.sync_data(fd)
 
     def sync_directory(self, directory: DirHandle) -> None:
         """Bring the names in a directory to stable storage, where directories can be synced."""
@@ -285,7 +285,7 @@ class FileSystem:
         """Move in one step to a name that must not exist, or NotImplementedError."""
         if source.dir_fd is None or target.dir_fd is None:
             raise NotImplementedError
-        system.rename_free(source.dir_fd, part, target.dir_fd, to)
+        os_files.rename_noreplace(source.dir_fd, part, target.dir_fd, to)
 
     def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         """Give a file a second name, which must not exist."""

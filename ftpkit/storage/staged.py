@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, Self
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
 from ftpkit.storage.files import DirHandle, FileSystem, digest_xattr
 from ftpkit.storage.refusals import translate_os_errors
@@ -29,7 +29,7 @@ class FileReader:
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from ``offset``; return how many bytes there were."""
-        return system.read_at(self._fd, view, offset)
+        return os_files.read_at(self._fd, view, offset)
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -87,7 +87,7 @@ class StagedFile:
         with translate_os_errors(self._spec.name):
             self._files.write(self._fd, view, self._length)
         if len(view) >= _LARGE:
-            system.start_writeback(self._fd, self._length, len(view))
+            os_files.start_writeback(self._fd, self._length, len(view))
         self._length += len(view)
 
     def commit(self) -> FileInfo:

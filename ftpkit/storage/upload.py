@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import (
     RunningDigest,
     digest_of,
@@ -265,7 +265,7 @@ class DirectoryUpload:
             self._unsafe_bytes += writer.size
             late = time.monotonic() - self._checkpoint_at >= _CHECKPOINT_S
             due = late or self._unsafe_bytes >= _CHECKPOINT_BYTES
-        system.start_writeback(self._data, writer.offset, writer.size)
+        os_files.start_writeback(self._data, writer.offset, writer.size)
         self._catch_up(2 * self.block)
         if due:
             self.checkpoint()
@@ -617,7 +617,7 @@ class DirectoryUpload:
     def _pieces(self, offset: int, size: int) -> Iterator[memoryview]:
         buffer, end = memoryview(bytearray(min(size, _PIECE))), offset + size
         while offset < end:
-            got = system.read_at(self._data, buffer[: end - offset], offset)
+            got = os_files.read_at(self._data, buffer[: end - offset], offset)
             if got == 0:
                 return
             yield buffer[:got]
@@ -626,5 +626,5 @@ class DirectoryUpload:
     def _still_matches(self, offset: int, held: HeldBlock) -> bool:
         """Whether a block that no checkpoint vouches for is there all the same."""
         buffer = memoryview(bytearray(held.length))
-        got = system.read_at(self._data, buffer, offset)
+        got = os_files.read_at(self._data, buffer, offset)
         return digest_of(buffer[:got], split_digest(held.digest)[0]) == held.digest

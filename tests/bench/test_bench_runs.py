@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.compare.tcp_info import congestion_controls
+from ftpkit.osapi import sockets as os_sockets
 from tests.compare.conftest import reason_against_links
 
 __all__ = ["reason_against_links"]
@@ -120,7 +120,7 @@ def test_tls_is_measured_beside_who_is_there(tmp_path: Path) -> None:
 
 
 def test_udp_is_measured_over_loopback_beside_tcp_and_its_bounds() -> None:
-    if not system.HAS_UDP_SEGMENTS:
+    if not os_sockets.HAS_UDP_SEGMENTS:
         pytest.skip("needs UDP_SEGMENT")
     done = run("udp", "loopback", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr

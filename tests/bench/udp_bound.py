@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from ftpkit import system
 from ftpkit.client.upload import BLOCK
+from ftpkit.osapi import sockets as os_sockets
 
 _HOST: Final = "127.0.0.1"
 # As long as Ethernet carries, and as many as fit into one call.
@@ -37,7 +37,7 @@ def main(job: str) -> None:
 
 def _send(sock: socket.socket, port: int) -> None:
     sock.connect((_HOST, port))
-    payload, segments = os.urandom(_CALL), system.segments_of(_SEGMENT)
+    payload, segments = os.urandom(_CALL), os_sockets.segment_ancillary(_SEGMENT)
     with contextlib.suppress(ConnectionRefusedError):
         while True:
             sock.sendmsg([payload], segments)
@@ -46,7 +46,7 @@ def _send(sock: socket.socket, port: int) -> None:
 def _receive(sock: socket.socket, size: int, *, store: bool) -> None:
     """Take ``size`` bytes; digest them twice and write them, a block at a time, if to ``store``."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _QUEUE_BYTES)
-    system.join_segments(sock)
+    os_sockets.join_segments(sock)
     sock.bind((_HOST, 0))
     _say(port=sock.getsockname()[1])
     block, whole = memoryview(bytearray(BLOCK + _CALL)), blake3()

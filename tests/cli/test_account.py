@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import ftpkit
-from ftpkit import Client, UdpMode, system
+from ftpkit import Client, UdpMode
 from ftpkit.cli.account import Account
 from ftpkit.net.address import Address
+from ftpkit.osapi import sockets as os_sockets
 from tests.cli.conftest import HERE, WAIT_S, Run
 from tests.support.trees import published
 
@@ -114,7 +115,7 @@ def test_it_has_the_rights_of_that_user_alone(
         assert ids(pid) == [{account.uid}, {account.groups[0]}, {*account.groups}]
     (tmp_path / "f").write_bytes(bytes(3_000_000))
     with Client(
-        serving.address, udp=UdpMode.ONLY if system.HAS_SHARED_PORTS else UdpMode.NO
+        serving.address, udp=UdpMode.ONLY if os_sockets.HAS_SHARED_PORTS else UdpMode.NO
     ) as client:
         client.put(tmp_path / "f")
     root, state = place / "a" / "inbox", place / "b" / "state"

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Server, system
+from ftpkit import Server
 from ftpkit.cli.places import hosts_file, running_directory
 from ftpkit.cli.target import find, kept_hosts
 from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S, Run, Serve, command
 from tests.support.guard import Guard, guarded
 from tests.support.trees import published
@@ -337,7 +338,7 @@ def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
     assert run("ping", "--to", guard.url.link()).exit_code == 0
 
 
-@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
+@pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
     with ExitStack() as stack:
         guards = [stack.enter_context(guarded(Guard(token=TOKEN))) for _ in range(4)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.cli.places import default_state, running_directory
+from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S
 
 
@@ -34,7 +34,7 @@ except LocalFileError as error:
 
 
 @pytest.mark.skipif(
-    not system.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
 )
 def test_an_account_without_a_home_is_told() -> None:
     environment = {
@@ -52,7 +52,7 @@ def test_an_account_without_a_home_is_told() -> None:
 
 
 @pytest.mark.skipif(
-    not system.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
 )
 def test_an_account_without_a_home_can_be_a_client() -> None:
     program = (

@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, __version__, system
+from ftpkit import Client, __version__
 from ftpkit.cli.announce import first_line, is_loopback, reachable
 from ftpkit.cli.places import running_directory
 from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import files as os_files
+from ftpkit.osapi import process as os_process
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol import encode_header
 from tests.cli.conftest import WAIT_S, Run, Serve, Served, command
 from tests.support.raw import Raw
 
 needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
 needs_handing_over = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 
@@ -326,7 +329,7 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
+@pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_a_root_in_use_is_one_line(serve: Serve, run: Run) -> None:
     served = serve()
     root = str(served.root)
@@ -447,7 +450,7 @@ def test_a_line_of_the_log_says_which_worker_it_is_of(serve: Serve) -> None:
 @needs_handing_over
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_workers_cleanly(serve: Serve, number: int) -> None:
-    served = serve("--workers", "auto") if system.cores() > 1 else serve("--workers", "2")
+    served = serve("--workers", "auto") if os_process.cores() > 1 else serve("--workers", "2")
     code, log = served.end(number)
     assert code == 0
     assert "Traceback" not in log

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from ftpkit import private, system
+from ftpkit import private
 from ftpkit.access import EVERYTHING, Grant
 from ftpkit.cli.state import State
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import files as os_files
 
 WAIT_S = 20
-needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
-needs_locks = pytest.mark.skipif(not system.HAS_LOCKS, reason="files cannot be locked here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
+needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import ftpkit
-from ftpkit import Client, system
+from ftpkit import Client
 from ftpkit.cli.systemd import handed_over, shown_to_the_journal
 from ftpkit.net.address import Address
+from ftpkit.osapi import sockets as os_sockets
 from tests.cli.conftest import HERE, WAIT_S, command, processes_with
 from tests.support.raw import Raw
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     os.name != "posix", reason="service managers like this one are Unix'"
 )
 needs_handing_over = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 # What systemd does between fork and exec.

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import private, system
+from ftpkit import private
 from ftpkit.access import EVERYTHING, Grant, Permission, Tokens
 from ftpkit.cli.places import default_state
 from ftpkit.cli.state import State
 from ftpkit.net.address import Address, Url
+from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S, Run, Serve, command
 
 WHERE = Address("files.example.org", 7)
@@ -227,7 +228,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "is damaged": lambda path: private.replace(str(path / "tokens.json"), b"{"),
     "is not a regular file": make_a_link,
 }
-if system.HAS_OWNERS:
+if os_files.HAS_OWNERS:
     FAULTS["others have access to"] = lambda path: os.chmod(path / "tokens.json", 0o604)
     FAULTS["others can change what is in"] = lambda path: os.chmod(path, 0o720)
 
@@ -268,7 +269,7 @@ def test_a_shell_takes_the_link_from_stdout(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.skipif(not system.HAS_LOCKS, reason="files cannot be locked here")
+@pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
 def test_two_that_add_at_once_are_both_there(path: Path, tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import LocalFileError, system
+from ftpkit import LocalFileError
 from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers, SavedUrls
 from ftpkit.net.address import Address, Url
+from ftpkit.osapi import files as os_files
 
 WAIT_S = 20
 NEAR = Url(Address("10.0.0.1", 9), pin="p" * 43, token="near-secret")
@@ -36,7 +37,7 @@ def running(tmp_path: Path) -> LocalServers:
     return LocalServers(str(tmp_path / "state" / "running"))
 
 
-needs_owners = pytest.mark.skipif(not system.HAS_OWNERS, reason="files have no owners here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
 
 
 def test_nothing_is_kept_at_first(hosts: KnownHosts, path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_damaged_file_is_an_error_without_secrets_and_stays(
     assert path.read_text() == text
 
 
-@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
+@pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_who_keeps_at_the_same_time_loses_nothing(path: Path) -> None:
     program = (
         "import sys\n"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, CorruptDataError, Server, system
+from ftpkit import Client, CorruptDataError, Server
 from ftpkit.cli import main
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.store import UploadSpec
 
@@ -29,8 +30,8 @@ def rot(path: Path) -> None:
 def keeps_notes(directory: Path) -> bool:
     (directory / "probe").touch()
     with open(directory / "probe", "rb") as file:
-        system.set_note(file.fileno(), "ftpkit.probe", b"x")
-        return system.get_note(file.fileno(), "ftpkit.probe") is not None
+        os_files.set_xattr(file.fileno(), "ftpkit.probe", b"x")
+        return os_files.get_xattr(file.fileno(), "ftpkit.probe") is not None
 
 
 @needs_notes

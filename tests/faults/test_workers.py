@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import FtpkitError
+from ftpkit.osapi import sockets as os_sockets
 from tests.faults.conftest import MIB, Eager, noise, settled, visible
 from tests.faults.crowd import Raw
 from tests.faults.processes import Served
 from tests.faults.relay import WAIT_S, Hold, Plan, Relay
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER or not Path("/proc/self/task").exists(),
+    not os_sockets.HAS_FD_PASSING or not Path("/proc/self/task").exists(),
     reason="needs to hand connections over, and Linux's /proc",
 )
 

@@ -11,15 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError, ProtocolError
 from ftpkit.net.datagrams import DatagramSocket, drive_session
 from ftpkit.net.sealing import DatagramCipher
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.datagram import OVERHEAD, Datagram, Header, Kind, pack_header
 
 WAIT_S = 20.0
 HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
-SEGMENTS = system.HAS_UDP_SEGMENTS
+SEGMENTS = os_sockets.HAS_UDP_SEGMENTS
 KEY = bytes(range(16))
 
 Pair = tuple[DatagramSocket, DatagramSocket]
@@ -70,7 +70,7 @@ def switched(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     """Let the sockets that are made now use the system's segments, or not."""
     if on and not SEGMENTS:
         pytest.skip("this system does not send many datagrams in a call")
-    monkeypatch.setattr(system, "HAS_UDP_SEGMENTS", on)
+    monkeypatch.setattr(os_sockets, "HAS_UDP_SEGMENTS", on)
 
 
 def cut(datagram: bytes) -> tuple[bytes, bytes]:

@@ -10,13 +10,13 @@ from typing import Final
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import sockets as os_sockets
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed over"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed over"
 )
 
 PATIENT_S: Final = 30.0
@@ -117,5 +117,5 @@ def test_it_waits_without_work(lent: Lent) -> None:
     socket.socket.shutdown(lent.client, socket.SHUT_WR)
     assert received(lent.heir, 1) == b""
     before = time.process_time()
-    assert not system.wait_readable(lent.client, 0.3)
+    assert not os_sockets.wait_readable(lent.client, 0.3)
     assert time.process_time() - before < 0.2

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftpkit import system
 from ftpkit.errors import (
     ConnectionLostError,
     EndOfStreamError,
@@ -27,6 +26,7 @@ from ftpkit.net import stream
 from ftpkit.net.pacing import Limiter, TokenBucket
 from ftpkit.net.stream import PIECE, SMALL, FrameStream
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header, encode_header
 
 PATIENT_S = 30.0
@@ -39,10 +39,10 @@ def powers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Pair, "secured", request.param.endswith("tls"))
     if request.param.startswith("plain"):
         for name in ("MSG_MORE", "MSG_WAITALL"):
-            monkeypatch.setattr(system, name, 0)
+            monkeypatch.setattr(os_sockets, name, 0)
         for name in ("sendfile", "preadv", "pwrite"):
             monkeypatch.delattr(os, name, raising=False)
-        monkeypatch.setattr(system, "_HAS_TIMEO", False)
+        monkeypatch.setattr(os_sockets, "_HAS_TIMEO", False)
 
 
 SERVER = Identity.make().context()

@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit import system
 from ftpkit.errors import (
     CannotConnectError,
     Code,
@@ -40,6 +39,7 @@ from ftpkit.net import trust
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.net.trust import ConfirmPin, pin_of
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.frame import encode_header
 from tests.support.tls import APPLICATION_DATA, Authority, Talk, any_server, records
 
@@ -210,7 +210,7 @@ class Peer:
 
 
 def identity_context(context: ssl.SSLContext, identity: Identity) -> None:
-    with system.secret_file(identity.certificate + identity.key) as path:
+    with os_files.secret_file(identity.certificate + identity.key) as path:
         context.load_cert_chain(path)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import Client, Server, UdpMode, system
+from ftpkit import Client, Server, UdpMode
 from ftpkit.net.address import Address
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.binding import adopt, bind
 from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.support.logs import Log
@@ -18,7 +19,7 @@ from tests.support.raw import Raw
 from tests.support.trees import published
 
 needs_shared_ports = pytest.mark.skipif(
-    not system.HAS_SHARED_PORTS, reason="sockets cannot share a port here"
+    not os_sockets.HAS_SHARED_PORTS, reason="sockets cannot share a port here"
 )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import WrongWorkerError
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.admission import ConnectionLimiter
 from ftpkit.server.broker import State, SupervisorLocks, WorkerHandle, WorkerPool
 from ftpkit.server.channel import IpcChannel
@@ -16,7 +16,7 @@ from ftpkit.server.house import LocalLimits
 from ftpkit.server.housekeeping import SharedLimitsServer
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 
@@ -40,7 +40,7 @@ class Worker:
         return {key: value for key, value in header.items() if key not in ("size", "fds")}
 
     def heard_nothing(self) -> bool:
-        return not system.wait_readable(self._theirs, 0.0)
+        return not os_sockets.wait_readable(self._theirs, 0.0)
 
     def close(self) -> None:
         self.member.close()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import ConnectionLostError
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.channel import IpcChannel, close_all
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 Ends = tuple[IpcChannel, IpcChannel]
@@ -128,10 +128,10 @@ def test_descriptors_that_cannot_be_opened_are_missed_by_their_message_alone(end
     close_all(fds)
 
 
-@pytest.mark.skipif(not system._HAS_TIMEO, reason="sending has no time limit here")
+@pytest.mark.skipif(not os_sockets._HAS_TIMEO, reason="sending has no time limit here")
 def test_who_takes_nothing_is_given_up(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = ends
-    system.limit_sending(here._sock, 0.05)
+    os_sockets.set_send_timeout(here._sock, 0.05)
     with pytest.raises(ConnectionLostError, match="is gone"):
         here.send(bytes(10_000_000), op="x")
     with pytest.raises(ConnectionLostError):

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import pytest
 
-from ftpkit import Client, FtpkitError, Server, system
+from ftpkit import Client, FtpkitError, Server
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.frame import MAX_HEADER, Decoder
 from tests.support.attacker import attacker
 from tests.support.hostile import Peer, hostile
@@ -35,7 +36,7 @@ ANSWERS: Final = {
 
 
 @pytest.mark.skipif(
-    not system.HAS_DIR_FD or not hasattr(os, "mkfifo"),
+    not os_files.HAS_DIR_FD or not hasattr(os, "mkfifo"),
     reason="without held directory descriptors a race can be lost",
 )
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_header_that_is_a_bomb_is_answered(raw: Raw, bomb: str) -> None:
     assert raw.receive().code in (Code.BAD_FRAME, Code.BAD_REQUEST)
 
 
-@pytest.mark.skipif(not system.HAS_DIR_FD, reason="paths are as long as the system takes them")
+@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="paths are as long as the system takes them")
 def test_a_name_of_2048_parts_is_walked_and_answered(
     raw: Raw, root: Path, log: Log, request: pytest.FixtureRequest
 ) -> None:

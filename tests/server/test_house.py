@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import AccountQuota, LocalLimits
 from ftpkit.storage import Store
@@ -487,7 +487,7 @@ def test_neither_work_nor_descriptors_grow_with_the_depth(home: Home) -> None:
     assert len(steps) <= 2 * 400 + 2
 
 
-@pytest.mark.skipif(not system.HAS_DIR_FD, reason="there are no held directory descriptors here")
+@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="there are no held directory descriptors here")
 def test_a_directory_that_is_moved_while_it_is_counted_is_no_way_out(home: Home) -> None:
     home.by_hand("a/b/c/f", 10)
     top, steps = home.place.root, list[str]()

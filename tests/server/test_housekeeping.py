@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, ConnectionLostError
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header
 from ftpkit.server.admission import ConnectionLimiter
 from ftpkit.server.broker import State, WorkerHandle, WorkerPool
@@ -22,7 +22,7 @@ from ftpkit.server.housekeeping import RemoteLimits, SharedLimitsServer
 from tests.storage.stores import refused
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 LONG_S = 20.0

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url, system
+from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.server import test_workers
 from tests.server.test_workers import (
@@ -37,7 +38,7 @@ from tests.support.tls import secure
 from tests.support.trees import published
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 IDENTITY = Identity.make()
@@ -215,7 +216,7 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         wait_until(lambda: server._shared_limits._users["ada"] == 2)
 
 
-@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="there are no datagrams here")
 def test_datagrams_of_a_conversation_that_is_lent_find_their_way(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
 ) -> None:

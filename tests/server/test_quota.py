@@ -13,8 +13,9 @@ from typing import Any
 import blake3
 import pytest
 
-from ftpkit import Server, system
+from ftpkit import Server
 from ftpkit.access import Grant, Tokens
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.workers import Supervisor, WorkerConfig
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
@@ -42,7 +43,7 @@ def tokens(tmp_path: Path) -> Tokens:
 WORKERS = pytest.param(
     "workers",
     marks=pytest.mark.skipif(
-        not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+        not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
     ),
 )
 

@@ -15,7 +15,8 @@ import blake3
 import pytest
 
 import ftpkit
-from ftpkit import Client, DirectoryStore, Server, system
+from ftpkit import Client, DirectoryStore, Server
+from ftpkit.osapi import files as os_files
 from ftpkit.server.listener import peer_name
 from tests.support.inside import service_of
 from tests.support.leaks import Held, leaked_since
@@ -165,7 +166,7 @@ def test_a_root_that_is_a_file(tmp_path: Path, beneath: str) -> None:
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-@pytest.mark.skipif(not system.HAS_LOCKS, reason="there are no locks on files")
+@pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_a_root_that_is_in_use(server: Server, root: Path) -> None:
     with pytest.raises(OSError, match="another server"):
         Server(root, port=0).start()

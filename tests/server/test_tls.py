@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from ftpkit import Client, Server, system
+from ftpkit import Client, Server
 from ftpkit.client import UdpMode
 from ftpkit.errors import CannotConnectError
 from ftpkit.net import trust
 from ftpkit.net.address import Url
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
+from ftpkit.osapi import sockets as os_sockets
 from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, frame, frames_in
@@ -185,7 +186,7 @@ def test_pipelined_requests_in_one_record_are_answered_in_order(server: Server) 
 # Datagrams have a key of their own, which is said over the conversation
 
 
-@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="no datagrams here")
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no datagrams here")
 def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096
     (tmp_path / "f").write_bytes(data)
@@ -198,7 +199,7 @@ def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_p
             assert (tmp_path / "g").read_bytes() == data
 
 
-@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="no datagrams here")
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no datagrams here")
 def test_the_key_of_datagrams_is_not_on_the_wire(root: Path) -> None:
     (root / "f").write_bytes(bytes(70_000))
     seen, talk = bytearray(), Talk()

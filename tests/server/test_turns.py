@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ftpkit import system
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header
 from ftpkit.server.broker import WorkerHandle
 from ftpkit.server.channel import IpcChannel
@@ -41,7 +41,7 @@ class Worker:
 
     def turn(self) -> tuple[int, int]:
         """Return the lane and the size of the next turn."""
-        assert system.wait_readable(self._sock, LONG_S), "a turn was lost"
+        assert os_sockets.wait_readable(self._sock, LONG_S), "a turn was lost"
         header = self.reserve()
         assert header["op"] == "turn"
         return header["lane"], header["most"]
@@ -50,7 +50,7 @@ class Worker:
         return self._channel.receive()[0]
 
     def heard_nothing(self) -> bool:
-        return not system.wait_readable(self._sock, 0.05)
+        return not os_sockets.wait_readable(self._sock, 0.05)
 
     def close(self) -> None:
         self.member.close()

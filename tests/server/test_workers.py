@@ -17,8 +17,9 @@ from typing import Any
 import blake3
 import pytest
 
-from ftpkit import Client, UdpMode, system
+from ftpkit import Client, UdpMode
 from ftpkit.access import Grant, Permission, Tokens
+from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Supervisor, WorkerConfig, next_delay
@@ -27,7 +28,7 @@ from tests.support.raw import Raw, Reply, frame
 from tests.support.trees import published, staged
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_HANDING_OVER, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
 )
 
 BLOCK = 64 * 1024
@@ -238,7 +239,7 @@ def test_uploads_that_are_over_belong_to_nobody(
     assert workers._pool._holders == {}
 
 
-@pytest.mark.skipif(not system.HAS_SHARED_PORTS, reason="there are no datagrams here")
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="there are no datagrams here")
 def test_datagrams_find_the_worker_that_has_their_session(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import Store
 from tests.storage.stores import JAIL, Place, take_powers
 
@@ -28,7 +28,7 @@ def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A place for each kind of store; one kind more is one parameter more."""
-    if request.param != JOINED and not system.HAS_DIR_FD:
+    if request.param != JOINED and not os_files.HAS_DIR_FD:
         pytest.skip("there are no held directory descriptors here")
     if request.param == JOINED:
         take_powers(monkeypatch)

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from ftpkit.storage.files import DIGEST_XATTR
 
 SECTOR: Final = 512
@@ -190,7 +190,7 @@ class Image:
             opened.write(file.content)
             opened.flush()
             if file.note is not None:
-                system.set_note(opened.fileno(), DIGEST_XATTR, file.note)
+                os_files.set_xattr(opened.fileno(), DIGEST_XATTR, file.note)
             path.chmod(file.mode)
             if file.mtime is not None:
                 os.utime(path, ns=(file.mtime, file.mtime))

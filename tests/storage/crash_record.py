@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from ftpkit.storage.files import DIGEST_XATTR, DirHandle, FileSystem
 from tests.storage.crash_disk import (
     Describe,
@@ -84,7 +84,7 @@ class RecordingFiles(FileSystem):
 
     def _described(self, fd: int) -> None:
         status = os.fstat(fd)
-        note = system.get_note(fd, DIGEST_XATTR)
+        note = os_files.get_xattr(fd, DIGEST_XATTR)
         self.record(Describe(self.label(status), status.st_mode & 0o777, status.st_mtime_ns, note))
 
     def sync(self, fd: int) -> None:

@@ -10,8 +10,8 @@ from typing import Self
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import AccountQuota, LocalLimits
 from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload, files
@@ -170,9 +170,9 @@ def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in sitecustomize.CAPABILITIES:
         monkeypatch.setattr(os, name, set())
     for name in ("HAS_ALLOCATE", "HAS_DIR_FD", "HAS_LOCKS", "HAS_NOFOLLOW"):
-        monkeypatch.setattr(system, name, False)
+        monkeypatch.setattr(os_files, name, False)
     for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC"):
-        monkeypatch.setattr(system, name, 0)
+        monkeypatch.setattr(os_files, name, 0)
     monkeypatch.setattr(files, "_DIRECTORY", os.O_RDONLY)
     monkeypatch.setattr(files, "_READ", os.O_RDONLY)
     monkeypatch.setattr(files, "_REOPEN", os.O_RDWR)

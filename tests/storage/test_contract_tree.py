@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import Store
 from tests.storage.stores import Place, fetch, ignore, list_files, listed, refused, stage
 
@@ -274,7 +274,7 @@ def test_delete_removes_an_empty_directory(store: Store) -> None:
 
 
 def test_a_very_deep_tree_is_made_moved_and_deleted(store: Store, place: Place) -> None:
-    deepest = "/".join(["d"] * DEEP[system.HAS_DIR_FD])
+    deepest = "/".join(["d"] * DEEP[os_files.HAS_DIR_FD])
     store.mkdir(deepest)
     stage(store, f"{deepest}/f", b"deep")
     assert fetch(store, f"{deepest}/f") == b"deep"

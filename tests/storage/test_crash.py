@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 import ftpkit.storage
-from ftpkit import system
+from ftpkit.osapi import files as os_files
 from tests.storage import crash_mutations as mutations
 from tests.storage.crash_disk import (
     SECTOR,
@@ -33,7 +33,7 @@ from tests.storage.crash_promise import BrokenPromiseError
 from tests.storage.crash_record import LinkingFiles, RecordingFiles
 from tests.storage.crash_scenarios import SCENARIOS
 
-pytestmark = pytest.mark.skipif(not system.HAS_DIR_FD, reason="directories cannot be synced here")
+pytestmark = pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="directories cannot be synced here")
 
 BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}
 

@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore, Store
 from ftpkit.storage.store import UploadSpec
 from tests.storage.stores import (
@@ -256,7 +256,7 @@ def test_what_looks_like_the_private_directory_is_never_listed(place: Place, par
     assert listed(store, "d") == []
 
 
-@pytest.mark.skipif(not system.HAS_DIR_FD, reason="file names are not bytes here")
+@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="file names are not bytes here")
 def test_a_name_that_is_not_utf8_is_left_out_of_lists(place: Place) -> None:
     store = place.store()
     (place.root / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
@@ -310,7 +310,7 @@ print(turns, flush=True)
 
 
 @pytest.mark.skipif(
-    not system.HAS_DIR_FD, reason="without held directory descriptors a race can be lost"
+    not os_files.HAS_DIR_FD, reason="without held directory descriptors a race can be lost"
 )
 def test_an_attacker_who_swaps_links_in_a_loop_gets_nothing_outside(
     tmp_path: Path, outside: Path

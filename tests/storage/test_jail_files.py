@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import DirHandle, is_hard_linked
 from ftpkit.storage.store import UploadSpec
@@ -231,7 +231,7 @@ class SwappedDirectory(DirHandle):
 
 
 @pytest.mark.skipif(
-    not system.HAS_DIR_FD or not hasattr(os, "mkfifo"), reason="there are no such races here"
+    not os_files.HAS_DIR_FD or not hasattr(os, "mkfifo"), reason="there are no such races here"
 )
 @pytest.mark.parametrize("write", [False, True])
 @pytest.mark.parametrize("thing", ["link", "hard link", "fifo", "directory"])
@@ -272,7 +272,7 @@ def test_what_takes_a_name_after_the_look_is_not_opened(
     assert [error.errno for error in caught] in ([errno.ENOENT], [errno.ELOOP], [errno.EISDIR])
 
 
-@pytest.mark.skipif(not system.HAS_DIR_FD, reason="there are no such races here")
+@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="there are no such races here")
 def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
     tmp_path: Path, outside: Path
 ) -> None:

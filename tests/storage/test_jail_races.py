@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, RefusedError
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore
 from tests.storage.stores import (
@@ -30,7 +30,7 @@ from tests.storage.test_jail import seen
 from tests.support.attacker import WAYS, attacker
 
 pytestmark = pytest.mark.skipif(
-    not system.HAS_DIR_FD or not hasattr(os, "mkfifo"),
+    not os_files.HAS_DIR_FD or not hasattr(os, "mkfifo"),
     reason="without held directory descriptors a race can be lost",
 )
 

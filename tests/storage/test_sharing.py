@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code, WrongWorkerError
+from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.sharing import RootLease
 from ftpkit.storage.store import UploadSpec
@@ -139,7 +139,7 @@ def test_an_upload_that_cannot_be_made_is_had_by_nobody(
     join: Join, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = join(1)
-    monkeypatch.setattr(system, "reserve", lambda *args: os.write(-1, b""))
+    monkeypatch.setattr(os_files, "preallocate", lambda *args: os.write(-1, b""))
     with pytest.raises(OSError, match="descriptor"):
         begin(one, "f", 2**30)
     assert table.holders == {}

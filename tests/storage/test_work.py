@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from ftpkit import system
 from ftpkit.errors import Code
+from ftpkit.osapi import files as os_files
 from ftpkit.protocol.names import MAX_NAME
 from ftpkit.storage import Store
 from tests.storage.stores import Place, ignore, listed, refused, stage
@@ -52,7 +52,7 @@ def missing(store: Store, name: str) -> None:
 
 
 @pytest.mark.skipif(
-    not system.HAS_DIR_FD, reason="without held directories each name is looked up from the root"
+    not os_files.HAS_DIR_FD, reason="without held directories each name is looked up from the root"
 )
 @pytest.mark.parametrize("work", WORK)
 def test_work_grows_no_faster_than_the_depth_of_a_tree(tmp_path: Path, work: str) -> None:
