@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftpkit.access import Grant, Permission, Tokens
     from ftpkit.client import Client, ListEntry, TransferResult, UdpMode
     from ftpkit.errors import (
         CannotConnectError,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ftpkit.net.tls import Identity
     from ftpkit.server import Server
     from ftpkit.storage import DirectoryStore, Store
+    from ftpkit.tokens import Grant, Permission, Tokens
 
 __all__ = [
     "Address",
@@ -58,15 +58,15 @@ __all__ = [
 
 _HOME = {
     "Address": "ftpkit.net.address",
-    "Can": "ftpkit.access",
+    "Can": "ftpkit.tokens",
     "Client": "ftpkit.client",
     "DirectoryStore": "ftpkit.storage",
     "Entry": "ftpkit.client",
-    "Grant": "ftpkit.access",
+    "Grant": "ftpkit.tokens",
     "Identity": "ftpkit.net.tls",
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",
-    "Tokens": "ftpkit.access",
+    "Tokens": "ftpkit.tokens",
     "Transfer": "ftpkit.client",
     "Udp": "ftpkit.client",
     "Url": "ftpkit.net.address",

@@ -7,7 +7,6 @@ from typing import Final
 
 import click
 
-from ftpkit.access import Permission
 from ftpkit.cli.display import escaped, json_line
 from ftpkit.cli.failures import DONE, FAILED, print_error
 from ftpkit.cli.files import json_option
@@ -16,6 +15,7 @@ from ftpkit.cli.tables import Column, table
 from ftpkit.cli.target import find, has_person, kept_hosts, meet, timeout_options
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import AuthReply
+from ftpkit.tokens import Permission
 
 _PIN_SHOWN: Final = 12
 

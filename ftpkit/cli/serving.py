@@ -10,7 +10,6 @@ from typing import Final
 
 import click
 
-from ftpkit.access import Tokens
 from ftpkit.cli.account import Account
 from ftpkit.cli.announce import first_line, is_loopback, reachable, warn_of_strangers
 from ftpkit.cli.display import escaped
@@ -31,6 +30,7 @@ from ftpkit.server import Server
 from ftpkit.server.binding import ListeningSocket, adopt, bind
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Supervisor, WorkerConfig
+from ftpkit.tokens import Tokens
 
 _logger: Final = logging.getLogger("ftpkit.cli")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ftpkit.access import Grant, Permission, encode_grant, is_user
 from ftpkit.cli.display import format_time, json_line
 from ftpkit.cli.failures import DONE, FAILED, print_error
 from ftpkit.cli.files import json_option
@@ -21,6 +20,7 @@ from ftpkit.client.hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.protocol.names import check_name
+from ftpkit.tokens import Grant, Permission, encode_grant, is_user
 
 if TYPE_CHECKING:
     from ftpkit.cli.state import State

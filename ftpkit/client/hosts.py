@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ftpkit import private
+from ftpkit import private_files
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.osapi import files as os_files
@@ -44,7 +44,7 @@ class KnownHosts:
 
     def load(self) -> SavedUrls:
         """Return all that is kept."""
-        data = private.read(self._path)
+        data = private_files.read(self._path)
         if data is None:
             return SavedUrls()
         try:
@@ -57,8 +57,8 @@ class KnownHosts:
 
     def save(self, url: Url, *, default: bool) -> None:
         """Keep ``url`` in place of what was kept for its host and port."""
-        private.make_directory(os.path.dirname(self._path))
-        with private.locked(self._path):
+        private_files.make_directory(os.path.dirname(self._path))
+        with private_files.locked(self._path):
             kept = self.load()
             others = kept.without(url.address)
             chosen = url.address if default else kept.default
@@ -68,7 +68,7 @@ class KnownHosts:
         """Keep nothing for a host and port; False says that nothing was kept."""
         if self.load().find(address) is None:
             return False
-        with private.locked(self._path):
+        with private_files.locked(self._path):
             self._write(self.load().without(address))
         return True
 
@@ -77,7 +77,7 @@ class KnownHosts:
             "default": None if kept.default is None else str(kept.default),
             "links": [url.link() for url in kept.urls],
         }
-        private.replace(self._path, json.dumps(values, indent=1).encode())
+        private_files.replace(self._path, json.dumps(values, indent=1).encode())
 
 
 def _kept(values: Any) -> SavedUrls:
@@ -113,16 +113,16 @@ class LocalServers:
     @contextlib.contextmanager
     def announce(self, url: Url, *, root: str, state: str | None = None) -> Iterator[None]:
         """Let clients find the server at ``url`` until the block ends, or the process does."""
-        private.make_directory(self._directory)
+        private_files.make_directory(self._directory)
         host = _HERE.get(url.address.host, url.address.host)
         url = replace(url, address=url.address._replace(host=host))
         # Never a name twice: one who removes what a dead process left removes nothing else.
         name = f"{url.address.port}-{os.getpid()}-{secrets.token_hex(8)}.json"
         path = os.path.join(self._directory, name)
         values = {"link": url.link(), "root": root, "state": state}
-        with private.locked(path):
+        with private_files.locked(path):
             try:
-                private.replace(path, json.dumps(values, indent=1).encode())
+                private_files.replace(path, json.dumps(values, indent=1).encode())
                 yield
             finally:
                 _remove(path)
@@ -141,7 +141,7 @@ class LocalServers:
                 with contextlib.suppress(LocalFileError, OSError, ValueError, KeyError, TypeError):
                     if not _lives(path, int(match["pid"])):
                         _remove(path)
-                    elif (data := private.read(path)) is not None:
+                    elif (data := private_files.read(path)) is not None:
                         found.append((os.stat(path).st_mtime_ns, _server(json.loads(data))))
         found.sort(key=lambda each: each[0], reverse=True)
         return [server for _, server in found]

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ftpkit.access import Grant
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import BufferPool
 from ftpkit.net.stream import FrameStream
@@ -21,6 +20,7 @@ from ftpkit.server.gate import Authenticator
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.traffic import TransferRegistry, take_turn
 from ftpkit.storage.store import Reader, Store, Upload
+from ftpkit.tokens import Grant
 
 # Where nobody is asked for a token, everybody may do everything.
 _ANYBODY: Final = Grant(user="")

@@ -4,12 +4,12 @@ import logging
 import threading
 from typing import Final
 
-from ftpkit.access import Grant, Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.server.house import AccountQuota, SharedLimits
 from ftpkit.storage.limited import QuotaStore
 from ftpkit.storage.store import QuotaAwareStore, Store
 from ftpkit.storage.under import PrefixStore
+from ftpkit.tokens import Grant, Tokens
 
 # How often those who are in are looked after: what was taken back ends within a second.
 LOOKS_S: Final = 0.25

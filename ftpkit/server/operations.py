@@ -6,7 +6,6 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any, Final
 
-from ftpkit.access import Permission
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import BufferPool
 from ftpkit.protocol import messages as m
@@ -22,6 +21,7 @@ from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.server.rows import pull, push
 from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
+from ftpkit.tokens import Permission
 
 _FEATURES: Final = ["basis", "blocks_digest"]
 _RECORD: Final = Struct("!QI32s")

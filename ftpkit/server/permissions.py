@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Final
 
-from ftpkit.access import Grant, Permission
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol import messages as m
+from ftpkit.tokens import Grant, Permission
 
 NEEDS: Final[dict[type[m.Request], frozenset[Permission]]] = {
     m.Hello: frozenset(),

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ftpkit.access import Tokens
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
@@ -19,6 +18,7 @@ from ftpkit.server.listener import Listener, peer_name
 from ftpkit.server.service import DAY_S, ConnectionHandler, Limits, sweep_hourly
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import FileSystem
+from ftpkit.tokens import Tokens
 
 log = logging.getLogger("ftpkit.server")
 

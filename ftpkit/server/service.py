@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit import __version__
-from ftpkit.access import Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffers import BufferPool
 from ftpkit.net.line import HANDSHAKE, PLAINTEXT
@@ -33,6 +32,7 @@ from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.traffic import TransferRegistry
 from ftpkit.storage.store import QuotaAwareStore, Store
+from ftpkit.tokens import Tokens
 
 DAY_S: Final = 86_400.0
 # For the first byte, and again for all of the handshake; nobody is known by then.

@@ -15,7 +15,6 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from ftpkit.access import Tokens, decode_grant, encode_grant
 from ftpkit.errors import Code, ConnectionLostError, RefusedError, WrongWorkerError
 from ftpkit.net.datagrams import DatagramSocket
 from ftpkit.net.tls import Identity
@@ -33,6 +32,7 @@ from ftpkit.server.service import ConnectionHandler, Limits
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.files import FileSystem
 from ftpkit.storage.sharing import RootLease
+from ftpkit.tokens import Tokens, decode_grant, encode_grant
 
 # Longer than the supervisor waits for all workers, and less than a client does.
 _STATUS_S: Final = 3.0

@@ -14,10 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from ftpkit.access import Grant, Tokens
 from ftpkit.client import Client, TransferResult
 from ftpkit.client.pool import TransferFuture
 from ftpkit.net.address import Url
+from ftpkit.tokens import Grant, Tokens
 from tests.bench.processes import HERE, fast_directory, ftpkit, parse_size, serving
 
 _ANNOUNCES: Final = r" at (\S+) "

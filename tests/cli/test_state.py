@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ftpkit import private
-from ftpkit.access import EVERYTHING, Grant
+from ftpkit import private_files
 from ftpkit.cli.state import State
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls import Identity
 from ftpkit.osapi import files as os_files
+from ftpkit.tokens import EVERYTHING, Grant
 
 WAIT_S = 20
 needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
@@ -106,7 +106,7 @@ def test_a_damaged_identity_is_told_and_kept(
     state: State, path: Path, name: str, content: bytes
 ) -> None:
     state.identity()
-    private.replace(str(path / name), content)
+    private_files.replace(str(path / name), content)
     with pytest.raises(LocalFileError, match=f"there is no identity in {path}: .*{name}"):
         state.identity()
     assert (path / name).read_bytes() == content
@@ -114,7 +114,7 @@ def test_a_damaged_identity_is_told_and_kept(
 
 def test_damaged_tokens_are_told_and_kept(state: State, path: Path) -> None:
     state.tokens()
-    private.replace(str(path / "tokens.json"), b"{}")
+    private_files.replace(str(path / "tokens.json"), b"{}")
     for ask in (state.tokens, state.first_token):
         with pytest.raises(LocalFileError, match="is damaged"):
             ask()
@@ -200,5 +200,5 @@ def test_where_the_server_is(state: State, path: Path) -> None:
     )
     assert all(b"secret" not in each.read_bytes() for each in path.iterdir())
     for damage in (b"", b"\xff", b"nonsense nonsense"):
-        private.replace(str(path / "url"), damage)
+        private_files.replace(str(path / "url"), damage)
         assert state.url() is None

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import private
-from ftpkit.access import EVERYTHING, Grant, Permission, Tokens
+from ftpkit import private_files
 from ftpkit.cli.places import default_state
 from ftpkit.cli.state import State
 from ftpkit.net.address import Address, Url
 from ftpkit.osapi import files as os_files
+from ftpkit.tokens import EVERYTHING, Grant, Permission, Tokens
 from tests.cli.conftest import WAIT_S, Run, Serve, command
 
 WHERE = Address("files.example.org", 7)
@@ -225,7 +225,7 @@ def make_a_link(path: Path) -> None:
 
 
 FAULTS: dict[str, Callable[[Path], object]] = {
-    "is damaged": lambda path: private.replace(str(path / "tokens.json"), b"{"),
+    "is damaged": lambda path: private_files.replace(str(path / "tokens.json"), b"{"),
     "is not a regular file": make_a_link,
 }
 if os_files.HAS_OWNERS:

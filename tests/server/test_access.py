@@ -12,9 +12,9 @@ from typing import Any, Final
 import pytest
 
 from ftpkit import Client, Server, UdpMode, Url
-from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.errors import FtpkitError
 from ftpkit.server import session as session_module
+from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, Reply, frame

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.server import service as service_module
 from ftpkit.server.admission import ConnectionLimiter
@@ -22,6 +21,7 @@ from ftpkit.server.house import LocalLimits, SharedLimits
 from ftpkit.server.service import ConnectionHandler, Limits
 from ftpkit.server.worker import pack, unpack
 from ftpkit.storage import DirectoryStore
+from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.raw import TIMEOUT_S, Raw, frame
 from tests.support.trees import published
 

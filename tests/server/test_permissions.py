@@ -8,10 +8,10 @@ from typing import Any, Final, cast
 import pytest
 
 from ftpkit import Server
-from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol import messages as m
 from ftpkit.server.permissions import NEEDS, permitted
+from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.raw import Raw
 
 BLOCK: Final = 64 * 1024

@@ -18,11 +18,11 @@ import blake3
 import pytest
 
 from ftpkit import Client, UdpMode
-from ftpkit.access import Grant, Permission, Tokens
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import workers as workers_module
 from ftpkit.server.service import Limits
 from ftpkit.server.workers import Supervisor, WorkerConfig, next_delay
+from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
 from tests.support.trees import published, staged

@@ -13,11 +13,11 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Final
 
-from ftpkit import private
+from ftpkit import private_files
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.protocol.names import check_name
 
-log = logging.getLogger("ftpkit.access")
+log = logging.getLogger("ftpkit.tokens")
 
 _USER: Final = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY: Final = re.compile("[0-9a-f]{64}")
@@ -116,7 +116,7 @@ class Tokens:
         token = token or new_token()
         grant = replace(grant, key=_key_of(token))
         _check(grant)
-        with private.locked(self._path):
+        with private_files.locked(self._path):
             grants = self._read() or []
             for other in grants:
                 if other.user == grant.user:
@@ -128,7 +128,7 @@ class Tokens:
 
     def remove(self, user: str) -> bool:
         """Let the token of ``user`` stand for nothing any more; False says that there is none."""
-        with private.locked(self._path):
+        with private_files.locked(self._path):
             grants = self._read() or []
             rest = [grant for grant in grants if grant.user != user]
             if rest == grants:
@@ -191,7 +191,7 @@ class Tokens:
             log.error("no token is admitted: %s", fault)
 
     def _read(self) -> list[Grant] | None:
-        data = private.read(self._path)
+        data = private_files.read(self._path)
         if data is None:
             return None
         try:
@@ -201,7 +201,7 @@ class Tokens:
 
     def _write(self, grants: list[Grant]) -> None:
         content = {"version": _VERSION, "tokens": list(map(encode_grant, grants))}
-        private.replace(self._path, json.dumps(content, indent=2).encode() + b"\n")
+        private_files.replace(self._path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def new_token() -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit import private
-from ftpkit.access import EVERYTHING, Grant, Permission, Tokens, decode_grant, encode_grant
+from ftpkit import private_files
 from ftpkit.errors import LocalFileError
 from ftpkit.osapi import files as os_files
+from ftpkit.tokens import EVERYTHING, Grant, Permission, Tokens, decode_grant, encode_grant
 from tests.support.logs import Log
 
 WAIT_S = 20
@@ -50,7 +50,7 @@ def tokens(path: Path) -> Tokens:
 @pytest.fixture
 def log() -> Iterator[Log]:
     """What tokens log during the test."""
-    handler, logger = Log(), logging.getLogger("ftpkit.access")
+    handler, logger = Log(), logging.getLogger("ftpkit.tokens")
     logger.addHandler(handler)
     yield handler
     logger.removeHandler(handler)
@@ -130,7 +130,7 @@ def test_a_grant_that_was_changed_holds_no_more(tokens: Tokens, path: Path) -> N
     assert grant is not None
     content = json.loads(path.read_text())
     content["tokens"][0]["can"] = ["read"]
-    private.replace(str(path), json.dumps(content).encode())
+    private_files.replace(str(path), json.dumps(content).encode())
     assert not tokens.is_valid(grant)
     changed = tokens.find(token)
     assert changed == replace(grant, can=frozenset({Permission.READ}))
@@ -188,12 +188,12 @@ def test_the_file_is_read_only_when_it_changed(
         reads.append(path)
         return data
 
-    data = private.read(str(path))
+    data = private_files.read(str(path))
     assert data is not None
-    monkeypatch.setattr(private, "read", read)
+    monkeypatch.setattr(private_files, "read", read)
     assert all(tokens.is_valid(grant) for _ in range(10))
     assert reads == []
-    private.replace(str(path), data)
+    private_files.replace(str(path), data)
     assert all(tokens.is_valid(grant) for _ in range(10))
     assert reads == [str(path)]
 
@@ -250,7 +250,7 @@ def test_a_file_with_a_fault_admits_nobody(
         path.rmdir()
     path.unlink(missing_ok=True)
     path.parent.chmod(0o700)
-    private.replace(str(path), good)
+    private_files.replace(str(path), good)
     assert tokens.is_valid(grant)
     assert tokens.find(token) == grant
 
@@ -313,7 +313,7 @@ def test_no_value_is_taken_for_another(
     token = tokens.add(FULL)
     content = json.loads(path.read_text())
     (content if where == "content" else content["tokens"][1])[key] = value
-    private.replace(str(path), json.dumps(content).encode())
+    private_files.replace(str(path), json.dumps(content).encode())
     assert tokens.find(token) is None
     with pytest.raises(LocalFileError, match=f"{path} is damaged: "):
         tokens.grants()
@@ -324,13 +324,13 @@ def test_a_value_that_is_missing_is_a_fault(tokens: Tokens, path: Path) -> None:
     content = json.loads(path.read_text())
     for key in encode_grant(FULL):
         token = {name: value for name, value in content["tokens"][0].items() if name != key}
-        private.replace(str(path), json.dumps({"version": 1, "tokens": [token]}).encode())
+        private_files.replace(str(path), json.dumps({"version": 1, "tokens": [token]}).encode())
         with pytest.raises(LocalFileError, match="is damaged"):
             tokens.grants()
 
 
 def test_deep_json_is_a_fault(tokens: Tokens, path: Path) -> None:
-    private.replace(str(path), b"[" * 200_000)
+    private_files.replace(str(path), b"[" * 200_000)
     with pytest.raises(LocalFileError, match="is damaged"):
         tokens.grants()
 
