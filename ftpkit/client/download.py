@@ -13,9 +13,9 @@ from ftpkit.client.retry import OnRetry
 from ftpkit.client.upload import BLOCK, TRIES, OnProgress
 from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
 from ftpkit.osapi import files as os_files
-from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
+from ftpkit.protocol.udp.packet import MAX_BLOCKS
 from ftpkit.storage.files import DirHandle, FileSystem
 from ftpkit.storage.store import FileInfo, UploadSpec, hold_block
 from ftpkit.storage.tree import Tree

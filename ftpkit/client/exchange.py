@@ -14,13 +14,13 @@ from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.datagrams import DatagramSocket, drive_session
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.osapi import files as os_files
-from ftpkit.protocol.datagram import KEY, OVERHEAD, max_open_blocks
-from ftpkit.protocol.exchange import ClientDatagramSession, DatagramTransfer
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
-from ftpkit.protocol.path import PathProber
-from ftpkit.protocol.rate import BbrControl
-from ftpkit.protocol.receiver import Receiver, Take
-from ftpkit.protocol.sender import Fill, Sender
+from ftpkit.protocol.udp.congestion import BbrControl
+from ftpkit.protocol.udp.packet import KEY, OVERHEAD, max_open_blocks
+from ftpkit.protocol.udp.path_probe import PathProber
+from ftpkit.protocol.udp.receiver import Receiver, Take
+from ftpkit.protocol.udp.sender import Fill, Sender
+from ftpkit.protocol.udp.session import ClientDatagramSession, DatagramTransfer
 
 # Nobody who has asked for UDP should wait longer to learn that it is blocked.
 _BLOCKED_S: Final = 2.0

@@ -18,7 +18,6 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.here import is_local_connection
 from ftpkit.net.pacing import TokenBucket
 from ftpkit.net.stream import FrameStream
-from ftpkit.protocol.conversation import ClientProtocol, Response
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,
@@ -30,6 +29,7 @@ from ftpkit.protocol.messages import (
     Reply,
     Request,
 )
+from ftpkit.protocol.state import ClientProtocol, Response
 
 if TYPE_CHECKING:
     from ftpkit.net.trust import ConfirmPin

@@ -24,7 +24,6 @@ from ftpkit.errors import (
     SourceChangedError,
 )
 from ftpkit.osapi import files as os_files
-from ftpkit.protocol.datagram import MAX_BLOCKS
 from ftpkit.protocol.digest import (
     DIGEST_BYTES,
     digest_of,
@@ -44,6 +43,7 @@ from ftpkit.protocol.messages import (
     Request,
     Write,
 )
+from ftpkit.protocol.udp.packet import MAX_BLOCKS
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes that have been moved, and the bytes in all."""

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.digest import DIGEST_BYTES
+from ftpkit.protocol.udp.congestion import CongestionControl
+from ftpkit.protocol.udp.packet import (
     MAX_NUMBER,
     OVERHEAD,
     Datagram,
@@ -14,9 +16,7 @@ from ftpkit.protocol.datagram import (
     pack_header,
     read_ack,
 )
-from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import CongestionControl
-from ftpkit.protocol.sender import Fill, Sent
+from ftpkit.protocol.udp.sender import Fill, Sent
 
 # As the sender that it is compared with.
 _BURST_S: Final = 0.001

@@ -15,10 +15,10 @@ from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url
-from ftpkit.protocol.datagram import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.messages import Push
-from ftpkit.protocol.rate import FixedRateControl
-from ftpkit.protocol.sender import Sender
+from ftpkit.protocol.udp.congestion import FixedRateControl
+from ftpkit.protocol.udp.packet import MAX_BLOCKS, max_open_blocks
+from ftpkit.protocol.udp.sender import Sender
 
 _TIMEOUT_S: Final = 30.0
 # A close that sends nothing more: what is buffered would use the line that the next one measures.

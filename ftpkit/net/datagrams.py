@@ -13,8 +13,8 @@ from typing import Any, Final
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.protocol.datagram import SAFE_DATAGRAM
-from ftpkit.protocol.exchange import DatagramSession
+from ftpkit.protocol.udp.packet import SAFE_DATAGRAM
+from ftpkit.protocol.udp.session import DatagramSession
 
 # What a path of Ethernet carries, and IP's and UDP's headers on top.
 _ETHERNET: Final = 1500

@@ -3,7 +3,7 @@
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ftpkit.protocol.datagram import HEADER, TAG, Datagram, Header, nonce_of, read_header
+from ftpkit.protocol.udp.packet import HEADER, TAG, Datagram, Header, nonce_of, read_header
 
 
 class DatagramCipher:

@@ -1,9 +1,9 @@
 """The ftpkit protocol without a socket: bytes in, headers out, and what they may say."""
 
 from ftpkit.errors import EndOfStreamError, ProtocolError, RefusedError, TruncatedError
-from ftpkit.protocol.conversation import ClientProtocol, Response, ServerProtocol
 from ftpkit.protocol.frame import MAX_HEADER, Decoder, encode_header
 from ftpkit.protocol.names import check_name
+from ftpkit.protocol.state import ClientProtocol, Response, ServerProtocol
 
 __all__ = [
     "MAX_HEADER",

@@ -14,7 +14,8 @@ from ftpkit.errors import ConnectionLostError, FtpkitError
 from ftpkit.net.datagrams import DatagramSocket, Parts, drive_session
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.digest import keyed_number
+from ftpkit.protocol.udp.packet import (
     KEY,
     MIN_PIECE,
     OVERHEAD,
@@ -25,10 +26,9 @@ from ftpkit.protocol.datagram import (
     read_header,
     read_probe,
 )
-from ftpkit.protocol.digest import keyed_number
-from ftpkit.protocol.exchange import DatagramTransfer, ServerDatagramSession
-from ftpkit.protocol.path import echo_of
-from ftpkit.protocol.sender import Sender
+from ftpkit.protocol.udp.path_probe import echo_of
+from ftpkit.protocol.udp.sender import Sender
+from ftpkit.protocol.udp.session import DatagramTransfer, ServerDatagramSession
 
 # A client that is not heard for so long has gone, or fallen back to its conversation.
 _SILENCE_S: Final = 30.0

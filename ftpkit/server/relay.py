@@ -11,7 +11,7 @@ from typing import Any, Final
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.datagrams import DatagramSocket, Parts
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.protocol.datagram import read_header
+from ftpkit.protocol.udp.packet import read_header
 
 # The rest of a session's number is by chance. No two workers live that far apart.
 _WORKER_BITS: Final = 12

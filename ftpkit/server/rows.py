@@ -6,11 +6,11 @@ from itertools import islice
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol import messages as m
-from ftpkit.protocol.datagram import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, new_hasher
-from ftpkit.protocol.rate import BbrControl
-from ftpkit.protocol.receiver import Receiver
-from ftpkit.protocol.sender import Sender
+from ftpkit.protocol.udp.congestion import BbrControl
+from ftpkit.protocol.udp.packet import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
+from ftpkit.protocol.udp.receiver import Receiver
+from ftpkit.protocol.udp.sender import Sender
 from ftpkit.scheduling.dispatcher import TurnHandle
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.storage.store import Reader, Upload, hold_block

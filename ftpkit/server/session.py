@@ -21,9 +21,9 @@ from ftpkit.errors import (
     WrongWorkerError,
 )
 from ftpkit.net.stream import FrameStream
-from ftpkit.protocol.conversation import ServerProtocol
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
+from ftpkit.protocol.state import ServerProtocol
 from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted

@@ -8,7 +8,9 @@ import pytest
 
 from ftpkit.compare.raw import RawSender
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.digest import DIGEST_BYTES
+from ftpkit.protocol.udp.congestion import FixedRateControl
+from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     OVERHEAD,
     Ack,
@@ -17,9 +19,7 @@ from ftpkit.protocol.datagram import (
     pack_ack,
     read_header,
 )
-from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import FixedRateControl
-from ftpkit.protocol.receiver import Receiver
+from ftpkit.protocol.udp.receiver import Receiver
 
 PIECE = 1000
 RATE_BPS = 1e6

@@ -11,9 +11,9 @@ import atheris
 
 with atheris.instrument_imports(include=["ftpkit", "json"]):
     from ftpkit.errors import EndOfStreamError, ProtocolError, RefusedError, TruncatedError
-    from ftpkit.protocol.conversation import ClientProtocol, ServerProtocol
     from ftpkit.protocol.frame import Decoder, Header, encode_header
     from ftpkit.protocol.messages import Ping
+    from ftpkit.protocol.state import ClientProtocol, ServerProtocol
 
 
 def headers_in(data: bytes) -> list[Header]:

@@ -15,7 +15,7 @@ from ftpkit.errors import ConnectionLostError, ProtocolError
 from ftpkit.net.datagrams import DatagramSocket, drive_session
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.protocol.datagram import OVERHEAD, Datagram, Header, Kind, pack_header
+from ftpkit.protocol.udp.packet import OVERHEAD, Datagram, Header, Kind, pack_header
 
 WAIT_S = 20.0
 HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}

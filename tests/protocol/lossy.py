@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.udp.packet import (
     OVERHEAD,
     TAG,
     Datagram,
@@ -20,8 +20,12 @@ from ftpkit.protocol.datagram import (
     read_header,
     read_probe,
 )
-from ftpkit.protocol.exchange import DatagramSession, DatagramTransfer, ServerDatagramSession
-from ftpkit.protocol.path import echo_of
+from ftpkit.protocol.udp.path_probe import echo_of
+from ftpkit.protocol.udp.session import (
+    DatagramSession,
+    DatagramTransfer,
+    ServerDatagramSession,
+)
 
 # IP and UDP headers, which take their time on the link as well.
 _HEADERS: Final = 28

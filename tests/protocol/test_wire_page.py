@@ -13,20 +13,6 @@ from ftpkit import protocol
 from ftpkit.errors import Code
 from ftpkit.net.sealing import DatagramCipher
 from ftpkit.protocol import Decoder, ServerProtocol, encode_header
-from ftpkit.protocol.conversation import MAX_ID
-from ftpkit.protocol.datagram import (
-    FROM_SERVER,
-    MIN_PIECE,
-    OVERHEAD,
-    REMEMBERED,
-    Ack,
-    Kind,
-    Probe,
-    max_open_blocks,
-    pack_probe,
-    read_ack,
-)
-from ftpkit.protocol.datagram import Header as DatagramHeader
 from ftpkit.protocol.digest import ALGORITHMS, digest_of
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import (
@@ -43,6 +29,7 @@ from ftpkit.protocol.messages import (
     request_from_header,
 )
 from ftpkit.protocol.names import MAX_NAME, MAX_PART
+from ftpkit.protocol.state import MAX_ID
 from ftpkit.protocol.status import (
     MAX_STATUS,
     ServerStatus,
@@ -50,6 +37,19 @@ from ftpkit.protocol.status import (
     TransferStatus,
     WorkerStatus,
 )
+from ftpkit.protocol.udp.packet import (
+    FROM_SERVER,
+    MIN_PIECE,
+    OVERHEAD,
+    REMEMBERED,
+    Ack,
+    Kind,
+    Probe,
+    max_open_blocks,
+    pack_probe,
+    read_ack,
+)
+from ftpkit.protocol.udp.packet import Header as DatagramHeader
 from tests.protocol.reading import Frame, read
 
 PAGE = (Path(protocol.__file__).parent / "WIRE.md").read_text("utf-8")

@@ -9,8 +9,8 @@ from ftpkit.errors import Code, ConnectionLostError, ProtocolError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
-from ftpkit.protocol.conversation import ServerProtocol
 from ftpkit.protocol.messages import Auth, AuthReply, Hello, HelloReply, OkReply, Reply, Request
+from ftpkit.protocol.state import ServerProtocol
 from tests.support.hostile import listening
 from tests.support.raw import TIMEOUT_S
 

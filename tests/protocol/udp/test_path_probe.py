@@ -1,6 +1,6 @@
 """How a client finds out what a path carries, and shows that it is at its end."""
 
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     MIN_DATAGRAM,
     OVERHEAD,
@@ -12,7 +12,7 @@ from ftpkit.protocol.datagram import (
     read_header,
     read_probe,
 )
-from ftpkit.protocol.path import PathProber, echo_of
+from ftpkit.protocol.udp.path_probe import PathProber, echo_of
 
 SIZES = [9000, 1472, 1232]
 PROOF = 0xABC

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.digest import DIGEST_BYTES
+from ftpkit.protocol.udp.congestion import AckSample, CongestionControl
+from ftpkit.protocol.udp.packet import (
     OVERHEAD,
     REMEMBERED,
     Ack,
@@ -18,8 +20,6 @@ from ftpkit.protocol.datagram import (
     pack_header,
     read_ack,
 )
-from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.rate import AckSample, CongestionControl
 
 # What leaves at once: the pace of a millisecond, and no less than two datagrams.
 _BURST_S: Final = 0.001

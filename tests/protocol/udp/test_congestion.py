@@ -1,6 +1,6 @@
 """The rate follows what arrives, and not what is lost."""
 
-from ftpkit.protocol.rate import AckSample, BbrControl, FixedRateControl
+from ftpkit.protocol.udp.congestion import AckSample, BbrControl, FixedRateControl
 
 DATAGRAM = 1472
 RTT = 0.1

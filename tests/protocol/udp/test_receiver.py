@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     MIN_PIECE,
     REMEMBERED,
@@ -18,7 +18,7 @@ from ftpkit.protocol.datagram import (
     read_ack,
     read_header,
 )
-from ftpkit.protocol.receiver import Receiver
+from ftpkit.protocol.udp.receiver import Receiver
 
 DIGEST = bytes(range(32))
 SIZES = {0: 2000, 1: 2000, 2: 700}

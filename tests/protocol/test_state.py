@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
 from ftpkit.protocol import ClientProtocol, Decoder, Response, ServerProtocol
-from ftpkit.protocol.conversation import MAX_ID
 from ftpkit.protocol.frame import Header, encode_header
 from ftpkit.protocol.messages import (
     REPLIES,
@@ -25,6 +24,7 @@ from ftpkit.protocol.messages import (
     Stat,
     StatReply,
 )
+from ftpkit.protocol.state import MAX_ID
 from tests.protocol.reading import read
 from tests.protocol.samples import REQUEST_KINDS, fields_of, headers, messages_of, values
 

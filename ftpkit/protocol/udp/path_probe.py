@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     MIN_DATAGRAM,
     OVERHEAD,

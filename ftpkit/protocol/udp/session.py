@@ -3,9 +3,16 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from ftpkit.protocol.datagram import FROM_SERVER, Datagram, Header, Kind, PacketNumbers, pack_header
-from ftpkit.protocol.path import PathProber
-from ftpkit.protocol.receiver import Receiver
+from ftpkit.protocol.udp.packet import (
+    FROM_SERVER,
+    Datagram,
+    Header,
+    Kind,
+    PacketNumbers,
+    pack_header,
+)
+from ftpkit.protocol.udp.path_probe import PathProber
+from ftpkit.protocol.udp.receiver import Receiver
 
 
 class BlockSender(Protocol):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     HEADER,
     MAX_NUMBER,

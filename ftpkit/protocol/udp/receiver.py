@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import (
+from ftpkit.protocol.digest import DIGEST_BYTES
+from ftpkit.protocol.udp.packet import (
     MIN_PIECE,
     Ack,
     Allocate,
@@ -19,7 +20,6 @@ from ftpkit.protocol.datagram import (
     pack_header,
     plain_memory,
 )
-from ftpkit.protocol.digest import DIGEST_BYTES
 
 # How many datagrams, bytes and seconds may pass before they are acknowledged.
 _ACK_DATAGRAMS: Final = 32

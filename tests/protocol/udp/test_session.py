@@ -7,13 +7,25 @@ from typing import Any
 import pytest
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.datagram import FROM_SERVER, OVERHEAD, Ack, Datagram, Header, Kind, pack_ack
 from ftpkit.protocol.digest import DIGEST_BYTES, new_hasher
-from ftpkit.protocol.exchange import ClientDatagramSession, DatagramTransfer, ServerDatagramSession
-from ftpkit.protocol.path import PathProber
-from ftpkit.protocol.rate import BbrControl
-from ftpkit.protocol.receiver import Receiver
-from ftpkit.protocol.sender import Sender
+from ftpkit.protocol.udp.congestion import BbrControl
+from ftpkit.protocol.udp.packet import (
+    FROM_SERVER,
+    OVERHEAD,
+    Ack,
+    Datagram,
+    Header,
+    Kind,
+    pack_ack,
+)
+from ftpkit.protocol.udp.path_probe import PathProber
+from ftpkit.protocol.udp.receiver import Receiver
+from ftpkit.protocol.udp.sender import Sender
+from ftpkit.protocol.udp.session import (
+    ClientDatagramSession,
+    DatagramTransfer,
+    ServerDatagramSession,
+)
 from tests.protocol.lossy import Doorway, Lossy, converse
 
 BLOCK = 256 * 1024
