@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.compare.trace import Arrival
-from ftpkit.scheduling.limit import Direction, RateLimiter
+from ftpkit.scheduling.flow import Account, Flow, Transfer
 from ftpkit.scheduling.policies import Policy
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, Flow, Transfer
+from ftpkit.scheduling.rate_limit import Direction, RateLimiter
+from ftpkit.scheduling.scheduler import Scheduler
 
 # Small files have less; the largest hundredth is called large, and what is between, middle.
 SMALL: Final = 100_000

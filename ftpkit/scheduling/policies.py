@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ftpkit.scheduling.transfer import Transfer
+from ftpkit.scheduling.flow import Transfer
 
 # Bytes that end a level: seven from 100 KiB to 40 MB, each as many times the one before.
 _LOWEST: Final = 100 * 1024

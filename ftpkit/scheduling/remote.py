@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ftpkit.scheduling.limit import Rates
+from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.policies import Policy
-from ftpkit.scheduling.schedule import Scheduler, TransferSnapshot
-from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
+from ftpkit.scheduling.rate_limit import Rates
+from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
 
 
 class RemoteScheduler:

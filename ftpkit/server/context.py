@@ -13,8 +13,8 @@ from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.scheduling.dispatcher import TurnHandle
-from ftpkit.scheduling.transfer import Account
+from ftpkit.scheduling.blocking import TurnHandle
+from ftpkit.scheduling.flow import Account
 from ftpkit.server.door import Begin, UdpConversation, UdpListener
 from ftpkit.server.gate import Authenticator
 from ftpkit.server.jobs import Jobs

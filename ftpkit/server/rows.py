@@ -11,7 +11,7 @@ from ftpkit.protocol.udp.congestion import BbrControl
 from ftpkit.protocol.udp.packet import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.udp.receiver import Receiver
 from ftpkit.protocol.udp.sender import Sender
-from ftpkit.scheduling.dispatcher import TurnHandle
+from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.storage.store import Reader, Upload, hold_block
 

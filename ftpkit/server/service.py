@@ -17,11 +17,11 @@ from ftpkit.net.line import HANDSHAKE, PLAINTEXT
 from ftpkit.net.stream import FrameStream
 from ftpkit.net.tls import Identity
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.scheduling.dispatcher import BlockingScheduler
-from ftpkit.scheduling.limit import Direction, Rates
+from ftpkit.scheduling.blocking import BlockingScheduler
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
+from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.scheduling.schedule import Scheduler
+from ftpkit.scheduling.scheduler import Scheduler
 from ftpkit.server.admission import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
 from ftpkit.server.door import UdpListener

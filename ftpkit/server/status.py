@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 
 from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
-from ftpkit.scheduling.schedule import TransferSnapshot
+from ftpkit.scheduling.scheduler import TransferSnapshot
 
 
 class TransferTotals:

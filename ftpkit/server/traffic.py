@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
-from ftpkit.scheduling.dispatcher import BlockingScheduler, TurnHandle
-from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.blocking import BlockingScheduler, TurnHandle
+from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, Transfer
+from ftpkit.scheduling.rate_limit import Direction
+from ftpkit.scheduling.scheduler import Scheduler
 from ftpkit.server.status import TransferTotals
 from ftpkit.storage.store import Upload
 

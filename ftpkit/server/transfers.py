@@ -7,8 +7,8 @@ from typing import Protocol
 
 from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
-from ftpkit.scheduling.dispatcher import TurnHandle
-from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.blocking import TurnHandle
+from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.context import SessionContext
 
 log = logging.getLogger("ftpkit.server")

@@ -8,8 +8,8 @@ from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from ftpkit.protocol.frame import Header
-from ftpkit.scheduling.limit import Direction
-from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
+from ftpkit.scheduling.flow import Account, Flow, State, Transfer
+from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.broker import WorkerHandle
 from ftpkit.server.service import Limits
 

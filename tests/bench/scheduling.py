@@ -9,11 +9,11 @@ import threading
 import time
 from typing import Final
 
-from ftpkit.scheduling.dispatcher import BlockingScheduler
-from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.blocking import BlockingScheduler
+from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.policies import POLICIES, Policy
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, Transfer
+from ftpkit.scheduling.rate_limit import Direction
+from ftpkit.scheduling.scheduler import Scheduler
 
 _RATES: Final = {Direction.UP: 1e9}
 _THREADS: Final = 8

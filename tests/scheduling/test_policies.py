@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftpkit.scheduling.limit import Direction
+from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.policies import (
     POLICIES,
     by_turns,
@@ -11,7 +11,7 @@ from ftpkit.scheduling.policies import (
     level,
     shortest_first,
 )
-from ftpkit.scheduling.transfer import Account, Transfer
+from ftpkit.scheduling.rate_limit import Direction
 
 ACCOUNT = Account("ann")
 

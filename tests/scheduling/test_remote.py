@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from ftpkit.scheduling.flow import Account, State, Transfer
 from ftpkit.scheduling.policies import POLICIES
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, State, Transfer
+from ftpkit.scheduling.scheduler import Scheduler
 from tests.scheduling.trip import UP
 
 MIB = 1024 * 1024

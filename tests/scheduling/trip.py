@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ftpkit.scheduling.limit import Direction
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, Flow, Transfer
+from ftpkit.scheduling.flow import Account, Flow, Transfer
+from ftpkit.scheduling.rate_limit import Direction
+from ftpkit.scheduling.scheduler import Scheduler
 
 LINE_BPS = 1e10
 UP, DOWN = Direction.UP, Direction.DOWN

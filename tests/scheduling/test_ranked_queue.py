@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.queue import RankedQueue
+from ftpkit.scheduling.ranked_queue import RankedQueue
 
 steps = st.lists(
     st.tuples(st.sampled_from(["push", "pop", "discard"]), st.integers(0, 5)), max_size=80

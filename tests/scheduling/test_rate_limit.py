@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.limit import RateLimiter
+from ftpkit.scheduling.rate_limit import RateLimiter
 
 KIB, MIB = 1024, 1024 * 1024
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
-from ftpkit.scheduling.dispatcher import BlockingScheduler, TurnHandle
-from ftpkit.scheduling.limit import Direction, Rates
+from ftpkit.scheduling.blocking import BlockingScheduler, TurnHandle
+from ftpkit.scheduling.flow import Account, State, Transfer
 from ftpkit.scheduling.policies import POLICIES
+from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, State, Transfer
+from ftpkit.scheduling.scheduler import Scheduler
 
 UP = Direction.UP
 MIB = 1024 * 1024

@@ -4,10 +4,10 @@ import itertools
 import math
 from typing import Final
 
-from ftpkit.scheduling.limit import RateLimiter
+from ftpkit.scheduling.flow import AccountQueue, Flow
 from ftpkit.scheduling.policies import Policy
-from ftpkit.scheduling.queue import RankedQueue
-from ftpkit.scheduling.transfer import AccountQueue, Flow
+from ftpkit.scheduling.ranked_queue import RankedQueue
+from ftpkit.scheduling.rate_limit import RateLimiter
 
 # What waits longest has one byte in so many.
 _AGED: Final = 20

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ftpkit.scheduling.limit import Direction, Rates
-from ftpkit.scheduling.link import FairQueue
+from ftpkit.scheduling.fair_queue import FairQueue
+from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.policies import Policy, level
-from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
+from ftpkit.scheduling.rate_limit import Direction, Rates
 
 _JUST_NOW_S: Final = 0.1
 # What a window of TCP takes to open again.

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
-from ftpkit.scheduling.limit import Rates
+from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.policies import Policy
+from ftpkit.scheduling.rate_limit import Rates
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.scheduling.schedule import Scheduler, TransferSnapshot
-from ftpkit.scheduling.transfer import Account, Flow, State, Transfer
+from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
 
 # WIRE.md promises that within 5 seconds a request is answered, or bytes move for it.
 LONGEST_WAIT_S: Final = 4.0

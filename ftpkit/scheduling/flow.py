@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ftpkit.scheduling.limit import Direction, RateLimiter, Rates
 from ftpkit.scheduling.meter import Meter
-from ftpkit.scheduling.queue import RankedQueue
+from ftpkit.scheduling.ranked_queue import RankedQueue
+from ftpkit.scheduling.rate_limit import Direction, RateLimiter, Rates
 
 if TYPE_CHECKING:
-    from ftpkit.scheduling.link import FairQueue
+    from ftpkit.scheduling.fair_queue import FairQueue
 
 
 class State(StrEnum):

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.limit import Rates
+from ftpkit.scheduling.flow import Account, State, Transfer
 from ftpkit.scheduling.policies import POLICIES
-from ftpkit.scheduling.schedule import Scheduler
-from ftpkit.scheduling.transfer import Account, State, Transfer
+from ftpkit.scheduling.rate_limit import Rates
+from ftpkit.scheduling.scheduler import Scheduler
 from tests.scheduling.trip import DOWN, UP, Trip
 
 MIB = 1024 * 1024
