@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         UntrustedError,
     )
     from ftpkit.net.address import Address, Url
-    from ftpkit.net.tls import Identity
+    from ftpkit.net.tls_identity import Identity
     from ftpkit.server import Server
     from ftpkit.storage import DirectoryStore, Store
     from ftpkit.tokens import Grant, Permission, Tokens
@@ -63,7 +63,7 @@ _HOME = {
     "DirectoryStore": "ftpkit.storage",
     "Entry": "ftpkit.client",
     "Grant": "ftpkit.tokens",
-    "Identity": "ftpkit.net.tls",
+    "Identity": "ftpkit.net.tls_identity",
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",
     "Tokens": "ftpkit.tokens",

@@ -24,7 +24,7 @@ from ftpkit.cli.units import format_duration
 from ftpkit.client.hosts import LocalServers
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
 from ftpkit.server.binding import ListeningSocket, adopt, bind

@@ -7,7 +7,7 @@ from typing import Final
 from ftpkit import private_files
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.tokens import Grant, Tokens, new_token
 
 OWNER: Final = "owner"

@@ -14,7 +14,7 @@ from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers
 from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
-from ftpkit.net.here import is_local_host
+from ftpkit.net.local import is_local_host
 
 
 def kept_hosts() -> KnownHosts:

@@ -16,7 +16,7 @@ from ftpkit.client.stop import CancelToken
 from ftpkit.client.upload import OnProgress, Source, Upload
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.pacing import TokenBucket
+from ftpkit.net.token_bucket import TokenBucket
 from ftpkit.protocol.digest import digest_of
 from ftpkit.protocol.messages import (
     MAX_PAGE,

@@ -9,7 +9,7 @@ from ftpkit.client.link import Connection, UrlProvider
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.stop import CancelToken
 from ftpkit.errors import FtpkitError
-from ftpkit.net.pacing import TokenBucket
+from ftpkit.net.token_bucket import TokenBucket
 
 T = TypeVar("T")
 

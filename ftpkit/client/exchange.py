@@ -11,8 +11,8 @@ from typing import Final
 from ftpkit.client.datagrams import OnMoved
 from ftpkit.client.link import Connection
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
-from ftpkit.net.datagrams import DatagramSocket, drive_session
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
+from ftpkit.net.udp_socket import DatagramSocket, drive_session
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
 from ftpkit.protocol.udp.congestion import BbrControl

@@ -15,9 +15,9 @@ from ftpkit.errors import (
     StallTimeoutError,
 )
 from ftpkit.net.address import Address, Url
-from ftpkit.net.here import is_local_connection
-from ftpkit.net.pacing import TokenBucket
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.local import is_local_connection
+from ftpkit.net.token_bucket import TokenBucket
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,

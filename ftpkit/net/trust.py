@@ -16,7 +16,7 @@ from ftpkit.errors import (
     StallTimeoutError,
     UntrustedError,
 )
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.frame_stream import FrameStream
 
 ConfirmPin = Callable[[str], bool]
 """Is given the pin of a key that nobody vouches for; True: it is the right one."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import BufferPool
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.buffer_pool import BufferPool
+from ftpkit.net.frame_stream import FrameStream
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from ftpkit.errors import ConnectionLostError, FtpkitError
-from ftpkit.net.datagrams import DatagramSocket, Parts, drive_session
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
+from ftpkit.net.udp_socket import DatagramSocket, Parts, drive_session
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.digest import keyed_number
 from ftpkit.protocol.udp.packet import (

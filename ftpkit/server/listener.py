@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import Address
-from ftpkit.net.datagrams import DatagramSocket
+from ftpkit.net.udp_socket import DatagramSocket
 from ftpkit.protocol.state import ServerProtocol
 from ftpkit.server.admission import ConnectionLimiter
 from ftpkit.server.binding import ListeningSocket

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Any, Final
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import BufferPool
+from ftpkit.net.buffer_pool import BufferPool
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import (
     digest_of,

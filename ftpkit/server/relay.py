@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ftpkit.errors import ConnectionLostError
-from ftpkit.net.datagrams import DatagramSocket, Parts
+from ftpkit.net.udp_socket import DatagramSocket, Parts
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.udp.packet import read_header
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from ftpkit.net.address import DEFAULT_PORT, Address
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
 from ftpkit.server.admission import ConnectionLimiter

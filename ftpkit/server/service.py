@@ -12,10 +12,10 @@ from typing import Final
 
 from ftpkit import __version__
 from ftpkit.errors import Code, RefusedError
-from ftpkit.net.buffers import BufferPool
-from ftpkit.net.line import HANDSHAKE, PLAINTEXT
-from ftpkit.net.stream import FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net.buffer_pool import BufferPool
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.tls_identity import Identity
+from ftpkit.net.transport import HANDSHAKE, PLAINTEXT
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.blocking import BlockingScheduler
 from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy

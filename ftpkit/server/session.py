@@ -20,7 +20,7 @@ from ftpkit.errors import (
     StallTimeoutError,
     WrongWorkerError,
 )
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.frame_stream import FrameStream
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
 from ftpkit.protocol.state import ServerProtocol

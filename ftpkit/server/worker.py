@@ -16,8 +16,8 @@ from itertools import count
 from typing import Any, Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError, WrongWorkerError
-from ftpkit.net.datagrams import DatagramSocket
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
+from ftpkit.net.udp_socket import DatagramSocket
 from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status

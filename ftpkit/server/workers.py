@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status

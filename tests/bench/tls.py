@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from tests.bench.processes import (
     HERE,
     CommandFailedError,

@@ -22,7 +22,7 @@ from ftpkit.cli.places import hosts_file, running_directory
 from ftpkit.cli.target import find, kept_hosts
 from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S, Run, Serve, command
 from tests.support.guard import Guard, guarded

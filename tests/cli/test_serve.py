@@ -14,7 +14,7 @@ from ftpkit.cli.announce import first_line, is_loopback, reachable
 from ftpkit.cli.places import running_directory
 from ftpkit.client.hosts import LocalServers
 from ftpkit.net.address import Address, Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files
 from ftpkit.osapi import process as os_process
 from ftpkit.osapi import sockets as os_sockets

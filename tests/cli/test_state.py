@@ -13,7 +13,7 @@ from ftpkit import private_files
 from ftpkit.cli.state import State
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files
 from ftpkit.tokens import EVERYTHING, Grant
 

@@ -20,7 +20,7 @@ from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.link import EmulatedNetwork as Line
 from ftpkit.compare.link import NetworkProfile, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from tests.support.guard import USER, Guard, guarded
 from tests.support.hostile import listening
 from tests.support.trees import published

@@ -9,7 +9,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, LocalFileError, RefusedError, Server, SourceChangedError
-from ftpkit.net.pacing import TokenBucket
+from ftpkit.net.token_bucket import TokenBucket
 from tests.support.hostile import relay
 from tests.support.logs import Log
 from tests.support.raw import Raw

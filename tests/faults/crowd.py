@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Address
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.frame_stream import FrameStream
 from ftpkit.protocol.frame import encode_header
 from tests.faults.relay import WAIT_S
 

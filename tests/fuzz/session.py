@@ -13,8 +13,8 @@ from typing import cast
 import atheris
 
 with atheris.instrument_imports(include=["ftpkit"]):
-    from ftpkit.net.buffers import BufferPool
-    from ftpkit.net.stream import FrameStream
+    from ftpkit.net.buffer_pool import BufferPool
+    from ftpkit.net.frame_stream import FrameStream
     from ftpkit.protocol.frame import encode_header
     from ftpkit.server.context import SessionContext
     from ftpkit.server.jobs import Jobs

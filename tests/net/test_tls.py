@@ -36,8 +36,8 @@ from ftpkit.errors import (
     UntrustedError,
 )
 from ftpkit.net import trust
-from ftpkit.net.stream import FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.tls_identity import Identity
 from ftpkit.net.trust import ConfirmPin, pin_of
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.frame import encode_header

@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit import protocol
 from ftpkit.errors import Code
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
 from ftpkit.protocol import Decoder, ServerProtocol, encode_header
 from ftpkit.protocol.digest import ALGORITHMS, digest_of
 from ftpkit.protocol.frame import Header

@@ -12,8 +12,8 @@ import blake3
 import pytest
 
 from ftpkit import Server
-from ftpkit.net.buffers import BufferPool
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.buffer_pool import BufferPool
+from ftpkit.net.frame_stream import FrameStream
 from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from ftpkit.net.buffers import BufferPool
-from ftpkit.net.stream import FrameStream
+from ftpkit.net.buffer_pool import BufferPool
+from ftpkit.net.frame_stream import FrameStream
 from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session

@@ -15,8 +15,8 @@ from ftpkit.client import UdpMode
 from ftpkit.errors import CannotConnectError
 from ftpkit.net import trust
 from ftpkit.net.address import Url
-from ftpkit.net.stream import FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 from tests.support.inside import service_of
 from tests.support.logs import Log

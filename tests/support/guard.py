@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from ftpkit.errors import Code, ConnectionLostError, ProtocolError, RefusedError
 from ftpkit.net.address import Address, Url
-from ftpkit.net.stream import FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.messages import Auth, AuthReply, Hello, HelloReply, OkReply, Reply, Request
 from ftpkit.protocol.state import ServerProtocol
 from tests.support.hostile import listening

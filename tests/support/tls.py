@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ftpkit.net.tls import Identity
+from ftpkit.net.tls_identity import Identity
 from tests.support.raw import Raw
 
 _DAY: Final = timedelta(days=1)

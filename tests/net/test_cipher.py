@@ -3,7 +3,7 @@
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
 from ftpkit.protocol.udp.packet import FROM_SERVER, Datagram, Header, Kind, pack_header
 
 KEY = bytes(range(16))

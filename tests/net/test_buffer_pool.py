@@ -2,8 +2,8 @@
 
 import pytest
 
-from ftpkit.net.buffers import BufferPool
-from ftpkit.net.stream import PIECE
+from ftpkit.net.buffer_pool import BufferPool
+from ftpkit.net.frame_stream import PIECE
 
 
 def test_a_buffer_that_was_given_back_is_lent_again() -> None:

@@ -17,9 +17,9 @@ from ftpkit.errors import (
     StallTimeoutError,
     TruncatedError,
 )
-from ftpkit.net.lending import proxy
-from ftpkit.net.line import PLAINTEXT, Accept, TcpTransport, TlsTransport, Transport
-from ftpkit.net.pacing import Limiter
+from ftpkit.net.tls_proxy import proxy
+from ftpkit.net.token_bucket import Limiter
+from ftpkit.net.transport import PLAINTEXT, Accept, TcpTransport, TlsTransport, Transport
 from ftpkit.osapi import files as os_files
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Decoder, Header

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from ftpkit.errors import ConnectionLostError, ProtocolError
-from ftpkit.net.datagrams import DatagramSocket, drive_session
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
+from ftpkit.net.udp_socket import DatagramSocket, drive_session
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.udp.packet import OVERHEAD, Datagram, Header, Kind, pack_header
 

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ftpkit.errors import ConnectionLostError
-from ftpkit.net.sealing import DatagramCipher
+from ftpkit.net.cipher import DatagramCipher
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.udp.packet import SAFE_DATAGRAM
 from ftpkit.protocol.udp.session import DatagramSession

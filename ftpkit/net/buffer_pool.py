@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from ftpkit.net.stream import PIECE
+from ftpkit.net.frame_stream import PIECE
 
 # What is kept after a crowd has left; a machine rarely moves more bodies at once.
 _KEPT: Final = 16

@@ -22,10 +22,10 @@ from ftpkit.errors import (
     StallTimeoutError,
     TruncatedError,
 )
-from ftpkit.net import stream
-from ftpkit.net.pacing import Limiter, TokenBucket
-from ftpkit.net.stream import PIECE, SMALL, FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net import frame_stream
+from ftpkit.net.frame_stream import PIECE, SMALL, FrameStream
+from ftpkit.net.tls_identity import Identity
+from ftpkit.net.token_bucket import Limiter, TokenBucket
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header, encode_header
 
@@ -438,7 +438,7 @@ class Held:
 def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there(
     gather_s: float, pieces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "_GATHER_S", gather_s)
+    monkeypatch.setattr(frame_stream, "_GATHER_S", gather_s)
     turns = Held(3)
     with Pair(turns=turns) as pair:
         pair.peer.sendall(encode_header({"size": 5}))

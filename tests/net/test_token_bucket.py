@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftpkit.net.pacing import TokenBucket
+from ftpkit.net.token_bucket import TokenBucket
 
 
 class Time:

@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from ftpkit.errors import ConnectionLostError
-from ftpkit.net.stream import FrameStream
-from ftpkit.net.tls import Identity
+from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 
 pytestmark = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import contextlib
 import socket
 from typing import Final
 
-from ftpkit.net.line import TlsTransport
+from ftpkit.net.transport import TlsTransport
 from ftpkit.osapi import sockets as os_sockets
 
 _PIECE: Final = 128 * 1024
