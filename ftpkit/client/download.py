@@ -16,10 +16,10 @@ from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
 from ftpkit.protocol.udp.packet import MAX_BLOCKS
-from ftpkit.storage.files import DirHandle, FileSystem
-from ftpkit.storage.store import FileInfo, UploadSpec, hold_block
-from ftpkit.storage.tree import Tree
-from ftpkit.storage.upload import (
+from ftpkit.storage.api import FileInfo, UploadSpec, hold_block
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
+from ftpkit.storage.directory.tree import Tree
+from ftpkit.storage.directory.upload import (
     DATA,
     JOURNAL,
     DirectoryUpload,

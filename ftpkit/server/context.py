@@ -19,7 +19,7 @@ from ftpkit.server.door import Begin, UdpConversation, UdpListener
 from ftpkit.server.gate import Authenticator
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.traffic import TransferRegistry, take_turn
-from ftpkit.storage.store import Reader, Store, Upload
+from ftpkit.storage.api import Reader, Store, Upload
 from ftpkit.tokens import Grant
 
 # Where nobody is asked for a token, everybody may do everything.

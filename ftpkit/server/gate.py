@@ -6,9 +6,9 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.server.house import AccountQuota, SharedLimits
-from ftpkit.storage.limited import QuotaStore
-from ftpkit.storage.store import QuotaAwareStore, Store
-from ftpkit.storage.under import PrefixStore
+from ftpkit.storage.api import QuotaAwareStore, Store
+from ftpkit.storage.prefix_store import PrefixStore
+from ftpkit.storage.quota_store import QuotaStore
 from ftpkit.tokens import Grant, Tokens
 
 # How often those who are in are looked after: what was taken back ends within a second.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ftpkit.server.ledgers import Count, QuotaLedger
 from ftpkit.server.tries import LoginThrottle
-from ftpkit.storage.room import NO_RESERVATION, Reservation
+from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 
 class SharedLimits(Protocol):

@@ -20,7 +20,7 @@ from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.server.rows import pull, push
-from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
+from ftpkit.storage.api import BlockRecord, FileInfo, Progress, Reader, UploadSpec
 from ftpkit.tokens import Permission
 
 _FEATURES: Final = ["basis", "blocks_digest"]

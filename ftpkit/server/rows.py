@@ -13,7 +13,7 @@ from ftpkit.protocol.udp.receiver import Receiver
 from ftpkit.protocol.udp.sender import Sender
 from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.server.context import Result, SessionContext
-from ftpkit.storage.store import Reader, Upload, hold_block
+from ftpkit.storage.api import Reader, Upload, hold_block
 
 
 def push(context: SessionContext, request: m.Push) -> Result:

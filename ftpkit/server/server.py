@@ -17,7 +17,7 @@ from ftpkit.server.door import UdpListener
 from ftpkit.server.listener import Listener, peer_name
 from ftpkit.server.service import DAY_S, ConnectionHandler, Limits, sweep_hourly
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import FileSystem
+from ftpkit.storage.directory.filesystem import FileSystem
 from ftpkit.tokens import Tokens
 
 log = logging.getLogger("ftpkit.server")

@@ -31,7 +31,7 @@ from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.traffic import TransferRegistry
-from ftpkit.storage.store import QuotaAwareStore, Store
+from ftpkit.storage.api import QuotaAwareStore, Store
 from ftpkit.tokens import Tokens
 
 DAY_S: Final = 86_400.0

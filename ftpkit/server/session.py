@@ -28,7 +28,7 @@ from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers import TransferTracker
-from ftpkit.storage.store import Reader
+from ftpkit.storage.api import Reader
 
 # A refused body up to this size is read and dropped, and the conversation goes on.
 MAX_DROPPED: Final = 1024 * 1024

@@ -12,7 +12,7 @@ from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.scheduling.scheduler import Scheduler
 from ftpkit.server.status import TransferTotals
-from ftpkit.storage.store import Upload
+from ftpkit.storage.api import Upload
 
 
 class TransferRegistry:

@@ -30,8 +30,8 @@ from ftpkit.server.housekeeping import RemoteLimits
 from ftpkit.server.relay import DemultiplexedPort, session_of
 from ftpkit.server.service import ConnectionHandler, Limits
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import FileSystem
-from ftpkit.storage.sharing import RootLease
+from ftpkit.storage.directory.filesystem import FileSystem
+from ftpkit.storage.directory.locks import RootLease
 from ftpkit.tokens import Tokens, decode_grant, encode_grant
 
 # Longer than the supervisor waits for all workers, and less than a client does.

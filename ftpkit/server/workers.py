@@ -37,7 +37,7 @@ from ftpkit.server.survey import StatusAggregator
 from ftpkit.server.turns import SchedulerServer
 from ftpkit.server.worker import work
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import FileSystem
+from ftpkit.storage.directory.filesystem import FileSystem
 
 # A worker that has no more time to end, or to start.
 _ENDING_S: Final = 5.0

@@ -9,7 +9,7 @@ from ftpkit import Client, CorruptDataError, Server
 from ftpkit.cli import main
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
 
 DAY_S = 86_400.0
 

@@ -16,7 +16,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server import Server
 from ftpkit.server import server as server_module
-from ftpkit.storage.files import FileSystem
+from ftpkit.storage.directory.filesystem import FileSystem
 from tests.faults.conftest import MIB, Eager, left_over, noise, quiet, settled, visible
 from tests.faults.crowd import Raw
 from tests.faults.relay import Relay

@@ -236,7 +236,7 @@ def test_a_failure_tells_the_client_nothing(
     def fail(*args: object) -> None:
         raise OSError(5, "Input/output error", str(root / "inner"))
 
-    monkeypatch.setattr("ftpkit.storage.tree.Tree.stat", fail)
+    monkeypatch.setattr("ftpkit.storage.directory.tree.Tree.stat", fail)
     reply = raw.ask("stat", name="f", token="ftpk_very-secret")
     assert reply.code == Code.INTERNAL
     assert set(reply.header) == {"ok", "code", "message"}

@@ -14,9 +14,9 @@ from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import AccountQuota, LocalLimits
 from ftpkit.storage import Store
-from ftpkit.storage.files import FileSystem
-from ftpkit.storage.limited import QuotaStore
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.directory.filesystem import FileSystem
+from ftpkit.storage.quota_store import QuotaStore
 from tests.storage.stores import (
     BLOCK,
     OWNER,

@@ -18,7 +18,7 @@ from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import DirHandle, FileSystem
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from tests.support.cut import CutSocket
 from tests.support.raw import Raw, Reply, frame, frames_in
 from tests.support.status import status

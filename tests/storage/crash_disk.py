@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Final
 
 from ftpkit.osapi import files as os_files
-from ftpkit.storage.files import DIGEST_XATTR
+from ftpkit.storage.directory.filesystem import DIGEST_XATTR
 
 SECTOR: Final = 512
 # What a sector may hold that was given to a file, but never written for it.

@@ -11,8 +11,8 @@ from typing import Final
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.store import UploadSpec
-from ftpkit.storage.upload import DirectoryUpload
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.directory.upload import DirectoryUpload
 from tests.storage.crash_disk import Disk, Event, Image, Sync, SyncDirectory
 from tests.storage.crash_promise import (
     BLOCK,

@@ -2,8 +2,8 @@
 
 import os
 
-from ftpkit.storage.files import DirHandle
-from ftpkit.storage.upload import JOURNAL
+from ftpkit.storage.directory.filesystem import DirHandle
+from ftpkit.storage.directory.upload import JOURNAL
 from tests.storage.crash_record import LinkingFiles, RecordingFiles
 
 

@@ -8,8 +8,8 @@ from typing import Final
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import FileSystem
-from ftpkit.storage.store import FileInfo, UploadSpec
+from ftpkit.storage.api import FileInfo, UploadSpec
+from ftpkit.storage.directory.filesystem import FileSystem
 from tests.storage.crash_record import look
 
 # The store makes its root itself, in a directory that was there.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ftpkit.osapi import files as os_files
-from ftpkit.storage.files import DIGEST_XATTR, DirHandle, FileSystem
+from ftpkit.storage.directory.filesystem import DIGEST_XATTR, DirHandle, FileSystem
 from tests.storage.crash_disk import (
     Describe,
     Disk,

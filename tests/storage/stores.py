@@ -14,11 +14,12 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.house import AccountQuota, LocalLimits
-from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload, files
-from ftpkit.storage.files import DirHandle, FileSystem
-from ftpkit.storage.limited import QuotaStore
-from ftpkit.storage.store import UploadSpec
-from ftpkit.storage.under import PrefixStore
+from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.directory import filesystem
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
+from ftpkit.storage.prefix_store import PrefixStore
+from ftpkit.storage.quota_store import QuotaStore
 from tests.support.portable import sitecustomize
 
 BLOCK = 64 * 1024
@@ -173,10 +174,10 @@ def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os_files, name, False)
     for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_NONBLOCK", "O_CLOEXEC"):
         monkeypatch.setattr(os_files, name, 0)
-    monkeypatch.setattr(files, "_DIRECTORY", os.O_RDONLY)
-    monkeypatch.setattr(files, "_READ", os.O_RDONLY)
-    monkeypatch.setattr(files, "_REOPEN", os.O_RDWR)
-    monkeypatch.setattr(files, "_CREATE", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    monkeypatch.setattr(filesystem, "_DIRECTORY", os.O_RDONLY)
+    monkeypatch.setattr(filesystem, "_READ", os.O_RDONLY)
+    monkeypatch.setattr(filesystem, "_REOPEN", os.O_RDWR)
+    monkeypatch.setattr(filesystem, "_CREATE", os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def ignore(done: int, total: int) -> None:

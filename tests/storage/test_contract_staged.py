@@ -9,7 +9,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import Staged, Store
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
 from tests.storage.stores import BLOCK, Place, blocks_of, fetch, ignore, refused, send, stage
 
 SIZES = [0, 1, 999_999]

@@ -10,7 +10,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, split_digest
 from ftpkit.storage import Store, Upload
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
 from tests.storage.stores import (
     BLOCK,
     OWNER,

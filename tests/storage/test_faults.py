@@ -9,8 +9,8 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import DirHandle
-from ftpkit.storage.store import FileInfo, UploadSpec
+from ftpkit.storage.api import FileInfo, UploadSpec
+from ftpkit.storage.directory.filesystem import DirHandle
 from tests.storage.stores import (
     BLOCK,
     OWNER,

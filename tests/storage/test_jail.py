@@ -13,7 +13,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore, Store
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
 from tests.storage.stores import (
     Place,
     begin,

@@ -15,8 +15,8 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.files import DirHandle, is_hard_linked
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.directory.filesystem import DirHandle, is_hard_linked
 from tests.storage.stores import (
     OWNER,
     Place,

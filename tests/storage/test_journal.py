@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
-from ftpkit.storage import DirectoryStore, Upload, journal
-from ftpkit.storage.journal import JournalState, replay
-from ftpkit.storage.upload import DirectoryUpload
+from ftpkit.storage import DirectoryStore, Upload
+from ftpkit.storage.directory import journal
+from ftpkit.storage.directory.journal import JournalState, replay
+from ftpkit.storage.directory.upload import DirectoryUpload
 from tests.storage.stores import BLOCK, OWNER, Place, begin, commit, fetch, held, send
 
 WISH = {"id": "x", "name": "ä\n", "total": None}

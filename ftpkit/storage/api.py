@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.storage.room import UNLIMITED, QuotaScope
+from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
 Progress = Callable[[int, int], None]
 """Called with how many bytes of how many are done, while work takes long."""

@@ -9,11 +9,11 @@ from typing import Final, Self
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
-from ftpkit.storage.files import DirHandle, FileSystem, digest_xattr
-from ftpkit.storage.refusals import translate_os_errors
-from ftpkit.storage.room import UNLIMITED, QuotaScope
-from ftpkit.storage.store import FileInfo, UploadSpec
-from ftpkit.storage.tree import Tree, file_info
+from ftpkit.storage.api import FileInfo, UploadSpec
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, digest_xattr
+from ftpkit.storage.directory.tree import Tree, file_info
+from ftpkit.storage.os_errors import translate_os_errors
+from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
 # Smaller files are flushed by their commit alone.
 _LARGE: Final = 256 * 1024

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import check_name
-from ftpkit.storage.refusals import NamedRefusalError
-from ftpkit.storage.store import (
+from ftpkit.storage.api import (
     BlockRecord,
     BlockWriter,
     FileInfo,
@@ -18,6 +17,7 @@ from ftpkit.storage.store import (
     Upload,
     UploadSpec,
 )
+from ftpkit.storage.os_errors import NamedRefusalError
 
 
 class PrefixStore:

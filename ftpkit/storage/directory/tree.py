@@ -12,16 +12,16 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import MAX_NAME, is_reserved, split_name
-from ftpkit.storage.files import (
+from ftpkit.storage.api import FileInfo, Progress
+from ftpkit.storage.directory.filesystem import (
     DirHandle,
     FileSystem,
     HiddenFileError,
     digest_xattr,
     is_hard_linked,
 )
-from ftpkit.storage.refusals import translate_os_errors
-from ftpkit.storage.room import UNLIMITED, QuotaScope
-from ftpkit.storage.store import FileInfo, Progress
+from ftpkit.storage.os_errors import translate_os_errors
+from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
 # What link() says on disks that have no hard links.
 _NO_LINKS: Final = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

@@ -8,8 +8,8 @@ import pytest
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage import DirectoryStore, Store
-from ftpkit.storage.store import UploadSpec
-from ftpkit.storage.under import PrefixStore
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.prefix_store import PrefixStore
 from tests.storage.stores import (
     BLOCK,
     JAIL,

@@ -12,8 +12,8 @@ import pytest
 from ftpkit.errors import Code, WrongWorkerError
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.sharing import RootLease
-from ftpkit.storage.store import UploadSpec
+from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.directory.locks import RootLease
 from tests.storage.stores import (
     BLOCK,
     OWNER,

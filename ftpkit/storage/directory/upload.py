@@ -18,13 +18,13 @@ from ftpkit.protocol.digest import (
     split_digest,
 )
 from ftpkit.protocol.frame import MAX_SIZE
-from ftpkit.storage import journal
-from ftpkit.storage.files import DirHandle, FileSystem
-from ftpkit.storage.journal import HeldBlock, JournalState
-from ftpkit.storage.refusals import translate_os_errors
-from ftpkit.storage.room import NO_RESERVATION, UNLIMITED, QuotaScope, Reservation
-from ftpkit.storage.store import BlockRecord, FileInfo, Progress, Reader, UploadSpec
-from ftpkit.storage.writer import BlockFileWriter, upload_taken_over
+from ftpkit.storage.api import BlockRecord, FileInfo, Progress, Reader, UploadSpec
+from ftpkit.storage.directory import journal
+from ftpkit.storage.directory.block_writer import BlockFileWriter, upload_taken_over
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
+from ftpkit.storage.directory.journal import HeldBlock, JournalState
+from ftpkit.storage.os_errors import translate_os_errors
+from ftpkit.storage.quota import NO_RESERVATION, UNLIMITED, QuotaScope, Reservation
 
 DATA: Final = "data"
 JOURNAL: Final = "journal"

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from ftpkit.storage.room import QuotaScope
-from ftpkit.storage.store import (
+from ftpkit.storage.api import (
     FileInfo,
     Progress,
     QuotaAwareStore,
@@ -12,6 +11,7 @@ from ftpkit.storage.store import (
     Upload,
     UploadSpec,
 )
+from ftpkit.storage.quota import QuotaScope
 
 
 class QuotaStore:

@@ -14,15 +14,13 @@ from ftpkit.errors import Code, RefusedError, WrongWorkerError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
-from ftpkit.storage import journal
-from ftpkit.storage.files import DirHandle, FileSystem, is_hard_linked
-from ftpkit.storage.refusals import translate_os_errors
-from ftpkit.storage.room import UNLIMITED, QuotaScope
-from ftpkit.storage.sharing import LocalUploadLocks, RootLease, UploadLocks
-from ftpkit.storage.staged import FileReader, StagedFile
-from ftpkit.storage.store import FileInfo, Progress, Upload, UploadSpec
-from ftpkit.storage.tree import Tree
-from ftpkit.storage.upload import (
+from ftpkit.storage.api import FileInfo, Progress, Upload, UploadSpec
+from ftpkit.storage.directory import journal
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, is_hard_linked
+from ftpkit.storage.directory.locks import LocalUploadLocks, RootLease, UploadLocks
+from ftpkit.storage.directory.staged_file import FileReader, StagedFile
+from ftpkit.storage.directory.tree import Tree
+from ftpkit.storage.directory.upload import (
     DATA,
     JOURNAL,
     DirectoryUpload,
@@ -30,7 +28,9 @@ from ftpkit.storage.upload import (
     read_journal,
     reopen_upload,
 )
-from ftpkit.storage.usage import promised_in, stored_in
+from ftpkit.storage.directory.usage import promised_in, stored_in
+from ftpkit.storage.os_errors import translate_os_errors
+from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
 _LOCK: Final = "lock"
 _STAGING: Final = "staging"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from ftpkit.protocol.names import is_in, is_reserved
-from ftpkit.storage.files import DirHandle
-from ftpkit.storage.journal import MAX_RECORD
-from ftpkit.storage.upload import DATA, JOURNAL, read_journal
+from ftpkit.storage.directory.filesystem import DirHandle
+from ftpkit.storage.directory.journal import MAX_RECORD
+from ftpkit.storage.directory.upload import DATA, JOURNAL, read_journal
 
 # What vanished, is no directory any more, or may not be looked at.
 _PASSED_OVER: Final = FileNotFoundError, NotADirectoryError, PermissionError

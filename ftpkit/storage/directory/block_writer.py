@@ -5,7 +5,7 @@ from typing import Protocol
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import Hasher, format_digest, split_digest
-from ftpkit.storage.room import NO_RESERVATION, Reservation
+from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 
 class Owner(Protocol):
