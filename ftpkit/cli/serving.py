@@ -21,7 +21,7 @@ from ftpkit.cli.signals import RELOAD, heard
 from ftpkit.cli.state import State
 from ftpkit.cli.systemd import Manager, handed_over, shown_to_the_journal
 from ftpkit.cli.units import format_duration
-from ftpkit.client.hosts import LocalServers
+from ftpkit.client.known_hosts import LocalServers
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity

@@ -10,8 +10,8 @@ import click
 from ftpkit.cli.places import hosts_file, memory_directory, running_directory, settings_file
 from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
 from ftpkit.client import Client, UdpMode
-from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers
-from ftpkit.client.link import Connection, UrlProvider
+from ftpkit.client.connection import Connection, UrlProvider
+from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.local import is_local_host

@@ -16,7 +16,7 @@ from ftpkit.cli.places import default_state, running_directory
 from ftpkit.cli.settings import COUNT, RATE, setting, word
 from ftpkit.cli.tables import Column, table
 from ftpkit.cli.units import format_size, parse_duration, parse_size
-from ftpkit.client.hosts import LocalServers
+from ftpkit.client.known_hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.protocol.names import check_name

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from ftpkit.client.connection import ReconnectingConnection
-from ftpkit.client.datagrams import UdpMode, UdpTransfer
-from ftpkit.client.link import UrlProvider
+from ftpkit.client.cancel import CancelToken
+from ftpkit.client.connection import UrlProvider
+from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff, OnRetry
-from ftpkit.client.stop import CancelToken
-from ftpkit.client.upload import OnProgress, Source, Upload
+from ftpkit.client.transfer.upload import OnProgress, Source, Upload
+from ftpkit.client.udp import UdpMode, UdpTransfer
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
@@ -337,7 +337,7 @@ class Client:
         on_retry: OnRetry | None,
     ) -> TransferResult:
         # Here, because a download is staged as on a server: nothing else needs all of storage/.
-        from ftpkit.client.download import Download, DownloadTarget
+        from ftpkit.client.transfer.download import Download, DownloadTarget
 
         check_name(name)
         path = os.curdir if path is None else os.fspath(path)

@@ -6,8 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ftpkit.client.connection import ReconnectingConnection
-from ftpkit.client.stop import CancelToken
+from ftpkit.client.cancel import CancelToken
+from ftpkit.client.reconnect import ReconnectingConnection
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-from ftpkit.client.link import Connection
-from ftpkit.client.memory import DigestCache
-from ftpkit.client.upload import BLOCK, BlockUpload, Source
+from ftpkit.client.connection import Connection
+from ftpkit.client.digest_cache import DigestCache
+from ftpkit.client.transfer.upload import BLOCK, BlockUpload, Source
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.compare.ways import Connections, RawUdpStrategy, Strategy, TcpStrategy, UdpStrategy
 from ftpkit.errors import FtpkitError

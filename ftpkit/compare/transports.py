@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftpkit.client import Client
-from ftpkit.client.upload import Source
+from ftpkit.client.transfer.upload import Source
 from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.link import EmulatedNetwork, NetworkCounts, NetworkProfile
 from ftpkit.compare.one_transport import Job, Result

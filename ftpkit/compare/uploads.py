@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from ftpkit.client.datagrams import UdpMode, UdpTransfer
-from ftpkit.client.link import Connection
-from ftpkit.client.upload import Source, Upload
+from ftpkit.client.connection import Connection
+from ftpkit.client.transfer.upload import Source, Upload
+from ftpkit.client.udp import UdpMode, UdpTransfer
 from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.trace import Arrival
 from ftpkit.errors import ConnectionLostError, LocalFileError

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
-from ftpkit.client.exchange import SessionStart, run_session, upload_starter
-from ftpkit.client.link import Connection
-from ftpkit.client.upload import BLOCK, BlockUpload
+from ftpkit.client.connection import Connection
+from ftpkit.client.transfer.upload import BLOCK, BlockUpload
+from ftpkit.client.udp_session import SessionStart, run_session, upload_starter
 from ftpkit.compare.raw import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError

@@ -20,7 +20,7 @@ import pytest
 from ftpkit import Server
 from ftpkit.cli.places import hosts_file, running_directory
 from ftpkit.cli.target import find, kept_hosts
-from ftpkit.client.hosts import LocalServers
+from ftpkit.client.known_hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files

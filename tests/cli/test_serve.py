@@ -12,7 +12,7 @@ import pytest
 from ftpkit import Client, __version__
 from ftpkit.cli.announce import first_line, is_loopback, reachable
 from ftpkit.cli.places import running_directory
-from ftpkit.client.hosts import LocalServers
+from ftpkit.client.known_hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files

@@ -23,7 +23,7 @@ from ftpkit import (
     TransferResult,
     UdpMode,
 )
-from ftpkit.client.stop import Cancelled, CancelToken
+from ftpkit.client.cancel import Cancelled, CancelToken
 from tests.faults.relay import Hold, Plan, Relay
 from tests.support.hostile import Peer, hostile
 from tests.support.logs import Log

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit.client import Client
-from ftpkit.client.connection import ReconnectingConnection
+from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff
 from ftpkit.server import Server
 from tests.faults.relay import Relay

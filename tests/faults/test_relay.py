@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Grant, Permission, Tokens, Url
-from ftpkit.client import Client, upload
-from ftpkit.client.upload import BLOCK
+from ftpkit.client import Client
+from ftpkit.client.transfer import upload
+from ftpkit.client.transfer.upload import BLOCK
 from ftpkit.errors import Code, FtpkitError, RefusedError, SourceChangedError, StallTimeoutError
 from ftpkit.server import Server
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, quiet, settled, visible

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.client.memory import DigestCache
+from ftpkit.client.digest_cache import DigestCache
 from ftpkit.protocol.digest import digest_of
 
 BLOCK = 65_536

@@ -22,7 +22,7 @@ from ftpkit import (
     SourceChangedError,
 )
 from ftpkit.client import UdpMode
-from ftpkit.client import exchange as exchange_module
+from ftpkit.client import udp_session as exchange_module
 from ftpkit.errors import FtpkitError, UdpBlockedError
 from tests.faults.relay import Relay
 from tests.support.logs import Log

@@ -10,10 +10,10 @@ from itertools import islice
 from struct import Struct
 from typing import Final, Self
 
-from ftpkit.client.datagrams import UdpTransfer
-from ftpkit.client.link import Connection, SendBody
-from ftpkit.client.memory import DigestCache
+from ftpkit.client.connection import Connection, SendBody
+from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.retry import OnRetry
+from ftpkit.client.udp import UdpTransfer
 from ftpkit.errors import (
     Code,
     CorruptDataError,

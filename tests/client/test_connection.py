@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
-from ftpkit.client.link import Connection
+from ftpkit.client.connection import Connection
 from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.link import EmulatedNetwork as Line
 from ftpkit.compare.link import NetworkProfile, NetworkUnavailableError

@@ -8,8 +8,8 @@ from contextlib import closing
 from functools import partial
 from typing import Final
 
-from ftpkit.client.datagrams import OnMoved
-from ftpkit.client.link import Connection
+from ftpkit.client.connection import Connection
+from ftpkit.client.udp import OnMoved
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.cipher import DatagramCipher
 from ftpkit.net.udp_socket import DatagramSocket, drive_session

@@ -13,7 +13,7 @@ import pytest
 
 from ftpkit import Address, Client, FtpkitError, ProtocolError, RefusedError
 from ftpkit.client import UdpMode as Mode
-from ftpkit.client import exchange as exchange_module
+from ftpkit.client import udp_session as exchange_module
 from ftpkit.errors import StallTimeoutError, UdpBlockedError
 from tests.support.hostile import HELLO, Peer, Script, hostile
 from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, Udp, pieces_of

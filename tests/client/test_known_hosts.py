@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import LocalFileError
-from ftpkit.client.hosts import KnownHosts, LocalServer, LocalServers, SavedUrls
+from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers, SavedUrls
 from ftpkit.net.address import Address, Url
 from ftpkit.osapi import files as os_files
 

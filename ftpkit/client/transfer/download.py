@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, Self
 
-from ftpkit.client.datagrams import UdpTransfer
-from ftpkit.client.link import Connection, SendBody
+from ftpkit.client.connection import Connection, SendBody
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.upload import BLOCK, TRIES, OnProgress
+from ftpkit.client.transfer.upload import BLOCK, TRIES, OnProgress
+from ftpkit.client.udp import UdpTransfer
 from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, format_digest

@@ -7,13 +7,13 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from ftpkit.client.link import Connection
+from ftpkit.client.connection import Connection
 from ftpkit.client.retry import OnRetry
 from ftpkit.errors import UdpBlockedError
 from ftpkit.protocol.messages import OkReply, Ping, Pull, Push
 
 if TYPE_CHECKING:
-    from ftpkit.client.exchange import SessionStart
+    from ftpkit.client.udp_session import SessionStart
 
 OnMoved = Callable[[int], None]
 """Called with how many more bytes of blocks are over."""
@@ -64,7 +64,7 @@ class UdpTransfer:
         conversation tells. Where UDP is blocked, ``on_retry`` hears of it, or
         BlockedError is raised if there is to be nothing else.
         """
-        from ftpkit.client.exchange import upload_starter
+        from ftpkit.client.udp_session import upload_starter
 
         start = upload_starter(block, sizes, fill, self._bytes_per_s)
         return self._run(connection, Push(upload=upload), start, on_moved, on_retry)
@@ -82,7 +82,7 @@ class UdpTransfer:
 
         ``take`` gets the number of a block, its bytes and their raw digest, unchecked.
         """
-        from ftpkit.client.exchange import download_starter
+        from ftpkit.client.udp_session import download_starter
 
         if self._bytes_per_s is not None:
             pull = replace(pull, rate=max(1, int(self._bytes_per_s)))
@@ -98,7 +98,7 @@ class UdpTransfer:
         on_moved: OnMoved,
         on_retry: OnRetry,
     ) -> int:
-        from ftpkit.client.exchange import run_session
+        from ftpkit.client.udp_session import run_session
 
         moved = 0
 

@@ -1,0 +1,76 @@
+"""A connection to a server that is made when it is needed, and again where it was lost."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from ftpkit.client.cancel import CancelToken
+from ftpkit.client.connection import Connection, UrlProvider
+from ftpkit.client.retry import Backoff, OnRetry
+from ftpkit.errors import FtpkitError
+from ftpkit.net.token_bucket import TokenBucket
+
+T = TypeVar("T")
+
+
+class ReconnectingConnection:
+    """One conversation at a time; threads take turns.
+
+    ``stop`` ends what is done over it; it is exchanged between two transfers alone.
+    """
+
+    def __init__(
+        self, url_provider: UrlProvider, *, timeout_s: float, limiter: TokenBucket | None
+    ) -> None:
+        self._url_provider, self._timeout_s, self._limiter = url_provider, timeout_s, limiter
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self.cancel_token = CancelToken()
+
+    @contextlib.contextmanager
+    def acquire(self) -> Iterator[Connection]:
+        """Have the conversation for oneself; after a failure that left it in the middle, end it."""
+        with self._lock:
+            try:
+                yield self._open()
+            except FtpkitError:
+                if self._connection is not None and not self._connection.usable:
+                    self.close()
+                raise
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                self.cancel_token.detach()
+
+    def run(self, work: Callable[[Connection], T], backoff: Backoff, on_retry: OnRetry) -> T:
+        """Do ``work``, over a new conversation after each failure that may pass."""
+        while True:
+            try:
+                with self.acquire() as connection:
+                    return work(connection)
+            except FtpkitError as error:
+                self.cancel_token.check()
+                backoff.wait(error, on_retry)
+
+    def close(self) -> None:
+        """Hang up; what comes next connects again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _open(self) -> Connection:
+        if self._connection is not None and not self._connection.usable:
+            self.close()
+        if self._connection is None:
+            self._connection = Connection(
+                self._url_provider,
+                timeout_s=self._timeout_s,
+                limiter=self._limiter,
+                on_socket=self.cancel_token.attach,
+            )
+        else:
+            self.cancel_token.attach(self._connection.sock)
+        return self._connection

@@ -1,0 +1,1 @@
+"""One upload or download of the client, in blocks."""
