@@ -27,9 +27,9 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
-from ftpkit.server.binding import ListeningSocket, adopt, bind
-from ftpkit.server.service import Limits
-from ftpkit.server.workers import Supervisor, WorkerConfig
+from ftpkit.server.handler import Limits
+from ftpkit.server.sockets import ListeningSocket, adopt, bind
+from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
 from ftpkit.tokens import Tokens
 
 _logger: Final = logging.getLogger("ftpkit.cli")

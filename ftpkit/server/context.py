@@ -15,10 +15,10 @@ from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.scheduling.flow import Account
-from ftpkit.server.door import Begin, UdpConversation, UdpListener
-from ftpkit.server.gate import Authenticator
+from ftpkit.server.auth.authenticator import Authenticator
 from ftpkit.server.jobs import Jobs
-from ftpkit.server.traffic import TransferRegistry, take_turn
+from ftpkit.server.transfers.registry import TransferRegistry, take_turn
+from ftpkit.server.udp.listener import Begin, UdpConversation, UdpListener
 from ftpkit.storage.api import Reader, Store, Upload
 from ftpkit.tokens import Grant
 

@@ -13,8 +13,8 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import Address
 from ftpkit.net.udp_socket import DatagramSocket
 from ftpkit.protocol.state import ServerProtocol
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.binding import ListeningSocket
+from ftpkit.server.connection_limit import ConnectionLimiter
+from ftpkit.server.sockets import ListeningSocket
 
 # How long a connection that was not admitted stays open, so that its refusal is seen.
 _REFUSED_S: Final = 1.0

@@ -19,7 +19,7 @@ from ftpkit.protocol.digest import (
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Result, SessionContext
-from ftpkit.server.rows import pull, push
+from ftpkit.server.udp.operations import pull, push
 from ftpkit.storage.api import BlockRecord, FileInfo, Progress, Reader, UploadSpec
 from ftpkit.tokens import Permission
 

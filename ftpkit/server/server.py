@@ -11,11 +11,11 @@ from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.policies import DEFAULT_POLICY
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.binding import ListeningSocket, bind
-from ftpkit.server.door import UdpListener
+from ftpkit.server.connection_limit import ConnectionLimiter
+from ftpkit.server.handler import DAY_S, ConnectionHandler, Limits, sweep_hourly
 from ftpkit.server.listener import Listener, peer_name
-from ftpkit.server.service import DAY_S, ConnectionHandler, Limits, sweep_hourly
+from ftpkit.server.sockets import ListeningSocket, bind
+from ftpkit.server.udp.listener import UdpListener
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.directory.filesystem import FileSystem
 from ftpkit.tokens import Tokens

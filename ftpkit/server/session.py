@@ -27,7 +27,7 @@ from ftpkit.protocol.state import ServerProtocol
 from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
-from ftpkit.server.transfers import TransferTracker
+from ftpkit.server.transfers.tracker import TransferTracker
 from ftpkit.storage.api import Reader
 
 # A refused body up to this size is read and dropped, and the conversation goes on.

@@ -15,7 +15,7 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers import Supervisor, WorkerConfig
+from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
 from ftpkit.tokens import Grant, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame

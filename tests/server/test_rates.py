@@ -11,7 +11,7 @@ import pytest
 from ftpkit import Client, Server
 from ftpkit.client.udp import UdpMode
 from ftpkit.errors import FtpkitError
-from ftpkit.server.service import Limits
+from ftpkit.server.handler import Limits
 from tests.support.raw import Raw
 
 MIB: Final = 1024 * 1024

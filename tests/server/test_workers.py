@@ -19,9 +19,9 @@ import pytest
 
 from ftpkit import Client, UdpMode
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server import workers as workers_module
-from ftpkit.server.service import Limits
-from ftpkit.server.workers import Supervisor, WorkerConfig, next_delay
+from ftpkit.server.handler import Limits
+from ftpkit.server.workers import supervisor as workers_module
+from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig, next_delay
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame

@@ -13,7 +13,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.house import AccountQuota, LocalLimits
+from ftpkit.server.auth.shared_limits import AccountQuota, LocalLimits
 from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload
 from ftpkit.storage.api import UploadSpec
 from ftpkit.storage.directory import filesystem

@@ -1,7 +1,7 @@
 """The inside of a running server, for tests that have to reach there."""
 
 from ftpkit import Server
-from ftpkit.server.service import ConnectionHandler
+from ftpkit.server.handler import ConnectionHandler
 
 
 def service_of(server: Server) -> ConnectionHandler:

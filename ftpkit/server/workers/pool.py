@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from ftpkit.errors import ConnectionLostError, WrongWorkerError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.channel import IpcChannel, close_all
-from ftpkit.server.housekeeping import SharedLimitsServer
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.listener import peer_name
-from ftpkit.server.relay import is_session_of
+from ftpkit.server.udp.demux import is_session_of
+from ftpkit.server.workers.ipc import IpcChannel, close_all
+from ftpkit.server.workers.limits_server import SharedLimitsServer
 
 # The number of the supervisor itself, which only ever has uploads to sweep them.
 SUPERVISOR: Final = 0

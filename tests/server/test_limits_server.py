@@ -14,11 +14,11 @@ import pytest
 from ftpkit.errors import Code, ConnectionLostError
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.broker import State, WorkerHandle, WorkerPool
-from ftpkit.server.channel import IpcChannel
-from ftpkit.server.house import LocalLimits
-from ftpkit.server.housekeeping import RemoteLimits, SharedLimitsServer
+from ftpkit.server.auth.shared_limits import LocalLimits
+from ftpkit.server.connection_limit import ConnectionLimiter
+from ftpkit.server.workers.ipc import IpcChannel
+from ftpkit.server.workers.limits_server import RemoteLimits, SharedLimitsServer
+from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
 from tests.storage.stores import refused
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.house import LocalLimits
+from ftpkit.server.auth.shared_limits import LocalLimits
 
 Answer = Callable[..., None]
 """Tells a worker, as the fields of a message, what it has asked for."""

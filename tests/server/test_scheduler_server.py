@@ -8,10 +8,10 @@ import pytest
 
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header
-from ftpkit.server.broker import WorkerHandle
-from ftpkit.server.channel import IpcChannel
-from ftpkit.server.service import Limits
-from ftpkit.server.turns import SchedulerServer
+from ftpkit.server.handler import Limits
+from ftpkit.server.workers.ipc import IpcChannel
+from ftpkit.server.workers.pool import WorkerHandle
+from ftpkit.server.workers.scheduler_server import SchedulerServer
 
 MIB = 1024 * 1024
 QUANTUM = 4 * MIB

@@ -9,11 +9,11 @@ import pytest
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server import survey as survey_module
-from ftpkit.server.broker import WorkerHandle
-from ftpkit.server.channel import IpcChannel
 from ftpkit.server.status import nothing
-from ftpkit.server.survey import StatusAggregator
+from ftpkit.server.workers import status as survey_module
+from ftpkit.server.workers.ipc import IpcChannel
+from ftpkit.server.workers.pool import WorkerHandle
+from ftpkit.server.workers.status import StatusAggregator
 from tests.support.status import status, transfer
 
 LONG_S = 20.0

@@ -5,7 +5,7 @@ import threading
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.server.house import AccountQuota, SharedLimits
+from ftpkit.server.auth.shared_limits import AccountQuota, SharedLimits
 from ftpkit.storage.api import QuotaAwareStore, Store
 from ftpkit.storage.prefix_store import PrefixStore
 from ftpkit.storage.quota_store import QuotaStore

@@ -14,7 +14,7 @@ import pytest
 
 from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers import Supervisor, WorkerConfig
+from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
 from tests.server import test_workers
 from tests.server.test_workers import (
     BLOCK,

@@ -9,11 +9,11 @@ import pytest
 
 from ftpkit.errors import WrongWorkerError
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.broker import State, SupervisorLocks, WorkerHandle, WorkerPool
-from ftpkit.server.channel import IpcChannel
-from ftpkit.server.house import LocalLimits
-from ftpkit.server.housekeeping import SharedLimitsServer
+from ftpkit.server.auth.shared_limits import LocalLimits
+from ftpkit.server.connection_limit import ConnectionLimiter
+from ftpkit.server.workers.ipc import IpcChannel
+from ftpkit.server.workers.limits_server import SharedLimitsServer
+from ftpkit.server.workers.pool import State, SupervisorLocks, WorkerHandle, WorkerPool
 
 pytestmark = pytest.mark.skipif(
     not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"

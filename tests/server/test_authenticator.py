@@ -14,12 +14,12 @@ from typing import Any, Final
 import pytest
 
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server import service as service_module
-from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server import handler as service_module
+from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
-from ftpkit.server.house import LocalLimits, SharedLimits
-from ftpkit.server.service import ConnectionHandler, Limits
-from ftpkit.server.worker import pack, unpack
+from ftpkit.server.handler import ConnectionHandler, Limits
+from ftpkit.server.workers.worker import pack, unpack
 from ftpkit.storage import DirectoryStore
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.raw import TIMEOUT_S, Raw, frame

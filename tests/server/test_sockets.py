@@ -12,8 +12,8 @@ import pytest
 from ftpkit import Client, Server, UdpMode
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.binding import adopt, bind
-from ftpkit.server.workers import Supervisor, WorkerConfig
+from ftpkit.server.sockets import adopt, bind
+from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.trees import published

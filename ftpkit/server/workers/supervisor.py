@@ -24,18 +24,18 @@ from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.binding import ListeningSocket, bind
-from ftpkit.server.broker import State, SupervisorLocks, WorkerHandle, WorkerPool
-from ftpkit.server.channel import IpcChannel
-from ftpkit.server.house import LocalLimits
-from ftpkit.server.housekeeping import SharedLimitsServer
+from ftpkit.server.auth.shared_limits import LocalLimits
+from ftpkit.server.connection_limit import ConnectionLimiter
+from ftpkit.server.handler import Limits, sweep_hourly
 from ftpkit.server.listener import Listener
-from ftpkit.server.relay import Demultiplexer
-from ftpkit.server.service import Limits, sweep_hourly
-from ftpkit.server.survey import StatusAggregator
-from ftpkit.server.turns import SchedulerServer
-from ftpkit.server.worker import work
+from ftpkit.server.sockets import ListeningSocket, bind
+from ftpkit.server.udp.demux import Demultiplexer
+from ftpkit.server.workers.ipc import IpcChannel
+from ftpkit.server.workers.limits_server import SharedLimitsServer
+from ftpkit.server.workers.pool import State, SupervisorLocks, WorkerHandle, WorkerPool
+from ftpkit.server.workers.scheduler_server import SchedulerServer
+from ftpkit.server.workers.status import StatusAggregator
+from ftpkit.server.workers.worker import work
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.directory.filesystem import FileSystem
 

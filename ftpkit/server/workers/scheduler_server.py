@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 from ftpkit.protocol.frame import Header
 from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.rate_limit import Direction
-from ftpkit.server.broker import WorkerHandle
-from ftpkit.server.service import Limits
+from ftpkit.server.handler import Limits
+from ftpkit.server.workers.pool import WorkerHandle
 
 # A number counts what one worker has.
 _Key: TypeAlias = tuple[WorkerHandle, int]

@@ -11,7 +11,7 @@ import pytest
 
 from ftpkit.errors import ConnectionLostError
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.channel import IpcChannel, close_all
+from ftpkit.server.workers.ipc import IpcChannel, close_all
 
 pytestmark = pytest.mark.skipif(
     not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"

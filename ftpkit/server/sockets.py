@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.door import bound
+from ftpkit.server.udp.listener import bound
 
 # The default of 5 refuses connections as soon as a few arrive together.
 _QUEUE: Final = 1024

@@ -8,8 +8,8 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server.broker import WorkerHandle
 from ftpkit.server.status import added, merged, nothing
+from ftpkit.server.workers.pool import WorkerHandle
 
 # One that has not answered by then is left out.
 _PATIENCE_S: Final = 2.0

@@ -22,13 +22,13 @@ from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.scheduling.remote import RemoteScheduler
-from ftpkit.server.admission import ConnectionLimiter
-from ftpkit.server.channel import IpcChannel, close_all
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
-from ftpkit.server.door import UdpListener
-from ftpkit.server.housekeeping import RemoteLimits
-from ftpkit.server.relay import DemultiplexedPort, session_of
-from ftpkit.server.service import ConnectionHandler, Limits
+from ftpkit.server.handler import ConnectionHandler, Limits
+from ftpkit.server.udp.demux import DemultiplexedPort, session_of
+from ftpkit.server.udp.listener import UdpListener
+from ftpkit.server.workers.ipc import IpcChannel, close_all
+from ftpkit.server.workers.limits_server import RemoteLimits
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.directory.filesystem import FileSystem
 from ftpkit.storage.directory.locks import RootLease

@@ -22,15 +22,15 @@ from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
 from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler
-from ftpkit.server.admission import ConnectionLimiter
+from ftpkit.server.auth.authenticator import LOOKS_S, Authenticator
+from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
-from ftpkit.server.door import UdpListener
-from ftpkit.server.gate import LOOKS_S, Authenticator
-from ftpkit.server.house import LocalLimits, SharedLimits
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
-from ftpkit.server.traffic import TransferRegistry
+from ftpkit.server.transfers.registry import TransferRegistry
+from ftpkit.server.udp.listener import UdpListener
 from ftpkit.storage.api import QuotaAwareStore, Store
 from ftpkit.tokens import Tokens
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.server.ledgers import QuotaLedger
+from ftpkit.server.auth.quota import QuotaLedger
 from tests.storage.stores import refused
 from tests.support.logs import Log
 

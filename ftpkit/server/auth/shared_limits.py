@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ftpkit.server.ledgers import Count, QuotaLedger
-from ftpkit.server.tries import LoginThrottle
+from ftpkit.server.auth.quota import Count, QuotaLedger
+from ftpkit.server.auth.throttle import LoginThrottle
 from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftpkit.server.tries import LoginThrottle
+from ftpkit.server.auth.throttle import LoginThrottle
 
 
 class Clock:

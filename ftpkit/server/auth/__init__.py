@@ -1,0 +1,1 @@
+"""Authentication, login throttling and quotas."""

@@ -1,0 +1,1 @@
+"""The transfers of a server: scheduled, counted, logged."""
