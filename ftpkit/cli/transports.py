@@ -17,8 +17,8 @@ from ftpkit.cli.units import format_bit_rate, format_duration, format_size
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
-    from ftpkit.compare.link import NetworkCounts, NetworkProfile
     from ftpkit.compare.transports import Outcome
+    from ftpkit.lab.network import NetworkCounts, NetworkProfile
 
 _COLUMNS: Final = (
     Column("label", ""),
@@ -41,7 +41,7 @@ CPU: seconds of the client and of the server; verified: published whole, and che
 
 
 def _shape(text: str) -> "NetworkProfile":
-    from ftpkit.compare.link import NetworkProfile
+    from ftpkit.lab.network import NetworkProfile
 
     return NetworkProfile.parse(text)
 

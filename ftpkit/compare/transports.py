@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from ftpkit.client import Client
 from ftpkit.client.transfer.upload import Source
-from ftpkit.compare.child import ChildProcess
-from ftpkit.compare.link import EmulatedNetwork, NetworkCounts, NetworkProfile
-from ftpkit.compare.one_transport import Job, Result
 from ftpkit.compare.tcp_info import congestion_controls
+from ftpkit.compare.transport_process import Job, Result
 from ftpkit.errors import LocalFileError
+from ftpkit.lab.child import ChildProcess
+from ftpkit.lab.network import EmulatedNetwork, NetworkCounts, NetworkProfile
 from ftpkit.net.address import Address, Url
 
 STREAMS: Final = 4
@@ -100,7 +100,7 @@ class Comparison:
         before_s = self._server_cpu_s()
         job = self._job(transport)
         near = self._link.near if self._link else None
-        with ChildProcess("ftpkit.compare.one_transport", asdict(job), near) as child:
+        with ChildProcess("ftpkit.compare.transport_process", asdict(job), near) as child:
             result = Result(**child.receive())
         after_s = self._server_cpu_s()
         return Outcome(
@@ -165,6 +165,6 @@ def comparing(
 def _start_server(stack: ExitStack, network: EmulatedNetwork | None) -> tuple[ChildProcess, Url]:
     job: dict[str, Any] = {"host": network.far.v4 if network else None}
     far = network.far if network else None
-    server = stack.enter_context(ChildProcess("ftpkit.compare.one_server", job, far))
+    server = stack.enter_context(ChildProcess("ftpkit.compare.server_process", job, far))
     where = server.receive()
     return server, Url(Address(where["host"], where["port"]), plain=True)

@@ -16,9 +16,9 @@ from typing import Any, Final
 from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.upload import Source, Upload
 from ftpkit.client.udp import UdpMode, UdpTransfer
-from ftpkit.compare.child import ChildProcess
 from ftpkit.compare.trace import Arrival
 from ftpkit.errors import ConnectionLostError, LocalFileError
+from ftpkit.lab.child import ChildProcess
 from ftpkit.net.address import Address, Url
 
 _HOST: Final = "127.0.0.1"
@@ -41,7 +41,7 @@ def serve(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[flo
     """
     with (
         TemporaryDirectory(prefix="ftpkit-compare-") as directory,
-        ChildProcess("ftpkit.compare.one_server", _job(policy, bytes_per_s)) as server,
+        ChildProcess("ftpkit.compare.server_process", _job(policy, bytes_per_s)) as server,
     ):
         url = Url(Address(_HOST, server.receive()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))

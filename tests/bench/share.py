@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Final
 
-from ftpkit.compare.child import ChildProcess
-from ftpkit.compare.link import EmulatedNetwork, NetworkProfile
-from ftpkit.compare.one_transport import Job
+from ftpkit.compare.transport_process import Job
+from ftpkit.lab.child import ChildProcess
+from ftpkit.lab.network import EmulatedNetwork, NetworkProfile
 from ftpkit.net.address import Address, Url
 from tests.bench.processes import MiB, write_file
 
@@ -53,7 +53,7 @@ def _together(
     with ExitStack() as stack:
         link = stack.enter_context(EmulatedNetwork(shape))
         host = {"host": link.far.v4}
-        server = stack.enter_context(ChildProcess("ftpkit.compare.one_server", host, link.far))
+        server = stack.enter_context(ChildProcess("ftpkit.compare.server_process", host, link.far))
         url = Url(Address(**server.receive()), plain=True)
         flows: list[ChildProcess] = []
         for kind in kinds:
@@ -64,7 +64,7 @@ def _together(
                 limit_s=seconds,
                 **_way(kind),
             )
-            flow = ChildProcess("ftpkit.compare.one_transport", asdict(job), link.near)
+            flow = ChildProcess("ftpkit.compare.transport_process", asdict(job), link.near)
             flows.append(stack.enter_context(flow))
         return [flow.receive()["bytes"] * 8 / 1e6 / seconds for flow in flows]
 

@@ -27,10 +27,10 @@ from functools import partial
 from statistics import median
 from typing import Final, NamedTuple
 
-from ftpkit.compare.child import ChildProcess
-from ftpkit.compare.link import NetworkProfile
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import Comparison, Transport, comparing
+from ftpkit.lab.child import ChildProcess
+from ftpkit.lab.network import NetworkProfile
 from tests.bench.processes import MiB, ftpkit_version, parse_size, write_file
 
 UDP: Final = "udp"

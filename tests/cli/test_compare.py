@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.compare.link import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
+from ftpkit.lab.network import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
 from tests.cli.conftest import WAIT_S, Run, Serve, command, processes_with
 from tests.support.trees import published, staged
 

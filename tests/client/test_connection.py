@@ -16,9 +16,9 @@ import pytest
 
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
 from ftpkit.client.connection import Connection
-from ftpkit.compare.child import ChildProcess
-from ftpkit.compare.link import EmulatedNetwork as Line
-from ftpkit.compare.link import NetworkProfile, NetworkUnavailableError
+from ftpkit.lab.child import ChildProcess
+from ftpkit.lab.network import EmulatedNetwork as Line
+from ftpkit.lab.network import NetworkProfile, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from tests.support.guard import USER, Guard, guarded
@@ -164,7 +164,10 @@ def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_s
         line = Line(NetworkProfile(1e9, 0.0))
     except NetworkUnavailableError as error:
         pytest.skip(str(error))
-    with line, ChildProcess("ftpkit.compare.one_server", {"host": line.far.v4}, line.far) as server:
+    with (
+        line,
+        ChildProcess("ftpkit.compare.server_process", {"host": line.far.v4}, line.far) as server,
+    ):
         address = Address(**server.receive())
 
         def failure(url: Url) -> str:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from ftpkit.compare.line import NetworkStats
-from ftpkit.compare.link import (
+from ftpkit.lab.model import NetworkStats
+from ftpkit.lab.network import (
     EmulatedNetwork,
     NamespaceEnd,
     NetworkCounts,

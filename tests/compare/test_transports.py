@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Server
-from ftpkit.compare.child import ChildError, ChildProcess
-from ftpkit.compare.link import NetworkProfile
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import STREAMS, Comparison, Outcome, Transport, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
+from ftpkit.lab.child import ChildError, ChildProcess
+from ftpkit.lab.network import NetworkProfile
 from ftpkit.net.address import Url
 from tests.compare.conftest import PATIENCE_S
 from tests.support.trees import published, staged
@@ -204,7 +204,7 @@ def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path:
 def test_a_process_that_ends_too_early_is_told_of() -> None:
     with (
         pytest.raises(ChildError, match="has ended with"),
-        ChildProcess("ftpkit.compare.one_server", {"host": "192.0.2.1"}) as child,
+        ChildProcess("ftpkit.compare.server_process", {"host": "192.0.2.1"}) as child,
     ):
         child.receive()
 
@@ -212,7 +212,7 @@ def test_a_process_that_ends_too_early_is_told_of() -> None:
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = (
         "import os; from ftpkit.compare.child import Child; "
-        "child = Child('ftpkit.compare.one_server', {'host': None}); "
+        "child = Child('ftpkit.compare.server_process', {'host': None}); "
         "child.hear(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
     )
     # It shares stderr, so whoever reads that to its end has waited for it.

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from ftpkit.compare.child import ChildError
 from ftpkit.compare.trace import Arrival
 from ftpkit.compare.uploads import serve
 from ftpkit.errors import LocalFileError
+from ftpkit.lab.child import ChildError
 
 RATE = 4e6
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import pytest
 
-from ftpkit.compare.link import EmulatedNetwork
+from ftpkit.lab.network import EmulatedNetwork
 from tests.compare.conftest import MakeLink, make_link, reason_against_links, stack
 from tests.faults.conftest import MIB, left_over, noise, visible
 

@@ -14,8 +14,14 @@ from typing import Final, Self
 from ftpkit.client.connection import Connection
 from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.transfer.upload import BLOCK, BlockUpload, Source
+from ftpkit.compare.strategies import (
+    Connections,
+    RawUdpStrategy,
+    Strategy,
+    TcpStrategy,
+    UdpStrategy,
+)
 from ftpkit.compare.tcp_info import congestion_of
-from ftpkit.compare.ways import Connections, RawUdpStrategy, Strategy, TcpStrategy, UdpStrategy
 from ftpkit.errors import FtpkitError
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Delete, FileReply, NameReply

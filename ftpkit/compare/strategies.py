@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.upload import BLOCK, BlockUpload
 from ftpkit.client.udp_session import SessionStart, run_session, upload_starter
-from ftpkit.compare.raw import RawSender
+from ftpkit.compare.raw_udp import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from ftpkit.compare.raw import RawSender
+from ftpkit.compare.raw_udp import RawSender
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.digest import DIGEST_BYTES
 from ftpkit.protocol.udp.congestion import FixedRateControl

@@ -21,8 +21,8 @@ from dataclasses import asdict
 from math import inf
 from typing import Any, Final
 
-from ftpkit.compare.icmp import too_big
-from ftpkit.compare.line import NetworkModel
+from ftpkit.lab.icmp import too_big
+from ftpkit.lab.model import NetworkModel
 
 _DEVICE: Final = "link0"
 _V4: Final = ("10.0.0.1", "10.0.0.2")

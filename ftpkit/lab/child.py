@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import ftpkit
-from ftpkit.compare.link import NamespaceEnd
 from ftpkit.errors import FtpkitError
+from ftpkit.lab.network import NamespaceEnd
 
 # It finds ftpkit where we found it, and runs nothing from the working directory.
 _START: Final = (

@@ -3,7 +3,7 @@
 import struct
 from ipaddress import ip_address
 
-from ftpkit.compare.icmp import too_big
+from ftpkit.lab.icmp import too_big
 
 
 def sums_up(data: bytes) -> bool:

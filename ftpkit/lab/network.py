@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import ftpkit
-from ftpkit.compare.line import NetworkStats
 from ftpkit.errors import FtpkitError
+from ftpkit.lab.model import NetworkStats
 
 _SMALLEST_MTU: Final = 1280  # IPv6 asks for it
 _LARGEST_MTU: Final = 65535

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ftpkit.compare.line import NetworkModel, NetworkStats
+from ftpkit.lab.model import NetworkModel, NetworkStats
 
 SIZE = 1000
 

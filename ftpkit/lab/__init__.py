@@ -1,0 +1,1 @@
+"""The emulated network and its processes, for comparisons and tests."""
