@@ -1,5 +1,5 @@
 """The command ``ftpkit``: the only place that prints, and that reads settings."""
 
-from ftpkit.cli.commands import main
+from ftpkit.cli.main import main
 
 __all__ = ["main"]

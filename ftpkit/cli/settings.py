@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 from click.types import BoolParamType, StringParamType
 
-from ftpkit.cli.display import escaped
-from ftpkit.cli.units import parse_duration, parse_size
+from ftpkit.cli.format import escaped
+from ftpkit.cli.output.units import parse_duration, parse_size
 from ftpkit.net.address import Url
 from ftpkit.osapi import process as os_process
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Server
-from ftpkit.cli.places import hosts_file, running_directory
-from ftpkit.cli.target import find, kept_hosts
+from ftpkit.cli.paths import hosts_file, running_directory
+from ftpkit.cli.server_option import find, kept_hosts
 from ftpkit.client.known_hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ftpkit.cli.display import escaped
-from ftpkit.cli.logs import JsonFormatter, TextFormatter
+from ftpkit.cli.format import escaped
+from ftpkit.cli.serve.logs import JsonFormatter, TextFormatter
 from tests.support.logs import Log
 from tests.support.raw import Raw
 

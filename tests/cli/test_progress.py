@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.cli.progress import Events, summary
+from ftpkit.cli.output.progress import Events, summary
 from ftpkit.client import TransferResult
 from ftpkit.errors import Code, RefusedError
 from tests.cli.conftest import WAIT_S, Run, Served, command

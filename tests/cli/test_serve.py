@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Client, __version__
-from ftpkit.cli.announce import first_line, is_loopback, reachable
-from ftpkit.cli.places import running_directory
+from ftpkit.cli.paths import running_directory
+from ftpkit.cli.serve.banner import first_line, is_loopback, reachable
 from ftpkit.client.known_hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity

@@ -7,8 +7,8 @@ import pytest
 
 import ftpkit
 from ftpkit.cli import main
+from ftpkit.cli.server_option import find
 from ftpkit.cli.settings import COUNT, DURATION, PORT, RATE, TIMEOUT, settings_of, variable
-from ftpkit.cli.target import find
 from ftpkit.net.address import Address, Url
 from tests.cli.conftest import Run, Serve, Served
 

@@ -15,7 +15,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client
-from ftpkit.cli.systemd import handed_over, shown_to_the_journal
+from ftpkit.cli.serve.systemd import handed_over, shown_to_the_journal
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
 from tests.cli.conftest import HERE, WAIT_S, command, processes_with

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit import private_files
-from ftpkit.cli.places import default_state
-from ftpkit.cli.state import State
+from ftpkit.cli.paths import default_state
+from ftpkit.cli.serve.state_dir import State
 from ftpkit.net.address import Address, Url
 from ftpkit.osapi import files as os_files
 from ftpkit.tokens import EVERYTHING, Grant, Permission, Tokens

@@ -1,6 +1,6 @@
 import pytest
 
-from ftpkit.cli.units import (
+from ftpkit.cli.output.units import (
     format_bit_rate,
     format_duration,
     format_size,

@@ -1,0 +1,136 @@
+"""How transfers are told: lines to a person, events to a program."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import click
+
+from ftpkit.cli.exit_codes import print_error
+from ftpkit.cli.format import escaped, json_line
+from ftpkit.cli.output.units import format_duration, format_size
+from ftpkit.client import TransferResult
+from ftpkit.errors import FtpkitError, UdpBlockedError
+
+EVENT_INTERVAL_S: Final = 0.5
+
+
+class Report(Protocol):
+    """What a command tells of its transfers, by their names; several threads may tell of them."""
+
+    def start(self, name: str, total: int | None) -> None:
+        """Say that ``name`` begins; ``total`` in bytes, None if not known yet."""
+
+    def moved(self, name: str, moved: int, total: int) -> None:
+        """Say that ``moved`` bytes of ``total`` are over; called often."""
+
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
+        """Say what failed, and that the next try is in ``delay`` seconds."""
+
+    def done(self, transfer: TransferResult) -> None:
+        """Say that the file is over, and verified."""
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """Say why it is not."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+class Lines:
+    """A line on stdout for each file that is over, and one on stderr for each that is not."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def start(self, name: str, total: int | None) -> None:
+        """Nothing to say yet."""
+
+    def moved(self, name: str, moved: int, total: int) -> None:
+        """Nothing to say yet."""
+
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
+        """Print what failed, and when it goes on."""
+        if not self._quiet:
+            on_tcp = isinstance(error, UdpBlockedError)
+            then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
+            print_error(f"{error}; {then}")
+
+    def done(self, transfer: TransferResult) -> None:
+        """Print what was moved, and how fast."""
+        if not self._quiet:
+            click.echo(summary(transfer))
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """Print what was not moved, and why."""
+        print_error(str(error), name)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Events:
+    """NDJSON on stdout: start, progress at most twice a second, retry, done, error."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next: dict[str, float] = {}
+        self._turn = threading.Lock()
+
+    def start(self, name: str, total: int | None) -> None:
+        """``{"event": "start", "name", "total"}``; ``total`` may be null."""
+        self._next[name] = self._clock() + EVENT_INTERVAL_S
+        self._emit("start", name=name, total=total)
+
+    def moved(self, name: str, moved: int, total: int) -> None:
+        """``{"event": "progress", "name", "moved", "total"}``."""
+        if self._clock() >= self._next[name]:
+            self._next[name] = self._clock() + EVENT_INTERVAL_S
+            self._emit("progress", name=name, moved=moved, total=total)
+
+    def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
+        """``{"event": "retry", "name", "code", "message", "seconds"}``."""
+        self._emit(
+            "retry",
+            name=name,
+            code=str(error.code),
+            message=str(error),
+            seconds=round(delay, 3),
+        )
+
+    def done(self, transfer: TransferResult) -> None:
+        """``{"event": "done", "name", "path", "total", "seconds", "version", …}``."""
+        self._emit(
+            "done",
+            name=transfer.name,
+            path=transfer.path,
+            total=transfer.total,
+            seconds=round(transfer.seconds, 6),
+            version=transfer.version,
+            content_digest=transfer.content_digest,
+        )
+
+    def failed(self, name: str, error: FtpkitError) -> None:
+        """``{"event": "error", "name", "code", "message"}``."""
+        self._emit("error", name=name, code=str(error.code), message=str(error))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _emit(self, event: str, **values: object) -> None:
+        with self._turn:
+            click.echo(json_line({"event": event, **values}))
+
+
+def summary(transfer: TransferResult) -> str:
+    """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
+    rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
+    size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
+    return f"{escaped(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"

@@ -1,0 +1,1 @@
+"""What ``ftpkit serve`` does around the server: settings, state, signals, logs."""

@@ -1,0 +1,68 @@
+"""Where an account keeps what is its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftpkit.cli.paths import default_state, running_directory
+from ftpkit.osapi import files as os_files
+from tests.cli.conftest import WAIT_S
+
+
+def test_the_default_is_in_the_home_of_the_account(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
+    if sys.platform == "linux":
+        assert default_state() == str(tmp_path / "states" / "ftpkit")
+    assert running_directory() == os.path.join(default_state(), "running")
+
+
+NOBODY = """
+import os
+from ftpkit.cli.places import LocalFileError, default_state
+os.setuid(54321)
+try:
+    print(default_state())
+except LocalFileError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
+)
+def test_an_account_without_a_home_is_told() -> None:
+    environment = {
+        key: os.environ[key] for key in os.environ if key not in ("HOME", "XDG_STATE_HOME")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", NOBODY],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "this account has no home directory to keep keys and tokens in\n"
+
+
+@pytest.mark.skipif(
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
+)
+def test_an_account_without_a_home_can_be_a_client() -> None:
+    program = (
+        "import encodings.idna, os\n"
+        "from ftpkit.cli import main\n"
+        "os.setuid(54321)\n"
+        "main(['ping', '--to', '127.0.0.1:1'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={}, stderr=subprocess.PIPE, text=True, timeout=WAIT_S
+    )
+    assert done.stderr == "ftpkit: cannot connect to ftpk://127.0.0.1:1: Connection refused\n"
+    assert done.returncode == 4
