@@ -25,7 +25,7 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S, Run, Serve, command
-from tests.support.guard import Guard, guarded
+from tests.support.scripted_server import Guard, guarded
 from tests.support.trees import published
 
 TOKEN = "token-that-nobody-may-see"

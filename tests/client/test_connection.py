@@ -21,8 +21,8 @@ from ftpkit.lab.network import EmulatedNetwork as Line
 from ftpkit.lab.network import NetworkProfile, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
-from tests.support.guard import USER, Guard, guarded
 from tests.support.hostile import listening
+from tests.support.scripted_server import USER, Guard, guarded
 from tests.support.trees import published
 
 WAIT_S = 20.0

@@ -27,7 +27,7 @@ from ftpkit.errors import FtpkitError, UdpBlockedError
 from tests.faults.relay import Relay
 from tests.support.logs import Log
 from tests.support.trees import published, staged
-from tests.support.wire import Wire
+from tests.support.udp_relay import Wire
 
 KIB, MIB = 1024, 1024 * 1024
 BLOCK = 4 * MIB

@@ -12,7 +12,7 @@ from ftpkit.errors import Code, ConnectionLostError, FtpkitError, RefusedError, 
 from tests.faults.conftest import MIB, left_over, noise, settled, visible
 from tests.faults.processes import Served
 from tests.faults.test_space import fill, serving, tiny
-from tests.support.wire import Wire
+from tests.support.udp_relay import Wire
 
 __all__ = ["tiny"]
 

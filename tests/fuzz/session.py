@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["ftpkit"]):
     from ftpkit.storage import DirectoryStore
 
 from tests.fuzz.decoder import headers_in
-from tests.support.cut import CutSocket
+from tests.support.split_socket import CutSocket
 from tests.support.status import status
 
 ROOT = tempfile.mkdtemp()

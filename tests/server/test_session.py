@@ -13,8 +13,8 @@ from ftpkit.server.context import SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
-from tests.support.cut import CutSocket
 from tests.support.raw import frame, frames_in
+from tests.support.split_socket import CutSocket
 from tests.support.status import status
 
 

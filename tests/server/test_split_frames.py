@@ -19,8 +19,8 @@ from ftpkit.server.jobs import Jobs
 from ftpkit.server.session import Session
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
-from tests.support.cut import CutSocket
 from tests.support.raw import Raw, Reply, frame, frames_in
+from tests.support.split_socket import CutSocket
 from tests.support.status import status
 from tests.support.trees import published, staged
 

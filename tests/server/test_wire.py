@@ -12,7 +12,7 @@ import blake3
 import pytest
 
 from ftpkit import DirectoryStore, Server
-from tests.support.gate import Gated
+from tests.support.gated_store import Gated
 from tests.support.inside import service_of
 from tests.support.raw import Raw, Reply
 from tests.support.trees import published, staged
