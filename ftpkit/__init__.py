@@ -58,17 +58,17 @@ __all__ = [
 
 _HOME = {
     "Address": "ftpkit.net.address",
-    "Can": "ftpkit.tokens",
     "Client": "ftpkit.client",
     "DirectoryStore": "ftpkit.storage",
-    "Entry": "ftpkit.client",
     "Grant": "ftpkit.tokens",
     "Identity": "ftpkit.net.tls_identity",
+    "ListEntry": "ftpkit.client",
+    "Permission": "ftpkit.tokens",
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",
     "Tokens": "ftpkit.tokens",
-    "Transfer": "ftpkit.client",
-    "Udp": "ftpkit.client",
+    "TransferResult": "ftpkit.client",
+    "UdpMode": "ftpkit.client",
     "Url": "ftpkit.net.address",
 }
 

@@ -46,7 +46,7 @@ class Grant:
     """What the holder of a token, ``user``, may do.
 
     ``under`` is the directory that is the holder's root; ``quota`` bytes may be stored and
-    reserved there. ``rate_bps`` limits each direction over all of its connections, of which
+    reserved there. ``bytes_per_s`` limits each direction over all of its connections, of which
     there are ``connections`` at most, and ``weight`` is its share beside others. It ends at
     ``expires_at``, in seconds since 1970. ``key`` is the SHA-256 of the token.
     """

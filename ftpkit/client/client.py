@@ -66,13 +66,13 @@ class Client:
 
     It connects with the first operation, keeps the conversation for the next
     ones, and connects again where that has ended. ``timeout_s`` is how long
-    the server may move no byte; ``rate_bps`` limits both directions, in bytes
+    the server may move no byte; ``bytes_per_s`` limits both directions, in bytes
     a second. Every operation raises a FtpkitError where it fails: RefusedError
-    for the server's no, CannotConnectError and LinkError for the connection,
+    for the server's no, CannotConnectError and ConnectionLostError for the connection,
     LocalFileError for files on this side. Threads take turns.
 
     ``submit_put`` and ``submit_get`` move files in the background, ``jobs`` at once, each
-    over a connection of its own, and together within ``rate_bps``. Leaving the client's
+    over a connection of its own, and together within ``bytes_per_s``. Leaving the client's
     ``with`` block waits for them; leaving it by an exception cancels them.
 
     ``put`` and ``get`` go on over new connections until there was no progress

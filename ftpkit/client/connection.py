@@ -50,7 +50,7 @@ class Connection:
 
     Raises CannotConnectError where nobody answers, or somebody else, and RefusedError
     where there is no good token. ``on_socket`` is given the socket before it connects, so that
-    another thread may break it. ``ask`` is asked about a key that is not known otherwise.
+    another thread may break it. ``confirm_pin`` is asked about a key that is not known otherwise.
     """
 
     def __init__(
@@ -205,7 +205,10 @@ class Connection:
         return self._protocol.receive(self.stream.read_header())
 
     def poll(self) -> bool:
-        """Take an answer without a body if one has come; LinkError if the server has hung up."""
+        """Read a reply without a body if one has arrived; return whether one had.
+
+        Raises ConnectionLostError if the server closed the connection.
+        """
         if not self.stream.arrived(0):
             return False
         self.receive()

@@ -43,7 +43,7 @@ class TransferFuture(Future[T]):
         return self._claim.acquire(blocking=False)
 
     def run(self, work: Callable[[], T]) -> None:
-        """Do ``work``; it may raise whatever it likes once ``stop`` is set."""
+        """Do ``work``; it may raise whatever it likes once ``cancel_token`` is set."""
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001  ``result`` raises it

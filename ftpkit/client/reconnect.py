@@ -17,7 +17,7 @@ T = TypeVar("T")
 class ReconnectingConnection:
     """One conversation at a time; threads take turns.
 
-    ``stop`` ends what is done over it; it is exchanged between two transfers alone.
+    ``cancel_token`` ends what is done over it; it is exchanged between two transfers alone.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class UdpMode(StrEnum):
 class UdpTransfer:
     """Carries rows of blocks as datagrams, for one client; remembers where UDP is blocked.
 
-    ``rate_bps`` is how many bytes a second may leave, or be asked for, at most. Where
+    ``bytes_per_s`` is how many bytes a second may leave, or be asked for, at most. Where
     several threads share it, one row at a time has the whole rate.
     """
 
@@ -62,7 +62,7 @@ class UdpTransfer:
         ``sizes`` tells their numbers and bytes, ``fill`` puts the bytes of one into
         memory, and their raw digest behind them. What is missing then, and why, the
         conversation tells. Where UDP is blocked, ``on_retry`` hears of it, or
-        BlockedError is raised if there is to be nothing else.
+        UdpBlockedError is raised if there is to be nothing else.
         """
         from ftpkit.client.udp_session import upload_starter
 

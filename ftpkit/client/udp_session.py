@@ -79,8 +79,8 @@ def run_session(
 ) -> None:
     """Move a row of blocks until all are over, or the server goes on no further.
 
-    Where ``rate_bps`` was asked for, nothing may move for as long as that takes. Raises
-    BlockedError where no datagram gets through, LinkError where nothing does.
+    Where ``bytes_per_s`` was asked for, nothing may move for as long as that takes. Raises
+    UdpBlockedError where no datagram gets through, ConnectionLostError where nothing does.
     """
     reply = connection.request(request, SessionReply)
     cipher = DatagramCipher(_key(reply))

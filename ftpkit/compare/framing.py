@@ -87,7 +87,7 @@ def compare_framing(count: int, largest: int, seed: int = 0) -> list[Outcome]:
     for a moment, as a large one would where the sender is faster for longer.
 
     Returns the outcomes of ``tcp``, ``tcp-framed`` and ``udp``. Raises
-    ValueError as ``numbered_messages`` does, LinkError where loopback fails.
+    ValueError as ``numbered_messages`` does, ConnectionLostError where loopback fails.
     """
     messages = numbered_messages(count, largest, seed)
     try:

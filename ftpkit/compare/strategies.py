@@ -59,7 +59,7 @@ class Connections:
         self._links: list[Connection] = []
 
     def open(self) -> Connection:
-        """Open another conversation; LinkError if there is to be no more."""
+        """Open another conversation; ConnectionLostError if there is to be no more."""
         connection = Connection(lambda: self._url, timeout_s=_TIMEOUT_S, limiter=None)
         self._links.append(connection)
         if self._congestion is not None:
@@ -181,7 +181,7 @@ class UdpStrategy:
 
 
 class RawUdpStrategy:
-    """Blocks as datagrams that leave once, at ``rate_bps`` bytes a second, and are not repaired."""
+    """Blocks as datagrams that are sent once, at ``bytes_per_s``, and never repaired."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self.moved = 0

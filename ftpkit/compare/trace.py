@@ -29,7 +29,7 @@ class Arrival:
 
 
 def make_trace(flows: int, *, load: float, bytes_per_s: float, seed: int) -> list[Arrival]:
-    """Return Poisson arrivals that ask for a share ``load`` of ``rate_bps`` bytes a second.
+    """Return Poisson arrivals that ask for a share ``load`` of ``bytes_per_s`` bytes a second.
 
     The same seed gives the same sizes and users at every load, closer together or further
     apart. Users are busy after Zipf: the second has half as many files as the first.
@@ -69,7 +69,7 @@ def read_trace(path: str) -> list[Arrival]:
 
 
 def load_of(trace: Sequence[Arrival], bytes_per_s: float) -> float:
-    """Return the share of ``rate_bps`` that a trace asks for, until its last file could end."""
+    """Return the share of ``bytes_per_s`` that a trace asks for, until its last file could end."""
     alone_s = sum(each.size for each in trace) / bytes_per_s
     return alone_s / (trace[-1].at_s + trace[-1].size / bytes_per_s)
 

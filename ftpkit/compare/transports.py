@@ -145,7 +145,7 @@ def comparing(
     the far end of a link of a ``shape``, which is made as well. Nothing is left behind.
 
     Raises LocalFileError for a file that cannot be sent, CannotConnectError where no server
-    answers, LinkUnavailableError where there can be no link.
+    answers, NetworkUnavailableError where there can be no link.
     """
     with Source(path) as source:
         if source.total == 0:

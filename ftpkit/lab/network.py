@@ -142,7 +142,7 @@ class EmulatedNetwork:
     """A link between ``near`` and ``far``, from the start of its block to the end.
 
     Nothing else on the machine sees it. When the block ends, or this process,
-    however it does, link and namespaces are gone. Raises LinkUnavailableError.
+    however it does, link and namespaces are gone. Raises NetworkUnavailableError.
     """
 
     def __init__(self, shape: NetworkProfile) -> None:

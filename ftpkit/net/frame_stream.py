@@ -127,7 +127,7 @@ class FrameStream:
         """Return the next header; its body, ``left`` bytes, must be read before the next call.
 
         Raises EndOfStreamError at the end, ProtocolError for what is no
-        header, LinkError for a connection that fails.
+        header, ConnectionLostError for a connection that fails.
         """
         self._begun_at = None
         while True:

@@ -22,7 +22,7 @@ class Limiter(Protocol):
 
 
 class TokenBucket:
-    """Keeps the bytes that pass to ``rate_bps`` bytes a second over any second or more.
+    """Keeps the bytes that pass to ``bytes_per_s`` bytes a second over any second or more.
 
     Several threads may share it: together they keep to the rate.
     """

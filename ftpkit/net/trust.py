@@ -43,11 +43,11 @@ def connect(
 ) -> None:
     """Let ``stream`` go on with TLS, if the server has the key of ``pin``.
 
-    Without a pin, ``ask`` is asked about the key; without that, too, the authorities that
+    Without a pin, ``confirm_pin`` is asked about the key; without that, too, the authorities that
     this system trusts must vouch for ``host``. Only then anything is sent.
 
     Raises UntrustedError for another server; RefusedError if it has no time for us, said in
-    plaintext; CannotConnectError if it speaks no TLS that is safe; else LinkError.
+    plaintext; CannotConnectError if it speaks no TLS that is safe; else ConnectionLostError.
     """
 
     def accept(certificate: bytes) -> None:

@@ -167,11 +167,12 @@ def drive_session(
     while_: Callable[[float], bool],
     turn: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
 ) -> None:
-    """Let ``end`` talk over ``sock`` while ``while_``, asked with the time, says so.
+    """Let ``session`` talk over ``sock`` while ``while_``, asked with the time, says so.
 
-    What has arrived is taken in, and what is due leaves, in a ``turn``, which gives how many
+    What has arrived is taken in, and what is due leaves, in a ``acquire``, which gives how many
     bytes may be taken in: where it is None, all. ProtocolError says
-    that a peer who holds the key sent nonsense; LinkError that the socket is of no more use.
+    that a peer who holds the key sent nonsense; ConnectionLostError that the socket
+    is of no more use.
     """
     while while_(time.monotonic()):
         with turn() as most:

@@ -18,7 +18,7 @@ LONGEST_WAIT_S: Final = 4.0
 
 
 class BlockingScheduler:
-    """Gives the turns of a ``Schedule`` to threads, and wakes only the one whose turn it is.
+    """Gives the turns of a ``Scheduler`` to threads, and wakes only the one whose turn it is.
 
     Where nobody may go on before a certain time, one of those that wait watches the
     clock for all of them: there is no thread for it. Whoever has waited for
@@ -166,7 +166,7 @@ class TurnHandle:
     def acquire(self) -> int:
         """Wait for the next turn, and return how many bytes may move in it.
 
-        Raises RefusedError once the dispatcher is stopped, and LinkError after ``leave``.
+        Raises RefusedError once the dispatcher is stopped, and ConnectionLostError after ``leave``.
         """
         return self._scheduler._acquire(self)
 

@@ -14,7 +14,7 @@ _AGED: Final = 20
 
 
 class FairQueue:
-    """Orders the lanes that are ready: accounts first, and the lanes of each.
+    """Orders the flows that are ready: accounts first, and the flows of each.
 
     An account over its limit is shut, and stands in nobody's way. A turn is charged
     when it is given, for others are given theirs meanwhile, and corrected when it ends.
@@ -30,7 +30,7 @@ class FairQueue:
         self._aged = 0
 
     def push(self, flow: Flow, now: float) -> None:
-        """Let ``lane`` wait for a turn."""
+        """Let ``flow`` wait for a turn."""
         transfer, account_queue = flow.transfer, flow.account_queue
         # Every turn comes by here: a comparison costs half of what min and max do.
         size, own, left = self.limit.quantum, account_queue.limit.quantum, transfer.left
@@ -47,19 +47,19 @@ class FairQueue:
             self._place(account_queue, now)
 
     def withdraw(self, flow: Flow, now: float) -> None:
-        """Let ``lane`` wait no longer."""
+        """Let ``flow`` wait no longer."""
         flow.account_queue.waiting.discard(flow)
         flow.transfer.finish -= flow.size / flow.transfer.account.weight
         self._place(flow.account_queue, now)
 
     def force_grant(self, flow: Flow, most: int, now: float) -> None:
-        """Give ``lane`` a turn of at most so many bytes before it is due."""
+        """Give ``flow`` a turn of at most so many bytes before it is due."""
         flow.transfer.finish -= (flow.size - min(flow.size, most)) / flow.transfer.account.weight
         flow.size = min(flow.size, most)
         self._grant(flow, now)
 
     def pop(self, now: float) -> Flow | None:
-        """Give the next turn to the lane that is returned, if there is one by now."""
+        """Give the next turn to the flow that is returned, if there is one by now."""
         if self.limit.due_s > now:
             return None
         while self._over_limit.by_age and (entry := self._over_limit.best())[0] <= now:
@@ -73,7 +73,7 @@ class FairQueue:
         return flow
 
     def end(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``lane`` moved so many bytes in its turn, or outside of any."""
+        """Note that ``flow`` moved so many bytes in its turn, or outside of any."""
         account_queue, transfer = flow.account_queue, flow.transfer
         transfer.move(moved, now)
         size, flow.size = flow.size, 0
@@ -106,7 +106,7 @@ class FairQueue:
             self.push(flow, now)
 
     def flows(self) -> list[Flow]:
-        """Return the lanes that wait, in the order of their turns if no more came."""
+        """Return the flows that wait, in the order of their turns if no more came."""
         found = []
         for account_queue in (*self._ready.by_age, *self._over_limit.by_age):
             start = account_queue.start
@@ -116,7 +116,7 @@ class FairQueue:
         return [flow for _, _, flow in sorted(found)]
 
     def _place(self, account_queue: AccountQueue, now: float) -> None:
-        """Put ``gate`` where it belongs, after its lanes or its limit changed."""
+        """Put ``gate`` where it belongs, after its flows or its limit changed."""
         self._over_limit.discard(account_queue)
         if not account_queue.waiting.by_age:
             self._ready.discard(account_queue)
@@ -131,7 +131,7 @@ class FairQueue:
             )
 
     def _unless_starved(self, flow: Flow) -> Flow:
-        """Return ``lane``, or what waited longest if that went short.
+        """Return ``flow``, or what waited longest if that went short.
 
         That is, of the account that had no such turn for longest. When ``_aged`` reaches 0
         others have had all but its share since such a turn, which may come by rank as well.

@@ -1,4 +1,4 @@
-"""Transfers, the accounts that they belong to, and the lanes that carry them."""
+"""Transfers, the accounts that they belong to, and the flows that carry them."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,7 +22,7 @@ class State(StrEnum):
 
 
 class AccountQueue:
-    """What an account has in one direction: its limit, and its lanes that wait.
+    """What an account has in one direction: its limit, and its flows that wait.
 
     ``start`` and ``finish`` are its tags of start-time fair queueing between accounts.
     """
@@ -39,7 +39,7 @@ class Account:
     """A user: one object for all transfers of it, for they share its limits.
 
     ``weight`` is its share beside others under policies that give shares;
-    ``rates_bps`` are bytes a second, over all its connections.
+    ``bytes_per_s_by_direction`` are bytes a second, over all its connections.
     """
 
     __slots__ = ("__weakref__", "queues", "user", "weight")
@@ -75,7 +75,7 @@ class Transfer:
     """One file on its way up or down; ``total`` is None where nobody knows the size.
 
     ``order`` counts transfers as they come; ``start`` and ``finish`` are the tags of
-    start-time fair queueing, of the lane that became ready last.
+    start-time fair queueing, of the flow that became ready last.
     """
 
     account: Account
@@ -112,7 +112,7 @@ class Transfer:
 
     @property
     def state(self) -> State:
-        """It runs if one of its lanes does, and else is ready if one is."""
+        """It runs if one of its flows does, and else is ready if one is."""
         states = {flow.state for flow in self.flows}
         order = (State.RUNNING, State.READY, State.BLOCKED)
         return next((state for state in order if state in states), State.DONE)

@@ -13,10 +13,10 @@ from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
 
 
 class RemoteScheduler:
-    """Does what a ``Schedule`` does, but for the turns: these it asks for, and is given.
+    """Does what a ``Scheduler`` does, but for the turns: these it asks for, and is given.
 
-    ``here`` has all transfers of this process, and counts what they move. ``tell`` sends a
-    message with what one of their lanes does: "joins", the first time that there is
+    ``local`` has all transfers of this process, and counts what they move. ``send`` sends a
+    message with what one of their flows does: "joins", the first time that there is
     anything to tell of it, "ready", "hurries", "gave_up" or "leaves"; or the "limit" of an
     account. To each "ready" there is one answer, a turn, with which ``arrived`` is called. Where
     there is no limit nothing is told.
@@ -37,25 +37,25 @@ class RemoteScheduler:
         return self._local.has_limits
 
     def add_flow(self, transfer: Transfer) -> Flow:
-        """Return a new lane of ``transfer``."""
+        """Return a new flow of ``transfer``."""
         return self._local.add_flow(transfer)
 
     def ready(self, flow: Flow, now: float) -> None:
-        """Ask for a turn for ``lane``."""
+        """Ask for a turn for ``flow``."""
         number = self._number(flow)
         flow.state = State.READY
         self._send(what="ready", lane=number)
 
     def force_grant(self, flow: Flow, now: float) -> None:
-        """Ask for a small turn for ``lane`` although it is not due; it comes as others do."""
+        """Ask for a small turn for ``flow`` although it is not due; it comes as others do."""
         self._send(what="hurries", lane=self._numbers[flow])
 
     def granted(self, number: int, size: int) -> None:
-        """Take a turn of ``size`` bytes for a lane; any thread may call this."""
+        """Take a turn of ``size`` bytes for a flow; any thread may call this."""
         self._arrived.append((number, size))
 
     def grant_next(self, now: float) -> Flow | None:
-        """Give a turn that has arrived to the lane that is returned."""
+        """Give a turn that has arrived to the flow that is returned."""
         while self._arrived:
             number, size = self._arrived.popleft()
             flow = self._flows.get(number)
@@ -69,7 +69,7 @@ class RemoteScheduler:
         return math.inf
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``lane`` moved so many bytes, and ended its turn if it had one."""
+        """Note that ``flow`` moved so many bytes, and ended its turn if it had one."""
         if flow.state is not State.DONE:  # it may have left, in another thread
             if self.has_limits or flow in self._numbers:
                 self._send(what="gave_up", lane=self._number(flow), moved=moved)
@@ -77,7 +77,7 @@ class RemoteScheduler:
         self._local.release(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
-        """Take ``lane`` out, whatever it does; again is no harm."""
+        """Take ``flow`` out, whatever it does; again is no harm."""
         number = self._numbers.pop(flow, None)
         if number is not None:
             del self._flows[number]
@@ -106,7 +106,7 @@ class RemoteScheduler:
         ]
 
     def _number(self, flow: Flow) -> int:
-        """Return the number by which the other process knows ``lane``, and tell it if it is new."""
+        """Return the number by which the other process knows ``flow``, and tell it if it is new."""
         number = self._numbers.get(flow)
         if number is None:
             number = self._numbers[flow] = next(self._count)
@@ -127,5 +127,5 @@ class RemoteScheduler:
         return number
 
     def _rest(self, flow: Flow) -> None:
-        """Let ``lane`` have no turn: ``here`` has given none."""
+        """Let ``flow`` have no turn: ``local`` has given none."""
         flow.state, flow.size = State.BLOCKED, 0

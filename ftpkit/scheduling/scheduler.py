@@ -35,9 +35,9 @@ class TransferSnapshot:
 
 
 class Scheduler:
-    """Gives turns to lanes, each of so many bytes, in the order of a policy.
+    """Gives turns to flows, each of so many bytes, in the order of a policy.
 
-    At most ``slots`` lanes have a turn at once, and ``rates_bps``, bytes a second, are
+    At most ``slots`` flows have a turn at once, and ``bytes_per_s_by_direction`` are
     kept in each direction; None and a missing direction are no limit. After anything
     that it is told, call ``next`` until there is none, and at ``next_at`` again.
     """
@@ -69,7 +69,7 @@ class Scheduler:
         )
 
     def add_flow(self, transfer: Transfer) -> Flow:
-        """Return a new lane of ``transfer``."""
+        """Return a new flow of ``transfer``."""
         if transfer.order is None:
             transfer.order = next(self._orders)
         self._transfers[transfer] = None
@@ -83,12 +83,12 @@ class Scheduler:
         return flow
 
     def ready(self, flow: Flow, now: float) -> None:
-        """Note that bytes can move in ``lane``: it waits for a turn of ``lane.size`` bytes."""
+        """Note that bytes can move in ``flow``: it waits for a turn of ``flow.size`` bytes."""
         flow.state = State.READY
         flow.fair_queue.push(flow, now)
 
     def grant_next(self, now: float) -> Flow | None:
-        """Give a turn to the lane that is returned, if one may have it now."""
+        """Give a turn to the flow that is returned, if one may have it now."""
         if self._slots is not None and self._running >= self._slots:
             return None
         for fair_queue in self._rotation:
@@ -102,7 +102,7 @@ class Scheduler:
         return None
 
     def force_grant(self, flow: Flow, now: float) -> None:
-        """Give ``lane`` a small turn although it is not due, and whatever the slots."""
+        """Give ``flow`` a small turn although it is not due, and whatever the slots."""
         self._fair_queues[flow.transfer.direction].force_grant(flow, _SMALL_TURN, now)
         flow.state = State.RUNNING
         self._running += 1
@@ -115,14 +115,14 @@ class Scheduler:
         return min(first.next_at(), last.next_at())
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``lane`` moved so many bytes, and ended its turn if it had one."""
+        """Note that ``flow`` moved so many bytes, and ended its turn if it had one."""
         if flow.state is State.RUNNING:
             flow.state = State.BLOCKED
             self._running -= 1
         flow.fair_queue.end(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
-        """Take ``lane`` out, whatever it does; again is no harm."""
+        """Take ``flow`` out, whatever it does; again is no harm."""
         if flow.state is State.DONE:
             return
         if flow.state is State.READY:

@@ -80,7 +80,7 @@ class ConnectionHandler:
     With an ``identity`` over TLS, and only so unless ``plain`` connections are admitted, too.
 
     Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
-    returned. Where there are ``tokens`` only their holders are served, and ``house`` counts
+    returned. Where there are ``tokens`` only their holders are served, and ``shared_limits`` counts
     for all processes of the server what they do; without it, this is the only one.
     """
 

@@ -29,7 +29,7 @@ class Server:
     ``host`` is an address or a name to listen on; None means this machine
     alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
     TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
-    direction ``rate_bps`` bytes a second; which of them is next, ``schedule`` says.
+    direction ``bytes_per_s`` bytes a second; which of them is next, ``schedule`` says.
     With an ``identity`` it speaks TLS, and nothing else unless it is ``plain``, too; without
     ``tokens`` everybody is let in.
     It listens on ``sockets`` once, in place of ``host`` and ``port``, if there are any.

@@ -68,7 +68,7 @@ def told(standing: TransferSnapshot, now: float) -> TransferStatus:
 
 
 def left_s(moved: int, total: int | None, bytes_per_s: float) -> float | None:
-    """Return how many seconds a transfer still takes at ``rate_bps``, if that can be told."""
+    """Return how many seconds a transfer still takes at ``bytes_per_s``, if that can be told."""
     return None if total is None or not bytes_per_s else max(0, total - moved) / bytes_per_s
 
 

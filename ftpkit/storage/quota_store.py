@@ -15,7 +15,7 @@ from ftpkit.storage.quota import QuotaScope
 
 
 class QuotaStore:
-    """Does with ``store`` what it is asked for, as far as there is ``room``, and tells it."""
+    """Does with ``store`` what it is asked for, as far as there is ``quota``, and tells it."""
 
     def __init__(self, store: QuotaAwareStore, quota: QuotaScope) -> None:
         self._store, self._quota = store, quota

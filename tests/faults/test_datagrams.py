@@ -26,7 +26,9 @@ def test_a_disk_that_fills_up_is_told_by_the_conversation(
     tiny: Path, here: Path, udp: UdpMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where nothing is reserved: only then can it fill up in the middle.
-    monkeypatch.setattr("ftpkit.storage.directory.filesystem.system.reserve", lambda *args: None)
+    monkeypatch.setattr(
+        "ftpkit.storage.directory.filesystem.os_files.preallocate", lambda *args: None
+    )
     source = settled(here / "large", noise(3 * BLOCK, 1))
     with serving(tiny) as server, Client(server.address, udp=udp) as client:
         filler = fill(tiny, leave=2 * BLOCK)

@@ -558,4 +558,4 @@ def test_what_is_missing_is_said_in_one_sentence(without: list[str], sentence: s
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ftpkit.lab.network.LinkUnavailableError: {sentence}"), done.stderr
+    assert last.startswith(f"ftpkit.lab.network.NetworkUnavailableError: {sentence}"), done.stderr

@@ -480,11 +480,11 @@ def test_importing_ftpkit_brings_no_screen() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert ftpkit.__all__ == [
-        "Address", "BlockedError", "Can", "CannotConnectError", "Client", "Code", "DamagedError",
-        "DirectoryStore", "Entry", "FtpkitError", "Grant", "Identity", "LinkError",
-        "LocalFileError", "ProtocolError", "RefusedError", "Server", "SourceChangedError",
-        "Store", "Tokens", "Transfer", "TruncatedError", "Udp", "UntrustedError", "Url",
-        "__version__",
+        "Address", "CannotConnectError", "Client", "Code", "ConnectionLostError",
+        "CorruptDataError", "DirectoryStore", "FtpkitError", "Grant", "Identity", "ListEntry",
+        "LocalFileError", "Permission", "ProtocolError", "RefusedError", "Server",
+        "SourceChangedError", "Store", "Tokens", "TransferResult", "TruncatedError",
+        "UdpBlockedError", "UdpMode", "UntrustedError", "Url", "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)
 

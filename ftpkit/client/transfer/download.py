@@ -159,7 +159,7 @@ class DownloadTarget:
 class Download:
     """One file on its way from ``name``, over as many connections as it takes.
 
-    ``run`` may be called again with another link after a LinkError: it goes on
+    ``run`` may be called again with another link after a ConnectionLostError: it goes on
     with the blocks that are missing, if the file is still the same.
     """
 

@@ -121,7 +121,7 @@ class Source:
 class Upload:
     """One file on its way to ``name``, over as many connections as it takes.
 
-    ``run`` may be called again with another link after a LinkError: it goes on
+    ``run`` may be called again with another link after a ConnectionLostError: it goes on
     where the server says that it stands.
     """
 

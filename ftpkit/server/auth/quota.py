@@ -65,7 +65,7 @@ class QuotaLedger:
             return self._enter(name, count)
 
     def reserve_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
-        """Do as ``take`` does, if that is possible at once."""
+        """Do as ``reserve`` does, if that is possible at once."""
         with self._changed:
             if quota is None or self._fits(self._ledger(under), quota, count):
                 return self._enter(name, count)

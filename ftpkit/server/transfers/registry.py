@@ -73,7 +73,7 @@ class TransferRegistry:
 def take_turn(
     scheduler: BlockingScheduler, handle: TurnHandle, moved: Callable[[], int]
 ) -> Iterator[int | None]:
-    """Let the block be a turn of ``carrier``, of so many bytes, where there are such.
+    """Let the block be a turn of ``handle``, of so many bytes, where there are such.
 
     ``moved`` counts the bytes.
     """

@@ -36,7 +36,7 @@ class IpcChannel:
         os_sockets.set_send_timeout(sock, _STUCK_S)
 
     def send(self, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
-        """Send a message; LinkError says that the other side is gone, or takes nothing."""
+        """Send a message; raises ConnectionLostError if the peer is gone or does not read."""
         data = encode_header({**header, "size": len(body), "fds": len(fds)}) + body
         with self._sending, self._ended_if_it_fails():
             sent = socket.send_fds(self._sock, [data], fds) if fds else 0
@@ -62,7 +62,7 @@ class IpcChannel:
     def receive(self) -> tuple[Header, bytes, list[int]]:
         """Return the next message: its header, its body and its descriptors.
 
-        Of those none may be left, where this process could not open them. LinkError says
+        Of those none may be left, where this process could not open them. ConnectionLostError says
         that the other side is gone.
         """
         while (header := self._decoder.feed(self._take(self._decoder.wanted))) is None:

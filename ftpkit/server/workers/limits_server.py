@@ -14,7 +14,7 @@ Answer = Callable[..., None]
 
 
 class SharedLimitsServer:
-    """Answers what workers ask of ``house``, with the messages of ``RemoteHouse``.
+    """Answers what workers ask of ``shared_limits``, with the messages of ``RemoteLimits``.
 
     Whoever brings a message is not kept waiting: where room must be counted first, the
     answer comes from a thread of its own.

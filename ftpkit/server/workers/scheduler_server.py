@@ -18,7 +18,7 @@ _Key: TypeAlias = tuple[WorkerHandle, int]
 
 
 class SchedulerServer:
-    """Gives the turns of a ``Schedule`` to workers, which have a ``Remote`` each.
+    """Gives the turns of a ``Scheduler`` to workers, which have a ``RemoteScheduler`` each.
 
     Whoever receives from a worker gives those that come of it, and never waits: what a worker
     does not take at once is left to a thread, which watches the clock as well.
@@ -59,7 +59,7 @@ class SchedulerServer:
             self._hand_out()
 
     def receive(self, worker: WorkerHandle, header: Header) -> None:
-        """Note what a worker says of one of its lanes; ``Remote`` has the messages."""
+        """Note what a worker says of one of its flows; ``RemoteScheduler`` has the messages."""
         with self._changed:
             now = self._clock()
             match header["what"]:

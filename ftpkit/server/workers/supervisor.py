@@ -204,7 +204,7 @@ class Supervisor:
             self._store = None
 
     def change(self, config: WorkerConfig, done: Callable[[], None] = _nothing) -> None:
-        """Replace the workers by others, which serve as ``plan`` says, and refuse nobody meanwhile.
+        """Replace the workers by others with ``config``; no connection is refused meanwhile.
 
         It returns at once. Where the new ones do not start, the old ones go on. Whichever it
         is, ``done`` is called in another thread then.

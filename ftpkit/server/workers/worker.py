@@ -112,7 +112,7 @@ class Worker:
             self._follow(service, header, body, fds)
 
     def claim(self, key: str) -> None:
-        """Have an upload; ElsewhereError says which worker has it."""
+        """Have an upload; WrongWorkerError says which worker has it."""
         header, _ = self._ask("claim", key=key)
         if header["holder"] != self.number:
             raise WrongWorkerError(header["holder"])

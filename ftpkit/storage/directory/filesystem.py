@@ -86,7 +86,7 @@ class DirHandle:
     def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
 
-        Unless ``doubled``, a file with a second name is not found either: that name may be one
+        Unless ``hard_linked``, a file with a second name is not found either: that name may be one
         outside, and then the file is no more in here than what a link points to.
 
         Opening a FIFO or a device can block or do harm, so what stands there is looked at

@@ -8,7 +8,7 @@ class UploadLocks(Protocol):
     """Knows which process of this server has which upload."""
 
     def claim(self, key: str) -> None:
-        """Have an upload to ourselves until ``give_up``; ElsewhereError says who has it."""
+        """Have an upload to ourselves until ``give_up``; WrongWorkerError says who has it."""
 
     def give_up(self, key: str) -> None:
         """Let others have an upload again."""

@@ -45,7 +45,7 @@ class DirectoryStore:
     """Keeps files in a directory, which it has for itself until ``close``.
 
     ``root`` is made if it is missing. OSError says that it cannot be used. Other
-    processes may have a ``share`` in it; ``claims`` then keep each upload in one of them.
+    processes may have a ``lease`` in it; ``locks`` then keep each upload in one of them.
 
     ============================  ==================================================
     ``.ftpkit/staging/``          files that arrive in one piece; emptied at start

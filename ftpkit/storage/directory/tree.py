@@ -166,7 +166,7 @@ class Tree:
     ) -> FileInfo:
         """Move a finished file from ``source`` to its name: in one step, and durably.
 
-        ``room`` is told if another file stood there. ``fd`` is the file: what stands under the
+        ``quota`` is told if another file stood there. ``fd`` is the file: what stands under the
         name may be another one a moment later.
         """
         *parents, last = split_name(name)

@@ -24,7 +24,7 @@ class Line:
         *,
         starved: bool = False,
     ) -> None:
-        """Let one round trip pass in which ``rate_bps`` arrives and a share is lost."""
+        """Let one round trip pass in which ``bytes_per_s`` arrives and a share is lost."""
         before, quiet = self.delivered, self.rate.quiet
         arrived = int(bytes_per_s * rtt_s)
         lost = int(arrived * loss / (1 - loss))
