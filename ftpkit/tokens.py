@@ -147,7 +147,7 @@ class Tokens:
         return grants
 
     @property
-    def limit_room(self) -> bool:
+    def has_quotas(self) -> bool:
         """Whether any of them has a quota; yes, where that cannot be known."""
         grants = self._now().values()
         return not grants or any(grant.quota is not None for grant in grants)

@@ -418,12 +418,12 @@ def test_threads_that_look_while_it_changes_see_whole_files(tokens: Tokens, path
 
 def test_who_has_a_quota_is_known_and_with_a_fault_somebody_may(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "tokens")
-    assert tokens.limit_room
+    assert tokens.has_quotas
     tokens.add(Grant(user="ada"))
-    assert not tokens.limit_room
+    assert not tokens.has_quotas
     tokens.add(Grant(user="bob", quota=0))
-    assert tokens.limit_room
+    assert tokens.has_quotas
     tokens.remove("bob")
-    assert not tokens.limit_room
+    assert not tokens.has_quotas
     (tmp_path / "tokens").write_text("damaged")
-    assert tokens.limit_room
+    assert tokens.has_quotas

@@ -129,7 +129,7 @@ class SessionContext:
     def leave(self) -> None:
         """Let another connection of its user have its place."""
         if self.authenticator is not None and not self.unauthenticated:
-            self.authenticator.leave(self.grant)
+            self.authenticator.release(self.grant)
 
     def hold(self, upload: Upload) -> Upload:
         """Keep an upload open as long as the connection is."""

@@ -22,7 +22,7 @@ from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
 from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler
-from ftpkit.server.auth.authenticator import LOOKS_S, Authenticator
+from ftpkit.server.auth.authenticator import CHECK_INTERVAL_S, Authenticator
 from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
@@ -235,7 +235,7 @@ class ConnectionHandler:
 
     def _check(self) -> None:
         """End the sessions whose tokens are good no longer, until ``close``."""
-        while not self._closed.wait(LOOKS_S):
+        while not self._closed.wait(CHECK_INTERVAL_S):
             for session in self.sessions():
                 try:
                     session.check()

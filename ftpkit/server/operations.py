@@ -51,8 +51,8 @@ def auth(context: SessionContext, request: m.Auth) -> Result:
     if not context.unauthenticated:
         raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
     grant = context.authenticator.authenticate(request.token, context.peer)
-    store = context.authenticator.home_of(grant)
-    context.authenticator.enter(grant)
+    store = context.authenticator.open_home(grant)
+    context.authenticator.acquire(grant)
     context.authenticated(grant, store)
     return Result(m.AuthReply(user=grant.user, can=[can for can in Permission if can in grant.can]))
 

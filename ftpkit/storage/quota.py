@@ -1,60 +1,62 @@
-"""Room for what is stored: taken before the first byte, given back where nothing came of it."""
+"""Quotas: space is reserved before anything is stored, then committed or cancelled."""
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 
-class Reservation(Protocol):
-    """Room for something that is on its way to the disk; only the first call has an effect."""
+class Reservation:
+    """Bytes of a quota that are reserved until ``commit`` or ``cancel``; further calls do nothing.
+
+    ``settle`` is called once, with True for commit and False for cancel.
+    """
+
+    def __init__(self, settle: Callable[[bool], None]) -> None:
+        self._settle = settle
+        self._settled = threading.Lock()
 
     def commit(self) -> None:
-        """Note that it stands on the disk, where a count finds it."""
+        """Count the bytes as stored: a count of the store finds them."""
+        self._settle_once(committed=True)
 
     def cancel(self) -> None:
-        """Note that it does not stand there, and never will."""
+        """Free the bytes: they are not stored, and will not be."""
+        self._settle_once(committed=False)
+
+    def _settle_once(self, *, committed: bool) -> None:
+        # Two connections may settle the same block: one that wrote it, one that took it over.
+        if self._settled.acquire(blocking=False):
+            self._settle(committed)
 
 
 class QuotaScope(Protocol):
-    """What somebody may still store. Names are those of the store."""
+    """What one user may still store; names are those of the whole store."""
 
     def reserve(self, name: str, count: int) -> Reservation:
-        """Take room for ``count`` bytes under ``name``; RefusedError says that there is not enough.
+        """Reserve ``count`` bytes for ``name``; RefusedError if the quota does not allow them.
 
         It may take seconds: hold no lock that others need.
         """
 
-    def freed(self, name: str) -> None:
-        """Note that something is gone, or smaller: ``name``, or what is in it."""
+    def note_deleted(self, name: str) -> None:
+        """Note that ``name``, or something in it, was deleted or became smaller."""
 
-    def moved(self, name: str, to: str) -> None:
-        """Note that what stood under ``name`` stands under ``to``, perhaps in place of another."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoReservation:
-    """Room that was not needed."""
-
-    def commit(self) -> None:
-        """Keep nothing."""
-
-    def cancel(self) -> None:
-        """Give nothing back."""
+    def note_renamed(self, name: str, to: str) -> None:
+        """Note that ``name`` was renamed ``to``, and may have replaced a file."""
 
 
-@dataclass(frozen=True, slots=True)
 class Unlimited:
-    """The room of who may fill the disk."""
+    """The scope of a user without a quota, in a server that counts nothing."""
 
     def reserve(self, name: str, count: int) -> Reservation:
-        """Take what is there for everybody."""
         return NO_RESERVATION
 
-    def freed(self, name: str) -> None:
-        """Have no more than before."""
+    def note_deleted(self, name: str) -> None:
+        pass
 
-    def moved(self, name: str, to: str) -> None:
-        """Have no more than before."""
+    def note_renamed(self, name: str, to: str) -> None:
+        pass
 
 
-NO_RESERVATION: Final = NoReservation()
+NO_RESERVATION: Final = Reservation(lambda committed: None)
 UNLIMITED: Final = Unlimited()

@@ -38,14 +38,14 @@ class QuotaStore:
             self._store.rename(name, to, overwrite=overwrite)
         finally:
             # What failed may have happened in part.
-            self._quota.moved(name, to)
+            self._quota.note_renamed(name, to)
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
         """Delete a file or directory."""
         try:
             self._store.delete(name, recursive=recursive, progress=progress)
         finally:
-            self._quota.freed(name)
+            self._quota.note_deleted(name)
 
     def read(self, name: str) -> Reader:
         """Open a file."""
@@ -80,7 +80,7 @@ class QuotaStore:
         try:
             self._store.sweep(uploads_s=uploads_s, publications_s=publications_s)
         finally:
-            self._quota.freed("")
+            self._quota.note_deleted("")
 
     def close(self) -> None:
         """Close the store."""

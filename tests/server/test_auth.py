@@ -259,7 +259,9 @@ def test_a_directory_that_cannot_be_made_lets_nobody_in(
     for _ in range(2):
         reply = raw.ask("auth", token=token)
         assert reply.code == "not-a-directory"
-        assert reply["message"] == "the directory of this token cannot be used"
+        assert reply["message"] == (
+            "cannot open the directory of this token; the server's log says why"
+        )
         assert log.wait_for("error", user="ada")["under"] == "team/ada"
     assert raw.refused("list") == "auth-required"
     (root / "team").unlink()

@@ -60,7 +60,7 @@ class Slow:
     asked: threading.Event = field(default_factory=threading.Event)
     hosts: list[str] = field(default_factory=list)
 
-    def failed(self, host: str) -> float:
+    def login_failed(self, host: str) -> float:
         self.hosts.append(host)
         self.asked.set()
         return 1000.0
@@ -103,7 +103,7 @@ class Inside:
 @pytest.fixture
 def inside(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
     """Services that look after nobody between requests."""
-    monkeypatch.setattr(service_module, "LOOKS_S", 1000.0)
+    monkeypatch.setattr(service_module, "CHECK_INTERVAL_S", 1000.0)
     inside = Inside(root, Tokens(tmp_path / "tokens.json"))
     yield inside
     inside.close()
@@ -173,10 +173,10 @@ def test_who_moves_to_another_process_is_not_asked_again_and_counted_once(
         assert client.receive().code == "forbidden"
         assert client.receive().code == "bad-request"
         assert (root / "d" / "a").is_dir()
-        assert not inside.house.enter("ada", 1)
+        assert not inside.house.acquire("ada", 1)
         client.finish()
         served.result(TIMEOUT_S)
-    assert inside.house.enter("ada", 1)
+    assert inside.house.acquire("ada", 1)
 
 
 def test_who_moves_to_another_process_and_has_lost_its_token_is_not_served(

@@ -1,4 +1,4 @@
-"""What holds for all workers of a server, asked over real channels while they come and go."""
+"""The shared limits of all workers, over real channels, while workers start and end."""
 
 import contextlib
 import queue
@@ -29,17 +29,17 @@ LONG_S = 20.0
 
 
 class Worker:
-    """A worker, and what its supervisor has of it: each receives in a thread of its own."""
+    """A worker and its handle in the supervisor; each receives in a thread of its own."""
 
-    def __init__(self, broker: WorkerPool, number: int) -> None:
+    def __init__(self, pool: WorkerPool, number: int) -> None:
         ours, theirs = socket.socketpair()
-        self.member, self.channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(theirs)
-        self.told: queue.SimpleQueue[Header] = queue.SimpleQueue()
-        self.house = RemoteLimits(self._ask, self._tell, lambda: True)
-        self._broker = broker
+        self.handle, self.channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(theirs)
+        self.received: queue.SimpleQueue[Header] = queue.SimpleQueue()
+        self.limits = RemoteLimits(self._ask, self._tell, lambda: True)
+        self._pool = pool
         self._calls: dict[int, queue.SimpleQueue[Header]] = {}
         self._numbers = count()
-        broker.join(self.member)
+        pool.join(self.handle)
         self._threads = [
             threading.Thread(target=self._receive_there),
             threading.Thread(target=self._receive_here),
@@ -47,24 +47,24 @@ class Worker:
         for thread in self._threads:
             thread.start()
         self._tell_op("ready")
-        assert self.member.settled.wait(LONG_S)
+        assert self.handle.settled.wait(LONG_S)
 
     def die(self) -> None:
-        """Be killed, and buried."""
+        """End without a message, and be reaped."""
         self.end()
-        self._broker.reap(self.member)
+        self._pool.reap(self.handle)
 
     def end(self) -> None:
         self.channel.interrupt()
         for thread in self._threads:
             thread.join()
-        self.member.close()
+        self.handle.close()
         self.channel.close()
 
-    def pass_on(self, user: str, to: int) -> None:
+    def hand_over(self, user: str, to: int) -> None:
         """Hand a connection to another worker."""
         with socket.socket() as sock:
-            self.member.count("host", 1)
+            self.handle.count("host", 1)
             self.channel.send(
                 op="pass",
                 fds=[sock.fileno()],
@@ -84,7 +84,7 @@ class Worker:
         return answer.get(timeout=LONG_S)
 
     def _tell(self, **message: Any) -> None:
-        self._tell_op("house", **message)
+        self._tell_op("shared_limits", **message)
 
     def _tell_op(self, op: str, **message: Any) -> None:
         self.channel.send(op=op, **message)
@@ -92,7 +92,7 @@ class Worker:
     def _receive_there(self) -> None:
         with contextlib.suppress(ConnectionLostError):
             while True:
-                self._broker.receive(self.member, *self.member.channel.receive())
+                self._pool.receive(self.handle, *self.handle.channel.receive())
 
     def _receive_here(self) -> None:
         with contextlib.suppress(ConnectionLostError):
@@ -103,14 +103,14 @@ class Worker:
                 if header["op"] == "answer":
                     self._calls[header["call"]].put(header)
                 else:
-                    self.told.put(header)
+                    self.received.put(header)
 
 
 Join = Callable[[int], Worker]
 
 
 class Disk:
-    """What is stored; a count of it can be held up."""
+    """A number of stored bytes; a count of it can be delayed."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -129,20 +129,20 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def house(disk: Disk) -> Iterator[LocalLimits]:
-    house = LocalLimits(disk.count)
-    yield house
+def limits(disk: Disk) -> Iterator[LocalLimits]:
+    limits = LocalLimits(disk.count)
+    yield limits
     disk.go.set()
-    house.close()
+    limits.close()
 
 
 @pytest.fixture
-def join(house: LocalLimits) -> Iterator[Join]:
-    broker = WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(house))
+def join(limits: LocalLimits) -> Iterator[Join]:
+    pool = WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(limits))
     with ExitStack() as stack:
 
         def start(number: int) -> Worker:
-            worker = Worker(broker, number)
+            worker = Worker(pool, number)
             stack.callback(worker.end)
             return worker
 
@@ -153,163 +153,173 @@ def join(house: LocalLimits) -> Iterator[Join]:
 
 
 def test_connections_of_a_user_are_counted_over_all_workers(join: Join) -> None:
-    one, two = join(1).house, join(2).house
-    assert one.enter("ada", 2)
-    assert two.enter("ada", 2)
-    assert not one.enter("ada", 2)
-    assert one.enter("bob", 1)
-    assert two.enter("cy", None)
-    two.leave("ada")
-    assert two.enter("ada", 2)
-    assert not one.enter("ada", 2)
+    one, two = join(1).limits, join(2).limits
+    assert one.acquire("ada", 2)
+    assert two.acquire("ada", 2)
+    assert not one.acquire("ada", 2)
+    assert one.acquire("bob", 1)
+    assert two.acquire("cy", None)
+    two.release("ada")
+    assert two.acquire("ada", 2)
+    assert not one.acquire("ada", 2)
 
 
-def test_connections_of_a_worker_that_died_are_no_more(join: Join) -> None:
+def test_connections_of_a_worker_that_ended_are_released(join: Join) -> None:
     one, two = join(1), join(2)
     for _ in range(2):
-        assert one.house.enter("ada", 3)
-    assert two.house.enter("ada", 3)
-    one.house.leave("ada")
+        assert one.limits.acquire("ada", 3)
+    assert two.limits.acquire("ada", 3)
+    one.limits.release("ada")
     one.die()
-    assert [two.house.enter("ada", 3) for _ in range(3)] == [True, True, False]
+    assert [two.limits.acquire("ada", 3) for _ in range(3)] == [True, True, False]
 
 
-def test_a_connection_that_moves_counts_once_wherever_it_ends(join: Join) -> None:
+def test_a_connection_that_is_handed_over_counts_once(join: Join) -> None:
     one, two = join(1), join(2)
-    assert one.house.enter("ada", 1)
-    one.pass_on("ada", 2)
-    assert two.told.get(timeout=LONG_S)["op"] == "serve"
-    assert not one.house.enter("ada", 1)
+    assert one.limits.acquire("ada", 1)
+    one.hand_over("ada", 2)
+    assert two.received.get(timeout=LONG_S)["op"] == "serve"
+    assert not one.limits.acquire("ada", 1)
     one.die()
-    assert not two.house.enter("ada", 1)
-    two.house.leave("ada")
-    assert two.house.enter("ada", 1)
+    assert not two.limits.acquire("ada", 1)
+    two.limits.release("ada")
+    assert two.limits.acquire("ada", 1)
 
 
-def test_a_connection_that_moved_ends_with_its_heir(join: Join) -> None:
+def test_a_connection_that_was_handed_over_is_released_with_its_successor(join: Join) -> None:
     one, two = join(1), join(2)
-    assert one.house.enter("ada", 1)
-    one.pass_on("ada", 2)
-    two.told.get(timeout=LONG_S)
+    assert one.limits.acquire("ada", 1)
+    one.hand_over("ada", 2)
+    two.received.get(timeout=LONG_S)
     two.die()
-    assert one.house.enter("ada", 1)
+    assert one.limits.acquire("ada", 1)
 
 
-def test_a_connection_of_nobody_moves_as_well(join: Join, house: LocalLimits) -> None:
+def test_a_connection_without_a_user_is_handed_over(join: Join, limits: LocalLimits) -> None:
     one, two = join(1), join(2)
-    one.pass_on("", 2)
-    header = two.told.get(timeout=LONG_S)
+    one.hand_over("", 2)
+    header = two.received.get(timeout=LONG_S)
     assert {key: header[key] for key in header.keys() & {"host", "peer", "user", "to"}} == {
         "host": "host",
         "peer": "host:1",
     }
     two.die()
-    assert house.enter("", 1)
+    assert limits.acquire("", 1)
 
 
-def test_a_connection_that_nobody_takes_is_no_more(join: Join, house: LocalLimits) -> None:
+def test_a_connection_without_a_successor_is_released(join: Join, limits: LocalLimits) -> None:
     one = join(1)
-    assert one.house.enter("ada", 1)
-    one.member.state = State.ENDED
-    one.pass_on("ada", 2)
-    one.house.failed("10.0.0.1")  # what was said before has been heard
-    assert house.enter("ada", 1)
+    assert one.limits.acquire("ada", 1)
+    one.handle.state = State.ENDED
+    one.hand_over("ada", 2)
+    one.limits.login_failed("10.0.0.1")  # the reply shows that the messages before were received
+    assert limits.acquire("ada", 1)
 
 
-# Bad tokens
+# Failed logins
 
 
-def test_bad_tokens_are_counted_over_all_workers(join: Join) -> None:
-    one, two = join(1).house, join(2).house
-    assert [one.failed("10.0.0.1"), two.failed("10.0.0.1")] == [0.1, 0.2]
+def test_failed_logins_are_counted_over_all_workers(join: Join) -> None:
+    one, two = join(1).limits, join(2).limits
+    assert [one.login_failed("10.0.0.1"), two.login_failed("10.0.0.1")] == [0.1, 0.2]
 
 
-# Room
+# Quotas
 
 
 def test_a_quota_holds_for_all_workers(join: Join, disk: Disk) -> None:
-    one, two = join(1).house, join(2).house
-    number = one.reserve("d/f", 60, "d", 100)
+    one, two = join(1).limits, join(2).limits
+    reserved = one.quotas.reserve("d/f", 60, "d", 100)
     with refused(Code.QUOTA_EXCEEDED):
-        two.reserve("d/g", 41, "d", 100)
-    one.cancel(number)
-    number = two.reserve("d/g", 100, "d", 100)
-    two.commit(number)
+        two.quotas.reserve("d/g", 41, "d", 100)
+    reserved.cancel()
+    reserved = two.quotas.reserve("d/g", 100, "d", 100)
+    reserved.commit()
     with refused(Code.QUOTA_EXCEEDED):
-        one.reserve("d/f", 1, "d", 100)
-    two.freed("d/g")
-    one.commit(one.reserve("d/f", 100, "d", 100))
+        one.quotas.reserve("d/f", 1, "d", 100)
+    two.quotas.note_deleted("d/g")
+    one.quotas.reserve("d/f", 100, "d", 100).commit()
     disk.used = 90
-    two.freed("d/f")
+    two.quotas.note_deleted("d/f")
     with refused(Code.QUOTA_EXCEEDED):
-        one.reserve("d/f", 11, "d", 100)
+        one.quotas.reserve("d/f", 11, "d", 100)
     disk.used = 100
-    one.moved("f", "d/f")
+    one.quotas.note_renamed("f", "d/f")
     with refused(Code.QUOTA_EXCEEDED):
-        two.reserve("d/h", 1, "d", 100)
+        two.quotas.reserve("d/h", 1, "d", 100)
 
 
-def test_what_a_worker_that_died_had_taken_is_what_is_found(join: Join, disk: Disk) -> None:
+def test_bytes_reserved_by_a_worker_that_ended_are_counted_in_the_store(
+    join: Join, disk: Disk
+) -> None:
     one, two = join(1), join(2)
-    one.house.reserve("f", 60, "", 100)
-    one.house.commit(one.house.reserve("g", 10, "", 100))
+    one.limits.quotas.reserve("f", 60, "", 100)
+    one.limits.quotas.reserve("g", 10, "", 100).commit()
     disk.used = 30
     one.die()
     with refused(Code.QUOTA_EXCEEDED):
-        two.house.reserve("h", 71, "", 100)
-    two.house.reserve("h", 70, "", 100)
+        two.limits.quotas.reserve("h", 71, "", 100)
+    two.limits.quotas.reserve("h", 70, "", 100)
 
 
-def test_nobody_else_waits_while_room_is_counted(join: Join, disk: Disk) -> None:
+def test_other_requests_do_not_wait_for_a_count(join: Join, disk: Disk) -> None:
     one = join(1)
     disk.go.clear()
-    numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
-    waiting = threading.Thread(target=lambda: numbers.put(one.house.reserve("f", 60, "", 100)))
+    done = threading.Event()
+
+    def reserve() -> None:
+        one.limits.quotas.reserve("f", 60, "", 100)
+        done.set()
+
+    waiting = threading.Thread(target=reserve)
     waiting.start()
     assert disk.counting.wait(LONG_S)
-    assert one.house.failed("10.0.0.1") == 0.1
-    assert one.house.reserve("g", 30, "", None)
-    assert numbers.empty()
+    assert one.limits.login_failed("10.0.0.1") == 0.1
+    one.limits.quotas.reserve("g", 30, "", None)
+    assert not done.is_set()
     disk.go.set()
     waiting.join(LONG_S)
-    assert numbers.get_nowait()
+    assert done.is_set()
     with refused(Code.QUOTA_EXCEEDED):
-        one.house.reserve("h", 11, "", 100)
+        one.limits.quotas.reserve("h", 11, "", 100)
 
 
-def test_what_a_worker_is_given_after_its_death_is_free(
-    join: Join, disk: Disk, house: LocalLimits, monkeypatch: pytest.MonkeyPatch
+def test_a_reservation_made_after_its_worker_ended_is_cancelled(
+    join: Join, disk: Disk, limits: LocalLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, given_back = join(1), join(2), threading.Event()
-    cancel = house.cancel
+    one, two, cancelled = join(1), join(2), threading.Event()
+    settle = limits.quotas._settle
 
-    def note(number: int) -> None:
-        cancel(number)
-        given_back.set()
+    def note(reserved: Any, committed: bool) -> None:
+        settle(reserved, committed)
+        if not committed:
+            cancelled.set()
 
-    monkeypatch.setattr(house, "give_back", note)
+    monkeypatch.setattr(limits.quotas, "_settle", note)
     disk.go.clear()
-    one.channel.send(op="house", what="take", call=0, name="f", count=60, under="", quota=100)
+    one.channel.send(
+        op="shared_limits", what="reserve", call=0, name="f", count=60, under="", quota=100
+    )
     assert disk.counting.wait(LONG_S)
     one.die()
     disk.go.set()
-    assert given_back.wait(LONG_S)
-    assert two.house.reserve("f", 100, "", 100)
+    assert cancelled.wait(LONG_S)
+    two.limits.quotas.reserve("f", 100, "", 100)
 
 
-def test_where_nobody_has_a_quota_nothing_is_told_of_what_is_stored() -> None:
+def test_without_quotas_nothing_is_sent() -> None:
     asked: list[str] = []
 
     def ask(**message: Any) -> Header:
         asked.append(message["what"])
         return {"number": 7}
 
-    house = RemoteLimits(ask, ask, lambda: False)
-    number = house.reserve("f", 60, "", None)
-    house.commit(number)
-    house.cancel(number)
-    house.freed("f")
-    house.moved("f", "g")
+    limits = RemoteLimits(ask, ask, lambda: False)
+    reserved = limits.quotas.reserve("f", 60, "", None)
+    reserved.commit()
+    reserved.cancel()
+    limits.quotas.note_deleted("f")
+    limits.quotas.note_renamed("f", "g")
     assert asked == []
-    house.commit(house.reserve("f", 60, "", 100))
-    assert asked == ["take", "keep"]
+    limits.quotas.reserve("f", 60, "", 100).commit()
+    assert asked == ["reserve", "commit"]

@@ -1,4 +1,4 @@
-"""Quotas of tokens over real connections, of a server of one process and of several."""
+"""Quotas of tokens over real connections, with one server process and with several."""
 
 import os
 import random
@@ -28,7 +28,7 @@ DATA = random.Random(8).randbytes(2 * BLOCK)
 
 @pytest.fixture(autouse=True, scope="module")
 def _tracker() -> None:
-    """Start what multiprocessing keeps for the rest of this process's life."""
+    """Start the resource tracker, which multiprocessing keeps until this process ends."""
     resource_tracker.ensure_running()
 
 
@@ -43,7 +43,7 @@ def tokens(tmp_path: Path) -> Tokens:
 WORKERS = pytest.param(
     "workers",
     marks=pytest.mark.skipif(
-        not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
+        not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
     ),
 )
 
@@ -69,7 +69,7 @@ Connect = Callable[[str], Raw]
 
 @pytest.fixture
 def connect(server: Server | Supervisor) -> Iterator[Connect]:
-    """Open raw connections that have shown a token, which the end of the test closes."""
+    """Open authenticated raw connections, which the end of the test closes."""
     with ExitStack() as stack:
 
         def connect(token: str) -> Raw:
@@ -104,7 +104,7 @@ def unfinished(root: Path) -> list[str]:
     ]
 
 
-def test_a_quota_is_reached_to_the_byte_over_any_connection(connect: Connect, root: Path) -> None:
+def test_a_quota_is_filled_to_the_byte_over_any_connection(connect: Connect, root: Path) -> None:
     one, two = connect("a"), connect("a")
     assert put(one, "f", BLOCK).ok
     reply = put(two, "g", BLOCK + 1)
@@ -118,7 +118,7 @@ def test_a_quota_is_reached_to_the_byte_over_any_connection(connect: Connect, ro
     assert put(one, "h", BLOCK).ok
 
 
-def test_what_others_put_there_counts_but_does_not_limit_them(connect: Connect) -> None:
+def test_files_of_other_users_count_but_do_not_limit_them(connect: Connect) -> None:
     ada, owner = connect("a"), connect("o")
     assert put(ada, "f", 1).ok
     for number in range(3):
@@ -133,14 +133,14 @@ def test_what_others_put_there_counts_but_does_not_limit_them(connect: Connect) 
 
 
 def begin_put(raw: Raw, root: Path) -> None:
-    """Send the head of a put that takes the whole quota, and wait until it is on its way."""
+    """Send the start of a put that reserves the whole quota, and wait for its file."""
     raw.sock.sendall(frame({"op": "put", "name": "cut", "size": QUOTA}, DATA[:100]))
     deadline = time.monotonic() + WAIT_S
     while not unfinished(root) and time.monotonic() < deadline:
         pass
 
 
-def test_a_put_that_is_cut_gives_back(
+def test_an_interrupted_put_frees_its_bytes(
     connect: Connect, server: Server | Supervisor, root: Path
 ) -> None:
     cut, other = connect("a"), connect("a")
@@ -163,7 +163,7 @@ def test_an_upload_is_begun_continued_and_aborted(connect: Connect, root: Path) 
     assert unfinished(root) == []
 
 
-def test_an_upload_of_unknown_length_takes_as_it_grows(connect: Connect) -> None:
+def test_an_upload_of_unknown_length_reserves_each_block(connect: Connect) -> None:
     one, two = connect("a"), connect("a")
     upload = begin(one, "f", None)["upload"]
     assert write(one, upload, 0).ok
@@ -176,7 +176,7 @@ def test_an_upload_of_unknown_length_takes_as_it_grows(connect: Connect) -> None
 
 
 @pytest.mark.parametrize("server", [WORKERS], indirect=True)
-def test_a_worker_that_is_killed_gives_back(
+def test_the_bytes_of_a_killed_worker_are_freed(
     connect: Connect, server: Supervisor, root: Path, log: Log
 ) -> None:
     one, two = connect("a"), connect("a")

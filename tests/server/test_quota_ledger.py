@@ -1,4 +1,4 @@
-"""What the counts behind quotas do while much happens at once."""
+"""The quota ledger: reservations, counts, and changes while a count runs."""
 
 import contextlib
 import threading
@@ -16,7 +16,7 @@ LONG_S = 20.0
 
 
 class Disk:
-    """What stands where; a count of it can be held up."""
+    """Files in memory; a count of them can be interrupted."""
 
     def __init__(self) -> None:
         self.files: dict[str, int] = {}
@@ -24,7 +24,7 @@ class Disk:
         self.fails = False
         self.early: Callable[[], object] = lambda: None
         self.during: Callable[[], object] = lambda: None
-        """Called in a count that has looked nowhere, or everywhere."""
+        """Called in a count: ``early`` before it reads anything, ``during`` after it read all."""
 
     def count(self, name: str, go_on: Callable[[], bool]) -> int:
         self.counted.append(name)
@@ -44,217 +44,225 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def ledgers(disk: Disk) -> Iterator[QuotaLedger]:
-    ledgers = QuotaLedger(disk.count, patience_s=LONG_S, clock=lambda: 0.0)
-    yield ledgers
-    ledgers.close()
+def ledger(disk: Disk) -> Iterator[QuotaLedger]:
+    ledger = QuotaLedger(disk.count, timeout_s=LONG_S, clock=lambda: 0.0)
+    yield ledger
+    ledger.close()
 
 
-def test_what_fits_to_the_byte_is_taken_and_not_one_more(ledgers: QuotaLedger, disk: Disk) -> None:
+def test_reservations_fill_a_quota_to_the_byte(ledger: QuotaLedger, disk: Disk) -> None:
     disk.files["d/old"] = 40
-    number = ledgers.reserve("d/f", 60, "d", 100)
+    reserved = ledger.reserve("d/f", 60, "d", 100)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("d/g", 1, "d", 100)
-    ledgers.cancel(number)
-    ledgers.reserve("d/g", 60, "d", 100)
+        ledger.reserve("d/g", 1, "d", 100)
+    reserved.cancel()
+    ledger.reserve("d/g", 60, "d", 100)
     assert disk.counted == ["d"]
 
 
-def test_a_refusal_tells_nothing_of_what_is_stored(ledgers: QuotaLedger) -> None:
-    with pytest.raises(Exception, match=r"^1,001 bytes are more than is left of a quota of 1,000$"):
-        ledgers.reserve("f", 1001, "", 1000)
+def test_a_refusal_does_not_tell_how_much_is_stored(ledger: QuotaLedger) -> None:
+    with pytest.raises(
+        Exception, match=r"^1,001 bytes exceed the space left in the quota of 1,000 bytes$"
+    ):
+        ledger.reserve("f", 1001, "", 1000)
 
 
-def test_without_a_quota_everything_fits_and_counts(ledgers: QuotaLedger, disk: Disk) -> None:
-    early = ledgers.reserve("d/f", 70, "", None)
+def test_reservations_without_a_quota_always_fit_and_are_counted(
+    ledger: QuotaLedger, disk: Disk
+) -> None:
+    reserved = ledger.reserve("d/f", 70, "", None)
     assert disk.counted == []
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("d/g", 31, "d", 100)
-    ledgers.reserve("d/g", 20, "", None)
-    ledgers.reserve("e/g", 1000, "", None)
+        ledger.reserve("d/g", 31, "d", 100)
+    ledger.reserve("d/g", 20, "", None)
+    ledger.reserve("e/g", 1000, "", None)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("d/h", 11, "d", 100)
+        ledger.reserve("d/h", 11, "d", 100)
     disk.files["d/f"] = 70
-    ledgers.commit(early)
-    ledgers.reserve("d/h", 10, "d", 100)
+    reserved.commit()
+    ledger.reserve("d/h", 10, "d", 100)
 
 
-def test_what_is_freed_is_counted_when_it_is_needed(ledgers: QuotaLedger, disk: Disk) -> None:
-    ledgers.commit(ledgers.reserve("d/f", 100, "d", 100))
-    ledgers.freed("d/f")
+def test_after_a_deletion_bytes_are_counted_when_a_request_needs_them(
+    ledger: QuotaLedger, disk: Disk
+) -> None:
+    ledger.reserve("d/f", 100, "d", 100).commit()
+    ledger.note_deleted("d/f")
     assert disk.counted == ["d"]
-    ledgers.reserve("d/f", 100, "d", 100)
+    ledger.reserve("d/f", 100, "d", 100)
     assert disk.counted == ["d", "d"]
 
 
 @pytest.mark.parametrize("name", ["d/f", "d", "", "d/e/f"])
-def test_a_count_is_repeated_where_something_was_freed(
-    ledgers: QuotaLedger, disk: Disk, name: str
+def test_a_deletion_in_or_around_a_directory_makes_it_count_again_once(
+    ledger: QuotaLedger, disk: Disk, name: str
 ) -> None:
-    ledgers.commit(ledgers.reserve("d/f", 100, "d", 100))
-    ledgers.freed(name)
+    ledger.reserve("d/f", 100, "d", 100).commit()
+    ledger.note_deleted(name)
     disk.files["d/f"] = 100
     for _ in range(2):
         with refused(Code.QUOTA_EXCEEDED):
-            ledgers.reserve("d/g", 1, "d", 100)
+            ledger.reserve("d/g", 1, "d", 100)
     assert disk.counted == ["d", "d"]
 
 
 @pytest.mark.parametrize("name", ["e", "dd", "dd/f", "f"])
-def test_what_is_freed_elsewhere_makes_nobody_count(
-    ledgers: QuotaLedger, disk: Disk, name: str
-) -> None:
-    ledgers.commit(ledgers.reserve("d/f", 100, "d", 100))
-    ledgers.freed(name)
+def test_a_deletion_elsewhere_makes_no_count(ledger: QuotaLedger, disk: Disk, name: str) -> None:
+    ledger.reserve("d/f", 100, "d", 100).commit()
+    ledger.note_deleted(name)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("d/g", 1, "d", 100)
+        ledger.reserve("d/g", 1, "d", 100)
     assert disk.counted == ["d"]
 
 
-def test_what_was_removed_past_the_server_is_found_after_a_while(disk: Disk) -> None:
+def test_a_count_older_than_five_seconds_is_repeated_before_a_refusal(disk: Disk) -> None:
     now = 0.0
-    ledgers = QuotaLedger(disk.count, clock=lambda: now)
+    ledger = QuotaLedger(disk.count, clock=lambda: now)
     disk.files["f"] = 100
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("g", 1, "", 100)
+        ledger.reserve("g", 1, "", 100)
     disk.files.clear()
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("g", 1, "", 100)
+        ledger.reserve("g", 1, "", 100)
     now = 5.0
-    ledgers.reserve("g", 1, "", 100)
+    ledger.reserve("g", 1, "", 100)
     assert disk.counted == ["", ""]
 
 
 @pytest.mark.parametrize(
     ("name", "to"), [("e/f", "d/f"), ("e", "d"), ("e", "d/e"), ("b", "a"), ("d/f", "d")]
 )
-def test_what_is_moved_into_it_is_counted_before_anything_is_taken(
+def test_a_rename_into_a_directory_makes_it_count_before_it_reserves(
     disk: Disk, name: str, to: str
 ) -> None:
     under = "a/b" if to == "a" else "d"
-    ledgers = QuotaLedger(disk.count)
-    ledgers.reserve(f"{under}/g", 1, under, 100)
+    ledger = QuotaLedger(disk.count)
+    ledger.reserve(f"{under}/g", 1, under, 100)
     disk.files[f"{under}/f"] = 99
-    ledgers.moved(name, to)
+    ledger.note_renamed(name, to)
     expected = [under] * (1 if name == "d/f" else 2)
     if name == "d/f":
-        ledgers.reserve(f"{under}/g", 1, under, 100)
+        ledger.reserve(f"{under}/g", 1, under, 100)
     else:
         with refused(Code.QUOTA_EXCEEDED):
-            ledgers.reserve(f"{under}/g", 1, under, 100)
+            ledger.reserve(f"{under}/g", 1, under, 100)
     assert disk.counted == expected
 
 
-def test_who_has_a_part_of_it_counts_for_the_whole(ledgers: QuotaLedger) -> None:
-    ledgers.reserve("a/f", 1, "a", 100)
-    ledgers.reserve("a/b/f", 50, "a/b", 50)
+def test_bytes_in_a_directory_count_for_the_directories_around_it(ledger: QuotaLedger) -> None:
+    ledger.reserve("a/f", 1, "a", 100)
+    ledger.reserve("a/b/f", 50, "a/b", 50)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("a/b/g", 1, "a/b", 50)
+        ledger.reserve("a/b/g", 1, "a/b", 50)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("a/g", 50, "a", 100)
-    ledgers.reserve("a/g", 49, "a", 100)
+        ledger.reserve("a/g", 50, "a", 100)
+    ledger.reserve("a/g", 49, "a", 100)
 
 
-def test_two_quotas_of_one_directory_hold_each_for_its_own(ledgers: QuotaLedger) -> None:
-    ledgers.reserve("a/f", 60, "a", 100)
+def test_two_quotas_of_one_directory_are_kept_separately(ledger: QuotaLedger) -> None:
+    ledger.reserve("a/f", 60, "a", 100)
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("a/g", 1, "a", 50)
-    ledgers.reserve("a/g", 40, "a", 100)
+        ledger.reserve("a/g", 1, "a", 50)
+    ledger.reserve("a/g", 40, "a", 100)
 
 
-# While it is counted
+# Changes while a count runs
 
 
-def test_what_is_kept_during_a_count_is_not_lost(ledgers: QuotaLedger, disk: Disk) -> None:
-    number = ledgers.reserve("f", 60, "", None)
+def test_bytes_committed_after_a_count_has_passed_them_are_added(
+    ledger: QuotaLedger, disk: Disk
+) -> None:
+    reserved = ledger.reserve("f", 60, "", None)
 
     def commit() -> None:
         disk.during = lambda: None
         disk.files["f"] = 60
-        ledgers.commit(number)
+        reserved.commit()
 
     disk.during = commit
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("g", 41, "", 100)
-    ledgers.reserve("g", 40, "", 100)
+        ledger.reserve("g", 41, "", 100)
+    ledger.reserve("g", 40, "", 100)
 
 
-def test_what_comes_and_is_found_during_a_count_counts_once(
-    ledgers: QuotaLedger, disk: Disk
+def test_bytes_committed_before_a_running_count_finds_them_count_once(
+    ledger: QuotaLedger, disk: Disk
 ) -> None:
     def put() -> None:
         disk.early = lambda: None
-        number = ledgers.reserve("f", 60, "", None)
+        reserved = ledger.reserve("f", 60, "", None)
         disk.files["f"] = 60
-        ledgers.commit(number)
+        reserved.commit()
 
     disk.early = put
-    ledgers.reserve("g", 40, "", 100)
+    ledger.reserve("g", 40, "", 100)
 
 
-def test_what_a_count_has_found_and_is_kept_then_counts_once(
-    ledgers: QuotaLedger, disk: Disk
+def test_bytes_committed_after_a_count_found_them_count_once(
+    ledger: QuotaLedger, disk: Disk
 ) -> None:
-    number = ledgers.reserve("f", 60, "", 100)
-    ledgers.freed("f")
+    reserved = ledger.reserve("f", 60, "", 100)
+    ledger.note_deleted("f")
     disk.files["f"] = 60
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("g", 41, "", 100)
-    ledgers.commit(number)
-    ledgers.reserve("g", 40, "", 100)
+        ledger.reserve("g", 41, "", 100)
+    reserved.commit()
+    ledger.reserve("g", 40, "", 100)
 
 
-def test_a_count_during_which_something_is_moved_is_repeated(
-    ledgers: QuotaLedger, disk: Disk
-) -> None:
+def test_a_rename_during_a_count_repeats_it(ledger: QuotaLedger, disk: Disk) -> None:
     def move() -> None:
         disk.during = lambda: None
         disk.files["d/new"] = 100
-        ledgers.moved("d/e/old", "d/new")
+        ledger.note_renamed("d/e/old", "d/new")
 
     disk.during = move
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve("d/g", 1, "d", 100)
+        ledger.reserve("d/g", 1, "d", 100)
     assert len(disk.counted) == 2
 
 
-def test_where_it_never_holds_still_nothing_is_taken(ledgers: QuotaLedger, disk: Disk) -> None:
-    disk.during = lambda: ledgers.moved("old", "new")
+def test_a_directory_renamed_into_during_each_count_is_refused_as_busy(
+    ledger: QuotaLedger, disk: Disk
+) -> None:
+    disk.during = lambda: ledger.note_renamed("old", "new")
     with refused(Code.BUSY):
-        ledgers.reserve("g", 1, "", 100)
+        ledger.reserve("g", 1, "", 100)
     assert len(disk.counted) == 3
     disk.during = lambda: None
-    ledgers.reserve("g", 100, "", 100)
+    ledger.reserve("g", 100, "", 100)
 
 
-def test_where_it_always_shrinks_a_refusal_comes_all_the_same(
-    ledgers: QuotaLedger, disk: Disk
+def test_a_directory_deleted_from_during_each_count_is_refused_as_busy(
+    ledger: QuotaLedger, disk: Disk
 ) -> None:
     disk.files["f"] = 100
-    disk.during = lambda: ledgers.freed("other")
+    disk.during = lambda: ledger.note_deleted("other")
     with refused(Code.BUSY):
-        ledgers.reserve("g", 1, "", 100)
+        ledger.reserve("g", 1, "", 100)
     assert len(disk.counted) == 3
 
 
-def test_where_it_cannot_be_counted_nothing_is_taken(
-    ledgers: QuotaLedger, disk: Disk, log: Log
+def test_a_count_that_fails_is_logged_and_refused_as_busy(
+    ledger: QuotaLedger, disk: Disk, log: Log
 ) -> None:
     disk.fails = True
     with refused(Code.BUSY):
-        ledgers.reserve("g", 1, "", 100)
+        ledger.reserve("g", 1, "", 100)
     assert [line["at"] for line in log.so_far("error")] == ["count"] * 3
     disk.fails = False
-    ledgers.reserve("g", 1, "", 100)
+    ledger.reserve("g", 1, "", 100)
 
 
-def test_of_many_at_once_as_many_are_let_in_as_fit(ledgers: QuotaLedger, disk: Disk) -> None:
+def test_of_many_concurrent_reservations_exactly_those_that_fit_succeed(
+    ledger: QuotaLedger, disk: Disk
+) -> None:
     start = threading.Barrier(20)
 
     def reserve(number: int) -> bool:
         start.wait(LONG_S)
         with contextlib.suppress(RefusedError):
-            ledgers.reserve(f"f{number}", 10, "", 70)
+            ledger.reserve(f"f{number}", 10, "", 70)
             return True
         return False
 
@@ -263,32 +271,32 @@ def test_of_many_at_once_as_many_are_let_in_as_fit(ledgers: QuotaLedger, disk: D
     assert len(disk.counted) <= 2
 
 
-def test_who_has_waited_long_enough_is_told_and_the_next_finds_the_count(disk: Disk) -> None:
+def test_a_request_that_waited_too_long_is_busy_and_leaves_the_count_running(disk: Disk) -> None:
     go = threading.Event()
     disk.during = lambda: go.wait(LONG_S)
-    ledgers = QuotaLedger(disk.count, patience_s=0.0)
+    ledger = QuotaLedger(disk.count, timeout_s=0.0)
     for _ in range(3):
         with refused(Code.BUSY):
-            ledgers.reserve("f", 1, "", 100)
-    assert ledgers.reserve_now("f", 1, "", 100) is None
+            ledger.reserve("f", 1, "", 100)
+    assert ledger.try_reserve("f", 1, "", 100) is None
     go.set()
-    ledgers.close()
+    ledger.close()
     assert disk.counted == [""]
 
 
-def test_at_once_is_taken_what_needs_no_count(ledgers: QuotaLedger, disk: Disk) -> None:
-    assert ledgers.reserve_now("f", 1, "", 100) is None
-    assert ledgers.reserve_now("f", 1, "", None) is not None
-    ledgers.reserve("f", 1, "", 100)
-    assert ledgers.reserve_now("f", 98, "", 100) is not None
+def test_try_reserve_succeeds_where_no_count_is_needed(ledger: QuotaLedger, disk: Disk) -> None:
+    assert ledger.try_reserve("f", 1, "", 100) is None
+    assert ledger.try_reserve("f", 1, "", None) is not None
+    ledger.reserve("f", 1, "", 100)
+    assert ledger.try_reserve("f", 98, "", 100) is not None
     with refused(Code.QUOTA_EXCEEDED):
-        ledgers.reserve_now("f", 1, "", 100)
-    ledgers.freed("f")
-    assert ledgers.reserve_now("f", 1, "", 100) is None
+        ledger.try_reserve("f", 1, "", 100)
+    ledger.note_deleted("f")
+    assert ledger.try_reserve("f", 1, "", 100) is None
     assert len(disk.counted) == 1
 
 
-def test_the_end_interrupts_a_count_and_who_waits_for_it() -> None:
+def test_close_interrupts_a_count_and_the_requests_that_wait_for_it() -> None:
     counting = threading.Event()
 
     def count(name: str, go_on: Callable[[], bool]) -> int:
@@ -297,10 +305,10 @@ def test_the_end_interrupts_a_count_and_who_waits_for_it() -> None:
             pass
         return 0
 
-    ledgers = QuotaLedger(count, patience_s=LONG_S)
+    ledger = QuotaLedger(count, timeout_s=LONG_S)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(ledgers.reserve, "f", 1, "", 100)
+        future = pool.submit(ledger.reserve, "f", 1, "", 100)
         assert counting.wait(LONG_S)
-        ledgers.close()
+        ledger.close()
         with refused(Code.SHUTTING_DOWN):
             future.result(LONG_S)

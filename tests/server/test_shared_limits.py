@@ -1,4 +1,4 @@
-"""Quotas on a real disk: what is stored, what is on its way, and what came of it."""
+"""Quotas over a directory store: stored files, unfinished uploads, and failures."""
 
 import contextlib
 import os
@@ -35,26 +35,26 @@ LONG_S = 20.0
 
 
 class Home:
-    """A root whose users have quotas; it may be opened again and again."""
+    """A root with quotas, which can be reopened."""
 
     def __init__(self, root: Path) -> None:
         self.place = Place(root)
         self._stack = contextlib.ExitStack()
 
     def open(self, files: FileSystem | None = None) -> None:
-        """Open it, in place of what is open."""
+        """Open the store; close the one that is open."""
         self._stack.close()
         place = self._stack.enter_context(Place(self.place.root))
         self.store = place.open(files)
-        self.house = LocalLimits(self.store.used_bytes)
-        self._stack.callback(self.house.close)
+        self.limits = LocalLimits(self.store.used_bytes)
+        self._stack.callback(self.limits.close)
 
     def close(self) -> None:
         self._stack.close()
 
     def of(self, quota: int | None, under: str = "") -> Store:
-        """What one sees who may have ``quota`` bytes under ``under``."""
-        return QuotaStore(self.store, AccountQuota(self.house, under, quota))
+        """Return the store of a user with ``quota`` bytes in ``under``."""
+        return QuotaStore(self.store, AccountQuota(self.limits.quotas, under, quota))
 
     def by_hand(self, name: str, size: int) -> Path:
         path = self.place.root / name
@@ -63,12 +63,12 @@ class Home:
         return path
 
     def left(self, quota: int, under: str = "") -> int:
-        """How much may still be put."""
+        """Return how many bytes can still be reserved."""
         low, high = 0, quota + 1
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                self.house.cancel(self.house.reserve(f"{under}/f", middle, under, quota))
+                self.limits.quotas.reserve(f"{under}/f", middle, under, quota).cancel()
                 low = middle
             except RefusedError:
                 high = middle
@@ -83,10 +83,10 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home.close()
 
 
-# Files that arrive in one piece
+# Files in one piece
 
 
-def test_a_quota_is_reached_to_the_byte_and_nothing_is_made_of_more(home: Home) -> None:
+def test_a_quota_is_filled_to_the_byte_and_a_larger_file_leaves_nothing(home: Home) -> None:
     store = home.of(1000)
     stage(store, "f", bytes(400))
     with refused(Code.QUOTA_EXCEEDED):
@@ -100,14 +100,14 @@ def test_a_quota_is_reached_to_the_byte_and_nothing_is_made_of_more(home: Home) 
     assert home.place.private() == []
 
 
-def test_what_stood_there_before_counts(home: Home) -> None:
+def test_existing_files_count(home: Home) -> None:
     home.by_hand("old/f", 900)
     assert home.left(1000) == 100
     assert home.left(1000, "old") == 100
     assert home.left(1000, "new") == 1000
 
 
-def test_a_file_on_its_way_counts_and_is_given_back_if_it_does_not_come(home: Home) -> None:
+def test_a_staged_file_counts_and_is_cancelled_when_discarded(home: Home) -> None:
     store = home.of(1000)
     staged = store.stage(UploadSpec(name="f", total=700), None)
     staged.write(memoryview(bytes(10)))
@@ -120,7 +120,7 @@ def test_a_file_on_its_way_counts_and_is_given_back_if_it_does_not_come(home: Ho
     assert home.left(1000) == 1000
 
 
-def test_a_file_that_cannot_be_staged_gives_back(home: Home) -> None:
+def test_a_file_that_cannot_be_staged_is_cancelled(home: Home) -> None:
     fault = Fault()
     home.open(WatchedFiles(fault))
     store = home.of(1000)
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_staged_gives_back(home: Home) -> None:
         pytest.fail("it always fails")
 
 
-def test_what_is_replaced_counts_until_it_is(home: Home) -> None:
+def test_a_file_counts_until_it_is_replaced(home: Home) -> None:
     store = home.of(1000)
     stage(store, "f", bytes(600))
     with refused(Code.QUOTA_EXCEEDED):
@@ -149,7 +149,7 @@ def test_what_is_replaced_counts_until_it_is(home: Home) -> None:
     assert home.left(1000) == 600
 
 
-def test_what_is_deleted_is_free_at_once(home: Home) -> None:
+def test_deleted_bytes_are_free_at_once(home: Home) -> None:
     store = home.of(1000)
     for name in ("f", "d/g", "d/e/h"):
         stage(store, name, bytes(300))
@@ -160,7 +160,7 @@ def test_what_is_deleted_is_free_at_once(home: Home) -> None:
     assert home.left(1000) == 1000
 
 
-def test_what_is_moved_counts_where_it_comes_to(home: Home) -> None:
+def test_a_renamed_file_counts_in_its_new_directory(home: Home) -> None:
     everywhere = home.of(None)
     stage(everywhere, "b/f", bytes(300))
     assert home.left(1000, "a") == 1000
@@ -176,7 +176,7 @@ def test_what_is_moved_counts_where_it_comes_to(home: Home) -> None:
     assert home.left(1000, "a") == 1000
 
 
-def test_who_has_no_quota_takes_from_those_who_have(home: Home) -> None:
+def test_files_of_users_without_a_quota_count_for_the_others(home: Home) -> None:
     assert home.left(1000, "a") == 1000
     stage(home.of(None), "a/f", bytes(999))
     stage(home.of(None), "b", bytes(999))
@@ -186,7 +186,7 @@ def test_who_has_no_quota_takes_from_those_who_have(home: Home) -> None:
         stage(home.of(1000, "a"), "a/h", b"1")
 
 
-def test_quotas_of_one_directory_and_of_one_in_it_hold_side_by_side(home: Home) -> None:
+def test_quotas_of_nested_directories_are_kept_separately(home: Home) -> None:
     outer, same, inner = home.of(1000, "a"), home.of(500, "a"), home.of(300, "a/b")
     stage(outer, "a/f", bytes(400))
     stage(inner, "a/b/f", bytes(300))
@@ -198,7 +198,7 @@ def test_quotas_of_one_directory_and_of_one_in_it_hold_side_by_side(home: Home) 
     assert home.left(500, "a/bc") == 500
 
 
-def test_of_two_for_the_last_bytes_exactly_one_gets_them(home: Home) -> None:
+def test_of_two_requests_for_the_last_bytes_exactly_one_succeeds(home: Home) -> None:
     store = home.of(100)
     for turn in range(20):
         barrier = threading.Barrier(2)
@@ -216,7 +216,7 @@ def test_of_two_for_the_last_bytes_exactly_one_gets_them(home: Home) -> None:
             store.delete(name, recursive=False, progress=ignore)
 
 
-def test_many_at_once_come_to_the_quota_and_no_further(home: Home) -> None:
+def test_concurrent_requests_do_not_exceed_the_quota(home: Home) -> None:
     store = home.of(1000)
     barrier = threading.Barrier(8)
 
@@ -241,7 +241,7 @@ def test_many_at_once_come_to_the_quota_and_no_further(home: Home) -> None:
 # Uploads in blocks
 
 
-def test_an_upload_takes_its_total_before_anything_is_made(home: Home) -> None:
+def test_an_upload_reserves_its_total_before_it_makes_a_file(home: Home) -> None:
     store = home.of(3 * BLOCK)
     upload = begin(store, "f", 2 * BLOCK)
     assert home.left(3 * BLOCK) == BLOCK
@@ -258,7 +258,7 @@ def test_an_upload_takes_its_total_before_anything_is_made(home: Home) -> None:
         assert home.left(3 * BLOCK) == 0
 
 
-def test_what_an_upload_replaces_is_free_at_once(home: Home) -> None:
+def test_a_file_that_an_upload_replaces_is_free_at_once(home: Home) -> None:
     store = home.of(3 * BLOCK)
     stage(store, "f", bytes(2 * BLOCK))
     upload = begin(store, "f", BLOCK)
@@ -269,7 +269,7 @@ def test_what_an_upload_replaces_is_free_at_once(home: Home) -> None:
     assert home.left(3 * BLOCK) == 2 * BLOCK
 
 
-def test_what_is_continued_takes_nothing(home: Home) -> None:
+def test_a_continued_upload_reserves_nothing(home: Home) -> None:
     store = home.of(BLOCK)
     first = begin(store, "f", BLOCK)
     again = begin(store, "f", BLOCK)
@@ -292,19 +292,19 @@ def test_unfinished_uploads_count_after_a_restart(home: Home) -> None:
     begin(home.of(60), "f", 60).release()
 
 
-def test_another_name_for_its_data_makes_an_upload_no_smaller(home: Home) -> None:
+def test_a_hard_link_to_its_data_does_not_change_what_an_upload_counts(home: Home) -> None:
     begin(home.of(100), "f", 60).release()
     (data,) = (home.place.root / ".ftpkit/uploads").glob("*/data")
     try:
         (home.place.root.parent / "data").hardlink_to(data)
     except OSError:
-        pytest.skip("a file has one name here")
-    home.house.freed("f")
+        pytest.skip("no hard links on this file system")
+    home.limits.quotas.note_deleted("f")
     assert home.left(100) == 40
     assert home.left(50) == 0
 
 
-def test_an_upload_that_is_aborted_or_expires_gives_back(home: Home) -> None:
+def test_an_upload_that_is_aborted_or_expires_is_freed(home: Home) -> None:
     store = home.of(100)
     upload = begin(store, "f", 100)
     store.abort(upload.id, owner=OWNER)
@@ -316,7 +316,7 @@ def test_an_upload_that_is_aborted_or_expires_gives_back(home: Home) -> None:
     assert home.left(100) == 100
 
 
-def test_an_upload_that_cannot_be_made_gives_back(home: Home) -> None:
+def test_an_upload_that_cannot_be_made_is_cancelled(home: Home) -> None:
     fault = Fault()
     home.open(WatchedFiles(fault))
     store = home.of(100)
@@ -333,7 +333,7 @@ def test_an_upload_that_cannot_be_made_gives_back(home: Home) -> None:
     assert home.left(100) == 0
 
 
-def test_an_upload_that_fails_at_its_name_counts_once(home: Home) -> None:
+def test_an_upload_that_fails_to_publish_counts_once(home: Home) -> None:
     fault = Fault()
     home.open(WatchedFiles(fault))
     for nth in range(40):
@@ -359,7 +359,7 @@ def test_an_upload_that_fails_at_its_name_counts_once(home: Home) -> None:
 # Uploads of unknown length
 
 
-def test_without_a_total_each_block_takes_what_it_needs(home: Home) -> None:
+def test_without_a_total_each_block_reserves_its_size(home: Home) -> None:
     store = home.of(2 * BLOCK + 10)
     upload = begin(store)
     assert home.left(2 * BLOCK + 10) == 2 * BLOCK + 10
@@ -378,7 +378,7 @@ def test_without_a_total_each_block_takes_what_it_needs(home: Home) -> None:
     assert home.left(2 * BLOCK + 10) == 0
 
 
-def test_a_block_that_is_sent_again_takes_nothing_more(home: Home) -> None:
+def test_a_block_that_is_sent_again_reserves_nothing_more(home: Home) -> None:
     upload = begin(home.of(BLOCK))
     dead = upload.write(0, BLOCK, digest_of(bytes(BLOCK)))
     dead.write(memoryview(bytes(9)))
@@ -395,7 +395,7 @@ def test_a_block_that_is_sent_again_takes_nothing_more(home: Home) -> None:
     upload.release()
 
 
-def test_a_block_that_does_not_match_gives_back(home: Home) -> None:
+def test_a_block_with_a_wrong_digest_is_cancelled(home: Home) -> None:
     upload = begin(home.of(BLOCK))
     with refused(Code.DIGEST_MISMATCH):
         writer = upload.write(0, BLOCK, digest_of(b"other"))
@@ -408,7 +408,7 @@ def test_a_block_that_does_not_match_gives_back(home: Home) -> None:
     upload.release()
 
 
-def test_what_has_arrived_of_an_unknown_length_counts_after_a_restart(home: Home) -> None:
+def test_blocks_of_an_upload_of_unknown_length_count_after_a_restart(home: Home) -> None:
     upload = begin(home.of(None))
     send(upload, 0, bytes(BLOCK))
     send(upload, 7 * BLOCK, bytes(5))
@@ -417,7 +417,7 @@ def test_what_has_arrived_of_an_unknown_length_counts_after_a_restart(home: Home
     assert home.left(2 * BLOCK) == BLOCK - 5
 
 
-def test_an_upload_of_unknown_length_that_is_found_by_its_identity_is_limited(home: Home) -> None:
+def test_an_upload_of_unknown_length_opened_by_its_id_has_the_quota(home: Home) -> None:
     upload = begin(home.of(BLOCK))
     upload.release()
     home.open()
@@ -428,7 +428,7 @@ def test_an_upload_of_unknown_length_that_is_found_by_its_identity_is_limited(ho
     upload.release()
 
 
-def test_a_basis_takes_what_it_gives_to_an_unknown_length(home: Home) -> None:
+def test_blocks_from_a_basis_count_for_an_upload_of_unknown_length(home: Home) -> None:
     store = home.of(None)
     stage(store, "f", bytes(2 * BLOCK))
     for quota, code in ((4 * BLOCK - 1, Code.QUOTA_EXCEEDED), (4 * BLOCK, None)):
@@ -442,10 +442,12 @@ def test_a_basis_takes_what_it_gives_to_an_unknown_length(home: Home) -> None:
     assert home.left(4 * BLOCK) == 2 * BLOCK
 
 
-# What is found on the disk
+# Counts of the disk
 
 
-def test_links_and_special_files_count_nothing_and_lead_nowhere(home: Home, tmp_path: Path) -> None:
+def test_symbolic_links_and_special_files_are_neither_counted_nor_followed(
+    home: Home, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "big").write_bytes(bytes(500))
@@ -457,7 +459,7 @@ def test_links_and_special_files_count_nothing_and_lead_nowhere(home: Home, tmp_
         (home.place.root / "linked").symlink_to(outside, target_is_directory=True)
         (top / "loop").symlink_to(top, target_is_directory=True)
     except OSError:
-        pytest.skip("no links can be made here")
+        pytest.skip("no symbolic links on this system")
     if hasattr(os, "mkfifo"):
         os.mkfifo(top / "fifo")
     assert home.left(1000, "d") == 990
@@ -465,15 +467,15 @@ def test_links_and_special_files_count_nothing_and_lead_nowhere(home: Home, tmp_
     assert home.store.used_bytes("d/fifo", lambda: True) == 0
 
 
-def test_the_servers_own_directory_counts_nothing(home: Home) -> None:
+def test_the_directory_of_the_server_is_not_counted(home: Home) -> None:
     home.by_hand(".ftpkit/published/f", 100)
     home.by_hand(".ftpkit/uploads/strange", 100)
     home.by_hand(".ftpkit/uploads/empty/f", 100)
     assert home.left(1000) == 1000
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files cannot be counted")
-def test_neither_work_nor_descriptors_grow_with_the_depth(home: Home) -> None:
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc/self/fd on this system")
+def test_a_count_of_a_deep_tree_uses_no_more_descriptors_or_steps(home: Home) -> None:
     for depth in (3, 200, 400):
         home.by_hand("/".join("d" * depth) + "/f", 7)
     steps = list[int]()
@@ -487,8 +489,8 @@ def test_neither_work_nor_descriptors_grow_with_the_depth(home: Home) -> None:
     assert len(steps) <= 2 * 400 + 2
 
 
-@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="there are no held directory descriptors here")
-def test_a_directory_that_is_moved_while_it_is_counted_is_no_way_out(home: Home) -> None:
+@pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="no directory descriptors on this system")
+def test_a_directory_renamed_during_a_count_does_not_lead_outside(home: Home) -> None:
     home.by_hand("a/b/c/f", 10)
     top, steps = home.place.root, list[str]()
 

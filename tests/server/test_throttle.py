@@ -1,4 +1,4 @@
-"""Who guesses tokens waits."""
+"""Delays for failed logins."""
 
 import pytest
 
@@ -12,14 +12,14 @@ class Clock:
         return self.now
 
 
-def test_each_bad_token_waits_longer_than_the_last_up_to_a_limit() -> None:
-    tries = LoginThrottle(clock=Clock())
-    waits = [tries.failed("10.0.0.1") for _ in range(8)]
-    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0, 4.0])
+def test_each_failure_doubles_the_delay_up_to_a_maximum() -> None:
+    throttle = LoginThrottle(clock=Clock())
+    delays = [throttle.failed("10.0.0.1") for _ in range(8)]
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 4.0, 4.0])
     for _ in range(2000):
-        wait = tries.failed("10.0.0.1")
-    assert wait == 4.0
-    assert tries.failed("10.0.0.2") == 0.1
+        delay = throttle.failed("10.0.0.1")
+    assert delay == 4.0
+    assert throttle.failed("10.0.0.2") == 0.1
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,26 @@ def test_each_bad_token_waits_longer_than_the_last_up_to_a_limit() -> None:
         ("no address", "another", False),
     ],
 )
-def test_one_network_of_ipv6_is_one_stranger(one: str, other: str, same: bool) -> None:
-    tries = LoginThrottle(clock=Clock())
-    assert tries.failed(one) == 0.1
-    assert tries.failed(other) == (0.2 if same else 0.1)
+def test_an_ipv6_network_counts_as_one_client(one: str, other: str, same: bool) -> None:
+    throttle = LoginThrottle(clock=Clock())
+    assert throttle.failed(one) == 0.1
+    assert throttle.failed(other) == (0.2 if same else 0.1)
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
+def test_failures_are_forgotten_after_ten_minutes() -> None:
     clock = Clock()
-    tries = LoginThrottle(clock=clock)
-    tries.failed("10.0.0.1")
+    throttle = LoginThrottle(clock=clock)
+    throttle.failed("10.0.0.1")
     clock.now = 599.0
-    assert tries.failed("10.0.0.1") == 0.2
+    assert throttle.failed("10.0.0.1") == 0.2
     clock.now += 600.0
-    assert tries.failed("10.0.0.1") == 0.1
+    assert throttle.failed("10.0.0.1") == 0.1
 
 
-def test_many_strangers_fill_no_memory_and_the_latest_are_known() -> None:
-    tries = LoginThrottle(clock=Clock())
+def test_only_the_latest_clients_are_remembered() -> None:
+    throttle = LoginThrottle(clock=Clock())
     for number in range(10_000):
-        tries.failed(f"10.0.{number // 250}.{number % 250}")
-    assert len(tries._failed) == 4096
-    assert tries.failed("10.0.39.249") == 0.2
-    assert tries.failed("10.0.0.0") == 0.1
+        throttle.failed(f"10.0.{number // 250}.{number % 250}")
+    assert len(throttle._failures) == 4096
+    assert throttle.failed("10.0.39.249") == 0.2
+    assert throttle.failed("10.0.0.0") == 0.1

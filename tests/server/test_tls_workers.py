@@ -209,11 +209,11 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         with pytest.raises(OSError, match=r"ended|reset|EOF"):
             write(lines[1], upload, BLOCK)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        wait_until(lambda: server._shared_limits._users["ada"] == 1)
+        wait_until(lambda: server._shared_limits._connections["ada"] == 1)
         again = stack.enter_context(secure(Raw(server.address)))
         again.granted("auth", token=token)
         assert write(again, upload, BLOCK).ok
-        wait_until(lambda: server._shared_limits._users["ada"] == 2)
+        wait_until(lambda: server._shared_limits._connections["ada"] == 2)
 
 
 @pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="there are no datagrams here")

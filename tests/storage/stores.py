@@ -139,7 +139,9 @@ class Place:
         store.mkdir(self._under)
         house = LocalLimits(store.used_bytes)
         self._stack.callback(house.close)
-        return PrefixStore(QuotaStore(store, AccountQuota(house, self._under, _QUOTA)), self._under)
+        return PrefixStore(
+            QuotaStore(store, AccountQuota(house.quotas, self._under, _QUOTA)), self._under
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -1,1 +1,1 @@
-"""Authentication, login throttling and quotas."""
+"""Authentication, delays for failed logins, and quotas."""

@@ -1,4 +1,4 @@
-"""The gate of a server that asks for tokens: who may pass, and for how long."""
+"""Authentication: which token a connection shows, and what its user may do and store."""
 
 import logging
 import threading
@@ -11,16 +11,16 @@ from ftpkit.storage.prefix_store import PrefixStore
 from ftpkit.storage.quota_store import QuotaStore
 from ftpkit.tokens import Grant, Tokens
 
-# How often those who are in are looked after: what was taken back ends within a second.
-LOOKS_S: Final = 0.25
+# Interval between checks of open sessions: one whose token was removed ends within a second.
+CHECK_INTERVAL_S: Final = 0.25
 
 log = logging.getLogger("ftpkit.server")
 
 
 class Authenticator:
-    """Lets in whoever shows a good token; a bad one is told so late, and the later the more come.
+    """Authenticates tokens, and delays failed attempts exponentially per client address.
 
-    ``stopping`` says that nobody waits any longer.
+    No attempt is delayed once ``stopping`` is set.
     """
 
     def __init__(
@@ -34,47 +34,48 @@ class Authenticator:
         self._stopping = stopping
 
     def authenticate(self, token: str, peer: str) -> Grant:
-        """Return what ``token`` grants, or refuse it after a while."""
+        """Return the grant of ``token``; RefusedError, after a delay, if there is none."""
         grant = self._tokens.find(token)
         if grant is None:
             log.warning("auth", extra={"fields": {"peer": peer, "outcome": Code.AUTH_FAILED}})
-            self._stopping.wait(self._shared_limits.failed(peer.rpartition(":")[0].strip("[]")))
-            raise RefusedError(Code.AUTH_FAILED, "this token is not good here")
+            host = peer.rpartition(":")[0].strip("[]")
+            self._stopping.wait(self._shared_limits.login_failed(host))
+            raise RefusedError(Code.AUTH_FAILED, "invalid or expired token")
         return grant
 
-    def enter(self, grant: Grant) -> None:
-        """Count one more connection of a user, until ``leave``; refuse one too many."""
-        if not self._shared_limits.enter(grant.user, grant.connections):
+    def acquire(self, grant: Grant) -> None:
+        """Count one more connection of a user, until ``release``; RefusedError over the limit."""
+        if not self._shared_limits.acquire(grant.user, grant.connections):
             raise RefusedError(
                 Code.TOO_MANY_CONNECTIONS,
                 f"this token allows {grant.connections} connections at a time",
             )
 
-    def leave(self, grant: Grant) -> None:
-        """Count one connection less."""
-        self._shared_limits.leave(grant.user)
+    def release(self, grant: Grant) -> None:
+        """Count one connection of a user less."""
+        self._shared_limits.release(grant.user)
 
     def store_for(self, grant: Grant) -> Store:
         """Return the store as a user sees it."""
-        limited = QuotaStore(
-            self._store, AccountQuota(self._shared_limits, grant.under, grant.quota)
-        )
-        return PrefixStore(limited, grant.under) if grant.under else limited
+        quota = AccountQuota(self._shared_limits.quotas, grant.under, grant.quota)
+        store = QuotaStore(self._store, quota)
+        return PrefixStore(store, grant.under) if grant.under else store
 
-    def home_of(self, grant: Grant) -> Store:
-        """Return the same, for a user who comes in: the directory is made if it is missing."""
+    def open_home(self, grant: Grant) -> Store:
+        """Return the store as a user sees it; its root directory is made if it is missing."""
         store = self.store_for(grant)
         try:
             store.mkdir("")
         except RefusedError as refusal:
-            # Who comes in cannot mend it, and is not told where it is.
+            # A user cannot mend it, and does not learn where the directory is.
             fields = {"user": grant.user, "under": grant.under, "error": refusal.code}
             log.error("error", extra={"fields": fields})
             raise RefusedError(
-                Code(refusal.code), "the directory of this token cannot be used"
+                Code(refusal.code),
+                "cannot open the directory of this token; the server's log says why",
             ) from refusal
         return store
 
     def is_valid(self, grant: Grant) -> bool:
-        """Whether it is still granted."""
+        """Whether the token of ``grant`` still grants the same."""
         return self._tokens.is_valid(grant)

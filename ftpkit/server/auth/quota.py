@@ -1,221 +1,215 @@
-"""What is stored where, and taken for what is on its way: quotas are kept by these counts."""
+"""The bytes that are stored and reserved in each directory with a quota."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count as numbers
+from functools import partial
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import is_in
+from ftpkit.storage.quota import Reservation
 
-# WIRE.md promises an answer within 5 seconds.
-_PATIENCE_S: Final = 3.0
-# A count that is older has not seen what was removed past the server.
+# WIRE.md promises a reply within 5 seconds.
+_TIMEOUT_S: Final = 3.0
+# A count older than this does not show what was deleted without the server.
 _FRESH_S: Final = 5.0
-# So often is counted for one request, where what is counted is moved about meanwhile.
-_MOST_COUNTS: Final = 3
+# Counts for one request, while renames keep making their results uncertain.
+_MAX_COUNTS: Final = 3
 
-Count = Callable[[str, Callable[[], bool]], int]
-"""Returns the bytes that are stored under a name, as long as the second argument is true."""
+UsedBytes = Callable[[str, Callable[[], bool]], int]
+"""Returns the bytes that are stored under a name, as long as the second argument returns true."""
 
 log = logging.getLogger("ftpkit.server")
 
 
 class QuotaLedger:
-    """Keeps, of each directory that has a quota, how much is in it at most.
+    """Keeps an upper bound of what each directory with a quota stores.
 
-    What is added is known to the byte. What is removed only makes known that a new count
-    would say less; it is made when a request would have to be refused otherwise. One
-    directory is counted by one thread, for as many as wait for it.
+    Additions are known to the byte. A deletion only marks the directory for a new count,
+    which is made when a request would be refused without it. One thread counts a directory
+    for all requests that wait for it.
     """
 
     def __init__(
         self,
-        count: Count,
+        used_bytes: UsedBytes,
         *,
-        patience_s: float = _PATIENCE_S,
+        timeout_s: float = _TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._count, self._patience_s, self._clock = count, patience_s, clock
+        self._used_bytes, self._timeout_s, self._clock = used_bytes, timeout_s, clock
         self._changed = threading.Condition()
-        self._ledgers: dict[str, _Usage] = {}
-        self._taken: dict[int, _Reserved] = {}
-        self._numbers = numbers(1)
+        self._usages: dict[str, _Usage] = {}
+        self._reserved: set[_Reserved] = set()
         self._closed = False
 
-    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
-        """Take ``count`` bytes for ``name`` and return their number, or refuse; it may wait."""
-        if quota is None:
-            with self._changed:
-                return self._enter(name, count)
-        deadline = self._clock() + self._patience_s
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> Reservation:
+        """Reserve ``count`` bytes for ``name``, or refuse; it may wait for a count."""
+        deadline = self._clock() + self._timeout_s
         with self._changed:
-            ledger = self._ledger(under)
-            most = ledger.begun + _MOST_COUNTS
-            while not self._fits(ledger, quota, count):
-                if ledger.thread is None:
-                    if ledger.begun >= most:
+            if quota is None:
+                return self._add(name, count)
+            usage = self._usage(under)
+            max_started = usage.started + _MAX_COUNTS
+            while not self._fits(usage, quota, count):
+                if usage.thread is None:
+                    if usage.started >= max_started:
                         raise _unknown()
-                    self._start(under, ledger)
+                    self._start(under, usage)
                 if not self._changed.wait(max(0.0, deadline - self._clock())):
                     raise _unknown()
-            return self._enter(name, count)
+            return self._add(name, count)
 
-    def reserve_now(self, name: str, count: int, under: str, quota: int | None) -> int | None:
-        """Do as ``reserve`` does, if that is possible at once."""
+    def try_reserve(
+        self, name: str, count: int, under: str, quota: int | None
+    ) -> Reservation | None:
+        """Do as ``reserve``, or return None where that would have to wait."""
         with self._changed:
-            if quota is None or self._fits(self._ledger(under), quota, count):
-                return self._enter(name, count)
+            if quota is None or self._fits(self._usage(under), quota, count):
+                return self._add(name, count)
             return None
 
-    def commit(self, number: int) -> None:
-        """Note that what was taken is on the disk."""
+    def note_deleted(self, name: str) -> None:
+        """Note that ``name``, or something in it, was deleted or became smaller."""
         with self._changed:
-            taken = self._taken.pop(number)
-            for ledger, begun in taken.ledgers:
-                ledger.taken -= taken.count
-                ledger.stored += taken.count
-                ledger.kept += taken.count
-                if ledger.begun != begun or ledger.thread is not None:
-                    # A count that has begun since, or is under way, may have found it as well.
-                    ledger.note(less=True)
+            for under, usage in self._usages.items():
+                usage.note(less=_overlap(under, name))
 
-    def cancel(self, number: int) -> None:
-        """Note that what was taken is not on the disk."""
+    def note_renamed(self, name: str, to: str) -> None:
+        """Note that ``name`` was renamed ``to``."""
         with self._changed:
-            taken = self._taken.pop(number)
-            for ledger, _ in taken.ledgers:
-                ledger.taken -= taken.count
-
-    def freed(self, name: str) -> None:
-        """Note that there may be less of ``name`` than was counted."""
-        with self._changed:
-            for under, ledger in self._ledgers.items():
-                ledger.note(less=_touch(under, name))
-
-    def moved(self, name: str, to: str) -> None:
-        """Note that what was counted under ``name`` may be under ``to``."""
-        with self._changed:
-            for under, ledger in self._ledgers.items():
-                # A count that is under way may have looked here too early, and there too late.
-                comes = ledger.thread is not None or not is_in(under, name)
-                ledger.note(
-                    less=_touch(under, name) or _touch(under, to), more=_touch(under, to) and comes
+            for under, usage in self._usages.items():
+                # A count that runs may have read the one too early and the other too late.
+                arrives = usage.thread is not None or not is_in(under, name)
+                usage.note(
+                    less=_overlap(under, name) or _overlap(under, to),
+                    more=_overlap(under, to) and arrives,
                 )
 
     def close(self) -> None:
-        """End the counts that are under way."""
+        """Stop the counts that run, and refuse the requests that wait for them."""
         with self._changed:
             self._closed = True
-            threads = [each.thread for each in self._ledgers.values() if each.thread]
+            threads = [each.thread for each in self._usages.values() if each.thread]
             self._changed.notify_all()
         for thread in threads:
             thread.join()
 
-    # All that follows is called with the lock held, but for _run.
+    # The methods below are called with the lock held, but for _settle and _run.
 
-    def _fits(self, ledger: "_Usage", quota: int, count: int) -> bool:
-        """Whether there is room for certain; refuse what there is certainly none for."""
+    def _fits(self, usage: "_Usage", quota: int, count: int) -> bool:
+        """Whether ``count`` certainly fits; raise RefusedError if it certainly does not."""
         if self._closed:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
-        left = quota - ledger.stored - ledger.taken
-        if ledger.more or count <= left:
-            return not ledger.more
-        if ledger.less or self._clock() - ledger.at >= _FRESH_S:
+        left = quota - usage.stored - usage.reserved
+        if usage.more or count <= left:
+            return not usage.more
+        if usage.less or self._clock() - usage.counted_at >= _FRESH_S:
             return False
         raise RefusedError(
             Code.QUOTA_EXCEEDED,
-            # How much others have stored is not for who may only write.
-            f"{count:,} bytes are more than is left of a quota of {quota:,}",
+            # How much is stored is not told: a user may lack the permission to read.
+            f"{count:,} bytes exceed the space left in the quota of {quota:,} bytes",
         )
 
-    def _ledger(self, under: str) -> "_Usage":
-        ledger = self._ledgers.get(under)
-        if ledger is None:
-            ledger = self._ledgers[under] = _Usage()
-            for taken in self._taken.values():
-                taken.enter(under, ledger)
-        return ledger
+    def _usage(self, under: str) -> "_Usage":
+        usage = self._usages.get(under)
+        if usage is None:
+            usage = self._usages[under] = _Usage()
+            for reserved in self._reserved:
+                reserved.add_to(under, usage)
+        return usage
 
-    def _enter(self, name: str, count: int) -> int:
-        number = next(self._numbers)
-        taken = self._taken[number] = _Reserved(name, count)
-        for under, ledger in self._ledgers.items():
-            taken.enter(under, ledger)
-        return number
+    def _add(self, name: str, count: int) -> Reservation:
+        reserved = _Reserved(name, count)
+        self._reserved.add(reserved)
+        for under, usage in self._usages.items():
+            reserved.add_to(under, usage)
+        return Reservation(partial(self._settle, reserved))
 
-    def _start(self, under: str, ledger: "_Usage") -> None:
-        """Count what is stored."""
+    def _settle(self, reserved: "_Reserved", committed: bool) -> None:
+        with self._changed:
+            self._reserved.remove(reserved)
+            for usage, started in reserved.usages:
+                usage.reserved -= reserved.count
+                if committed:
+                    usage.stored += reserved.count
+                    usage.added += reserved.count
+                    if usage.started != started or usage.thread is not None:
+                        # A count that was started since may have found these bytes as well.
+                        usage.note(less=True)
+
+    def _start(self, under: str, usage: "_Usage") -> None:
         thread = threading.Thread(
-            target=self._run, args=(under, ledger), name="ftpkit-count", daemon=True
+            target=self._run, args=(under, usage), name="ftpkit-quota", daemon=True
         )
         thread.start()
-        ledger.thread = thread
-        ledger.begun += 1
-        ledger.less_since = ledger.more_since = False
-        ledger.kept = 0
+        usage.thread = thread
+        usage.started += 1
+        usage.less_since = usage.more_since = False
+        usage.added = 0
 
-    def _run(self, under: str, ledger: "_Usage") -> None:
+    def _run(self, under: str, usage: "_Usage") -> None:
         stored: int | None = None
         try:
-            stored = self._count(under, lambda: not self._closed)
-        except Exception:  # whoever waits is told that it is not known
+            stored = self._used_bytes(under, lambda: not self._closed)
+        except Exception:  # the requests that wait are refused as busy
             log.exception("error", extra={"fields": {"at": "count", "under": under}})
         with self._changed:
-            ledger.thread = None
-            ledger.at = self._clock()
+            usage.thread = None
+            usage.counted_at = self._clock()
             if stored is not None:
-                ledger.stored = stored + ledger.kept
-                ledger.less, ledger.more = ledger.less_since, ledger.more_since
+                usage.stored = stored + usage.added
+                usage.less, usage.more = usage.less_since, usage.more_since
             self._changed.notify_all()
 
 
 @dataclass(slots=True, eq=False)
 class _Usage:
-    """One directory: ``stored`` and ``taken`` bytes, and how sure that is.
+    """The ``stored`` and ``reserved`` bytes of one directory, and how certain they are.
 
-    ``less`` says that a count may find less, ``more`` that it may find more; ``_since`` the
-    last one has begun. ``kept`` came to be stored since then.
+    ``less`` and ``more`` say that a new count may find less or more; ``_since``: since the
+    last count was started. ``added`` bytes were committed since then.
     """
 
     stored: int = 0
-    taken: int = 0
-    kept: int = 0
+    reserved: int = 0
+    added: int = 0
     less: bool = False
     more: bool = True
     less_since: bool = False
     more_since: bool = False
-    begun: int = 0
-    at: float = 0.0
+    started: int = 0
+    counted_at: float = 0.0
     thread: threading.Thread | None = None
 
     def note(self, *, less: bool, more: bool = False) -> None:
-        """Note what a count may find."""
+        """Note that a new count may find less or more."""
         self.less, self.less_since = self.less or less, self.less_since or less
         self.more, self.more_since = self.more or more, self.more_since or more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Reserved:
     name: str
     count: int
-    ledgers: list[tuple[_Usage, int]] = field(default_factory=list)
-    """Where it is counted, and which count had begun there before."""
+    usages: list[tuple[_Usage, int]] = field(default_factory=list)
+    """Each directory that it counts in, and how many counts had been started there."""
 
-    def enter(self, under: str, ledger: _Usage) -> None:
-        """Count it as taken, if it lies there."""
+    def add_to(self, under: str, usage: _Usage) -> None:
+        """Count it in ``under``, if its name is in there."""
         if is_in(under, self.name):
-            self.ledgers.append((ledger, ledger.begun))
-            ledger.taken += self.count
+            self.usages.append((usage, usage.started))
+            usage.reserved += self.count
 
 
-def _touch(under: str, name: str) -> bool:
-    """Whether one of them is in the other."""
+def _overlap(under: str, name: str) -> bool:
+    """Whether one of two names is in the other."""
     return is_in(under, name) or is_in(name, under)
 
 
 def _unknown() -> RefusedError:
-    return RefusedError(Code.BUSY, "what is stored is still being counted; try again")
+    return RefusedError(Code.BUSY, "the server is still counting the stored bytes; try again")

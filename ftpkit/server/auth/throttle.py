@@ -1,4 +1,4 @@
-"""Bad tokens by where they came from: whoever goes on guessing waits longer each time."""
+"""Delays for failed logins, which grow exponentially per client address."""
 
 import ipaddress
 import threading
@@ -7,38 +7,38 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-_FIRST_S: Final = 0.1
-_LONGEST_S: Final = 4.0
-_FORGOTTEN_AFTER_S: Final = 600.0
-# An enemy with more addresses than this is not slowed, but fills no memory either.
-_MOST_PLACES: Final = 4096
-# One customer of a provider has this much of IPv6 to himself.
+_FIRST_DELAY_S: Final = 0.1
+_MAX_DELAY_S: Final = 4.0
+_FORGET_AFTER_S: Final = 600.0
+# Bounds the memory: an attacker with more addresses than this is not delayed.
+_MAX_CLIENTS: Final = 4096
+# Providers commonly assign a whole /64 to one customer.
 _IPV6_PREFIX: Final = 64
 
 
 class LoginThrottle:
-    """Counts failed tries; those of one IPv4 address, or IPv6 network, together."""
+    """Counts failed logins for each IPv4 address and each IPv6 /64 network."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._failed: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def failed(self, host: str) -> float:
-        """Note a failed try from ``host``; return after how many seconds it is refused."""
-        place, now = _place(host), self._clock()
+        """Note a failed login from ``host``; return the seconds by which to delay the reply."""
+        client, now = _client_of(host), self._clock()
         with self._lock:
-            times, last = self._failed.pop(place, (0, now))
-            if now - last >= _FORGOTTEN_AFTER_S:
-                times = 0
-            self._failed[place] = times + 1, now
-            if len(self._failed) > _MOST_PLACES:
-                self._failed.popitem(last=False)
-        return _LONGEST_S if times > 10 else min(_LONGEST_S, _FIRST_S * 2**times)
+            failures, last = self._failures.pop(client, (0, now))
+            if now - last >= _FORGET_AFTER_S:
+                failures = 0
+            self._failures[client] = failures + 1, now
+            if len(self._failures) > _MAX_CLIENTS:
+                self._failures.popitem(last=False)
+        return _MAX_DELAY_S if failures > 10 else min(_MAX_DELAY_S, _FIRST_DELAY_S * 2**failures)
 
 
-def _place(host: str) -> str:
-    """Return what all addresses of one stranger have in common."""
+def _client_of(host: str) -> str:
+    """Return the address or network that stands for one client."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,181 +1,185 @@
-"""One house for several processes: they ask, and what one had is given back when it ends."""
+"""The shared limits of several processes: the supervisor's side and the workers' side."""
 
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count as counter
+from typing import Any
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.frame import Header
 from ftpkit.server.auth.shared_limits import LocalLimits
+from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
-Answer = Callable[..., None]
-"""Tells a worker, as the fields of a message, what it has asked for."""
+Reply = Callable[..., None]
+"""Sends a worker the fields of a reply to its request."""
 
 
 class SharedLimitsServer:
-    """Answers what workers ask of ``shared_limits``, with the messages of ``RemoteLimits``.
+    """Answers the requests of ``RemoteLimits`` and ``RemoteQuotas`` from ``limits``.
 
-    Whoever brings a message is not kept waiting: where room must be counted first, the
-    answer comes from a thread of its own.
+    ``receive`` does not wait: a reservation that needs a count is made in a thread of its own.
     """
 
-    def __init__(self, shared_limits: LocalLimits) -> None:
-        self._shared_limits = shared_limits
+    def __init__(self, limits: LocalLimits) -> None:
+        self._limits = limits
         self._lock = threading.Lock()
-        self._parts: dict[int, _WorkerShare] = {}
+        self._numbers = counter(1)
+        self._shares: dict[int, _WorkerShare] = {}
 
     def join(self, worker: int) -> None:
-        """Let a worker ask, by its number."""
+        """Accept requests of a worker, by its number."""
         with self._lock:
-            self._parts[worker] = _WorkerShare()
+            self._shares[worker] = _WorkerShare()
 
     def leave(self, worker: int) -> None:
-        """Give back what a worker had: its process has ended."""
+        """Release what a worker has that ended."""
         with self._lock:
-            part = self._parts.pop(worker)
-        for user in part.users.elements():
-            self._shared_limits.leave(user)
-        for number in part.taken:
-            # It may be on the disk or not.
-            self._shared_limits.commit(number)
-        if part.taken:
-            self._shared_limits.freed("")
+            share = self._shares.pop(worker)
+        for user in share.connections.elements():
+            self._limits.release(user)
+        for reservation in share.reservations.values():
+            reservation.commit()
+        if share.reservations:
+            # These bytes may be stored or not: a count tells.
+            self._limits.quotas.note_deleted("")
 
-    def passed(self, user: str, worker: int, successor: int | None) -> None:
-        """Note that another worker, or none, has a connection of ``user`` now."""
+    def move(self, user: str, worker: int, successor: int | None) -> None:
+        """Note that a connection of ``user`` went to another worker, or to none."""
         with self._lock:
-            self._parts[worker].users[user] -= 1
+            self._shares[worker].connections[user] -= 1
             if successor is not None:
-                self._parts[successor].users[user] += 1
+                self._shares[successor].connections[user] += 1
         if successor is None:
-            self._shared_limits.leave(user)
+            self._limits.release(user)
 
-    def receive(self, worker: int, header: Header, answer: Answer) -> None:
-        """Do what a worker asks for."""
+    def receive(self, worker: int, header: Header, reply: Reply) -> None:
+        """Answer one request of a worker."""
         match header["what"]:
-            case "enter":
-                answer(entered=self._enter(worker, header["user"], header["most"]))
-            case "leave":
+            case "acquire":
+                reply(acquired=self._acquire(worker, header["user"], header["max"]))
+            case "release":
+                self.move(header["user"], worker, None)
+            case "login_failed":
+                reply(delay_s=self._limits.login_failed(header["host"]))
+            case "reserve":
+                self._reserve(worker, header, reply)
+            case "commit" | "cancel" as what:
                 with self._lock:
-                    self._parts[worker].users[header["user"]] -= 1
-                self._shared_limits.leave(header["user"])
-            case "failed":
-                answer(wait_s=self._shared_limits.failed(header["host"]))
-            case "take":
-                self._take(worker, header, answer)
-            case "keep" | "give_back" as what:
-                number = header["number"]
-                with self._lock:
-                    self._parts[worker].taken.remove(number)
-                (self._shared_limits.commit if what == "keep" else self._shared_limits.cancel)(
-                    number
-                )
-                answer()
-            case "freed":
-                self._shared_limits.freed(header["name"])
-                answer()
-            case "moved":
-                self._shared_limits.moved(header["name"], header["to"])
-                answer()
+                    reservation = self._shares[worker].reservations.pop(header["number"])
+                (reservation.commit if what == "commit" else reservation.cancel)()
+                reply()
+            case "deleted":
+                self._limits.quotas.note_deleted(header["name"])
+                reply()
+            case "renamed":
+                self._limits.quotas.note_renamed(header["name"], header["to"])
+                reply()
 
-    def _enter(self, worker: int, user: str, most: int | None) -> bool:
-        entered = self._shared_limits.enter(user, most)
-        if entered:
+    def _acquire(self, worker: int, user: str, max_connections: int | None) -> bool:
+        acquired = self._limits.acquire(user, max_connections)
+        if acquired:
             with self._lock:
-                self._parts[worker].users[user] += 1
-        return entered
+                self._shares[worker].connections[user] += 1
+        return acquired
 
-    def _take(self, worker: int, header: Header, answer: Answer) -> None:
-        wanted = header["name"], header["count"], header["under"], header["quota"]
+    def _reserve(self, worker: int, header: Header, reply: Reply) -> None:
+        args = header["name"], header["count"], header["under"], header["quota"]
+        quotas = self._limits.quotas
 
-        def reserve(reserve: Callable[[str, int, str, int | None], int | None]) -> bool:
+        def attempt(reserve: Callable[[str, int, str, int | None], Reservation | None]) -> bool:
             try:
-                number = reserve(*wanted)
+                reservation = reserve(*args)
             except RefusedError as refusal:
-                answer(refused=refusal.code, message=str(refusal))
+                reply(refused=refusal.code, message=str(refusal))
                 return True
-            if number is not None:
-                self._taken(worker, number)
-                answer(number=number)
-            return number is not None
+            if reservation is not None:
+                reply(number=self._add(worker, reservation))
+            return reservation is not None
 
-        if not reserve(self._shared_limits.reserve_now):
+        if not attempt(quotas.try_reserve):
             threading.Thread(
-                target=reserve, args=(self._shared_limits.reserve,), name="ftpkit-take", daemon=True
+                target=attempt, args=(quotas.reserve,), name="ftpkit-reserve", daemon=True
             ).start()
 
-    def _taken(self, worker: int, number: int) -> None:
+    def _add(self, worker: int, reservation: Reservation) -> int:
         with self._lock:
-            part = self._parts.get(worker)
-            if part is not None:
-                part.taken.add(number)
-        if part is None:
-            self._shared_limits.cancel(number)
+            number, share = next(self._numbers), self._shares.get(worker)
+            if share is not None:
+                share.reservations[number] = reservation
+        if share is None:
+            reservation.cancel()
+        return number
 
 
 @dataclass(slots=True)
 class _WorkerShare:
-    """What one worker has: connections of users, and room that was taken."""
+    """The connections of users and the open reservations of one worker."""
 
-    users: Counter[str] = field(default_factory=Counter)
-    taken: set[int] = field(default_factory=set)
+    connections: Counter[str] = field(default_factory=Counter)
+    reservations: dict[int, Reservation] = field(default_factory=dict)
+
+
+class RemoteQuotas:
+    """The quotas that the supervisor keeps; ``request`` sends a message and returns the reply.
+
+    While ``has_quotas`` returns false no user has one, and nothing is sent. Every message has
+    a reply, as a request through another worker may follow it.
+    """
+
+    def __init__(self, request: Callable[..., Header], has_quotas: Callable[[], bool]) -> None:
+        self._request, self._has_quotas = request, has_quotas
+
+    def reserve(self, name: str, count: int, under: str, quota: int | None) -> Reservation:
+        """Reserve ``count`` bytes for ``name``, or raise RefusedError."""
+        if quota is None and not self._has_quotas():
+            return NO_RESERVATION
+        reply = self._request(what="reserve", name=name, count=count, under=under, quota=quota)
+        if "refused" in reply:
+            raise RefusedError(Code(reply["refused"]), reply["message"])
+        return Reservation(partial(self._settle, reply["number"]))
+
+    def note_deleted(self, name: str) -> None:
+        """Note that ``name``, or something in it, was deleted or became smaller."""
+        self._note(what="deleted", name=name)
+
+    def note_renamed(self, name: str, to: str) -> None:
+        """Note that ``name`` was renamed ``to``."""
+        self._note(what="renamed", name=name, to=to)
+
+    def _note(self, **message: Any) -> None:
+        if self._has_quotas():
+            self._request(**message)
+
+    def _settle(self, number: int, committed: bool) -> None:
+        self._request(what="commit" if committed else "cancel", number=number)
 
 
 class RemoteLimits:
-    """The house of a server as one of its workers has it.
+    """The limits of a server as one of its workers uses them.
 
-    ``ask`` sends a message and returns the answer; ``tell`` only sends one. While ``counts``
-    is false nobody has a quota, and nothing needs to be told of what is stored.
+    ``request`` sends a message and returns the reply, ``send`` sends one that has none.
     """
 
     def __init__(
         self,
-        ask: Callable[..., Header],
-        tell: Callable[..., object],
-        counts: Callable[[], bool],
+        request: Callable[..., Header],
+        send: Callable[..., object],
+        has_quotas: Callable[[], bool],
     ) -> None:
-        self._ask, self._tell, self._counts = ask, tell, counts
+        self._request, self._send = request, send
+        self.quotas = RemoteQuotas(request, has_quotas)
 
-    def enter(self, user: str, most: int | None) -> bool:
-        """Let one more connection of ``user`` in, unless it has ``most``."""
-        return bool(self._ask(what="enter", user=user, most=most)["entered"])
+    def acquire(self, user: str, max_connections: int | None) -> bool:
+        """Count one more connection of ``user``, unless it has ``max_connections``."""
+        return bool(self._request(what="acquire", user=user, max=max_connections)["acquired"])
 
-    def leave(self, user: str) -> None:
-        """Note that a connection of ``user`` has ended."""
-        self._tell(what="leave", user=user)
+    def release(self, user: str) -> None:
+        """Count one connection of ``user`` less."""
+        self._send(what="release", user=user)
 
-    def failed(self, host: str) -> float:
-        """Note a bad token; return how long its refusal is to wait."""
-        return float(self._ask(what="failed", host=host)["wait_s"])
-
-    def reserve(self, name: str, count: int, under: str, quota: int | None) -> int:
-        """Take room, or refuse it; 0 is what nobody counts."""
-        if quota is None and not self._counts():
-            return 0
-        answer = self._ask(what="take", name=name, count=count, under=under, quota=quota)
-        if "refused" in answer:
-            raise RefusedError(Code(answer["refused"]), answer["message"])
-        return int(answer["number"])
-
-    # What follows is answered, too: another worker may be asked right after.
-
-    def commit(self, number: int) -> None:
-        """Note that what was taken is on the disk."""
-        if number:
-            self._ask(what="keep", number=number)
-
-    def cancel(self, number: int) -> None:
-        """Note that what was taken is not on the disk."""
-        if number:
-            self._ask(what="give_back", number=number)
-
-    def freed(self, name: str) -> None:
-        """Note that there may be less of ``name``."""
-        if self._counts():
-            self._ask(what="freed", name=name)
-
-    def moved(self, name: str, to: str) -> None:
-        """Note that what stood under ``name`` stands under ``to``."""
-        if self._counts():
-            self._ask(what="moved", name=name, to=to)
+    def login_failed(self, host: str) -> float:
+        """Note a failed login; return the seconds by which to delay the reply."""
+        return float(self._request(what="login_failed", host=host)["delay_s"])

@@ -151,7 +151,7 @@ class WorkerPool:
                 self._answer(header["key"], worker.number, header["call"])
             case "give_up":
                 self.give_up(worker.number, header["key"])
-            case "house":
+            case "shared_limits":
                 answer = partial(worker.tell, "answer", call=header.get("call"))
                 self._limits_server.receive(worker.number, header, answer)
             case "pass":
@@ -257,7 +257,7 @@ class WorkerPool:
                 successor.count(host, 1)
             if header["user"]:
                 # Before the heir can be buried, or say that the connection has ended.
-                self._limits_server.passed(
+                self._limits_server.move(
                     header["user"], worker.number, successor.number if successor else None
                 )
         if successor is None:

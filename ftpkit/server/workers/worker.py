@@ -86,9 +86,9 @@ class Worker:
             self._remote,
             tokens=tokens,
             shared_limits=RemoteLimits(
-                self._ask_house,
-                partial(self.tell, "house"),
-                lambda: tokens is not None and tokens.limit_room,
+                self._request_limits,
+                partial(self.tell, "shared_limits"),
+                lambda: tokens is not None and tokens.has_quotas,
             ),
             identity=None if size is None else Identity(secrets[:size], secrets[size:]),
             plain=config["plain"],
@@ -146,8 +146,8 @@ class Worker:
         finally:
             del self._calls[call]
 
-    def _ask_house(self, **message: Any) -> Header:
-        return self._ask("house", **message)[0]
+    def _request_limits(self, **message: Any) -> Header:
+        return self._ask("shared_limits", **message)[0]
 
     def _follow(
         self, service: ConnectionHandler, header: Header, body: bytes, fds: list[int]
@@ -237,7 +237,7 @@ class _WorkerConnection:
     def turn_away(self) -> None:
         """Leave unserved, and let another connection of its user have its place."""
         if self._moved is not None and self._moved.grant is not None:
-            self._worker.tell("house", what="leave", user=self._moved.grant.user)
+            self._worker.tell("shared_limits", what="release", user=self._moved.grant.user)
         self.leave()
 
     def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:

@@ -117,7 +117,7 @@ class StagedFile:
         except BaseException:
             # It may stand there all the same: the next count tells.
             self._reservation.commit()
-            self._quota.freed(spec.name)
+            self._quota.note_deleted(spec.name)
             raise
         self._reservation.commit()
         self._close()

@@ -272,7 +272,7 @@ class DirectoryStore:
                 self._open.pop(key, None)
                 self._tree.purge(self._uploads, key, _ignore)
         finally:
-            quota.freed(upload.spec.name)
+            quota.note_deleted(upload.spec.name)
             upload.release()
 
     def published(self, identity: str, *, owner: str) -> FileInfo | None:
@@ -450,7 +450,7 @@ class DirectoryStore:
             raise
         finally:
             # A count that is under way may find it at both places.
-            upload.quota.freed(spec.name)
+            upload.quota.note_deleted(spec.name)
         with self._lock:
             # The file stands: what fails here, _settle does later.
             with contextlib.suppress(OSError):

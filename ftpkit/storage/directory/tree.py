@@ -179,7 +179,7 @@ class Tree:
             replaced = _check_replaceable(directory, last, overwrite=overwrite)
             self._move(source, part, directory, last, overwrite=overwrite)
             if replaced:
-                quota.freed(name)
+                quota.note_deleted(name)
             return file_info(name, os.fstat(fd), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:

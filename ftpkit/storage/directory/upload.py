@@ -475,7 +475,7 @@ class DirectoryUpload:
         del self._blocks[offset]
         self._whole.forget(offset)
         if self.spec.total is None:
-            self.quota.freed(self.spec.name)
+            self.quota.note_deleted(self.spec.name)
 
     def _identity(self) -> dict[str, Any]:
         return {"id": self.id, "block": self.block}
@@ -531,7 +531,7 @@ class DirectoryUpload:
         finally:
             # What was copied before a failure is held; how much that is the next count tells.
             reservation.commit()
-            self.quota.freed(self.spec.name)
+            self.quota.note_deleted(self.spec.name)
 
     def _copy_from_basis(
         self, reader: Reader, offered: dict[int, HeldBlock], offset: int, total: int
