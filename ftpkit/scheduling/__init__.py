@@ -1,1 +1,1 @@
-"""Who moves the next bytes: transfers take turns of one quantum, in the order of a policy."""
+"""Which transfer moves the next bytes: flows are granted quanta in the order of a policy."""

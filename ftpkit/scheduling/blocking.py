@@ -1,4 +1,4 @@
-"""The dispatcher: threads that carry transfers wait here for their turns."""
+"""The scheduler for threads: each waits here for its next quantum."""
 
 import math
 import threading
@@ -13,39 +13,40 @@ from ftpkit.scheduling.rate_limit import Rates
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
 
-# WIRE.md promises that within 5 seconds a request is answered, or bytes move for it.
+# WIRE.md promises a reply, or bytes, within 5 seconds of a request.
 LONGEST_WAIT_S: Final = 4.0
 
 
 class BlockingScheduler:
-    """Gives the turns of a ``Scheduler`` to threads, and wakes only the one whose turn it is.
+    """Grants the quanta of a ``Scheduler`` to threads, and wakes only the thread concerned.
 
-    Where nobody may go on before a certain time, one of those that wait watches the
-    clock for all of them: there is no thread for it. Whoever has waited for
-    ``longest_wait_s`` is given a small turn, so that nobody's peer takes us for dead.
+    There is no thread for time: while grants depend on it, one of the waiting threads
+    watches the clock for all. A thread that has waited for ``longest_wait_s`` is granted a small
+    quantum, so that its peer does not time out.
     """
 
     def __init__(
         self,
-        schedule: Scheduler | RemoteScheduler,
+        scheduler: Scheduler | RemoteScheduler,
         *,
         clock: Callable[[], float] = time.monotonic,
         longest_wait_s: float = LONGEST_WAIT_S,
     ) -> None:
-        self._scheduler, self._clock, self._longest_wait_s = schedule, clock, longest_wait_s
+        self._scheduler, self._clock, self._longest_wait_s = scheduler, clock, longest_wait_s
         self._lock = threading.Lock()
         self._waiting: dict[Flow, TurnHandle] = {}
-        self._watch: TurnHandle | None = None
-        self._watch_until_s = math.inf
+        # The handle whose thread watches the clock, and until when it waits.
+        self._timer: TurnHandle | None = None
+        self._timer_until_s = math.inf
         self._stopped = False
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is any limit; where there is none, nobody needs to take turns."""
+        """Whether there is any limit; without one, nobody needs to acquire quanta."""
         return self._scheduler.has_limits
 
     def add_flow(self, transfer: Transfer) -> "TurnHandle":
-        """Return what takes turns for one more connection that carries ``transfer``."""
+        """Return the handle of one more connection that carries ``transfer``."""
         with self._lock:
             return TurnHandle(
                 self, self._scheduler.add_flow(transfer), threading.Condition(self._lock)
@@ -54,7 +55,7 @@ class BlockingScheduler:
     def configure(
         self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates
     ) -> None:
-        """Go on with another policy and other limits."""
+        """Change the policy and the limits, also for threads that wait."""
         with self._lock:
             now = self._clock()
             self._scheduler.configure(
@@ -63,19 +64,19 @@ class BlockingScheduler:
             self._grant_due(now)
 
     def set_rates(self, account: Account, bytes_per_s_by_direction: Rates) -> None:
-        """Go on with other limits for ``account``."""
+        """Change the limits of ``account``, also for its threads that wait."""
         with self._lock:
             now = self._clock()
             self._scheduler.set_rates(account, bytes_per_s_by_direction, now)
             self._grant_due(now)
 
     def grant_due(self) -> None:
-        """Give the turns that others have given to the schedule."""
+        """Wake the threads whose quanta a ``RemoteScheduler`` has received."""
         with self._lock:
             self._grant_due(self._clock())
 
     def stop(self) -> None:
-        """Give no more turns: whoever waits for one, or asks for one later, is refused."""
+        """Make every ``acquire``, waiting or later, raise RefusedError."""
         with self._lock:
             self._stopped = True
             for handle in self._waiting.values():
@@ -83,7 +84,7 @@ class BlockingScheduler:
             self._waiting.clear()
 
     def snapshot(self) -> list[TransferSnapshot]:
-        """Return how all transfers stand, in the order in which they came."""
+        """Return the state of all transfers, in the order of their arrival."""
         with self._lock:
             return self._scheduler.snapshot(self._clock())
 
@@ -95,17 +96,17 @@ class BlockingScheduler:
             self._scheduler.ready(flow, now)
             self._waiting[flow] = handle
             self._grant_due(now)
-            hurry_at = now + self._longest_wait_s
+            force_at = now + self._longest_wait_s
             while flow in self._waiting:
-                handle.woken.wait(min(self._patience_s(handle), hurry_at - now))
+                handle.woken.wait(min(self._timer_left_s(handle), force_at - now))
                 now = self._clock()
-                if flow in self._waiting and now >= hurry_at:
-                    hurry_at = now + self._longest_wait_s
+                if flow in self._waiting and now >= force_at:
+                    force_at = now + self._longest_wait_s
                     self._scheduler.force_grant(flow, now)
                     if flow.state is State.RUNNING:
                         self._wake(flow)
-                elif handle is self._watch:
-                    self._watch_until_s = math.inf
+                elif handle is self._timer:
+                    self._timer_until_s = math.inf
                 self._grant_due(now)
             self._check(flow)
             return flow.size
@@ -127,53 +128,53 @@ class BlockingScheduler:
         if self._stopped:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
         if flow.state is State.DONE:
-            raise ConnectionLostError("the transfer was taken from this connection")
+            raise ConnectionLostError("the connection no longer carries this transfer")
 
     def _grant_due(self, now: float) -> None:
-        """Give all turns that there are, and see to it that somebody looks for the next."""
+        """Grant what is due, and make sure that a waiting thread watches the clock."""
         if not self._waiting:
             return
         while (flow := self._scheduler.grant_next(now)) is not None:
             self._wake(flow)
-        if self._watch is None or self._watch.flow not in self._waiting:
-            self._watch = next(iter(self._waiting.values()), None)
-            self._watch_until_s = math.inf
-        if self._watch is not None and (at := self._scheduler.next_at()) < self._watch_until_s:
-            self._watch_until_s = at
-            self._watch.woken.notify()
+        if self._timer is None or self._timer.flow not in self._waiting:
+            self._timer = next(iter(self._waiting.values()), None)
+            self._timer_until_s = math.inf
+        if self._timer is not None and (at := self._scheduler.next_at()) < self._timer_until_s:
+            self._timer_until_s = at
+            self._timer.woken.notify()
 
     def _wake(self, flow: Flow) -> None:
         handle = self._waiting.pop(flow, None)
         if handle is not None:
             handle.woken.notify()
 
-    def _patience_s(self, handle: "TurnHandle") -> float:
-        if handle is not self._watch:
+    def _timer_left_s(self, handle: "TurnHandle") -> float:
+        if handle is not self._timer:
             return math.inf
-        return max(0.0, self._watch_until_s - self._clock())
+        return max(0.0, self._timer_until_s - self._clock())
 
 
 class TurnHandle:
-    """Takes turns for one connection that carries a transfer; one thread at a time uses it."""
+    """Acquires and releases the quanta of one flow; one thread at a time uses it."""
 
     __slots__ = ("_scheduler", "flow", "woken")
 
     def __init__(
-        self, dispatcher: BlockingScheduler, flow: Flow, woken: threading.Condition
+        self, scheduler: BlockingScheduler, flow: Flow, woken: threading.Condition
     ) -> None:
-        self._scheduler, self.flow, self.woken = dispatcher, flow, woken
+        self._scheduler, self.flow, self.woken = scheduler, flow, woken
 
     def acquire(self) -> int:
-        """Wait for the next turn, and return how many bytes may move in it.
+        """Wait for a quantum, and return how many bytes may move in it.
 
-        Raises RefusedError once the dispatcher is stopped, and ConnectionLostError after ``leave``.
+        Raises RefusedError once the scheduler is stopped, ConnectionLostError after ``close``.
         """
         return self._scheduler._acquire(self)
 
     def release(self, moved: int) -> None:
-        """End the turn, after so many bytes; without a turn, count what moved all the same."""
+        """End the quantum and count ``moved`` bytes, which may also have moved without one."""
         self._scheduler._release(self.flow, moved)
 
     def close(self) -> None:
-        """Carry the transfer no longer. Any thread may call this, and again: a wait ends."""
+        """Remove the flow and end a wait for a quantum; any thread may call this, and again."""
         self._scheduler._remove(self.flow)

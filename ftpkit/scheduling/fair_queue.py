@@ -1,4 +1,4 @@
-"""One direction of the server's link: whose turn it is there."""
+"""The ready flows of one direction, ordered between accounts and within each."""
 
 import itertools
 import math
@@ -9,15 +9,15 @@ from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.ranked_queue import RankedQueue
 from ftpkit.scheduling.rate_limit import RateLimiter
 
-# What waits longest has one byte in so many.
-_AGED: Final = 20
+# The longest waiting flow gets one byte in so many.
+_AGING: Final = 20
 
 
 class FairQueue:
-    """Orders the flows that are ready: accounts first, and the flows of each.
+    """Orders ready flows: accounts by policy and limit, then the flows of each account.
 
-    An account over its limit is shut, and stands in nobody's way. A turn is charged
-    when it is given, for others are given theirs meanwhile, and corrected when it ends.
+    An account over its limit does not hold up others. A quantum is charged when it is
+    granted, because others are granted meanwhile, and corrected when it is released.
     """
 
     def __init__(self, policy: Policy, bytes_per_s: float | None) -> None:
@@ -30,9 +30,9 @@ class FairQueue:
         self._aged = 0
 
     def push(self, flow: Flow, now: float) -> None:
-        """Let ``flow`` wait for a turn."""
+        """Add ``flow`` and set the size of the quantum that it waits for."""
         transfer, account_queue = flow.transfer, flow.account_queue
-        # Every turn comes by here: a comparison costs half of what min and max do.
+        # Runs once per quantum: a comparison costs half of what min and max do.
         size, own, left = self.limit.quantum, account_queue.limit.quantum, transfer.left
         size = own if own < size else size
         flow.size = size = left if left and left < size else size
@@ -40,40 +40,41 @@ class FairQueue:
         flow.start = transfer.start = finish if finish > virtual else virtual
         transfer.finish = flow.start + share
         if not account_queue.waiting.by_age:
-            # Who was away is ahead of those who always wait, by this turn and no more.
+            # An account that returns is ahead of those that always wait, by one quantum only.
             account_queue.start = account_queue.finish = max(virtual - share, account_queue.finish)
         account_queue.waiting.push(flow, self._policy.rank(transfer), next(self._tickets))
         if account_queue.waiting.best()[2] is flow:
             self._place(account_queue, now)
 
-    def withdraw(self, flow: Flow, now: float) -> None:
-        """Let ``flow`` wait no longer."""
+    def remove(self, flow: Flow, now: float) -> None:
+        """Remove ``flow``, which waits, and refund its share."""
         flow.account_queue.waiting.discard(flow)
         flow.transfer.finish -= flow.size / flow.transfer.account.weight
         self._place(flow.account_queue, now)
 
-    def force_grant(self, flow: Flow, most: int, now: float) -> None:
-        """Give ``flow`` a turn of at most so many bytes before it is due."""
-        flow.transfer.finish -= (flow.size - min(flow.size, most)) / flow.transfer.account.weight
-        flow.size = min(flow.size, most)
+    def force_grant(self, flow: Flow, max_size: int, now: float) -> None:
+        """Grant ``flow``, which waits, at most ``max_size`` bytes before it is due."""
+        size = min(flow.size, max_size)
+        flow.transfer.finish -= (flow.size - size) / flow.transfer.account.weight
+        flow.size = size
         self._grant(flow, now)
 
     def pop(self, now: float) -> Flow | None:
-        """Give the next turn to the flow that is returned, if there is one by now."""
+        """Grant the next quantum and return its flow; None if none is due."""
         if self.limit.due_s > now:
             return None
-        while self._over_limit.by_age and (entry := self._over_limit.best())[0] <= now:
-            self._place(entry[2], now)
+        while self._over_limit.by_age and (queued := self._over_limit.best())[0] <= now:
+            self._place(queued[2], now)
         if not self._ready.by_age:
             return None
         flow = self._ready.best()[2].waiting.best()[2]
         if self._policy.ages:
-            flow = self._unless_starved(flow)
+            flow = self._aged_before(flow)
         self._grant(flow, now)
         return flow
 
-    def end(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``flow`` moved so many bytes in its turn, or outside of any."""
+    def release(self, flow: Flow, moved: int, now: float) -> None:
+        """Charge the ``moved`` bytes, less the quantum that ``flow`` was granted, if any."""
         account_queue, transfer = flow.account_queue, flow.transfer
         transfer.move(moved, now)
         size, flow.size = flow.size, 0
@@ -81,32 +82,30 @@ class FairQueue:
         if more:
             self.limit.charge(more, now)
             account_queue.limit.charge(more, now)
-            if size:  # what was free of turns is not held against anybody
+            if size:  # bytes that moved without a quantum do not count against a share
                 transfer.finish += more / transfer.account.weight
                 account_queue.finish += more / transfer.account.weight
             self._place(account_queue, now)
 
     def next_at(self) -> float:
-        """Return when there may be a turn to give, if nothing happens; inf for never."""
+        """Return the earliest time at which ``pop`` can grant, if nothing changes; inf: never."""
         if self._ready.by_age:
             return self.limit.due_s
-        return (
-            max(self.limit.due_s, self._over_limit.best()[0])
-            if self._over_limit.by_age
-            else math.inf
-        )
+        if self._over_limit.by_age:
+            return max(self.limit.due_s, self._over_limit.best()[0])
+        return math.inf
 
     def reorder(self, policy: Policy, now: float) -> None:
-        """Let all that wait do so anew, under ``policy`` and the limits of now."""
+        """Queue all flows again, by ``policy`` and the current limits."""
         self._policy = policy
         flows = self.flows()
         for flow in flows:
-            self.withdraw(flow, now)
+            self.remove(flow, now)
         for flow in flows:
             self.push(flow, now)
 
     def flows(self) -> list[Flow]:
-        """Return the flows that wait, in the order of their turns if no more came."""
+        """Return the waiting flows in the order in which they would be granted."""
         found = []
         for account_queue in (*self._ready.by_age, *self._over_limit.by_age):
             start = account_queue.start
@@ -116,7 +115,7 @@ class FairQueue:
         return [flow for _, _, flow in sorted(found)]
 
     def _place(self, account_queue: AccountQueue, now: float) -> None:
-        """Put ``gate`` where it belongs, after its flows or its limit changed."""
+        """Requeue ``account_queue`` after its flows or its limit changed."""
         self._over_limit.discard(account_queue)
         if not account_queue.waiting.by_age:
             self._ready.discard(account_queue)
@@ -130,11 +129,11 @@ class FairQueue:
                 account_queue, account_queue.start if self._policy.by_account else rank, ticket
             )
 
-    def _unless_starved(self, flow: Flow) -> Flow:
-        """Return ``flow``, or what waited longest if that went short.
+    def _aged_before(self, flow: Flow) -> Flow:
+        """Return ``flow``, or the longest waiting flow if that has had less than its share.
 
-        That is, of the account that had no such turn for longest. When ``_aged`` reaches 0
-        others have had all but its share since such a turn, which may come by rank as well.
+        It is taken from the account whose longest waiting flow was granted least recently.
+        ``_aged`` reaches 0 when others have had the rest since then; a grant by rank counts too.
         """
         account_queue = next(iter(self._ready.by_age))
         oldest = next(iter(account_queue.waiting.by_age))
@@ -142,7 +141,7 @@ class FairQueue:
             flow = oldest
         if flow is oldest:
             self._ready.by_age.move_to_end(account_queue)
-            self._aged = -_AGED * flow.size
+            self._aged = -_AGING * flow.size
         self._aged += flow.size
         return flow
 

@@ -1,30 +1,26 @@
-"""Transfers, the accounts that they belong to, and the flows that carry them."""
+"""Transfers, the accounts that own them, and the flows that carry them."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from ftpkit.scheduling.meter import Meter
 from ftpkit.scheduling.ranked_queue import RankedQueue
 from ftpkit.scheduling.rate_limit import Direction, RateLimiter, Rates
 
-if TYPE_CHECKING:
-    from ftpkit.scheduling.fair_queue import FairQueue
-
 
 class State(StrEnum):
-    """What a transfer does, in the words that operating systems have for processes."""
+    """State of a flow or transfer, in the terms of operating systems."""
 
-    READY = "ready"  # bytes can move; it waits for its turn
-    RUNNING = "running"  # it moves a quantum
-    BLOCKED = "blocked"  # it waits for the network or the disk
+    READY = "ready"  # waits for a quantum
+    RUNNING = "running"  # moves a quantum
+    BLOCKED = "blocked"  # waits for the network or the disk
     DONE = "done"
 
 
 class AccountQueue:
-    """What an account has in one direction: its limit, and its flows that wait.
+    """The rate limit and the waiting flows of one account in one direction.
 
-    ``start`` and ``finish`` are its tags of start-time fair queueing between accounts.
+    ``start`` and ``finish`` are the account's tags of start-time fair queueing.
     """
 
     __slots__ = ("finish", "limit", "start", "waiting")
@@ -36,10 +32,10 @@ class AccountQueue:
 
 
 class Account:
-    """A user: one object for all transfers of it, for they share its limits.
+    """A user; all transfers of a user must share one object, and with it the limits.
 
-    ``weight`` is its share beside others under policies that give shares;
-    ``bytes_per_s_by_direction`` are bytes a second, over all its connections.
+    ``weight`` is its share relative to other accounts under policies that share;
+    ``bytes_per_s_by_direction`` limits all its transfers together.
     """
 
     __slots__ = ("__weakref__", "queues", "user", "weight")
@@ -48,34 +44,32 @@ class Account:
         self, user: str, *, weight: float = 1.0, bytes_per_s_by_direction: Rates | None = None
     ) -> None:
         if not weight > 0:
-            raise ValueError("a weight is more than 0")
+            raise ValueError("a weight must be greater than 0")
         self.user, self.weight = user, weight
         rates = bytes_per_s_by_direction or {}
         self.queues = {direction: AccountQueue(rates.get(direction)) for direction in Direction}
 
     @property
     def bytes_per_s_by_direction(self) -> Rates:
-        """Its own limits."""
-        rates = {
-            direction: account_queue.limit.bytes_per_s
-            for direction, account_queue in self.queues.items()
+        """The limits of this account alone."""
+        return {
+            direction: rate
+            for direction, queue in self.queues.items()
+            if (rate := queue.limit.bytes_per_s) is not None
         }
-        return {direction: rate for direction, rate in rates.items() if rate is not None}
 
     @property
-    def limited(self) -> bool:
-        """Whether it has a limit of its own in either direction."""
-        return any(
-            account_queue.limit.bytes_per_s is not None for account_queue in self.queues.values()
-        )
+    def has_limits(self) -> bool:
+        """Whether this account has a limit of its own in either direction."""
+        return bool(self.bytes_per_s_by_direction)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Transfer:
-    """One file on its way up or down; ``total`` is None where nobody knows the size.
+    """One file in transfer; ``total`` is its size in bytes, None if unknown.
 
-    ``order`` counts transfers as they come; ``start`` and ``finish`` are the tags of
-    start-time fair queueing, of the flow that became ready last.
+    ``order`` numbers transfers by arrival; ``start`` and ``finish`` are the tags of
+    start-time fair queueing of the flow that became ready last.
     """
 
     account: Account
@@ -96,7 +90,7 @@ class Transfer:
         self.meter, self.moved_s = Meter(self.arrived_s), self.arrived_s
 
     def move(self, count: int, now: float) -> None:
-        """Note that so many bytes have moved."""
+        """Count ``count`` more bytes as moved."""
         if count:
             self.moved += count
             self.moved_s = now
@@ -104,7 +98,7 @@ class Transfer:
 
     @property
     def left(self) -> int | None:
-        """Bytes still to move, as far as it is known."""
+        """Bytes still to move; None if the size is unknown."""
         if self.total is None:
             return None
         left = self.total - self.moved
@@ -112,7 +106,7 @@ class Transfer:
 
     @property
     def state(self) -> State:
-        """It runs if one of its flows does, and else is ready if one is."""
+        """RUNNING if any flow is, else READY if any flow is, and so on."""
         states = {flow.state for flow in self.flows}
         order = (State.RUNNING, State.READY, State.BLOCKED)
         return next((state for state in order if state in states), State.DONE)
@@ -120,13 +114,12 @@ class Transfer:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """One connection that carries a transfer: what waits for turns, and is given them.
+    """One connection that carries a transfer; quanta are granted to flows.
 
-    ``size`` is the bytes of the turn that it waits for or has; ``start`` is its tag.
+    ``size`` is the quantum in bytes that it waits for or holds; ``start`` is its start tag.
     """
 
     transfer: Transfer
-    fair_queue: "FairQueue"
     account_queue: AccountQueue
     state: State = State.BLOCKED
     size: int = 0

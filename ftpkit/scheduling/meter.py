@@ -1,44 +1,44 @@
-"""How fast bytes have moved of late."""
+"""The current rate of a transfer."""
 
 import math
 from typing import Final
 
-# What is older than this counts for about a third, and for ever less.
+# Time constant of the average: older bytes count for about a third, and ever less.
 _RECENT_S: Final = 1.0
-# Pieces are gathered for so long: most of them then cost an addition and no more.
+# Bytes are summed up for so long before the average is updated: most calls cost one addition.
 _STEP_S: Final = 0.05
 
 
 class Meter:
-    """Averages a flow over about the last second, told of every piece that has moved.
+    """Exponentially weighted average of bytes per second over about the last second.
 
-    The average is exponentially weighted, and free of the zero that it starts from. A piece is
-    taken to have moved evenly since the one before it, so that few large ones make no peaks; a
-    silence counts as soon as it is longer than the one before.
+    The bias towards the initial zero is corrected. Bytes are taken to have moved evenly since
+    the call before, so that rare large ones make no peaks; a pause lowers the average once it
+    is longer than the pause before it.
     """
 
-    __slots__ = ("_at", "_gap_s", "_held", "_rate", "_weight")
+    __slots__ = ("_at", "_gap_s", "_pending", "_rate", "_weight")
 
     def __init__(self, now: float) -> None:
         self._at = now
         self._gap_s = 0.0
-        self._held = 0
+        self._pending = 0
         self._rate = self._weight = 0.0
 
     def moved(self, count: int, now: float) -> None:
         """Note that ``count`` bytes have moved since the last call."""
-        self._held += count
+        self._pending += count
         gap_s = now - self._at
         if gap_s >= _STEP_S:
-            self._rate, self._weight = self._after(gap_s, self._held)
-            self._at, self._gap_s, self._held = now, gap_s, 0
+            self._rate, self._weight = self._after(gap_s, self._pending)
+            self._at, self._gap_s, self._pending = now, gap_s, 0
 
     def bytes_per_s(self, now: float) -> float:
-        """Return how many bytes a second have moved of late."""
+        """Return the average rate at ``now``."""
         elapsed_s = now - self._at
         rate, weight = self._rate, self._weight
-        if self._held and (elapsed_s >= _STEP_S or not weight):
-            rate, weight = self._after(max(elapsed_s, _STEP_S), self._held)
+        if self._pending and (elapsed_s >= _STEP_S or not weight):
+            rate, weight = self._after(max(elapsed_s, _STEP_S), self._pending)
         elif elapsed_s > self._gap_s:
             rate, weight = self._after(elapsed_s - self._gap_s, 0)
         return rate / weight if weight else 0.0

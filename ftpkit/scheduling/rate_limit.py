@@ -1,4 +1,4 @@
-"""How many bytes may pass in each direction, and in pieces of which size."""
+"""Rate limits: when bytes may move again, and how many at once."""
 
 import math
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ _MIN_QUANTUM: Final = 64 * 1024
 _MAX_QUANTUM: Final = 4 * 1024 * 1024
 # A rate is met within 2 % over 5 s, so a quantum and a burst together are less than 0.1 s of it.
 _LONGEST_QUANTUM_S: Final = 0.05
-# Who is woken late finds so much saved up.
+# Credit that makes up for a thread that wakes late.
 _BURST_S: Final = 0.03
 
 
 class Direction(StrEnum):
-    """The way of a transfer, as the client sees it."""
+    """Direction of a transfer, as the client sees it."""
 
     UP = "up"
     DOWN = "down"
 
 
-# Bytes a second; a direction that is missing has no limit.
+# Bytes per second; a missing direction is not limited.
 Rates = Mapping[Direction, float]
 
 
 class RateLimiter:
-    """Bytes a second, kept by a clock that says when the debt for all that moved is paid.
+    """A token bucket without a clock of its own: every method takes the time in seconds.
 
-    Whoever finds ``due_s`` in the past may go on, and is charged for all that it moves;
-    ``quantum`` is how many bytes at most it should move at once.
+    Bytes may move from ``due_s`` on, at most ``quantum`` of them at once, and are then charged.
+    ``bytes_per_s`` None is no limit; ValueError for a rate of 0 or less.
     """
 
     __slots__ = ("bytes_per_s", "due_s", "quantum")
@@ -38,19 +38,19 @@ class RateLimiter:
         self.bytes_per_s: float | None = None
         self.due_s = -math.inf
         self.quantum = 0
-        self.change(bytes_per_s, 0.0)
+        self.set_rate(bytes_per_s, 0.0)
 
     def charge(self, count: int, now: float) -> None:
-        """Take ``count`` bytes for moved; a negative count gives back."""
+        """Charge ``count`` bytes; a negative count is a refund."""
         if self.bytes_per_s is not None:
-            saved_up = now - _BURST_S
-            due_s = self.due_s if self.due_s > saved_up else saved_up
+            earliest_s = now - _BURST_S
+            due_s = self.due_s if self.due_s > earliest_s else earliest_s
             self.due_s = due_s + count / self.bytes_per_s
 
-    def change(self, bytes_per_s: float | None, now: float) -> None:
-        """Go on at another rate; bytes that are owed stay owed."""
+    def set_rate(self, bytes_per_s: float | None, now: float) -> None:
+        """Change the rate; bytes that were charged ahead stay charged."""
         if bytes_per_s is not None and not bytes_per_s > 0:
-            raise ValueError("a rate is more than 0 bytes a second")
+            raise ValueError("a rate must be greater than 0 bytes per second")
         if bytes_per_s is None or self.bytes_per_s is None:
             self.due_s = -math.inf
         elif self.due_s > now:
@@ -60,10 +60,7 @@ class RateLimiter:
 
 
 def _quantum(bytes_per_s: float | None) -> int:
-    """Return 2 ms of a rate, but 64 KiB … 4 MiB.
-
-    Of a rate so low that 64 KiB are more than 50 ms it is 50 ms.
-    """
+    """Return 2 ms of the rate within 64 KiB … 4 MiB, but never more than 50 ms of it."""
     if bytes_per_s is None:
         return _MAX_QUANTUM
     least = min(_MIN_QUANTUM, bytes_per_s * _LONGEST_QUANTUM_S)

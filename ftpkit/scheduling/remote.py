@@ -1,4 +1,4 @@
-"""A schedule that another process keeps: what a dispatcher works with there is told to it."""
+"""A scheduler that runs in another process."""
 
 import itertools
 import math
@@ -13,27 +13,27 @@ from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
 
 
 class RemoteScheduler:
-    """Does what a ``Scheduler`` does, but for the turns: these it asks for, and is given.
+    """A ``Scheduler`` of one process, whose quanta the scheduler of another process grants.
 
-    ``local`` has all transfers of this process, and counts what they move. ``send`` sends a
-    message with what one of their flows does: "joins", the first time that there is
-    anything to tell of it, "ready", "hurries", "gave_up" or "leaves"; or the "limit" of an
-    account. To each "ready" there is one answer, a turn, with which ``arrived`` is called. Where
-    there is no limit nothing is told.
+    ``local`` knows all transfers of this process and counts their bytes. ``send`` sends a
+    message whose ``call`` names a method of the other scheduler: ``add_flow`` (before the first
+    message about a flow), ``ready``, ``force_grant``, ``release``, ``remove`` or ``set_rates``.
+    Each ``ready`` is answered by one grant, for which ``granted`` must be called. Flows send
+    nothing while there is no limit.
     """
 
-    def __init__(self, here: Scheduler, tell: Callable[..., None]) -> None:
-        self._local, self._send = here, tell
+    def __init__(self, local: Scheduler, send: Callable[..., None]) -> None:
+        self._local, self._send = local, send
         self._count = itertools.count()
         self._numbers: dict[Flow, int] = {}
         self._flows: dict[int, Flow] = {}
-        self._arrived: deque[tuple[int, int]] = deque()
+        self._grants: deque[tuple[int, int]] = deque()
         self.positions: Mapping[int | None, int] = {}
-        """The places in their queues of transfers that wait, by their ``order``."""
+        """Places in the other process's queues of the waiting transfers, by ``order``."""
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is any limit, so that turns make a difference."""
+        """Whether there is any limit; without one, flows need no quanta."""
         return self._local.has_limits
 
     def add_flow(self, transfer: Transfer) -> Flow:
@@ -41,84 +41,84 @@ class RemoteScheduler:
         return self._local.add_flow(transfer)
 
     def ready(self, flow: Flow, now: float) -> None:
-        """Ask for a turn for ``flow``."""
+        """Request a quantum for ``flow``."""
         number = self._number(flow)
         flow.state = State.READY
-        self._send(what="ready", lane=number)
+        self._send(call="ready", flow=number)
 
     def force_grant(self, flow: Flow, now: float) -> None:
-        """Ask for a small turn for ``flow`` although it is not due; it comes as others do."""
-        self._send(what="hurries", lane=self._numbers[flow])
+        """Request a small quantum regardless of limits; it is granted as others are."""
+        self._send(call="force_grant", flow=self._numbers[flow])
 
     def granted(self, number: int, size: int) -> None:
-        """Take a turn of ``size`` bytes for a flow; any thread may call this."""
-        self._arrived.append((number, size))
+        """Accept a grant of ``size`` bytes for ``grant_next``; any thread may call this."""
+        self._grants.append((number, size))
 
     def grant_next(self, now: float) -> Flow | None:
-        """Give a turn that has arrived to the flow that is returned."""
-        while self._arrived:
-            number, size = self._arrived.popleft()
+        """Return the next flow that was granted a quantum, if any."""
+        while self._grants:
+            number, size = self._grants.popleft()
             flow = self._flows.get(number)
-            if flow is not None:  # else it left before
+            if flow is not None:  # else it was removed meanwhile
                 flow.state, flow.size = State.RUNNING, size
                 return flow
         return None
 
     def next_at(self) -> float:
-        """Return that nobody needs to watch the clock."""
+        """Return inf: grants do not depend on this process's clock."""
         return math.inf
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``flow`` moved so many bytes, and ended its turn if it had one."""
-        if flow.state is not State.DONE:  # it may have left, in another thread
+        """Count ``moved`` bytes of ``flow``, and end its quantum if it holds one."""
+        if flow.state is not State.DONE:  # another thread may have removed it
             if self.has_limits or flow in self._numbers:
-                self._send(what="gave_up", lane=self._number(flow), moved=moved)
-            self._rest(flow)
+                self._send(call="release", flow=self._number(flow), moved=moved)
+            _block(flow)
         self._local.release(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
-        """Take ``flow`` out, whatever it does; again is no harm."""
+        """Remove ``flow`` in whatever state it is; safe to call again."""
         number = self._numbers.pop(flow, None)
         if number is not None:
             del self._flows[number]
-            self._send(what="leaves", lane=number)
-            self._rest(flow)
+            self._send(call="remove", flow=number)
+            _block(flow)
         self._local.remove(flow, now)
 
     def configure(
         self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
     ) -> None:
-        """Go on with another policy and other limits, as the other process does."""
+        """Change the policy and the limits, as the other process does by itself."""
         self._local.configure(
             policy, slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction, now=now
         )
 
     def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
-        """Go on with other limits for ``account``, as the other process does."""
+        """Change the limits of ``account`` in both processes."""
         self._local.set_rates(account, bytes_per_s_by_direction, now)
-        self._send(what="limit", user=account.user, rates_bps=bytes_per_s_by_direction)
+        self._send(call="set_rates", user=account.user, bytes_per_s=bytes_per_s_by_direction)
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
-        """Return how the transfers of this process stand, in the order in which they came."""
+        """Return the state of this process's transfers, in the order of their arrival."""
         return [
             replace(each, position=self.positions.get(each.order))
             for each in self._local.snapshot(now)
         ]
 
     def _number(self, flow: Flow) -> int:
-        """Return the number by which the other process knows ``flow``, and tell it if it is new."""
+        """Return the number of ``flow`` in messages; send ``add_flow`` if it is new."""
         number = self._numbers.get(flow)
         if number is None:
             number = self._numbers[flow] = next(self._count)
             self._flows[number] = flow
             transfer, account = flow.transfer, flow.transfer.account
             self._send(
-                what="joins",
-                lane=number,
+                call="add_flow",
+                flow=number,
                 order=transfer.order,
                 user=account.user,
                 weight=account.weight,
-                rates_bps=account.bytes_per_s_by_direction,
+                bytes_per_s=account.bytes_per_s_by_direction,
                 name=transfer.name,
                 direction=transfer.direction,
                 total=transfer.total,
@@ -126,6 +126,7 @@ class RemoteScheduler:
             )
         return number
 
-    def _rest(self, flow: Flow) -> None:
-        """Let ``flow`` have no turn: ``local`` has given none."""
-        flow.state, flow.size = State.BLOCKED, 0
+
+def _block(flow: Flow) -> None:
+    """Take back what ``local`` did not grant, so that it does not end a quantum of its own."""
+    flow.state, flow.size = State.BLOCKED, 0

@@ -1,4 +1,4 @@
-"""Whose turn it is, over both directions: pure, for time is an argument."""
+"""Which flow is granted the next quantum, over both directions: pure, time is an argument."""
 
 import itertools
 import math
@@ -11,14 +11,15 @@ from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.policies import Policy, level
 from ftpkit.scheduling.rate_limit import Direction, Rates
 
-_JUST_NOW_S: Final = 0.1
-# What a window of TCP takes to open again.
-_SMALL_TURN: Final = 64 * 1024
+# Without quanta, a transfer that moved bytes so recently is shown as running.
+_RECENT_S: Final = 0.1
+# Enough to reopen a TCP window.
+_FORCED_QUANTUM: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferSnapshot:
-    """How a transfer stands; ``position`` counts those that wait in its direction from 1."""
+    """State of one transfer; ``position`` is its place in its direction's queue, from 1."""
 
     order: int | None
     user: str
@@ -35,11 +36,11 @@ class TransferSnapshot:
 
 
 class Scheduler:
-    """Gives turns to flows, each of so many bytes, in the order of a policy.
+    """Grants quanta of bytes to flows, in the order of a policy.
 
-    At most ``slots`` flows have a turn at once, and ``bytes_per_s_by_direction`` are
-    kept in each direction; None and a missing direction are no limit. After anything
-    that it is told, call ``next`` until there is none, and at ``next_at`` again.
+    At most ``slots`` flows hold a quantum at once, and each direction keeps to
+    ``bytes_per_s_by_direction``; None and a missing direction are no limit. After every
+    change call ``grant_next`` until it returns None, and again at ``next_at``.
     """
 
     def __init__(
@@ -52,20 +53,20 @@ class Scheduler:
         self._policy, self._slots = policy, slots
         rates = bytes_per_s_by_direction or {}
         self._fair_queues = {each: FairQueue(policy, rates.get(each)) for each in Direction}
-        # The direction that was given a turn last comes last.
+        # The direction that was granted last comes last.
         self._rotation = list(self._fair_queues.values())
         self._transfers: dict[Transfer, None] = {}
         self._orders = itertools.count()
         self._running = 0
-        self._limited = 0
+        self._limited_flows = 0
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is any limit, so that turns make a difference."""
+        """Whether there is any limit; without one, flows need no quanta."""
         return (
             self._slots is not None
             or any(fair_queue.limit.bytes_per_s is not None for fair_queue in self._rotation)
-            or self._limited > 0
+            or self._limited_flows > 0
         )
 
     def add_flow(self, transfer: Transfer) -> Flow:
@@ -73,22 +74,18 @@ class Scheduler:
         if transfer.order is None:
             transfer.order = next(self._orders)
         self._transfers[transfer] = None
-        self._limited += transfer.account.limited
-        fair_queue, account_queue = (
-            self._fair_queues[transfer.direction],
-            transfer.account.queues[transfer.direction],
-        )
-        flow = Flow(transfer, fair_queue, account_queue)
+        self._limited_flows += transfer.account.has_limits
+        flow = Flow(transfer, transfer.account.queues[transfer.direction])
         transfer.flows.append(flow)
         return flow
 
     def ready(self, flow: Flow, now: float) -> None:
-        """Note that bytes can move in ``flow``: it waits for a turn of ``flow.size`` bytes."""
+        """Queue ``flow`` for a quantum of ``flow.size`` bytes."""
         flow.state = State.READY
-        flow.fair_queue.push(flow, now)
+        self._fair_queues[flow.transfer.direction].push(flow, now)
 
     def grant_next(self, now: float) -> Flow | None:
-        """Give a turn to the flow that is returned, if one may have it now."""
+        """Grant the next quantum and return its flow; None if none is due or no slot is free."""
         if self._slots is not None and self._running >= self._slots:
             return None
         for fair_queue in self._rotation:
@@ -102,58 +99,61 @@ class Scheduler:
         return None
 
     def force_grant(self, flow: Flow, now: float) -> None:
-        """Give ``flow`` a small turn although it is not due, and whatever the slots."""
-        self._fair_queues[flow.transfer.direction].force_grant(flow, _SMALL_TURN, now)
+        """Grant ``flow``, which is ready, a small quantum regardless of limits and slots."""
+        self._fair_queues[flow.transfer.direction].force_grant(flow, _FORCED_QUANTUM, now)
         flow.state = State.RUNNING
         self._running += 1
 
     def next_at(self) -> float:
-        """Return when to ask again if nothing happens before; inf for never."""
+        """Return the earliest time at which ``grant_next`` can grant; inf: not by time alone."""
         if self._slots is not None and self._running >= self._slots:
             return math.inf
         first, last = self._rotation
         return min(first.next_at(), last.next_at())
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        """Note that ``flow`` moved so many bytes, and ended its turn if it had one."""
+        """Count ``moved`` bytes of ``flow``, and end its quantum if it holds one."""
         if flow.state is State.RUNNING:
             flow.state = State.BLOCKED
             self._running -= 1
-        flow.fair_queue.end(flow, moved, now)
+        self._fair_queues[flow.transfer.direction].release(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
-        """Take ``flow`` out, whatever it does; again is no harm."""
+        """Remove ``flow`` in whatever state it is; safe to call again."""
         if flow.state is State.DONE:
             return
+        transfer = flow.transfer
         if flow.state is State.READY:
-            flow.fair_queue.withdraw(flow, now)
+            self._fair_queues[transfer.direction].remove(flow, now)
             flow.size = 0
         elif flow.state is State.RUNNING:
             self.release(flow, 0, now)
         flow.state = State.DONE
-        flow.transfer.flows.remove(flow)
-        self._limited -= flow.transfer.account.limited
-        if not flow.transfer.flows:
-            del self._transfers[flow.transfer]
+        transfer.flows.remove(flow)
+        self._limited_flows -= transfer.account.has_limits
+        if not transfer.flows:
+            del self._transfers[transfer]
 
     def configure(
         self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
     ) -> None:
-        """Go on with another policy and other limits."""
+        """Change the policy and the limits, also for flows that wait."""
         self._policy, self._slots = policy, slots
         for direction, fair_queue in self._fair_queues.items():
-            fair_queue.limit.change(bytes_per_s_by_direction.get(direction), now)
+            fair_queue.limit.set_rate(bytes_per_s_by_direction.get(direction), now)
             fair_queue.reorder(policy, now)
 
     def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
-        """Go on with other limits for ``account``."""
+        """Change the limits of ``account``, also for its flows that wait."""
         for direction, account_queue in account.queues.items():
-            account_queue.limit.change(bytes_per_s_by_direction.get(direction), now)
+            account_queue.limit.set_rate(bytes_per_s_by_direction.get(direction), now)
             self._fair_queues[direction].reorder(self._policy, now)
-        self._limited = sum(len(each.flows) for each in self._transfers if each.account.limited)
+        self._limited_flows = sum(
+            len(each.flows) for each in self._transfers if each.account.has_limits
+        )
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
-        """Return how all transfers stand, in the order in which they came."""
+        """Return the state of all transfers, in the order of their arrival."""
         positions = self.positions()
         return [
             TransferSnapshot(
@@ -174,7 +174,7 @@ class Scheduler:
         ]
 
     def positions(self) -> Mapping[Transfer, int]:
-        """Return the places of those that wait, each in its direction, from 1."""
+        """Return the places of the waiting transfers, from 1 in each direction."""
         positions: dict[Transfer, int] = {}
         for fair_queue in self._rotation:
             waiting = dict.fromkeys(flow.transfer for flow in fair_queue.flows())
@@ -182,8 +182,7 @@ class Scheduler:
         return positions
 
     def _state(self, transfer: Transfer, now: float) -> State:
-        """Return its state; without turns it runs if it has moved just now."""
         state = transfer.state
-        if state is State.BLOCKED and not self.has_limits and now - transfer.moved_s < _JUST_NOW_S:
+        if state is State.BLOCKED and not self.has_limits and now - transfer.moved_s < _RECENT_S:
             return State.RUNNING
         return state

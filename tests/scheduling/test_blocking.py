@@ -98,7 +98,7 @@ def test_the_next_is_woken_when_a_turn_ends(dispatcher: Make, threads: ThreadPoo
 def test_who_waits_for_a_rate_goes_on_when_it_is_due(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(rates_bps={UP: 2e6})
+    turns = dispatcher(bytes_per_s_by_direction={UP: 2e6})
     flows = [join(turns) for _ in range(4)]
 
     def carry(flow: TurnHandle) -> int:
@@ -131,7 +131,7 @@ def test_a_cut_connection_waits_no_longer(dispatcher: Make, threads: ThreadPoolE
 def test_another_watches_the_clock_when_the_watch_is_cut(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(rates_bps={UP: 1e6})
+    turns = dispatcher(bytes_per_s_by_direction={UP: 1e6})
     spender, watch, other = (join(turns) for _ in range(3))
     spender.release(300_000)
     cut = threads.submit(watch.acquire)
@@ -168,7 +168,7 @@ def test_stopping_refuses_all_who_wait_and_who_come_later(
 def test_other_limits_wake_who_may_go_on_now(
     dispatcher: Make, slots: int | None, rates: Rates, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(slots=slots, rates_bps=rates)
+    turns = dispatcher(slots=slots, bytes_per_s_by_direction=rates)
     first, second = join(turns), join(turns)
     first.acquire()
     future = threads.submit(second.acquire)
@@ -232,7 +232,7 @@ def test_no_wake_up_is_lost(dispatcher: Make, policy: str, threads: ThreadPoolEx
 
 def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecutor) -> None:
     """Many short turns, of an account that is over its limit now and then, and of others."""
-    turns = dispatcher("fair", slots=3, rates_bps={UP: 5e9})
+    turns = dispatcher("fair", slots=3, bytes_per_s_by_direction={UP: 5e9})
     accounts = [Account("slow", bytes_per_s_by_direction={UP: 5e8}), Account("quick")]
 
     def carry(account: Account) -> None:
@@ -249,7 +249,12 @@ def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecu
 
 
 @pytest.mark.parametrize(
-    "limits", [{"slots": 1}, {"rates_bps": {UP: 1.0}}, {"slots": 1, "rates_bps": {UP: 1.0}}]
+    "limits",
+    [
+        {"slots": 1},
+        {"bytes_per_s_by_direction": {UP: 1.0}},
+        {"slots": 1, "bytes_per_s_by_direction": {UP: 1.0}},
+    ],
 )
 def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> None:
     turns = dispatcher("fcfs", longest_wait_s=0.05, **limits)
@@ -265,13 +270,17 @@ def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> N
 def test_turns_of_another_process_are_asked_for_and_handed_out(threads: ThreadPoolExecutor) -> None:
     told: SimpleQueue[str] = SimpleQueue()
     schedule = RemoteScheduler(
-        Scheduler(POLICIES["rr"], slots=1), lambda what, **message: told.put(what)
+        Scheduler(POLICIES["rr"], slots=1), lambda call, **message: told.put(call)
     )
     turns = BlockingScheduler(schedule, longest_wait_s=0.05)
     carrier = join(turns)
     turn = threads.submit(carrier.acquire)
     try:
-        assert [told.get(timeout=LONG_S) for _ in range(4)] == ["joins", "ready", *["hurries"] * 2]
+        assert [told.get(timeout=LONG_S) for _ in range(4)] == [
+            "add_flow",
+            "ready",
+            *["force_grant"] * 2,
+        ]
         schedule.granted(0, 7)
         turns.grant_due()
         assert turn.result(LONG_S) == 7

@@ -5,10 +5,10 @@ import pytest
 from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.policies import (
     POLICIES,
-    by_turns,
     first_come,
     least_served,
     level,
+    round_robin,
     shortest_first,
 )
 from ftpkit.scheduling.rate_limit import Direction
@@ -43,7 +43,7 @@ def test_sjf_ranks_an_unknown_size_by_what_moved() -> None:
 def test_rr_ranks_by_the_start_tag() -> None:
     one = transfer()
     one.start = 12.5
-    assert by_turns(one) == 12.5
+    assert round_robin(one) == 12.5
 
 
 def test_mlfq_ranks_by_bytes_moved_and_knows_no_sizes() -> None:

@@ -13,7 +13,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan])
 def test_a_rate_is_more_than_nothing(rate: float) -> None:
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="greater than 0"):
         RateLimiter(rate)
 
 
@@ -54,9 +54,9 @@ def test_who_waits_until_it_is_due_keeps_to_the_rate(
 def test_another_rate_leaves_the_bytes_owed() -> None:
     limit = RateLimiter(1000)
     limit.charge(1030, 10.0)
-    limit.change(10_000, 10.0)
+    limit.set_rate(10_000, 10.0)
     assert limit.due_s == pytest.approx(10.1)
-    limit.change(100, 10.0)
+    limit.set_rate(100, 10.0)
     assert limit.due_s == pytest.approx(20.0)
 
 
@@ -64,17 +64,17 @@ def test_another_rate_does_not_touch_what_was_saved_up() -> None:
     limit = RateLimiter(1000)
     limit.charge(1, 10.0)
     due_s = limit.due_s
-    limit.change(1, 10.0)
+    limit.set_rate(1, 10.0)
     assert limit.due_s == due_s
 
 
 def test_a_rate_that_is_new_or_gone_owes_nothing() -> None:
     limit = RateLimiter(1000)
     limit.charge(10**6, 10.0)
-    limit.change(None, 10.0)
+    limit.set_rate(None, 10.0)
     assert limit.due_s == -math.inf
     limit.charge(10**6, 10.0)
-    limit.change(1000, 10.0)
+    limit.set_rate(1000, 10.0)
     assert limit.due_s == -math.inf
 
 

@@ -30,9 +30,9 @@ def test_a_lane_asks_and_is_given() -> None:
     assert told == [], "it may never want a turn"
     turns.ready(flow, 1.0)
     assert told == [
-        {"what": "joins", "lane": 0, "order": 0, "user": "ann", "weight": 2.0,
-         "rates_bps": {"up": 5.0}, "name": "a", "direction": "up", "total": MIB, "moved": 0},
-        {"what": "ready", "lane": 0},
+        {"call": "add_flow", "flow": 0, "order": 0, "user": "ann", "weight": 2.0,
+         "bytes_per_s": {"up": 5.0}, "name": "a", "direction": "up", "total": MIB, "moved": 0},
+        {"call": "ready", "flow": 0},
     ]  # fmt: skip
     assert turns.grant_next(1.0) is None
     assert turns.snapshot(1.0)[0].state is State.READY
@@ -41,7 +41,7 @@ def test_a_lane_asks_and_is_given() -> None:
     assert (flow.size, turns.snapshot(1.0)[0].state) == (1000, State.RUNNING)
     assert turns.grant_next(1.0) is None
     turns.release(flow, 700, 2.0)
-    assert told[2:] == [{"what": "gave_up", "lane": 0, "moved": 700}]
+    assert told[2:] == [{"call": "release", "flow": 0, "moved": 700}]
     row = turns.snapshot(2.0)[0]
     assert (row.state, row.moved) == (State.BLOCKED, 700)
     turns.ready(flow, 2.0)
@@ -49,7 +49,7 @@ def test_a_lane_asks_and_is_given() -> None:
     assert flow.state is State.READY, "a small turn comes as others do"
     turns.remove(flow, 6.0)
     turns.remove(flow, 6.0)
-    assert [each["what"] for each in told[3:]] == ["ready", "hurries", "leaves"]
+    assert [each["call"] for each in told[3:]] == ["ready", "force_grant", "remove"]
     assert (turns.snapshot(6.0), flow.state) == ([], State.DONE)
 
 
@@ -86,7 +86,9 @@ def test_without_a_limit_nothing_is_told() -> None:
     turns.configure(POLICIES["fcfs"], slots=1, bytes_per_s_by_direction={}, now=2.0)
     turns.release(flow, 50, 2.0)
     assert turns.has_limits
-    assert [each["what"] for each in told] == ["joins", "gave_up"], "what took no turn counts too"
+    assert [each["call"] for each in told] == ["add_flow", "release"], (
+        "what took no turn counts too"
+    )
     assert told[0]["moved"] == 100
 
 
@@ -95,7 +97,7 @@ def test_the_limit_of_an_account_holds_there() -> None:
     account = Account("ann")
     turns.add_flow(transfer(account))
     turns.set_rates(account, {UP: 7.0}, 0.0)
-    assert told == [{"what": "limit", "user": "ann", "rates_bps": {"up": 7.0}}]
+    assert told == [{"call": "set_rates", "user": "ann", "bytes_per_s": {"up": 7.0}}]
     assert turns.has_limits
 
 

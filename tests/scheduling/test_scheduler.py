@@ -530,7 +530,7 @@ def test_any_limit_shapes(slots: int | None, rates: Rates, account: Rates, shape
 
 
 def test_a_weight_is_more_than_nothing() -> None:
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="greater than 0"):
         Account("ann", weight=0)
 
 

@@ -26,25 +26,25 @@ class Worker:
         self.member, self._channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(self._sock)
         self._turns = turns
 
-    def say(self, what: str, lane: int, **message: Any) -> None:
-        header: Header = {"what": what, "lane": lane, **message}
+    def say(self, call: str, lane: int, **message: Any) -> None:
+        header: Header = {"call": call, "flow": lane, **message}
         self._turns.receive(self.member, header)
 
     def ready(self, lane: int, user: str = "ann", order: int | None = None, **keys: Any) -> None:
         """Let a new lane ask for a turn."""
         joins = {
             "order": lane if order is None else order, "user": user, "weight": 1.0, "name": "a",
-            "rates_bps": {}, "direction": "up", "total": 100 * MIB, "moved": 0, **keys,
+            "bytes_per_s": {}, "direction": "up", "total": 100 * MIB, "moved": 0, **keys,
         }  # fmt: skip
-        self.say("joins", lane, **joins)
+        self.say("add_flow", lane, **joins)
         self.say("ready", lane)
 
     def turn(self) -> tuple[int, int]:
         """Return the lane and the size of the next turn."""
         assert os_sockets.wait_readable(self._sock, LONG_S), "a turn was lost"
         header = self.reserve()
-        assert header["op"] == "turn"
-        return header["lane"], header["most"]
+        assert header["op"] == "grant"
+        return header["flow"], header["quantum"]
 
     def reserve(self) -> Header:
         return self._channel.receive()[0]
@@ -86,11 +86,11 @@ def test_slots_hold_for_all_workers(start: Start) -> None:
     assert other.heard_nothing()
     assert turns.positions(other.member) == {0: 1, 1: 2}
     assert turns.positions(one.member) == {}
-    one.say("gave_up", 0, moved=QUANTUM)
+    one.say("release", 0, moved=QUANTUM)
     assert other.turn() == (0, QUANTUM)
-    other.say("leaves", 0)
+    other.say("remove", 0)
     assert other.turn() == (1, QUANTUM)
-    other.say("gave_up", 1, moved=5)
+    other.say("release", 1, moved=5)
     one.say("ready", 0)
     assert one.turn() == (0, QUANTUM)
 
@@ -105,44 +105,44 @@ def test_a_worker_that_ends_leaves_all_its_turns(start: Start, running: bool) ->
     turns.leave(one.member)
     if running:
         assert other.turn() == (0, QUANTUM)
-    other.say("gave_up", 0, moved=1)
+    other.say("release", 0, moved=1)
     other.ready(7)
     assert other.turn() == (7, QUANTUM)
     assert turns.positions(one.member) == {}
 
 
 def test_the_clock_is_watched_while_nobody_says_anything(start: Start) -> None:
-    _, one, other = start(rate_bps=1e6)
+    _, one, other = start(bytes_per_s=1e6)
     one.ready(0)
     other.ready(0)
     for _ in range(3):
         for worker in (one, other):
             lane, size = worker.turn()
-            worker.say("gave_up", lane, moved=size)
+            worker.say("release", lane, moved=size)
             worker.say("ready", lane)
 
 
 def test_an_account_is_one_in_all_workers(start: Start) -> None:
     turns, one, other = start(slots=4, schedule="fcfs")
-    one.ready(0, rates_bps={"up": 0.001})
+    one.ready(0, bytes_per_s={"up": 0.001})
     assert one.turn() == (0, 1)
-    one.say("gave_up", 0, moved=1)
-    other.ready(0, rates_bps={"up": 0.001})
+    one.say("release", 0, moved=1)
+    other.ready(0, bytes_per_s={"up": 0.001})
     other.ready(1, "bob")
     assert other.turn() == (1, QUANTUM), "it shares the debt of ann"
-    turns.receive(other.member, {"what": "limit", "user": "ann", "rates_bps": {}})
-    turns.receive(other.member, {"what": "limit", "user": "nobody", "rates_bps": {}})
+    turns.receive(other.member, {"call": "set_rates", "user": "ann", "bytes_per_s": {}})
+    turns.receive(other.member, {"call": "set_rates", "user": "nobody", "bytes_per_s": {}})
     assert other.turn() == (0, QUANTUM)
 
 
 def test_what_a_worker_says_last_of_an_account_holds_for_all(start: Start) -> None:
     _, one, other = start(slots=1, schedule="fcfs")
-    one.ready(0, rates_bps={"up": 0.001})
+    one.ready(0, bytes_per_s={"up": 0.001})
     assert one.turn() == (0, 1)
-    one.say("gave_up", 0, moved=1)
+    one.say("release", 0, moved=1)
     one.say("ready", 0)
     assert one.heard_nothing()
-    other.ready(0, rates_bps={})
+    other.ready(0, bytes_per_s={})
     assert one.turn() == (0, QUANTUM), "it owes nothing any more"
 
 
@@ -155,7 +155,7 @@ def test_the_last_weight_of_an_account_is_its_share(start: Start) -> None:
     for _ in range(25):
         lane, size = one.turn()
         shares[lane] += 1
-        one.say("gave_up", lane, moved=size)
+        one.say("release", lane, moved=size)
         one.say("ready", lane)
     assert shares[0] + shares[1] >= 3 * shares[2]
 
@@ -166,9 +166,9 @@ def test_lanes_of_one_transfer_count_together(start: Start) -> None:
     one.ready(1, order=5, total=QUANTUM + 10)
     one.turn()
     assert turns.positions(one.member) == {5: 1}
-    one.say("gave_up", 0, moved=QUANTUM)
+    one.say("release", 0, moved=QUANTUM)
     assert one.turn()[0] == 1
-    one.say("gave_up", 1, moved=0)
+    one.say("release", 1, moved=0)
     one.say("ready", 0)
     assert one.turn() == (0, 10)
 
@@ -178,14 +178,14 @@ def test_who_waits_too_long_gets_a_small_turn_once(start: Start) -> None:
     one.ready(0)
     one.turn()
     other.ready(0)
-    other.say("hurries", 0)
+    other.say("force_grant", 0)
     assert other.turn() == (0, 64 * 1024)
-    other.say("hurries", 0)
+    other.say("force_grant", 0)
     assert other.heard_nothing(), "it has one"
-    other.say("gave_up", 0, moved=1)
+    other.say("release", 0, moved=1)
     other.say("ready", 0)
     assert other.heard_nothing()
-    one.say("gave_up", 0, moved=1)
+    one.say("release", 0, moved=1)
     assert other.turn() == (0, QUANTUM)
 
 

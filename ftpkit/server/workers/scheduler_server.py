@@ -62,15 +62,15 @@ class SchedulerServer:
         """Note what a worker says of one of its flows; ``RemoteScheduler`` has the messages."""
         with self._changed:
             now = self._clock()
-            match header["what"]:
-                case "limit":
+            match header["call"]:
+                case "set_rates":
                     account = self._accounts.get(header["user"])
                     if account is not None:
                         self._schedule.set_rates(account, _rates(header), now)
-                case "joins":
-                    self._join((worker, header["lane"]), header, now)
-                case what:
-                    self._note(what, self._flows[worker, header["lane"]], header, now)
+                case "add_flow":
+                    self._join((worker, header["flow"]), header, now)
+                case call:
+                    self._note(call, self._flows[worker, header["flow"]], header, now)
             self._hand_out()
 
     def leave(self, worker: WorkerHandle) -> None:
@@ -104,17 +104,17 @@ class SchedulerServer:
         flow = self._flows[key] = self._schedule.add_flow(transfer)
         self._keys[flow] = key
 
-    def _note(self, what: str, flow: Flow, header: Header, now: float) -> None:
-        match what:
+    def _note(self, call: str, flow: Flow, header: Header, now: float) -> None:
+        match call:
             case "ready":
                 self._schedule.ready(flow, now)
-            case "hurries":
+            case "force_grant":
                 if flow.state is State.READY:  # else its turn is on the way
                     self._schedule.force_grant(flow, now)
                     self._give(flow)
-            case "gave_up":
+            case "release":
                 self._schedule.release(flow, header["moved"], now)
-            case "leaves":
+            case "remove":
                 self._leave(flow, now)
 
     def _leave(self, flow: Flow, now: float) -> None:
@@ -132,13 +132,13 @@ class SchedulerServer:
 
     def _give(self, flow: Flow) -> None:
         worker, number = key = self._keys[flow]
-        if not worker.offer("turn", lane=number, most=flow.size):
+        if not worker.offer("grant", flow=number, quantum=flow.size):
             self._left.append((key, flow.size))
 
     def _run(self) -> None:
         while turns := self._next():
             for (worker, number), size in turns:
-                worker.tell("turn", lane=number, most=size)
+                worker.tell("grant", flow=number, quantum=size)
 
     def _next(self) -> list[tuple[_Key, int]]:
         """Give turns until some are left to be told of, and return these; none at the end."""
@@ -156,4 +156,4 @@ class SchedulerServer:
 
 
 def _rates(header: Header) -> dict[Direction, float]:
-    return {Direction(direction): rate for direction, rate in header["rates_bps"].items()}
+    return {Direction(direction): rate for direction, rate in header["bytes_per_s"].items()}

@@ -164,8 +164,8 @@ class Worker:
                 self._remote.positions = {int(order): at for order, at in json.loads(body)}
                 args = (service, header["call"])
                 threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
-            case "turn":
-                self._remote.granted(header["lane"], header["most"])
+            case "grant":
+                self._remote.granted(header["flow"], header["quantum"])
                 service.registry.scheduler.grant_due()
             case "limits":
                 service.change(Limits(**header["limits"]))
