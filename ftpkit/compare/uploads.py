@@ -59,7 +59,7 @@ def _job(policy: str, bytes_per_s: float) -> dict[str, Any]:
     return {
         "host": _HOST,
         "schedule": policy,
-        "rate_bps": bytes_per_s,
+        "bytes_per_s": bytes_per_s,
         "durable": False,
         "datagrams": False,
         "max_connections": _MOST_LINKS,

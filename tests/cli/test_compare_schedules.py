@@ -94,7 +94,7 @@ def test_after_ctrl_c_nothing_is_left(under_way: "subprocess.Popen[str]", tmp_pa
 
 def test_a_server_that_dies_ends_it(under_way: "subprocess.Popen[str]", tmp_path: Path) -> None:
     found = processes_with(f"COMPARISON={tmp_path}")
-    [server] = [number for number, line in found.items() if "one_server" in line]
+    [server] = [number for number, line in found.items() if "server_process" in line]
     os.kill(server, signal.SIGKILL)
     _, told = under_way.communicate(timeout=WAIT_S)
     assert under_way.returncode == 1

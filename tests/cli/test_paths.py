@@ -24,7 +24,7 @@ def test_the_default_is_in_the_home_of_the_account(
 
 NOBODY = """
 import os
-from ftpkit.cli.places import LocalFileError, default_state
+from ftpkit.cli.paths import LocalFileError, default_state
 os.setuid(54321)
 try:
     print(default_state())

@@ -44,7 +44,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def everybodys_python() -> list[str]:
     """A command that everybody may run: a Python that knows this ftpkit."""
-    code = "import ftpkit.cli.serving"
+    code = "import ftpkit.cli.serve.runner"
     for python in (sys.executable, "/usr/bin/python3"):
         command = ["env", f"PYTHONPATH={os.pathsep.join(_paths())}", python]
         if (
@@ -181,7 +181,7 @@ def test_its_home_and_directory_are_that_users(
     account: Account, place: Path, everybodys_python: list[str], tmp_path: Path
 ) -> None:
     code = (
-        "import os; from ftpkit.cli.account import Account\n"
+        "import os; from ftpkit.cli.serve.run_as import Account\n"
         f"Account('x', {account.uid}, {account.groups!r}, {str(place)!r}).become()\n"
         "print(os.environ['HOME'], os.environ['USER'], 'XDG_STATE_HOME' in os.environ, os.getcwd())"
     )

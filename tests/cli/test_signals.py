@@ -9,7 +9,7 @@ from tests.cli.conftest import WAIT_S
 # Nobody can say when the wait has begun for certain; before it, the signal is heard all the more.
 TAKEN_BY_A_THREAD = """
 import signal, sys, threading
-from ftpkit.cli.signals import heard
+from ftpkit.cli.serve.signals import heard
 
 def take():
     main = threading.main_thread().ident

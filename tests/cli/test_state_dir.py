@@ -132,7 +132,7 @@ def test_a_key_is_not_thrown_away_for_a_missing_certificate(state: State, path: 
 
 USE = """
 import sys
-from ftpkit.cli.state import State
+from ftpkit.cli.serve.state_dir import State
 state = State(sys.argv[1])
 print(state.identity().pin, state.first_token())
 """

@@ -162,7 +162,7 @@ def test_what_is_no_socket_is_refused(
 ) -> None:
     """Descriptor 3 of a process that was started with none beyond stderr is not open."""
     code = (
-        "import os, sys; from ftpkit.cli.systemd import handed_over\n"
+        "import os, sys; from ftpkit.cli.serve.systemd import handed_over\n"
         f"os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS={count!r})\n"
         "try: handed_over()\nexcept ValueError as error: print(error)"
     )

@@ -85,7 +85,7 @@ def _rate(text: str) -> int:
 )
 @click.option(
     "--rate",
-    "rate_bps",
+    "bytes_per_s",
     type=word(_rate, "bytes a second like 20M or 20Mi, from 1k to 1T"),
     metavar="RATE",
     default="5M",

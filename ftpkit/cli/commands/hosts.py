@@ -33,9 +33,9 @@ _COLUMNS: Final = (
 
 
 @click.command()
-@click.argument("link", type=URL, required=False)
+@click.argument("url", metavar="[LOGIN-URL]", type=URL, required=False)
 @timeout_options
-def login(connection: Url | None, timeout: float) -> None:
+def login(url: Url | None, timeout: float) -> None:
     """Keep the LINK to a server, and use that server from now on.
 
     The server prints it when it starts, and for each token that is made. Without LINK it is read
@@ -47,10 +47,10 @@ def login(connection: Url | None, timeout: float) -> None:
     \b
     Example:  ftpkit login ftpk://TOKEN:PIN@HOST:9021
     """
-    opened, url = meet(partial(find, connection or _read_link()), timeout)
+    opened, known = meet(partial(find, url or _read_link()), timeout)
     with closing(opened):
-        kept_hosts().save(url, default=True)
-    click.echo(_welcome(url, opened.holder))
+        kept_hosts().save(known, default=True)
+    click.echo(_welcome(known, opened.holder))
 
 
 @click.command()
