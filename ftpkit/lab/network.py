@@ -35,7 +35,7 @@ _PER_SECOND: Final = {"us": 1e6, "ms": 1e3, "s": 1.0}
 # The relay finds ftpkit where we found it, and runs nothing from the working directory.
 _RELAY: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from ftpkit.compare.link_relay import main; main(sys.argv[2])"
+    "from ftpkit.lab.relay_process import main; main(sys.argv[2])"
 )
 
 

@@ -46,5 +46,5 @@ def test_a_size_that_no_file_can_have() -> None:
 
 
 def test_a_server_that_does_not_start() -> None:
-    with pytest.raises(ChildError, match=r"has ended with 1: ftpkit\.compare\.one_server"):
+    with pytest.raises(ChildError, match=r"has ended with 1: ftpkit\.compare\.server_process"):
         serve([Arrival(0.0, 1, "ann")], "lottery", RATE)
