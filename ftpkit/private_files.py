@@ -1,4 +1,4 @@
-"""Small files with secrets: nobody else can read them, and each change of one is whole."""
+"""Small files with secrets, readable by their owner alone and replaced atomically."""
 
 import contextlib
 import os
@@ -11,31 +11,34 @@ from ftpkit.osapi import files as os_files
 
 _OTHERS_WRITE: Final = 0o022
 _OTHERS: Final = 0o077
-_PLAIN: Final = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
+_FLAGS: Final = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
 
 
 def make_directory(path: str) -> None:
-    """Make a directory, with its parents, that nobody else can look into; it may exist."""
+    """Make a directory with mode 0700, and its parents; it may exist.
+
+    LocalFileError if it cannot be made, or others can write to it.
+    """
     parent = os.path.dirname(path)
     if parent and not os.path.isdir(parent):
         make_directory(parent)
-    with _told("make", path):
+    with _os_errors("make", path):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-            with contextlib.suppress(OSError):  # we need not be allowed to look there
+            with contextlib.suppress(OSError):  # the parent may not be readable
                 os_files.sync_directory(parent or os.curdir)
         _check_directory(path)
 
 
 def read(path: str) -> bytes | None:
-    """Return what is in a file, or None where there is none.
+    """Return the contents of a file, or None if it does not exist.
 
-    Raises LocalFileError for a file that others can read or may have put there.
+    LocalFileError if it cannot be read, or others can read or replace it.
     """
-    with _told("read", path):
+    with _os_errors("read", path):
         try:
             _check_directory(os.path.dirname(path))
-            # Opening a FIFO can block, so the kind is looked at first, and again afterwards.
+            # Checked before it is opened, as that blocks on a FIFO, and again afterwards.
             _check_file(path, os.lstat(path))
             with open(path, "rb", opener=_open) as file:
                 _check_file(path, os.fstat(file.fileno()))
@@ -45,13 +48,13 @@ def read(path: str) -> bytes | None:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Put ``data`` on stable storage as ``path``, in one step; hold its lock meanwhile.
+    """Replace the contents of ``path`` by ``data`` in one step, on stable storage.
 
-    The file's mtime grows with each change, however soon it follows: who remembers a file by
-    its status misses none.
+    The caller holds the lock of ``path``. The mtime grows with every change, so that a
+    reader who compares it misses none. LocalFileError if it cannot be written.
     """
     directory, temporary = os.path.dirname(path), f"{path}.new"
-    with _told("write", path):
+    with _os_errors("write", path):
         _check_directory(directory)
         with contextlib.suppress(FileNotFoundError):  # left by a process that was killed
             os.unlink(temporary)
@@ -70,10 +73,10 @@ def replace(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Keep other processes from changing ``path`` until the block ends; wait for those that do."""
+    """Hold the lock of ``path`` against other processes, in PATH.lock; wait for it if needed."""
     lock = f"{path}.lock"
     with contextlib.ExitStack() as stack:
-        with _told("lock", path):
+        with _os_errors("lock", path):
             _check_directory(os.path.dirname(path))
             try:
                 fd = stack.enter_context(_created(lock))
@@ -85,12 +88,12 @@ def locked(path: str) -> Iterator[None]:
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | _PLAIN)
+    return os.open(path, flags | _FLAGS)
 
 
 @contextlib.contextmanager
 def _created(path: str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _PLAIN, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     try:
         os_files.set_mode(fd, path, 0o600)
         os_files.chown_to_directory_owner(fd, os.path.dirname(path) or os.curdir)
@@ -113,7 +116,7 @@ def _check_directory(path: str) -> None:
         raise LocalFileError(f"{path} is not a directory")
     _check_owner(path, status)
     if os_files.HAS_OWNERS and status.st_mode & _OTHERS_WRITE:
-        raise LocalFileError(f"others can change what is in {path}: chmod 700 {path}")
+        raise LocalFileError(f"other users can write to the directory {path}: chmod 700 {path}")
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
@@ -121,18 +124,17 @@ def _check_file(path: str, status: os.stat_result) -> None:
         raise LocalFileError(f"{path} is not a regular file")
     _check_owner(path, status)
     if os_files.HAS_OWNERS and status.st_mode & _OTHERS:
-        raise LocalFileError(f"others have access to {path}: chmod 600 {path}")
+        raise LocalFileError(f"other users have access to {path}: chmod 600 {path}")
 
 
 def _check_owner(path: str, status: os.stat_result) -> None:
     if not os_files.is_owned(status):
-        raise LocalFileError(f"{path} belongs to another user")
+        raise LocalFileError(f"{path} is owned by another user")
 
 
 @contextlib.contextmanager
-def _told(what: str, path: str) -> Iterator[None]:
-    """Make a sentence of what the operating system says."""
+def _os_errors(verb: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LocalFileError(f"cannot {what} {path}: {error.strerror or error}") from error
+        raise LocalFileError(f"cannot {verb} {path}: {error.strerror or error}") from error

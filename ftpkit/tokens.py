@@ -1,4 +1,4 @@
-"""Tokens: who may do what, where, how much, how fast, and until when."""
+"""Tokens: the permissions and limits of each user, kept in a file of token hashes."""
 
 import hmac
 import json
@@ -22,12 +22,12 @@ log = logging.getLogger("ftpkit.tokens")
 _USER: Final = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY: Final = re.compile("[0-9a-f]{64}")
 _VERSION: Final = 1
-# 192 random bits, of which a hash that took no time gives nothing away.
+# 192 random bits cannot be guessed, so a fast hash is enough to store.
 _TOKEN_BYTES: Final = 24
 
 
 class Permission(StrEnum):
-    """What a token may allow."""
+    """An operation class that a token can allow."""
 
     READ = "read"
     WRITE = "write"
@@ -35,7 +35,7 @@ class Permission(StrEnum):
     ADMIN = "admin"
 
 
-# What of a file's status changes with the file.
+# Inode, size, mtime and ctime: any change of the file changes one of them.
 _Stamp = tuple[int, int, int, int]
 
 EVERYTHING: Final = frozenset(Permission)
@@ -43,55 +43,65 @@ EVERYTHING: Final = frozenset(Permission)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What the holder of a token, ``user``, may do.
+    """What ``user``, the holder of a token, may do.
 
-    ``under`` is the directory that is the holder's root; ``quota`` bytes may be stored and
-    reserved there. ``bytes_per_s`` limits each direction over all of its connections, of which
-    there are ``connections`` at most, and ``weight`` is its share beside others. It ends at
-    ``expires_at``, in seconds since 1970. ``key`` is the SHA-256 of the token.
+    ``under`` is the directory that the user sees as the root, and ``quota`` the bytes that it
+    may hold. ``bytes_per_s`` limits each direction over all connections of the user, of which
+    there may be ``connections``; ``weight`` is the user's share of a busy server. The token
+    expires at ``expires_at``, in seconds since 1970. ``key`` is the SHA-256 of the token, in hex.
     """
 
     user: str
     can: frozenset[Permission] = EVERYTHING
     under: str = ""
     quota: int | None = None
-    rate_bps: float | None = None
+    bytes_per_s: float | None = None
     weight: float = 1.0
     connections: int | None = None
     expires_at: float | None = None
     key: str = field(default="", repr=False)
 
 
-def is_user(name: str) -> bool:
-    """Whether ``name`` can be a user: letters, digits, and . _ - behind the first."""
+# The keys in the file and in JSON that differ from the fields of a grant.
+_KEYS: Final = {"bytes_per_s": "rate_bps"}
+
+
+def is_user_name(name: str) -> bool:
+    """Whether ``name`` is 1 to 64 of a-z, A-Z, 0-9, ".", "_" and "-", a letter or digit first."""
     return _USER.fullmatch(name) is not None
 
 
 def encode_grant(grant: Grant) -> dict[str, Any]:
-    """Return ``grant`` as values that JSON has."""
-    return {**asdict(grant), "can": [can for can in Permission if can in grant.can]}
+    """Return ``grant`` as the object of tokens.json."""
+    values = {_KEYS.get(name, name): value for name, value in asdict(grant).items()}
+    return {**values, "can": [can for can in Permission if can in grant.can]}
 
 
 def decode_grant(values: Any) -> Grant:
-    """Return the grant that ``values`` are; ValueError says what is wrong with them.
+    """Return the grant of an object of tokens.json; ValueError says what is wrong with it.
 
-    One that is missing or unknown could be what keeps the holder from something: it is wrong, too.
+    A missing or unknown key is an error, because it could be a restriction.
     """
-    if not isinstance(values, dict) or values.keys() != {each.name for each in fields(Grant)}:
-        raise ValueError("it has not the values that a grant has")
+    names = {_KEYS.get(each.name, each.name): each.name for each in fields(Grant)}
+    if not isinstance(values, dict) or values.keys() != names.keys():
+        raise ValueError(f"a token must have exactly the keys {', '.join(names)}")
+    if not isinstance(values["can"], list):
+        raise ValueError('the value of "can" must be a list')
     try:
-        grant = Grant(**{**values, "can": frozenset(map(Permission, values["can"]))})
-    except TypeError:
-        raise ValueError("can is no list") from None
+        can = frozenset(map(Permission, values["can"]))
+    except ValueError:
+        raise ValueError(f'"can" may only list {", ".join(Permission)}') from None
+    grant = Grant(**{**{names[key]: value for key, value in values.items()}, "can": can})
     _check(grant)
     return grant
 
 
 class Tokens:
-    """The tokens of a server: a file that any process may change at any time.
+    """The tokens of a server, in a file that any process may change at any time.
 
-    Of a token the file has its hash alone. A change counts from the next call on. While
-    something is wrong with the file it admits nobody, and nothing replaces it.
+    The file holds the hash of each token, not the token. Every call sees the latest change.
+    While the file is damaged or its permissions are unsafe, no token is valid, and the file
+    is not replaced.
     """
 
     def __init__(
@@ -99,19 +109,20 @@ class Tokens:
     ) -> None:
         self._path = os.fspath(path)
         self._clock = clock
-        # One object, so that threads never see the grants of one file with the stamp of another.
-        self._known: tuple[_Stamp | None, dict[str, Grant]] = None, {}
-        self._fault = ""
+        # One tuple, so that no thread sees the grants of one file with the stamp of another.
+        self._cached: tuple[_Stamp | None, dict[str, Grant]] = None, {}
+        self._error = ""
 
     @property
     def path(self) -> str:
-        """Where they are."""
+        """The path of the file."""
         return self._path
 
     def add(self, grant: Grant, token: str | None = None) -> str:
-        """Let a token, by default one made for it, stand for ``grant``; return the token.
+        """Add ``token``, or a new random one, with ``grant``; return the token.
 
-        ValueError says what is wrong with the grant, or that its user has a token already.
+        ValueError if a value of the grant is invalid, or its user or the token exists.
+        LocalFileError if the file cannot be read or written.
         """
         token = token or new_token()
         grant = replace(grant, key=_key_of(token))
@@ -120,14 +131,17 @@ class Tokens:
             grants = self._read() or []
             for other in grants:
                 if other.user == grant.user:
-                    raise ValueError(f"there is a token {other.user} already")
+                    raise ValueError(
+                        f"{other.user} already has a token; "
+                        f"remove it with: ftpkit token rm {other.user}"
+                    )
                 if other.key == grant.key:
-                    raise ValueError(f"that is the token of {other.user}")
+                    raise ValueError(f"this token is already that of {other.user}")
             self._write([*grants, grant])
         return token
 
     def remove(self, user: str) -> bool:
-        """Let the token of ``user`` stand for nothing any more; False says that there is none."""
+        """Remove the token of ``user``; return False if there is none."""
         with private_files.locked(self._path):
             grants = self._read() or []
             rest = [grant for grant in grants if grant.user != user]
@@ -137,58 +151,60 @@ class Tokens:
             return True
 
     def grants(self) -> list[Grant]:
-        """Return what all tokens grant, also those that have expired, in the order of their age.
+        """Return the grants of all tokens, also of expired ones, the oldest first.
 
-        Raises LocalFileError where the file is missing, damaged or not to be trusted.
+        LocalFileError if the file is missing or damaged, or its permissions are unsafe.
         """
         grants = self._read()
         if grants is None:
-            raise LocalFileError(f"there are no tokens: {self._path} is missing")
+            raise LocalFileError(
+                f"{self._path} does not exist; add a token with: ftpkit token add NAME"
+            )
         return grants
 
     @property
     def has_quotas(self) -> bool:
-        """Whether any of them has a quota; yes, where that cannot be known."""
-        grants = self._now().values()
+        """Whether any grant has a quota; true if the file cannot be read."""
+        grants = self._current().values()
         return not grants or any(grant.quota is not None for grant in grants)
 
     def find(self, token: str) -> Grant | None:
-        """Return what ``token`` grants now, if it grants something.
+        """Return the grant of ``token``, or None if it is unknown or has expired.
 
-        How long this takes says nothing: it is compared with every token, by its hash.
+        The hash is compared with every other, so that the time taken tells nothing of them.
         """
         key, found = _key_of(token), None
-        for grant in self._now().values():
+        for grant in self._current().values():
             if hmac.compare_digest(grant.key, key):
                 found = grant
-        return found if found is not None and self._lasts(found) else None
+        return found if found is not None and not self._expired(found) else None
 
     def is_valid(self, grant: Grant) -> bool:
-        """Whether ``grant``, which ``find`` returned, is still what its token grants."""
-        return self._now().get(grant.key) == grant and self._lasts(grant)
+        """Whether the token of ``grant``, which ``find`` returned, still grants exactly that."""
+        return self._current().get(grant.key) == grant and not self._expired(grant)
 
-    def _lasts(self, grant: Grant) -> bool:
-        return grant.expires_at is None or self._clock() < grant.expires_at
+    def _expired(self, grant: Grant) -> bool:
+        return grant.expires_at is not None and self._clock() >= grant.expires_at
 
-    def _now(self) -> dict[str, Grant]:
-        """Return what the file says now, by the keys; a file with a fault says nothing."""
+    def _current(self) -> dict[str, Grant]:
+        """Return the grants that the file has now by their keys; none while it is unusable."""
         try:
-            # It comes before the reading: what is read is never older than its stamp.
+            # Taken before the file is read, so that the stamp is never newer than the grants.
             stamp = _stamp_of(self._path)
-            known, grants = self._known
-            if stamp is None or stamp != known:
+            cached, grants = self._cached
+            if stamp is None or stamp != cached:
                 grants = {grant.key: grant for grant in self.grants()}
-                self._known = stamp, grants
+                self._cached = stamp, grants
         except LocalFileError as error:
-            self._tell(str(error))
+            self._log_error(str(error))
             return {}
-        self._fault = ""
+        self._error = ""
         return grants
 
-    def _tell(self, fault: str) -> None:
-        if fault != self._fault:
-            self._fault = fault
-            log.error("no token is admitted: %s", fault)
+    def _log_error(self, error: str) -> None:
+        if error != self._error:
+            self._error = error
+            log.error("all logins are refused: %s", error)
 
     def _read(self) -> list[Grant] | None:
         data = private_files.read(self._path)
@@ -196,8 +212,11 @@ class Tokens:
             return None
         try:
             return _parse(data)
-        except (ValueError, RecursionError) as error:
-            raise LocalFileError(f"{self._path} is damaged: {error}") from None
+        except ValueError as error:
+            raise LocalFileError(
+                f"{self._path} is damaged: {error}; restore it from a backup, "
+                "or remove it and add tokens with: ftpkit token add NAME"
+            ) from None
 
     def _write(self, grants: list[Grant]) -> None:
         content = {"version": _VERSION, "tokens": list(map(encode_grant, grants))}
@@ -205,7 +224,7 @@ class Tokens:
 
 
 def new_token() -> str:
-    """Return a token that nobody can guess."""
+    """Return a random token of 32 characters."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
 
 
@@ -222,15 +241,20 @@ def _key_of(token: str) -> str:
 
 
 def _parse(data: bytes) -> list[Grant]:
-    content = json.loads(data)
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not valid JSON") from None
     if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise ValueError(f"it is no list of tokens of version {_VERSION}")
+        raise ValueError(f"it is not a token file of version {_VERSION}")
     if content.keys() != {"version", "tokens"} or not isinstance(content["tokens"], list):
-        raise ValueError("it has not the values that such a list has")
+        raise ValueError(
+            'it must have the keys "version" and "tokens", and "tokens" must be a list'
+        )
     grants = [decode_grant(values) for values in content["tokens"]]
     for name in ("user", "key"):
         if len({getattr(grant, name) for grant in grants}) < len(grants):
-            raise ValueError(f"a {name} occurs twice")
+            raise ValueError(f"two tokens have the same {name}")
     return grants
 
 
@@ -250,10 +274,10 @@ def _is_number(value: Any) -> bool:
 
 
 _RULES: Final[dict[str, Callable[[Any], bool]]] = {
-    "user": lambda value: isinstance(value, str) and is_user(value),
+    "user": lambda value: isinstance(value, str) and is_user_name(value),
     "under": _is_under,
     "quota": _is_count,
-    "rate_bps": lambda value: value is None or _is_number(value),
+    "bytes_per_s": lambda value: value is None or _is_number(value),
     "weight": _is_number,
     "connections": lambda value: _is_count(value) and value != 0,
     "expires_at": lambda value: value is None or _is_number(value),
@@ -262,7 +286,7 @@ _RULES: Final[dict[str, Callable[[Any], bool]]] = {
 
 
 def _check(grant: Grant) -> None:
-    """Raise ValueError unless each value of ``grant`` is one that it can be."""
-    for name, fits in _RULES.items():
-        if not fits(value := getattr(grant, name)):
-            raise ValueError(f"{name} cannot be {value!r}")
+    """Raise ValueError if a value of ``grant`` is invalid."""
+    for name, is_valid in _RULES.items():
+        if not is_valid(value := getattr(grant, name)):
+            raise ValueError(f"{value!r} is not a valid value of {_KEYS.get(name, name)}")

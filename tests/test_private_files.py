@@ -1,4 +1,4 @@
-"""Files with secrets: whom they are kept from, and what is left of them after a crash."""
+"""Files with secrets: permissions, atomic replacement, locks and crashes."""
 
 import contextlib
 import os
@@ -15,18 +15,18 @@ from ftpkit.errors import LocalFileError
 from ftpkit.osapi import files as os_files
 
 WAIT_S = 20
-STRANGER = 12345
+OTHER_UID = 12345
 
-needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="no file owners on this system")
 needs_root = pytest.mark.skipif(
-    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root gives files away"
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can change owners"
 )
-needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
+needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="no file locks on this system")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a file with secrets may be made."""
+    """The path of a file that does not exist yet."""
     return tmp_path / "secret"
 
 
@@ -43,7 +43,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_what_was_put_there_is_read(path: Path) -> None:
+def test_read_returns_what_replace_wrote(path: Path) -> None:
     assert private_files.read(str(path)) is None
     for data in (b"one", b"", b"another"):
         private_files.replace(str(path), data)
@@ -60,7 +60,7 @@ def test_a_file_in_the_current_directory(path: Path, monkeypatch: pytest.MonkeyP
 
 @needs_owners
 @pytest.mark.parametrize("mask", [0, 0o777])
-def test_no_umask_opens_or_closes_it(tmp_path: Path, mask: int) -> None:
+def test_the_umask_does_not_change_the_modes(tmp_path: Path, mask: int) -> None:
     place = tmp_path / "a" / "b"
     with umask(mask & 0o077):
         private_files.make_directory(str(place))
@@ -70,7 +70,7 @@ def test_no_umask_opens_or_closes_it(tmp_path: Path, mask: int) -> None:
     assert [mode(found) for found in place.iterdir()] == [0o600, 0o600]
 
 
-def test_a_directory_may_exist(tmp_path: Path) -> None:
+def test_make_directory_accepts_a_directory_and_nothing_else(tmp_path: Path) -> None:
     private_files.make_directory(str(tmp_path))
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
@@ -83,10 +83,12 @@ def test_a_directory_may_exist(tmp_path: Path) -> None:
 
 @needs_owners
 @pytest.mark.parametrize("loose", [0o640, 0o604, 0o620, 0o602])
-def test_a_file_that_others_have_access_to_is_not_read(path: Path, loose: int) -> None:
+def test_a_file_that_other_users_can_access_is_not_read(path: Path, loose: int) -> None:
     private_files.replace(str(path), b"x")
     path.chmod(loose)
-    with pytest.raises(LocalFileError, match=f"others have access to {path}: chmod 600 {path}"):
+    with pytest.raises(
+        LocalFileError, match=f"other users have access to {path}: chmod 600 {path}"
+    ):
         private_files.read(str(path))
     path.chmod(0o600)
     assert private_files.read(str(path)) == b"x"
@@ -94,23 +96,23 @@ def test_a_file_that_others_have_access_to_is_not_read(path: Path, loose: int) -
 
 @needs_owners
 @pytest.mark.parametrize("loose", [0o770, 0o777, 0o702])
-def test_nothing_is_trusted_where_others_can_change_it(path: Path, loose: int) -> None:
+def test_a_directory_that_other_users_can_write_to_is_refused(path: Path, loose: int) -> None:
     private_files.replace(str(path), b"x")
     path.parent.chmod(loose)
-    fault = f"others can change what is in {path.parent}: chmod 700"
-    with pytest.raises(LocalFileError, match=fault):
+    error = f"other users can write to the directory {path.parent}: chmod 700"
+    with pytest.raises(LocalFileError, match=error):
         private_files.read(str(path))
-    with pytest.raises(LocalFileError, match=fault):
+    with pytest.raises(LocalFileError, match=error):
         private_files.replace(str(path), b"y")
-    with pytest.raises(LocalFileError, match=fault), private_files.locked(str(path)):
+    with pytest.raises(LocalFileError, match=error), private_files.locked(str(path)):
         pass
-    with pytest.raises(LocalFileError, match=fault):
+    with pytest.raises(LocalFileError, match=error):
         private_files.make_directory(str(path.parent))
     path.parent.chmod(0o755)
     assert private_files.read(str(path)) == b"x"
 
 
-def test_a_link_is_followed_neither_to_read_nor_to_write(path: Path, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"mine")
     other.chmod(0o600)
@@ -124,52 +126,52 @@ def test_a_link_is_followed_neither_to_read_nor_to_write(path: Path, tmp_path: P
 
 
 @needs_locks
-def test_a_lock_is_no_link(path: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_used_as_a_lock(path: Path, tmp_path: Path) -> None:
     Path(f"{path}.lock").symlink_to(tmp_path / "made")
     with pytest.raises(LocalFileError, match="cannot lock"), private_files.locked(str(path)):
         pass
     assert not (tmp_path / "made").exists()
 
 
-def test_only_files_are_read(path: Path) -> None:
+def test_a_directory_is_not_read(path: Path) -> None:
     path.mkdir()
     with pytest.raises(LocalFileError, match=f"{path} is not a regular file"):
         private_files.read(str(path))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-def test_nobody_waits_for_a_fifo(path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_fifo_does_not_block(path: Path) -> None:
     os.mkfifo(path, 0o600)
     with pytest.raises(LocalFileError, match=f"{path} is not a regular file"):
         private_files.read(str(path))
 
 
 @needs_root
-def test_what_root_makes_belongs_to_the_owner_of_the_place(path: Path) -> None:
-    os.chown(path.parent, STRANGER, STRANGER)
+def test_files_made_by_root_get_the_owner_of_the_directory(path: Path) -> None:
+    os.chown(path.parent, OTHER_UID, OTHER_UID)
     with private_files.locked(str(path)):
         private_files.replace(str(path), b"x")
-    assert {found.stat().st_uid for found in path.parent.iterdir()} == {STRANGER}
+    assert {found.stat().st_uid for found in path.parent.iterdir()} == {OTHER_UID}
 
 
 @needs_root
-def test_what_belongs_to_another_user_is_not_trusted(path: Path) -> None:
+def test_a_file_or_directory_of_another_user_is_refused(path: Path) -> None:
     private_files.replace(str(path), b"x")
     path.chmod(0o644)
     path.parent.chmod(0o755)
-    os.chown(path, STRANGER + 1, -1)
-    os.chown(path.parent, STRANGER, -1)
-    # Who may not pass the directories above it goes on from here.
+    os.chown(path, OTHER_UID + 1, -1)
+    os.chown(path.parent, OTHER_UID, -1)
+    # The working directory is used, as the directories above it may not be accessible.
     code = (
-        "import os, sys; from ftpkit import private\n"
+        "import os, sys; from ftpkit import private_files\n"
         "os.seteuid(int(sys.argv[1]))\n"
         "try: print(private_files.read('secret'))\n"
         "except private_files.LocalFileError as error: print(error)\n"
     )
-    for uid, told in [
-        (0, "others have access to secret: chmod 600 secret"),
-        (STRANGER, "secret belongs to another user"),
-        (STRANGER + 1, ". belongs to another user"),
+    for uid, message in [
+        (0, "other users have access to secret: chmod 600 secret"),
+        (OTHER_UID, "secret is owned by another user"),
+        (OTHER_UID + 1, ". is owned by another user"),
     ]:
         done = subprocess.run(
             [sys.executable, "-c", code, str(uid)],
@@ -178,12 +180,12 @@ def test_what_belongs_to_another_user_is_not_trusted(path: Path) -> None:
             text=True,
             timeout=WAIT_S,
         )
-        assert (done.stdout.strip(), done.stderr) == (told, "")
+        assert (done.stdout.strip(), done.stderr) == (message, "")
 
 
-def test_each_change_moves_the_mtime_on(path: Path) -> None:
+def test_each_change_increases_the_mtime(path: Path) -> None:
     private_files.replace(str(path), b"x")
-    # As if the change before had been within the same tick of a clock, or the clock were set back.
+    # As after a change within the same tick of the clock, or a clock that was set back.
     os.utime(path, ns=(0, 2**62))
     for _ in range(2):
         before = path.stat().st_mtime_ns
@@ -191,7 +193,7 @@ def test_each_change_moves_the_mtime_on(path: Path) -> None:
         assert path.stat().st_mtime_ns > before
 
 
-def test_a_change_that_fails_leaves_what_was(path: Path) -> None:
+def test_a_change_that_fails_leaves_the_old_file(path: Path) -> None:
     resource = pytest.importorskip("resource")
     private_files.replace(str(path), b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -205,9 +207,9 @@ def test_a_change_that_fails_leaves_what_was(path: Path) -> None:
     assert os.listdir(path.parent) == ["secret"]
 
 
-CHANGE_FOR_EVER = """
+REPLACE_REPEATEDLY = """
 import itertools, sys
-from ftpkit import private
+from ftpkit import private_files
 for number in itertools.count():
     with private_files.locked(sys.argv[1]):
         private_files.replace(sys.argv[1], b"%d." % number * 10_000)
@@ -215,11 +217,11 @@ for number in itertools.count():
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
-def test_killed_while_writing_it_is_whole(path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="no SIGKILL on this system")
+def test_a_file_is_whole_after_its_writer_was_killed(path: Path) -> None:
     for changes in range(1, 6):
         process = subprocess.Popen(
-            [sys.executable, "-c", CHANGE_FOR_EVER, str(path)], stdout=subprocess.PIPE
+            [sys.executable, "-c", REPLACE_REPEATEDLY, str(path)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         with process:
@@ -237,7 +239,7 @@ def test_killed_while_writing_it_is_whole(path: Path) -> None:
 
 ADD_LINES = """
 import sys
-from ftpkit import private
+from ftpkit import private_files
 path = sys.argv[1]
 for number in range(50):
     with private_files.locked(path):
@@ -246,7 +248,7 @@ for number in range(50):
 
 
 @needs_locks
-def test_changes_of_several_processes_are_all_there(path: Path) -> None:
+def test_concurrent_changes_by_processes_lose_nothing(path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", ADD_LINES, str(path)]) for _ in range(3)]
     assert [process.wait(WAIT_S) for process in processes] == [0, 0, 0]
     lines = (private_files.read(str(path)) or b"").splitlines()

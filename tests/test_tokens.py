@@ -1,4 +1,4 @@
-"""Tokens: whom they admit, from when and until when, whatever happens to their file."""
+"""Tokens: valid, expired, removed and changed ones, and damage to their file."""
 
 import json
 import logging
@@ -26,30 +26,30 @@ FULL = Grant(
     can=frozenset({Permission.READ, Permission.WRITE}),
     under="people/alice",
     quota=10**10,
-    rate_bps=5e7,
+    bytes_per_s=5e7,
     weight=2.0,
     connections=4,
     expires_at=2e9,
 )
-needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
-needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be locked here")
+needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="no file owners on this system")
+needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="no file locks on this system")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the tokens are."""
+    """The path of the token file."""
     return tmp_path / "tokens.json"
 
 
 @pytest.fixture
 def tokens(path: Path) -> Tokens:
-    """Tokens that nobody has added to."""
+    """Tokens without a file yet."""
     return Tokens(path)
 
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    """What tokens log during the test."""
+    """The log of the tokens during the test."""
     handler, logger = Log(), logging.getLogger("ftpkit.tokens")
     logger.addHandler(handler)
     yield handler
@@ -57,7 +57,7 @@ def log() -> Iterator[Log]:
 
 
 class Clock:
-    """Time that goes on when it is told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1e9
@@ -66,7 +66,7 @@ class Clock:
         return self.now
 
 
-def test_a_token_is_found_and_no_other(tokens: Tokens) -> None:
+def test_only_the_exact_token_is_found(tokens: Tokens) -> None:
     token = tokens.add(FULL)
     other = tokens.add(Grant(user="bob"))
     assert re.fullmatch("[A-Za-z0-9_-]{32}", token)
@@ -78,7 +78,7 @@ def test_a_token_is_found_and_no_other(tokens: Tokens) -> None:
         assert tokens.find(wrong) is None
 
 
-def test_the_file_and_a_grant_do_not_tell_the_token(tokens: Tokens, path: Path) -> None:
+def test_neither_the_file_nor_a_repr_contains_the_token(tokens: Tokens, path: Path) -> None:
     token = tokens.add(FULL)
     found = tokens.find(token)
     assert found is not None
@@ -87,28 +87,28 @@ def test_the_file_and_a_grant_do_not_tell_the_token(tokens: Tokens, path: Path) 
     assert found.key not in repr(found)
 
 
-def test_a_token_may_be_given(tokens: Tokens) -> None:
+def test_a_token_can_be_chosen(tokens: Tokens) -> None:
     assert tokens.add(FULL, "a word") == "a word"
     assert tokens.find("a word") is not None
 
 
 def test_a_user_has_one_token(tokens: Tokens) -> None:
     token = tokens.add(FULL)
-    with pytest.raises(ValueError, match="there is a token alice already"):
+    with pytest.raises(ValueError, match="alice already has a token"):
         tokens.add(Grant(user="alice"))
-    with pytest.raises(ValueError, match="there is a token alice already"):
+    with pytest.raises(ValueError, match="alice already has a token"):
         tokens.add(Grant(user="alice"), token)
     assert [grant.user for grant in tokens.grants()] == ["alice"]
 
 
-def test_one_word_is_not_two_users(tokens: Tokens) -> None:
+def test_two_users_cannot_have_the_same_token(tokens: Tokens) -> None:
     tokens.add(FULL, "a word")
-    with pytest.raises(ValueError, match="that is the token of alice"):
+    with pytest.raises(ValueError, match="already that of alice"):
         tokens.add(Grant(user="bob"), "a word")
     assert [grant.user for grant in tokens.grants()] == ["alice"]
 
 
-def test_what_is_removed_holds_no_more(tokens: Tokens) -> None:
+def test_a_removed_token_is_not_valid(tokens: Tokens) -> None:
     token, kept = tokens.add(FULL), tokens.add(Grant(user="bob"))
     grant = tokens.find(token)
     assert grant is not None
@@ -118,13 +118,13 @@ def test_what_is_removed_holds_no_more(tokens: Tokens) -> None:
     assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
     assert tokens.find(kept) is not None
-    # Who comes back under the same name has another token.
+    # A user who is added again has another token.
     tokens.add(FULL)
     assert not tokens.is_valid(grant)
     assert tokens.find(token) is None
 
 
-def test_a_grant_that_was_changed_holds_no_more(tokens: Tokens, path: Path) -> None:
+def test_a_grant_that_was_changed_is_not_valid(tokens: Tokens, path: Path) -> None:
     token = tokens.add(FULL)
     grant = tokens.find(token)
     assert grant is not None
@@ -137,14 +137,14 @@ def test_a_grant_that_was_changed_holds_no_more(tokens: Tokens, path: Path) -> N
     assert tokens.is_valid(changed)
 
 
-def test_a_made_up_grant_does_not_hold(tokens: Tokens) -> None:
+def test_a_grant_that_was_not_found_is_not_valid(tokens: Tokens) -> None:
     grant = tokens.find(tokens.add(FULL))
     assert grant is not None
     for made_up in (FULL, replace(grant, can=EVERYTHING), replace(grant, key="0" * 64)):
         assert not tokens.is_valid(made_up)
 
 
-def test_a_token_ends_when_it_expires(path: Path) -> None:
+def test_an_expired_token_is_not_valid(path: Path) -> None:
     clock = Clock()
     tokens = Tokens(path, clock=clock)
     token = tokens.add(replace(FULL, expires_at=clock.now + 10))
@@ -158,7 +158,7 @@ def test_a_token_ends_when_it_expires(path: Path) -> None:
     assert tokens.grants() == [grant]
 
 
-def test_changes_of_another_process_count_at_once(tokens: Tokens, path: Path) -> None:
+def test_changes_by_another_process_are_seen_at_once(tokens: Tokens, path: Path) -> None:
     others = Tokens(path)
     # Several changes within one tick of the file system's clock, and all of one length.
     users = ["ann", "bob", "cat", "dan"]
@@ -198,17 +198,17 @@ def test_the_file_is_read_only_when_it_changed(
     assert reads == [str(path)]
 
 
-def make_a_directory(path: Path) -> None:
+def replace_by_directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def make_a_link(path: Path) -> None:
+def replace_by_symlink(path: Path) -> None:
     path.rename(f"{path}.old")
     path.symlink_to(f"{path}.old")
 
 
-def let_others_in(path: Path) -> None:
+def make_directory_writable(path: Path) -> None:
     path.parent.chmod(0o777)
     path.touch()
 
@@ -216,14 +216,14 @@ def let_others_in(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-20]),
     "not text": lambda path: path.write_bytes(b"\xff" + path.read_bytes()),
-    "a directory": make_a_directory,
-    "a link": make_a_link,
+    "a directory": replace_by_directory,
+    "a symbolic link": replace_by_symlink,
 }
 if os_files.HAS_OWNERS:
     DAMAGES["others can read it"] = partial(Path.chmod, mode=0o644)
-    DAMAGES["others can replace it"] = let_others_in
+    DAMAGES["others can replace it"] = make_directory_writable
 
 
 def stamp(path: Path) -> tuple[int, ...]:
@@ -232,7 +232,7 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_with_a_fault_admits_nobody(
+def test_no_token_of_a_damaged_file_is_valid(
     tokens: Tokens, path: Path, log: Log, damage: str
 ) -> None:
     token = tokens.add(FULL)
@@ -244,8 +244,8 @@ def test_a_file_with_a_fault_admits_nobody(
     assert tokens.find(token) is None
     with pytest.raises(LocalFileError, match=str(path.parent)) as caught:
         tokens.grants()
-    assert len(log.so_far(f"no token is admitted: {caught.value}")) == 1
-    # It is what it was, and all is well.
+    assert len(log.so_far(f"all logins are refused: {caught.value}")) == 1
+    # The file is restored.
     if path.is_dir():
         path.rmdir()
     path.unlink(missing_ok=True)
@@ -256,7 +256,7 @@ def test_a_file_with_a_fault_admits_nobody(
 
 
 @pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"missing"}))
-def test_a_file_with_a_fault_is_not_replaced(tokens: Tokens, path: Path, damage: str) -> None:
+def test_a_damaged_file_is_not_replaced(tokens: Tokens, path: Path, damage: str) -> None:
     tokens.add(FULL)
     DAMAGES[damage](path)
     before = stamp(path)
@@ -306,7 +306,7 @@ def test_a_file_with_a_fault_is_not_replaced(tokens: Tokens, path: Path, damage:
         ("token", "only_from", "192.0.2.7"),
     ],
 )
-def test_no_value_is_taken_for_another(
+def test_an_invalid_value_damages_the_file(
     tokens: Tokens, path: Path, where: str, key: str, value: object
 ) -> None:
     tokens.add(Grant(user="bob"))
@@ -319,7 +319,7 @@ def test_no_value_is_taken_for_another(
         tokens.grants()
 
 
-def test_a_value_that_is_missing_is_a_fault(tokens: Tokens, path: Path) -> None:
+def test_a_missing_value_damages_the_file(tokens: Tokens, path: Path) -> None:
     tokens.add(FULL)
     content = json.loads(path.read_text())
     for key in encode_grant(FULL):
@@ -329,7 +329,7 @@ def test_a_value_that_is_missing_is_a_fault(tokens: Tokens, path: Path) -> None:
             tokens.grants()
 
 
-def test_deep_json_is_a_fault(tokens: Tokens, path: Path) -> None:
+def test_deep_json_damages_the_file(tokens: Tokens, path: Path) -> None:
     private_files.replace(str(path), b"[" * 200_000)
     with pytest.raises(LocalFileError, match="is damaged"):
         tokens.grants()
@@ -349,20 +349,20 @@ def test_deep_json_is_a_fault(tokens: Tokens, path: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_grant_that_cannot_be_is_not_added(tokens: Tokens, path: Path, wrong: Grant) -> None:
-    with pytest.raises(ValueError, match="cannot be"):
+def test_an_invalid_grant_is_not_added(tokens: Tokens, path: Path, wrong: Grant) -> None:
+    with pytest.raises(ValueError, match="is not a valid value of"):
         tokens.add(wrong)
     assert not path.exists()
 
 
-def test_a_grant_survives_its_way_through_json(tokens: Tokens) -> None:
+def test_a_grant_is_equal_after_encoding_and_decoding(tokens: Tokens) -> None:
     grant = tokens.find(tokens.add(FULL))
     assert grant is not None
     assert decode_grant(json.loads(json.dumps(encode_grant(grant)))) == grant
 
 
 @needs_owners
-def test_the_file_is_for_its_owner_alone(tokens: Tokens, path: Path) -> None:
+def test_the_file_has_mode_0600_whatever_the_umask(tokens: Tokens, path: Path) -> None:
     before = os.umask(0)
     try:
         tokens.add(FULL)
@@ -375,7 +375,7 @@ def test_the_file_is_for_its_owner_alone(tokens: Tokens, path: Path) -> None:
 
 ADD = """
 import sys
-from ftpkit.access import Grant, Tokens
+from ftpkit.tokens import Grant, Tokens
 tokens = Tokens(sys.argv[1])
 for number in range(20):
     tokens.add(Grant(user=f"{sys.argv[2]}{number}"))
@@ -384,7 +384,7 @@ for number in range(20):
 
 
 @needs_locks
-def test_processes_that_change_it_at_once_lose_nothing(tokens: Tokens, path: Path) -> None:
+def test_concurrent_changes_by_processes_lose_nothing(tokens: Tokens, path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", ADD, str(path), name]) for name in ("a", "b", "c")
     ]
@@ -393,18 +393,18 @@ def test_processes_that_change_it_at_once_lose_nothing(tokens: Tokens, path: Pat
     assert users == {f"{name}{number}" for name in "abc" for number in range(10, 20)}
 
 
-def test_threads_that_look_while_it_changes_see_whole_files(tokens: Tokens, path: Path) -> None:
+def test_threads_that_read_during_changes_see_whole_files(tokens: Tokens, path: Path) -> None:
     token = tokens.add(FULL)
     grant = tokens.find(token)
     assert grant is not None
-    ended, faults = threading.Event(), []
+    ended, errors = threading.Event(), []
 
-    def look() -> None:
+    def read() -> None:
         while not ended.is_set():
             if not tokens.is_valid(grant) or tokens.find(token) != grant:
-                faults.append(grant)
+                errors.append(grant)
 
-    threads = [threading.Thread(target=look) for _ in range(3)]
+    threads = [threading.Thread(target=read) for _ in range(3)]
     for thread in threads:
         thread.start()
     others = Tokens(path)
@@ -413,10 +413,10 @@ def test_threads_that_look_while_it_changes_see_whole_files(tokens: Tokens, path
     ended.set()
     for thread in threads:
         thread.join(WAIT_S)
-    assert faults == []
+    assert errors == []
 
 
-def test_who_has_a_quota_is_known_and_with_a_fault_somebody_may(tmp_path: Path) -> None:
+def test_has_quotas_is_true_with_a_quota_or_without_a_readable_file(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "tokens")
     assert tokens.has_quotas
     tokens.add(Grant(user="ada"))

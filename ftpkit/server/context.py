@@ -123,7 +123,7 @@ class SessionContext:
         """Let this be a connection of the holder of ``grant``, who sees ``store``."""
         self.grant, self.store = grant, store
         self.account = self.registry.account(
-            grant.user, weight=grant.weight, bytes_per_s=grant.rate_bps
+            grant.user, weight=grant.weight, bytes_per_s=grant.bytes_per_s
         )
 
     def leave(self) -> None:

@@ -66,7 +66,7 @@ def _seen(
         _, address = stack.enter_context(serving(command, _ANNOUNCES))
         token = None
         if whose == "token":
-            token = Tokens(state / "tokens.json").add(Grant(user="bench", rate_bps=rate))
+            token = Tokens(state / "tokens.json").add(Grant(user="bench", bytes_per_s=rate))
         url = Url(Url.parse(address).address, token=token, plain=True)
         futures = stack.enter_context(_under_way(url, here, transfers, ways))
         client = stack.enter_context(Client(url))

@@ -87,7 +87,7 @@ def test_a_secret_that_others_can_read_is_refused(state: State, path: Path, name
     state.identity()
     state.tokens()
     (path / name).chmod(0o640)
-    with pytest.raises(LocalFileError, match=f"others have access to .*{name}: chmod 600"):
+    with pytest.raises(LocalFileError, match=f"other users have access to .*{name}: chmod 600"):
         state.identity() if name == "key.pem" else state.first_token()
 
 
@@ -95,7 +95,9 @@ def test_a_secret_that_others_can_read_is_refused(state: State, path: Path, name
 def test_a_directory_that_others_can_change_is_refused(path: Path) -> None:
     path.mkdir(parents=True)
     path.chmod(0o777)
-    with pytest.raises(LocalFileError, match=f"others can change what is in {path}: chmod 700"):
+    with pytest.raises(
+        LocalFileError, match=f"other users can write to the directory {path}: chmod 700"
+    ):
         State(str(path))
     assert os.listdir(path) == []
 

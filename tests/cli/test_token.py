@@ -103,7 +103,7 @@ def test_every_option_says_what_it_is_for(run: Run, state: State) -> None:
     )
     grant = granted(state, url)
     assert grant.can == {Permission.READ, Permission.DELETE}
-    assert (grant.under, grant.quota, grant.rate_bps) == ("people/alice", 10**10, 5e7)
+    assert (grant.under, grant.quota, grant.bytes_per_s) == ("people/alice", 10**10, 5e7)
     assert (grant.weight, grant.connections) == (0.5, 4)
     assert grant.expires_at is not None
     assert before + 7 * 86400 <= grant.expires_at <= time.time() + 7 * 86400
@@ -170,7 +170,9 @@ def test_a_name_is_taken_once(run: Run, state: State) -> None:
     grant = granted(state, add(run, "alice"))
     result = run("token", "add", "alice", "--can", "read")
     assert result.exit_code == 1
-    assert result.output == "ftpkit: there is a token alice already\n"
+    assert result.output == (
+        "ftpkit: alice already has a token; remove it with: ftpkit token rm alice\n"
+    )
     assert state.tokens().is_valid(grant)
 
 
@@ -208,7 +210,7 @@ def test_a_bad_word_is_one_line(run: Run, path: Path, args: list[str], expected:
 
 def test_the_longest_words_are_fine(run: Run, state: State) -> None:
     url = add(run, "A0" * 32, "--expires", "3650d", "--weight", "9999.999", "--rate", "0")
-    assert granted(state, url).rate_bps is None
+    assert granted(state, url).bytes_per_s is None
 
 
 @pytest.mark.parametrize("args", [["ls"], ["rm", "alice"]])
@@ -229,8 +231,8 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "is not a regular file": make_a_link,
 }
 if os_files.HAS_OWNERS:
-    FAULTS["others have access to"] = lambda path: os.chmod(path / "tokens.json", 0o604)
-    FAULTS["others can change what is in"] = lambda path: os.chmod(path, 0o720)
+    FAULTS["other users have access to"] = lambda path: os.chmod(path / "tokens.json", 0o604)
+    FAULTS["other users can write to the directory"] = lambda path: os.chmod(path, 0o720)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -333,12 +333,12 @@ def test_the_rate_of_a_token_holds_for_all_its_connections(
     login: Login, root: Path, way: str
 ) -> None:
     (root / "f").write_bytes(bytes(MIB))
-    ada = Grant(user="ada", rate_bps=RATE)
+    ada = Grant(user="ada", bytes_per_s=RATE)
     assert moved(way, [login(ada) for _ in range(4)]) >= 4 * MIB / RATE - BURST_S
 
 
 def test_the_rate_of_one_token_is_none_of_anothers(login: Login) -> None:
-    slow, quick = login(Grant(user="ada", rate_bps=1000.0)), login(Grant(user="bob"))
+    slow, quick = login(Grant(user="ada", bytes_per_s=1000.0)), login(Grant(user="bob"))
     slow.send({"op": "put", "name": "slow", "size": MIB})
     slow.sock.sendall(bytes(BLOCK))
     moved("up", [quick])
@@ -347,7 +347,7 @@ def test_the_rate_of_one_token_is_none_of_anothers(login: Login) -> None:
 def test_a_stranger_changes_nothing_of_a_user_that_is_called_like_his_host(
     login: Login, stranger: Callable[[], Raw]
 ) -> None:
-    raw = login(Grant(user="127.0.0.1", rate_bps=RATE))
+    raw = login(Grant(user="127.0.0.1", bytes_per_s=RATE))
     stranger().granted("hello", version=1)
     assert moved("up", [raw]) >= MIB / RATE - BURST_S
 
@@ -491,7 +491,7 @@ def test_a_removed_token_cuts_a_file_on_its_way_down(
 def test_a_removed_token_cuts_who_waits_for_a_turn(
     login: Login, tokens: Tokens, guarded: Server, root: Path, log: Log
 ) -> None:
-    raw = login(Grant(user="ada", rate_bps=1.0))
+    raw = login(Grant(user="ada", bytes_per_s=1.0))
     raw.send({"op": "put", "name": "f", "size": MIB}, bytes(MIB))
     under_way(guarded)
     tokens.remove("ada")
@@ -504,7 +504,7 @@ def test_a_removed_token_ends_datagrams_that_move(
     tokens: Tokens, guarded: Server, root: Path, tmp_path: Path, log: Log
 ) -> None:
     (tmp_path / "f").write_bytes(bytes(MIB))
-    token = tokens.add(Grant(user="ada", rate_bps=100_000.0))
+    token = tokens.add(Grant(user="ada", bytes_per_s=100_000.0))
     url = Url(guarded.address, token=token, plain=True)
     with Client(url, udp=UdpMode.ONLY) as client:
         future = client.submit_put(tmp_path / "f")

@@ -20,7 +20,7 @@ from ftpkit.client.known_hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
 from ftpkit.protocol.names import check_name
-from ftpkit.tokens import Grant, Permission, encode_grant, is_user
+from ftpkit.tokens import Grant, Permission, encode_grant, is_user_name
 
 if TYPE_CHECKING:
     from ftpkit.cli.serve.state_dir import State
@@ -29,7 +29,7 @@ _MAX_LIFETIME_S: Final = 3650 * 86400
 
 
 def _user(text: str) -> str:
-    if not is_user(text):
+    if not is_user_name(text):
         raise ValueError(text)
     return text
 
@@ -179,7 +179,7 @@ def add(
         can=can,
         under=under,
         quota=quota,
-        rate_bps=rate,
+        bytes_per_s=rate,
         weight=weight,
         connections=connections,
         expires_at=None if expires is None else time.time() + expires,
