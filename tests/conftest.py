@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ftpkit import Client, Server
+from ftpkit.server.limits import Limits
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log, server_log
 from tests.support.raw import Raw
@@ -47,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(root: Path) -> Iterator[Server]:
     """A server on this machine; what hangs on it, hangs for seconds only."""
-    server = Server(root, port=0, stall_timeout_s=10.0, idle_timeout_s=20.0)
+    server = Server(root, port=0, limits=Limits(stall_timeout_s=10.0, idle_timeout_s=20.0))
     server.start()
     try:
         yield server

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from ftpkit import __version__
@@ -18,8 +17,6 @@ from ftpkit.net.tls_identity import Identity
 from ftpkit.net.transport import HANDSHAKE, PLAINTEXT
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.blocking import BlockingScheduler
-from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES, Policy
-from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler
 from ftpkit.server.auth.authenticator import CHECK_INTERVAL_S, Authenticator
@@ -27,6 +24,7 @@ from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
 from ftpkit.server.jobs import Jobs
+from ftpkit.server.limits import Limits
 from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.transfers.registry import TransferRegistry
@@ -34,44 +32,13 @@ from ftpkit.server.udp.listener import UdpListener
 from ftpkit.storage.api import QuotaAwareStore, Store
 from ftpkit.tokens import Tokens
 
-DAY_S: Final = 86_400.0
 # For the first byte, and again for all of the handshake; nobody is known by then.
 _HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 3600.0
 # WIRE.md promises the first answer again for at least a day.
-_ANSWERS_KEPT_S: Final = 2 * DAY_S
+_ANSWERS_KEPT_S: Final = 2 * 86_400.0
 
 log = logging.getLogger("ftpkit.server")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What can change while a server runs."""
-
-    max_connections: int = 1024
-    max_connections_per_address: int = 1000
-    idle_timeout_s: float = 300.0
-    stall_timeout_s: float = 30.0
-    expire_uploads_s: float = 7 * DAY_S
-    schedule: str = DEFAULT_POLICY
-    slots: int | None = None
-    bytes_per_s: float | None = None
-
-    @property
-    def bytes_per_s_by_direction(self) -> Rates:
-        """The limit of each direction."""
-        return {} if self.bytes_per_s is None else dict.fromkeys(Direction, self.bytes_per_s)
-
-    @property
-    def policy(self) -> Policy:
-        """Who moves next."""
-        return POLICIES[self.schedule]
-
-    def new_schedule(self) -> Scheduler:
-        """Return a schedule that keeps these limits."""
-        return Scheduler(
-            self.policy, slots=self.slots, bytes_per_s_by_direction=self.bytes_per_s_by_direction
-        )
 
 
 class ConnectionHandler:
@@ -79,7 +46,7 @@ class ConnectionHandler:
 
     With an ``identity`` over TLS, and only so unless ``plain`` connections are admitted, too.
 
-    Whoever brings one has entered it with ``admission``, and leaves when ``serve`` has
+    Whoever brings one has entered it with ``admission``, and leaves when ``handle`` has
     returned. Where there are ``tokens`` only their holders are served, and ``shared_limits`` counts
     for all processes of the server what they do; without it, this is the only one.
     """
@@ -99,7 +66,7 @@ class ConnectionHandler:
         self.store = store
         self.identity, self._plain = identity, plain
         self._limits = limits
-        self.registry = TransferRegistry(BlockingScheduler(schedule or limits.new_schedule()))
+        self.registry = TransferRegistry(BlockingScheduler(schedule or limits.new_scheduler()))
         self.jobs = Jobs()
         self._connection_limiter = connection_limiter
         self._buffers = BufferPool()
@@ -141,7 +108,7 @@ class ConnectionHandler:
             bytes_per_s_by_direction=limits.bytes_per_s_by_direction,
         )
 
-    def serve(
+    def handle(
         self,
         sock: socket.socket,
         peer: str,

@@ -1,89 +1,161 @@
-"""A listening socket at work: who is let in, and who is turned away."""
+"""Listening sockets: accept connections up to the limits, and refuse the others."""
 
 import contextlib
 import errno
 import logging
 import socket
 import socketserver
+import threading
 import time
 from collections import deque
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.address import Address
 from ftpkit.net.udp_socket import DatagramSocket
 from ftpkit.protocol.state import ServerProtocol
 from ftpkit.server.connection_limit import ConnectionLimiter
-from ftpkit.server.sockets import ListeningSocket
+from ftpkit.server.limits import Limits
+from ftpkit.server.sockets import ListeningSocket, bind
 
-# How long a connection that was not admitted stays open, so that its refusal is seen.
+# How long a refused connection stays open, so that the client can read the refusal.
 _REFUSED_S: Final = 1.0
-_MOST_REFUSED: Final = 64
-# How long to accept nobody when even the spare descriptor is gone.
+_MAX_REFUSED: Final = 64
+# How long to pause when even the spare descriptor is gone.
 _NO_DESCRIPTOR_S: Final = 0.05
+
+Handle = Callable[[socket.socket, tuple[Any, ...], int], None]
+"""Handles an accepted connection: its socket, the peer's address, the listener's index."""
 
 log = logging.getLogger("ftpkit.server")
 
 
-class Owner(Protocol):
-    """What listening sockets accept connections for."""
+class Listeners:
+    """The listening sockets of a server, and its background threads.
 
-    connection_limiter: ConnectionLimiter
+    Each connection gets a thread to call ``handle`` in, which closes the socket; if not
+    ``threaded``, the accepting thread calls it, and the caller releases the ``connection_limiter``.
+    ``sockets`` replace ``host`` and ``port`` at the first ``open``.
+    """
 
-    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
-        """Serve a connection from ``address`` that listening socket number ``at`` accepted."""
+    def __init__(
+        self,
+        host: str | None,
+        port: int,
+        limits: Limits,
+        handle: Handle,
+        *,
+        datagrams: bool,
+        sockets: Sequence[ListeningSocket],
+        threaded: bool = True,
+    ) -> None:
+        self._host, self._port, self._datagrams = host, port, datagrams
+        self._sockets = sockets
+        self.handle, self.threaded = handle, threaded
+        self.connection_limiter = ConnectionLimiter(
+            limits.max_connections, limits.max_connections_per_address
+        )
+        self.stopping = threading.Event()
+        self._listeners: list[Listener] = []
+        self._accepting = False
+        self._threads: list[threading.Thread] = []
 
-    def pause(self, seconds: float) -> None:
-        """Do nothing for a while, or until the server is to stop."""
+    @property
+    def addresses(self) -> list[Address]:
+        """The address of each listening socket."""
+        return [listener.address for listener in self._listeners]
 
+    def open(self) -> list[DatagramSocket]:
+        """Bind the sockets; return the UDP sockets, which the caller closes. Raises OSError."""
+        self.stopping.clear()
+        sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
+        self._sockets = ()
+        self._listeners = [Listener(self, index, bound) for index, bound in enumerate(sockets)]
+        return [DatagramSocket(each.udp, shared=each.shared) for each in sockets if each.udp]
 
-class _Handler(socketserver.BaseRequestHandler):
-    """What socketserver makes in a thread of its own for each connection."""
+    def accept(self) -> None:
+        """Accept connections, in one thread per socket."""
+        self._accepting = True
+        for listener in self._listeners:
+            self.start_thread("ftpkit-accept", listener.serve_forever)
 
-    server: "Listener"
+    def start_thread(self, name: str, target: Callable[[], None]) -> None:
+        """Start a thread that ``join`` waits for; it ends when ``stopping`` is set."""
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
-    def handle(self) -> None:
-        listener = self.server
-        listener.owner.serve(self.request, self.client_address, listener.number)
+    def change(self, limits: Limits) -> None:
+        """Apply other connection limits; open connections stay open."""
+        self.connection_limiter.change(limits.max_connections, limits.max_connections_per_address)
+
+    def close(self) -> None:
+        """Stop accepting, and close the listening sockets."""
+        self.stopping.set()
+        for listener in self._listeners:
+            if self._accepting:
+                listener.shutdown()
+            listener.server_close()
+        self._listeners, self._accepting = [], False
+
+    def join(self) -> None:
+        """Wait for the threads to end."""
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def log_start(self, **fields: object) -> None:
+        """Log the addresses."""
+        addresses = [str(address) for address in self.addresses]
+        log.info("listening", extra={"fields": {"addresses": addresses, **fields}})
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """One listening socket of a server."""
+    """One listening socket; ``owner`` handles its connections."""
 
-    # Otherwise every accept looks through all threads; sessions are joined by their server.
+    # Otherwise every accept looks through all threads; their sessions are waited for elsewhere.
     daemon_threads = True
 
-    def __init__(self, owner: Owner, number: int, bound: ListeningSocket) -> None:
-        super().__init__(bound.tcp.getsockname(), _Handler, bind_and_activate=False)
+    def __init__(self, owner: Listeners, index: int, bound: ListeningSocket) -> None:
+        super().__init__(
+            bound.tcp.getsockname(), socketserver.BaseRequestHandler, bind_and_activate=False
+        )
         self.socket.close()
         self.socket = bound.tcp
-        self.owner, self.number, self.address = owner, number, bound.address
-        self.port = DatagramSocket(bound.udp, shared=bound.shared) if bound.udp else None
-        self._shared = bound.shared
+        self.address = bound.address
+        self._owner, self._index, self._shared = owner, index, bound.shared
         self._refused: deque[tuple[float, socket.socket]] = deque()
         self._spare = socket.socket()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Admit a connection, or tell it that the server is full."""
-        return self.owner.connection_limiter.acquire(client_address[0])
+        """Return whether the limits allow another connection; False leads to a refusal."""
+        return self._owner.connection_limiter.acquire(client_address[0])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection that was admitted."""
+        """Start the thread of a connection, or hand it over without one."""
+        if not self._owner.threaded:
+            self.finish_request(request, client_address)
+            return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self.owner.connection_limiter.release(client_address[0])
+            self._owner.connection_limiter.release(client_address[0])
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection that was admitted, in its own thread."""
+        """Serve a connection in its own thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.owner.connection_limiter.release(client_address[0])
+            self._owner.connection_limiter.release(client_address[0])
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Call the owner instead of a request handler class."""
+        self._owner.handle(request, client_address, self._index)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection; one that was not served is told why, and closed a little later."""
+        """Refuse a connection that is still open, and close it a little later."""
         if request.fileno() < 0:
             return
         refusal = RefusedError(
@@ -94,22 +166,22 @@ class Listener(socketserver.ThreadingTCPServer):
             request.send(ServerProtocol().refuse(refusal, close=True))
             request.shutdown(socket.SHUT_WR)
         self._refused.append((time.monotonic() + _REFUSED_S, request))
-        if len(self._refused) > _MOST_REFUSED:
+        if len(self._refused) > _MAX_REFUSED:
             self._refused.popleft()[1].close()
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection; with no descriptor left, at least take it out of the queue.
+        """Accept a connection; without a free descriptor, remove it from the queue.
 
-        Otherwise it would stay there, and the loop would run hot.
+        Otherwise it would stay readable there, and the loop would spin.
         """
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._turn_away()
+                self._drop_request()
             raise
 
-    def _turn_away(self) -> None:
+    def _drop_request(self) -> None:
         """Accept a connection with the spare descriptor, and close it."""
         self._spare.close()
         with contextlib.suppress(OSError):
@@ -117,19 +189,19 @@ class Listener(socketserver.ThreadingTCPServer):
         try:
             self._spare = socket.socket()
         except OSError:
-            # Somebody was quicker: wait a moment, or the loop would run hot until one is free.
-            self.owner.pause(_NO_DESCRIPTOR_S)
+            # Another thread took the descriptor: the loop would spin until one is free.
+            self._owner.stopping.wait(_NO_DESCRIPTOR_S)
         log.warning("error", extra={"fields": {"error": "too many open files"}})
 
     def shutdown(self) -> None:
-        """Stop accepting, at once where a listening socket can be woken, else after a moment."""
-        if not self._shared:  # with others, it would stop listening for them as well
+        """Stop accepting: at once if the socket can be woken, else within the poll interval."""
+        if not self._shared:  # other processes that have the socket would stop listening, too
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
         super().shutdown()
 
     def service_actions(self) -> None:
-        """Close what was refused a while ago; called between accepts."""
+        """Close refused connections whose time is over; called between accepts."""
         while self._refused and self._refused[0][0] < time.monotonic():
             self._refused.popleft()[1].close()
 
@@ -144,7 +216,7 @@ class Listener(socketserver.ThreadingTCPServer):
 
 
 def peer_name(address: Any) -> str:
-    """Return what the log calls the peer at a socket's address."""
+    """Return how the log names the peer at a socket address."""
     host, port = address[:2]
-    # How a socket for IPv6 sees who comes over IPv4.
+    # An IPv6 socket sees IPv4 peers as mapped addresses.
     return str(Address(host.removeprefix("::ffff:"), port)).partition("//")[2]

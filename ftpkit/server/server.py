@@ -1,20 +1,18 @@
-"""The server: listening sockets, a bounded number of sessions, and a clean stop."""
+"""The server of one process: listens, and serves each connection in a thread."""
 
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.scheduling.policies import DEFAULT_POLICY
-from ftpkit.server.connection_limit import ConnectionLimiter
-from ftpkit.server.handler import DAY_S, ConnectionHandler, Limits, sweep_hourly
-from ftpkit.server.listener import Listener, peer_name
-from ftpkit.server.sockets import ListeningSocket, bind
+from ftpkit.server.handler import ConnectionHandler, sweep_hourly
+from ftpkit.server.limits import DEFAULT_LIMITS, Limits
+from ftpkit.server.listener import Listeners, peer_name
+from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.listener import UdpListener
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.directory.filesystem import FileSystem
@@ -26,13 +24,14 @@ log = logging.getLogger("ftpkit.server")
 class Server:
     """Serves the directory ``root`` over the ftpkit protocol, in background threads.
 
-    ``host`` is an address or a name to listen on; None means this machine
-    alone, "*" every interface; ``port`` 0 lets the system pick one, the same for
-    TCP and, with ``datagrams``, UDP. At most ``slots`` transfers move at a time, and in each
-    direction ``bytes_per_s`` bytes a second; which of them is next, ``schedule`` says.
-    With an ``identity`` it speaks TLS, and nothing else unless it is ``plain``, too; without
-    ``tokens`` everybody is let in.
-    It listens on ``sockets`` once, in place of ``host`` and ``port``, if there are any.
+    ``host`` is an address or a name to listen on; None means the loopback interface, "*" every
+    interface. ``port`` 0 lets the system choose a port, the same for TCP and, with ``datagrams``,
+    UDP. ``sockets`` that listen already replace both at the first start.
+
+    With an ``identity`` the server requires TLS, unless ``plain`` also accepts unencrypted
+    connections. Without ``tokens`` clients need no token and may do everything.
+    If not ``durable``, uploads are acknowledged before they are on stable storage.
+
     Use it as a context manager, or call ``start`` and ``stop``.
     """
 
@@ -45,67 +44,45 @@ class Server:
         identity: Identity | None = None,
         plain: bool = False,
         tokens: Tokens | None = None,
-        max_connections: int = 1024,
-        max_connections_per_address: int = 1000,
-        idle_timeout_s: float = 300.0,
-        stall_timeout_s: float = 30.0,
-        expire_uploads_s: float = 7 * DAY_S,
+        limits: Limits = DEFAULT_LIMITS,
         durable: bool = True,
         datagrams: bool = True,
-        schedule: str = DEFAULT_POLICY,
-        slots: int | None = None,
-        bytes_per_s: float | None = None,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
-        self._root, self._host, self._port = root, host, port
-        self._sockets = sockets
+        self._root, self._durable = root, durable
         self._identity, self._plain, self._tokens = identity, plain, tokens
-        self._durable, self._datagrams = durable, datagrams
-        self._limits = Limits(
-            max_connections=max_connections,
-            max_connections_per_address=max_connections_per_address,
-            idle_timeout_s=idle_timeout_s,
-            stall_timeout_s=stall_timeout_s,
-            expire_uploads_s=expire_uploads_s,
-            schedule=schedule,
-            slots=slots,
-            bytes_per_s=bytes_per_s,
+        self._limits = limits
+        self._listeners = Listeners(
+            host, port, limits, self._handle, datagrams=datagrams, sockets=sockets
         )
-        self.connection_limiter = ConnectionLimiter(max_connections, max_connections_per_address)
-        self._listeners: list[Listener] = []
-        self._threads: list[threading.Thread] = []
-        self._doors: list[UdpListener] = []
-        self.service: ConnectionHandler | None = None
-        self._stopping = threading.Event()
+        self.connection_limiter = self._listeners.connection_limiter
+        self._udp_listeners: list[UdpListener] = []
+        self.handler: ConnectionHandler | None = None
 
     @property
     def addresses(self) -> list[Address]:
-        """Where the server listens."""
-        return [listener.address for listener in self._listeners]
+        """The addresses that the server listens on; empty while it does not run."""
+        return self._listeners.addresses
 
     @property
     def address(self) -> Address:
-        """The first address on which the server listens."""
+        """The first of ``addresses``."""
         return self.addresses[0]
 
     @property
     def identity(self) -> Identity | None:
-        """Who the server is, to those that connect from now on."""
+        """The key and certificate for new connections."""
         return self._identity
 
     def start(self) -> None:
-        """Listen, open the root, and serve; OSError says why that is impossible."""
-        self._stopping.clear()
-        sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
-        self._sockets = ()
+        """Open the store, listen, and serve in the background; raises OSError."""
+        store = DirectoryStore(self._root, FileSystem(durable=self._durable))
         try:
-            store = DirectoryStore(self._root, FileSystem(durable=self._durable))
+            ports = self._listeners.open()
         except BaseException:
-            for each in sockets:
-                each.close()
+            store.close()
             raise
-        self._listeners = [Listener(self, at, each) for at, each in enumerate(sockets)]
-        self.service = ConnectionHandler(
+        self.handler = ConnectionHandler(
             store,
             self.connection_limiter,
             self._limits,
@@ -113,36 +90,32 @@ class Server:
             identity=self._identity,
             plain=self._plain,
         )
-        self._doors = [UdpListener(listener.port) for listener in self._listeners if listener.port]
-        self._run("ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, self._stopping))
-        for listener in self._listeners:
-            self._run("ftpkit-accept", listener.serve_forever)
-        for udp_listener in self._doors:
+        self._udp_listeners = [UdpListener(port) for port in ports]
+        stopping = self._listeners.stopping
+        self._listeners.start_thread(
+            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, stopping)
+        )
+        self._listeners.accept()
+        for udp_listener in self._udp_listeners:
             udp_listener.start()
-        addresses = [str(address) for address in self.addresses]
-        log.info("listening", extra={"fields": {"addresses": addresses}})
+        self._listeners.log_start()
 
     def stop(self, grace_s: float = 30.0) -> None:
-        """Accept nobody, let running transfers go on for ``grace_s``, then end what is left.
+        """Stop accepting, wait up to ``grace_s`` for running transfers, then interrupt the rest.
 
-        What is unfinished then is checkpointed, to be continued another time.
+        Interrupted uploads are checkpointed and can be resumed.
         """
-        self._stopping.set()
-        for listener in self._listeners:
-            listener.shutdown()
-            listener.server_close()
-        for thread in self._threads:
-            thread.join()
-        self._listeners, self._threads = [], []
-        if self.service is not None:
-            self.service.stop(grace_s)
+        self._listeners.close()
+        self._listeners.join()
+        if self.handler is not None:
+            self.handler.stop(grace_s)
         # Running transfers may have needed them until now.
-        for udp_listener in self._doors:
+        for udp_listener in self._udp_listeners:
             udp_listener.close()
-        self._doors = []
-        if self.service is not None:
-            self.service.close()
-            self.service = None
+        self._udp_listeners = []
+        if self.handler is not None:
+            self.handler.close()
+            self.handler = None
         log.info("stopped", extra={"fields": {}})
 
     def __enter__(self) -> Self:
@@ -153,34 +126,27 @@ class Server:
         self.stop()
 
     def change(self, limits: Limits, identity: Identity | None = None) -> None:
-        """Let other limits hold: timeouts for what comes from now on, the rest for all.
+        """Apply other limits: timeouts to new connections, the rest to all at once.
 
-        With another ``identity``, who connects from now on finds that.
+        An ``identity`` replaces the present one for new connections.
         """
         self._limits = limits
         self._identity = identity or self._identity
-        self.connection_limiter.change(limits.max_connections, limits.max_connections_per_address)
-        if self.service is not None:
-            self.service.change(limits)
-            self.service.identity = self._identity
-
-    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
-        """Serve one connection that was admitted, in this thread, until it ends."""
-        if self.service is not None:
-            udp_listener = self._doors[at] if self._doors else None
-            self.service.serve(sock, peer_name(address), udp_listener)
+        self._listeners.change(limits)
+        if self.handler is not None:
+            self.handler.change(limits)
+            self.handler.identity = self._identity
 
     def status(self) -> ServerStatus:
-        """Tell what the server does now; WIRE.md, section 6, has the keys."""
-        if self.service is None:
+        """Return what the server does now; WIRE.md section 6 lists the keys.
+
+        RuntimeError: the server does not run.
+        """
+        if self.handler is None:
             raise RuntimeError("the server was not started")
-        return self.service.status()
+        return self.handler.status()
 
-    def pause(self, seconds: float) -> None:
-        """Do nothing for a while, or until the server is to stop."""
-        self._stopping.wait(seconds)
-
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+    def _handle(self, sock: socket.socket, address: tuple[Any, ...], index: int) -> None:
+        if self.handler is not None:
+            udp_listener = self._udp_listeners[index] if self._udp_listeners else None
+            self.handler.handle(sock, peer_name(address), udp_listener)

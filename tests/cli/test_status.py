@@ -17,6 +17,7 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.protocol.status import TransferStatus
+from ftpkit.server.limits import Limits
 from tests.cli.conftest import WAIT_S, Run, command
 from tests.support.hostile import Peer, hostile
 from tests.support.inside import service_of
@@ -118,7 +119,7 @@ def test_a_server_that_comes_back_is_watched_on(
         port = server.address.port
         server.stop(grace_s=0.0)
         assert "retrying in" in err.readline()
-        with Server(root, port=port, max_connections=77):
+        with Server(root, port=port, limits=Limits(max_connections=77)):
             while "77" not in out.readline():
                 pass
 

@@ -24,6 +24,7 @@ from ftpkit import (
     UdpMode,
 )
 from ftpkit.client.cancel import Cancelled, CancelToken
+from ftpkit.server.limits import Limits
 from tests.faults.relay import Hold, Plan, Relay
 from tests.support.hostile import Peer, hostile
 from tests.support.logs import Log
@@ -458,7 +459,7 @@ def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> No
     data = made(tmp_path / "f", 2_000_000)
     # A server that hangs up on who says nothing for as long as one of them waits.
     with (
-        Server(tmp_path / "root", port=0, idle_timeout_s=3.0) as server,
+        Server(tmp_path / "root", port=0, limits=Limits(idle_timeout_s=3.0)) as server,
         Client(server.address, bytes_per_s=500e3, udp=UdpMode.ONLY) as client,
     ):
         futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(2)]

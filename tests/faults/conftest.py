@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from ftpkit.client import Client
 from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff
 from ftpkit.server import Server
+from ftpkit.server.limits import Limits
 from tests.faults.relay import Relay
 
 MIB = 1024 * 1024
@@ -45,13 +47,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers that end with the test."""
     running: list[Server] = []
 
-    def start(*, stall_timeout_s: float = 5.0, durable: bool = False, **options: float) -> Server:
+    def start(*, durable: bool = False, **limits: Any) -> Server:
         server = Server(
             tmp_path / "root",
             port=0,
-            stall_timeout_s=stall_timeout_s,
+            limits=Limits(**{"stall_timeout_s": 5.0, **limits}),
             durable=durable,
-            **options,  # type: ignore[arg-type]  # the tests know their names
         )
         server.start()
         running.append(server)

@@ -8,6 +8,7 @@ import pytest
 from ftpkit import Client, CorruptDataError, Server
 from ftpkit.cli import main
 from ftpkit.osapi import files as os_files
+from ftpkit.server.limits import Limits
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.api import UploadSpec
 
@@ -119,6 +120,9 @@ def test_a_server_sweeps_when_it_starts(root: Path) -> None:
         store.begin(UploadSpec(name="f", total=65_536), owner="", block=65_536).release()
     for path in root.glob(".ftpkit/uploads/*/*"):
         os.utime(path, (1, 1))
-    with Server(root, port=0, expire_uploads_s=60.0) as server, Client(server.address) as client:
+    with (
+        Server(root, port=0, limits=Limits(expire_uploads_s=60.0)) as server,
+        Client(server.address) as client,
+    ):
         while list(root.glob(".ftpkit/uploads/*")):
             client.ping()

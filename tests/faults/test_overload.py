@@ -240,7 +240,7 @@ def test_a_server_without_descriptors_survives_and_serves_afterwards(
 def test_a_server_whose_spare_descriptor_was_taken_does_not_run_hot(server: Server) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raw = socket.socket()
-    spares = [listener._spare for listener in server._listeners]
+    spares = [listener._spare for listener in server._listeners._listeners]
     with contextlib.ExitStack() as stack:
         stack.callback(raw.close)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))

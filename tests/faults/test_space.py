@@ -16,6 +16,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server import Server
 from ftpkit.server import server as server_module
+from ftpkit.server.limits import Limits
 from ftpkit.storage.directory.filesystem import FileSystem
 from tests.faults.conftest import MIB, Eager, left_over, noise, quiet, settled, visible
 from tests.faults.crowd import Raw
@@ -43,7 +44,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def serving(root: Path) -> Iterator[Server]:
-    server = Server(root, port=0, stall_timeout_s=5)
+    server = Server(root, port=0, limits=Limits(stall_timeout_s=5))
     server.start()
     try:
         yield server
@@ -170,7 +171,7 @@ def broken(
     tmp_path: Path, fault: Failing, changes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
     """A server whose disk does what ``fault`` says."""
-    monkeypatch.setattr(server_module, "Files", failing_files(fault, changes))
+    monkeypatch.setattr(server_module, "FileSystem", failing_files(fault, changes))
     with serving(tmp_path / "root") as server:
         yield server
         fault.method = ""

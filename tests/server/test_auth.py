@@ -14,6 +14,7 @@ import pytest
 from ftpkit import Client, Server, UdpMode, Url
 from ftpkit.errors import FtpkitError
 from ftpkit.server import session as session_module
+from ftpkit.server.limits import Limits
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.inside import service_of
 from tests.support.logs import Log
@@ -37,7 +38,11 @@ def tokens(tmp_path: Path) -> Tokens:
 @pytest.fixture
 def guarded(root: Path, tokens: Tokens) -> Iterator[Server]:
     server = Server(
-        root, port=0, durable=False, stall_timeout_s=10.0, idle_timeout_s=20.0, tokens=tokens
+        root,
+        port=0,
+        durable=False,
+        tokens=tokens,
+        limits=Limits(stall_timeout_s=10.0, idle_timeout_s=20.0),
     )
     server.start()
     try:
@@ -362,7 +367,11 @@ def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> Non
 
     with (
         Server(
-            root, port=0, durable=False, tokens=tokens, bytes_per_s=RATE, schedule="rr"
+            root,
+            port=0,
+            durable=False,
+            tokens=tokens,
+            limits=Limits(bytes_per_s=RATE, schedule="rr"),
         ) as server,
         Raw(server.address) as one,
         Raw(server.address) as other,

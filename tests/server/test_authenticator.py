@@ -18,7 +18,8 @@ from ftpkit.server import handler as service_module
 from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
-from ftpkit.server.handler import ConnectionHandler, Limits
+from ftpkit.server.handler import ConnectionHandler
+from ftpkit.server.limits import Limits
 from ftpkit.server.workers.worker import pack, unpack
 from ftpkit.storage import DirectoryStore
 from ftpkit.tokens import Grant, Permission, Tokens
@@ -94,7 +95,7 @@ class Inside:
         return ours, self._stack.enter_context(Wired(theirs))
 
     def serve(self, service: ConnectionHandler, *args: Any) -> Future[None]:
-        return self._threads.submit(service.serve, *args)
+        return self._threads.submit(service.handle, *args)
 
     def close(self) -> None:
         self._stack.close()

@@ -11,7 +11,7 @@ import pytest
 from ftpkit import Client, Server
 from ftpkit.client.udp import UdpMode
 from ftpkit.errors import FtpkitError
-from ftpkit.server.handler import Limits
+from ftpkit.server.limits import Limits
 from tests.support.raw import Raw
 
 MIB: Final = 1024 * 1024
@@ -22,7 +22,9 @@ BURST_S: Final = 0.05
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "root", port=0, durable=False, bytes_per_s=RATE) as server:
+    with Server(
+        tmp_path / "root", port=0, durable=False, limits=Limits(bytes_per_s=RATE)
+    ) as server:
         yield server
 
 
@@ -62,7 +64,9 @@ def test_each_way_has_its_own(served: Server, tmp_path: Path) -> None:
 def test_another_rate_holds_at_once(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(2 * MIB))
     with (
-        Server(tmp_path / "root", port=0, durable=False, bytes_per_s=1000.0) as server,
+        Server(
+            tmp_path / "root", port=0, durable=False, limits=Limits(bytes_per_s=1000.0)
+        ) as server,
         Client(server.address) as client,
     ):
         future = client.submit_put(tmp_path / "f")
@@ -74,7 +78,9 @@ def test_another_rate_holds_at_once(tmp_path: Path) -> None:
 
 
 def test_one_slot_lets_one_move_at_a_time(tmp_path: Path) -> None:
-    with Server(tmp_path / "root", port=0, durable=False, slots=1, schedule="rr") as server:
+    with Server(
+        tmp_path / "root", port=0, durable=False, limits=Limits(slots=1, schedule="rr")
+    ) as server:
         (tmp_path / "f").write_bytes(bytes(8 * MIB))
         with ThreadPoolExecutor() as threads, Client(server.address) as client:
             futures = [threads.submit(_put, server, tmp_path / "f", f"f{n}") for n in range(4)]
@@ -95,7 +101,7 @@ def _put(server: Server, path: Path, name: str) -> None:
 def test_stopping_waits_for_nobody_who_waits_for_a_turn(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(MIB))
     with (
-        Server(tmp_path / "root", port=0, durable=False, bytes_per_s=1.0) as server,
+        Server(tmp_path / "root", port=0, durable=False, limits=Limits(bytes_per_s=1.0)) as server,
         Client(server.address) as client,
     ):
         future = client.submit_put(tmp_path / "f")

@@ -8,7 +8,7 @@ import pytest
 
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Header
-from ftpkit.server.handler import Limits
+from ftpkit.server.limits import Limits
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.pool import WorkerHandle
 from ftpkit.server.workers.scheduler_server import SchedulerServer

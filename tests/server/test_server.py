@@ -17,6 +17,7 @@ import pytest
 import ftpkit
 from ftpkit import Client, DirectoryStore, Server
 from ftpkit.osapi import files as os_files
+from ftpkit.server.limits import Limits
 from ftpkit.server.listener import peer_name
 from tests.support.inside import service_of
 from tests.support.leaks import Held, leaked_since
@@ -36,7 +37,7 @@ def b3(data: bytes) -> str:
 
 
 def test_one_connection_too_many_is_told_so(root: Path, log: Log) -> None:
-    with Server(root, port=0, max_connections=2) as server:
+    with Server(root, port=0, limits=Limits(max_connections=2)) as server:
         with Raw(server.address) as one, Raw(server.address) as two:
             one.granted("ping")
             two.granted("ping")
@@ -65,44 +66,48 @@ def test_one_connection_too_many_is_told_so(root: Path, log: Log) -> None:
 
 
 def test_many_at_once_never_get_more_places_than_there_are(root: Path) -> None:
-    with Server(root, port=0, max_connections=3) as server, contextlib.ExitStack() as stack:
+    with (
+        Server(root, port=0, limits=Limits(max_connections=3)) as server,
+        contextlib.ExitStack() as stack,
+    ):
         # All of them wait in the queue of the socket before the first has a thread.
-        lines = [stack.enter_context(Raw(server.address)) for _ in range(40)]
-        for line in lines:
+        clients = [stack.enter_context(Raw(server.address)) for _ in range(40)]
+        for client in clients:
             with contextlib.suppress(ConnectionError):
-                line.send({"op": "ping"})
-        codes = [line.receive().code for line in lines]
+                client.send({"op": "ping"})
+        codes = [client.receive().code for client in clients]
         assert codes.count(None) == 3
         assert codes.count("too-many-connections") == 37
 
 
 def held_back(server: Server) -> threading.Event:
-    """Keep admitted connections from being served until the event is set."""
-    gate, serve = threading.Event(), server.serve
+    """Handle accepted connections only when the returned event is set."""
+    released, listeners = threading.Event(), server._listeners
+    handle = listeners.handle
 
-    def wait_and_serve(sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
-        assert gate.wait(20.0)
-        serve(sock, address, at)
+    def wait_and_handle(sock: socket.socket, address: tuple[Any, ...], index: int) -> None:
+        assert released.wait(20.0)
+        handle(sock, address, index)
 
-    setattr(server, "serve", wait_and_serve)  # noqa: B010  a method of this one server
-    return gate
+    listeners.handle = wait_and_handle
+    return released
 
 
 def test_a_place_is_taken_before_the_connection_has_its_thread(root: Path) -> None:
-    server = Server(root, port=0, max_connections=2)
-    gate = held_back(server)
+    server = Server(root, port=0, limits=Limits(max_connections=2))
+    released = held_back(server)
     with server, contextlib.ExitStack() as stack:
         lines = [stack.enter_context(Raw(server.address)) for _ in range(5)]
         for line in lines[2:]:
             assert line.receive().code == "too-many-connections"
-        gate.set()
+        released.set()
         for line in lines[:2]:
             line.granted("ping")
 
 
 def test_stop_waits_for_a_connection_that_is_just_beginning(root: Path) -> None:
-    server = Server(root, port=0, max_connections=1)
-    gate = held_back(server)
+    server = Server(root, port=0, limits=Limits(max_connections=1))
+    released = held_back(server)
     server.start()
     with Raw(server.address) as line, Raw(server.address) as other:
         # Connections are accepted one by one: when this one is refused, the first is admitted.
@@ -111,7 +116,7 @@ def test_stop_waits_for_a_connection_that_is_just_beginning(root: Path) -> None:
         stopper.start()
         stopper.join(0.2)
         assert stopper.is_alive(), "the store must not be closed under it"
-        gate.set()
+        released.set()
         stopper.join(20.0)
         assert not stopper.is_alive()
         assert line.receive().code == "shutting-down"
@@ -295,7 +300,7 @@ def test_it_may_start_again(root: Path) -> None:
 
 def test_a_silent_connection_is_told_and_closed(root: Path, log: Log) -> None:
     with (
-        Server(root, port=0, stall_timeout_s=0.1, idle_timeout_s=0.3) as server,
+        Server(root, port=0, limits=Limits(stall_timeout_s=0.1, idle_timeout_s=0.3)) as server,
         Raw(server.address) as raw,
     ):
         reply = raw.receive()
@@ -308,7 +313,7 @@ def test_a_silent_connection_is_told_and_closed(root: Path, log: Log) -> None:
 @pytest.mark.parametrize("sent", [b"\0", b'\0\0\0\r{"op":', frame({"op": "put"})[:9]])
 def test_a_frame_that_stalls_is_given_up(root: Path, sent: bytes) -> None:
     with (
-        Server(root, port=0, stall_timeout_s=0.2, idle_timeout_s=600.0) as server,
+        Server(root, port=0, limits=Limits(stall_timeout_s=0.2, idle_timeout_s=600.0)) as server,
         Raw(server.address) as raw,
     ):
         raw.granted("ping")
@@ -319,7 +324,7 @@ def test_a_frame_that_stalls_is_given_up(root: Path, sent: bytes) -> None:
 
 def test_a_body_that_stalls_is_given_up(root: Path) -> None:
     with (
-        Server(root, port=0, stall_timeout_s=0.2, idle_timeout_s=600.0) as server,
+        Server(root, port=0, limits=Limits(stall_timeout_s=0.2, idle_timeout_s=600.0)) as server,
         Raw(server.address) as raw,
     ):
         raw.send({"op": "put", "name": "f", "size": 100}, bytes(99))
@@ -334,7 +339,7 @@ def test_a_peer_that_does_not_read_is_given_up(root: Path, log: Log) -> None:
     with open(root / "f", "wb") as file:
         file.truncate(256 * MIB)
     with (
-        Server(root, port=0, stall_timeout_s=0.2, idle_timeout_s=600.0) as server,
+        Server(root, port=0, limits=Limits(stall_timeout_s=0.2, idle_timeout_s=600.0)) as server,
         Raw(server.address) as raw,
     ):
         raw.send({"op": "get", "name": "f"})

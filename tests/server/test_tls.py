@@ -18,6 +18,7 @@ from ftpkit.net.address import Url
 from ftpkit.net.frame_stream import FrameStream
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
+from ftpkit.server.limits import Limits
 from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, frame, frames_in
@@ -30,7 +31,7 @@ IDENTITY = Identity.make()
 @pytest.fixture
 def server(root: Path) -> Iterator[Server]:
     """A server that speaks TLS alone, and waits for nobody."""
-    with Server(root, port=0, identity=IDENTITY, stall_timeout_s=SHORT_S) as server:
+    with Server(root, port=0, identity=IDENTITY, limits=Limits(stall_timeout_s=SHORT_S)) as server:
         yield server
 
 
@@ -129,7 +130,7 @@ def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> Non
 
 
 def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> None:
-    server = Server(root, port=0, identity=IDENTITY, stall_timeout_s=3600.0)
+    server = Server(root, port=0, identity=IDENTITY, limits=Limits(stall_timeout_s=3600.0))
     server.start()
     talk = Talk()
     with socket.create_connection(server.address) as sock:
@@ -144,7 +145,7 @@ def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> Non
 
 def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
     with (
-        Server(root, port=0, identity=IDENTITY, max_connections=1) as server,
+        Server(root, port=0, identity=IDENTITY, limits=Limits(max_connections=1)) as server,
         secure(Raw(server.address)) as first,
         socket.create_connection(server.address) as sock,
     ):

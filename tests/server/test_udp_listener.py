@@ -15,6 +15,7 @@ import blake3
 import pytest
 
 from ftpkit import Server
+from ftpkit.server.limits import Limits
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply
 from tests.support.trees import published
@@ -849,7 +850,7 @@ def test_many_sessions_begin_and_end_at_once(server: Server, root: Path, stack: 
 
 
 def test_a_conversation_is_not_idle_while_its_datagrams_flow(root: Path, stack: ExitStack) -> None:
-    server = stack.enter_context(Server(root, port=0, idle_timeout_s=0.5))
+    server = stack.enter_context(Server(root, port=0, limits=Limits(idle_timeout_s=0.5)))
     raw, data = stack.enter_context(Raw(server.address)), noise(TOTAL)
     upload = Uploading(raw, TOTAL)
     udp = stack.enter_context(Udp.of(server.address, upload.push().header))

@@ -19,7 +19,7 @@ import pytest
 
 from ftpkit import Client, UdpMode
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.handler import Limits
+from ftpkit.server.limits import Limits
 from ftpkit.server.workers import supervisor as workers_module
 from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig, next_delay
 from ftpkit.tokens import Grant, Permission, Tokens
@@ -354,7 +354,7 @@ def test_a_worker_that_is_killed_or_stands_still_leaves_nobody_waiting(
 
 def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -> None:
     rate = 16 * MIB
-    server = serve(rate_bps=rate)
+    server = serve(bytes_per_s=rate)
     started = time.monotonic()
     with uploads(server, tmp_path, count=4, size=4 * MIB):
         pass
@@ -365,7 +365,7 @@ def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -
 
 
 def test_one_slot_lets_one_of_all_workers_move_at_a_time(serve: Serve, tmp_path: Path) -> None:
-    server = serve(slots=1, rate_bps=8 * MIB, schedule="rr")
+    server = serve(slots=1, bytes_per_s=8 * MIB, schedule="rr")
     places = set()
     with uploads(server, tmp_path, count=4, size=2 * MIB) as done:
         while not all(each.done() for each in done):

@@ -6,5 +6,5 @@ from ftpkit.server.handler import ConnectionHandler
 
 def service_of(server: Server) -> ConnectionHandler:
     """Return what serves the connections of a server that was started."""
-    assert server.service is not None
-    return server.service
+    assert server.handler is not None
+    return server.handler

@@ -27,7 +27,7 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
-from ftpkit.server.handler import Limits
+from ftpkit.server.limits import Limits
 from ftpkit.server.sockets import ListeningSocket, adopt, bind
 from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
 from ftpkit.tokens import Tokens
@@ -280,16 +280,15 @@ def _server(
         tokens = None if access.tokens is None else access.tokens.path
         plan = settings.plan(access.identity, tokens)
         return Supervisor(settings.root, plan, sockets=sockets)
-    server = Server(
+    return Server(
         settings.root,
         identity=access.identity,
         plain=settings.plain,
         tokens=access.tokens,
+        limits=settings.limits(),
         durable=not settings.no_fsync,
         sockets=sockets,
     )
-    server.change(settings.limits())
-    return server
 
 
 def _reload(

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from ftpkit.protocol.frame import Header
 from ftpkit.scheduling.flow import Account, Flow, State, Transfer
 from ftpkit.scheduling.rate_limit import Direction
-from ftpkit.server.handler import Limits
+from ftpkit.server.limits import Limits
 from ftpkit.server.workers.pool import WorkerHandle
 
 # A number counts what one worker has.
@@ -25,7 +25,7 @@ class SchedulerServer:
     """
 
     def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._schedule, self._clock = limits.new_schedule(), clock
+        self._schedule, self._clock = limits.new_scheduler(), clock
         self._changed = threading.Condition()
         self._flows: dict[_Key, Flow] = {}
         self._keys: dict[Flow, _Key] = {}

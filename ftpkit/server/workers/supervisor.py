@@ -11,12 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
-from typing import Any, Final
+from typing import Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
@@ -25,10 +25,10 @@ from ftpkit.osapi import process as os_process
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.auth.shared_limits import LocalLimits
-from ftpkit.server.connection_limit import ConnectionLimiter
-from ftpkit.server.handler import Limits, sweep_hourly
-from ftpkit.server.listener import Listener
-from ftpkit.server.sockets import ListeningSocket, bind
+from ftpkit.server.handler import sweep_hourly
+from ftpkit.server.limits import DEFAULT_LIMITS, Limits
+from ftpkit.server.listener import Listeners
+from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.demux import Demultiplexer
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.limits_server import SharedLimitsServer
@@ -74,7 +74,7 @@ class WorkerConfig:
     """
 
     workers: int
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = DEFAULT_LIMITS
     identity: Identity | None = None
     plain: bool = False
     tokens: str | None = None
@@ -99,22 +99,24 @@ class Supervisor:
         datagrams: bool = True,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
-        self._root, self._host, self._port = root, host, port
-        self._sockets, self._datagrams = sockets, datagrams
-        self._config = config
-        limits = config.limits
-        self.connection_limiter = ConnectionLimiter(
-            limits.max_connections, limits.max_connections_per_address
+        self._root, self._config = root, config
+        self._listeners = Listeners(
+            host,
+            port,
+            config.limits,
+            lambda *connection: self._pool.dispatch(*connection),
+            datagrams=datagrams,
+            sockets=sockets,
+            threaded=False,
         )
+        self.connection_limiter = self._listeners.connection_limiter
+        self._stopping = self._listeners.stopping
         self._shared_limits = LocalLimits(self._used)
         self._pool = WorkerPool(self.connection_limiter, SharedLimitsServer(self._shared_limits))
         self._aggregator = StatusAggregator()
-        self._turns = SchedulerServer(limits)
+        self._turns = SchedulerServer(config.limits)
         self._store: DirectoryStore | None = None
-        self._listeners: list[Listener] = []
-        self._threads: list[threading.Thread] = []
         self._relays: list[Demultiplexer] = []
-        self._stopping = threading.Event()
         self._numbers = count(1)
         self._processes: dict[WorkerHandle, _Process] = {}
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -134,7 +136,7 @@ class Supervisor:
     @property
     def addresses(self) -> list[Address]:
         """Where the server listens."""
-        return [listener.address for listener in self._listeners]
+        return self._listeners.addresses
 
     @property
     def address(self) -> Address:
@@ -143,42 +145,30 @@ class Supervisor:
 
     def start(self) -> None:
         """Listen, open the root, and serve; OSError says why that is impossible."""
-        sockets = self._sockets or bind(self._host, self._port, datagrams=self._datagrams)
-        self._sockets = ()
         claims = SupervisorLocks(self._pool)
         files = FileSystem(durable=self._config.durable)
-        try:
-            store = self._store = DirectoryStore(self._root, files, locks=claims)
-        except BaseException:
-            for each in sockets:
-                each.close()
-            raise
+        store = self._store = DirectoryStore(self._root, files, locks=claims)
         self._turns.start()
         try:
-            self._listeners = [DispatchListener(self, at, each) for at, each in enumerate(sockets)]
-            ports = [listener.port for listener in self._listeners if listener.port]
             self._relays = [
-                Demultiplexer(port, partial(self._pool.inbox, at)) for at, port in enumerate(ports)
+                Demultiplexer(port, partial(self._pool.inbox, index))
+                for index, port in enumerate(self._listeners.open())
             ]
-            # Who connects already waits until there are workers.
-            for listener in self._listeners:
-                self._run("ftpkit-accept", listener.serve_forever)
+            # Connections that arrive already wait until there are workers.
+            self._listeners.accept()
             started = queue.SimpleQueue[bool]()
             # First, for the thread that finds nothing to do starts the workers that are missing.
             self._todo.put(lambda: started.put(self._replace(self._config)))
-            self._run("ftpkit-workers", self._supervise)
+            self._listeners.start_thread("ftpkit-workers", self._supervise)
             if not started.get():
                 raise OSError("the workers do not start")
         except BaseException:
             self._shut(0.0)
             raise
-        self._run(
+        self._listeners.start_thread(
             "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._config.limits, self._stopping)
         )
-        addresses = [str(address) for address in self.addresses]
-        log.info(
-            "listening", extra={"fields": {"addresses": addresses, "workers": self._config.workers}}
-        )
+        self._listeners.log_start(workers=self._config.workers)
 
     def stop(self, grace_s: float = 30.0) -> None:
         """Accept nobody, let running transfers go on for ``grace_s``, then end what is left."""
@@ -188,17 +178,14 @@ class Supervisor:
     def _shut(self, grace_s: float) -> None:
         self._stopping.set()
         self._pool.stop()
-        for listener in self._listeners:
-            listener.shutdown()
-            listener.server_close()
+        self._listeners.close()
         self._todo.put(partial(self._end, grace_s))
-        for thread in self._threads:
-            thread.join()
+        self._listeners.join()
         self._turns.stop()
         for relay in self._relays:
             relay.close()
         self._shared_limits.close()
-        self._listeners, self._threads, self._relays = [], [], []
+        self._relays = []
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -225,23 +212,10 @@ class Supervisor:
 
         return self._aggregator.status(ask)
 
-    def serve(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
-        """Give a connection that was admitted to a worker."""
-        self._pool.dispatch(sock, address, at)
-
     def _used(self, name: str, go_on: Callable[[], bool]) -> int:
         if self._store is None:
             raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
         return self._store.used_bytes(name, go_on)
-
-    def pause(self, seconds: float) -> None:
-        """Do nothing for a while, or until the server is to stop."""
-        self._stopping.wait(seconds)
-
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
 
     # In the thread that starts and joins all processes: they end with it.
 
@@ -289,9 +263,7 @@ class Supervisor:
     def _change(self, config: WorkerConfig) -> None:
         if self._replace(config):
             limits = config.limits
-            self.connection_limiter.change(
-                limits.max_connections, limits.max_connections_per_address
-            )
+            self._listeners.change(limits)
             self._turns.configure(limits)
             for worker in self._processes:
                 worker.tell("limits", limits=asdict(limits))
@@ -421,11 +393,3 @@ class _Process:
     process: SpawnProcess
     thread: threading.Thread
     since: float
-
-
-class DispatchListener(Listener):
-    """A listening socket whose connections are handed to workers."""
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand a connection that was admitted to a worker: there is no thread for it here."""
-        self.owner.serve(request, client_address, self.number)

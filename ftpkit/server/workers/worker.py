@@ -24,7 +24,8 @@ from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
-from ftpkit.server.handler import ConnectionHandler, Limits
+from ftpkit.server.handler import ConnectionHandler
+from ftpkit.server.limits import Limits
 from ftpkit.server.udp.demux import DemultiplexedPort, session_of
 from ftpkit.server.udp.listener import UdpListener
 from ftpkit.server.workers.ipc import IpcChannel, close_all
@@ -63,7 +64,7 @@ class Worker:
         self.leaving = False
         self.doors: list[UdpListener] = []
         self._connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
-        self._remote = RemoteScheduler(Limits().new_schedule(), partial(self.tell, "schedule"))
+        self._remote = RemoteScheduler(Limits().new_scheduler(), partial(self.tell, "schedule"))
         self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
         self._ended = False
@@ -228,7 +229,7 @@ class _WorkerConnection:
             doors = self._worker.doors
             with socket.socket(fileno=fd) as sock:
                 udp_listener = doors[self._at] if doors else None
-                self._service.serve(sock, self.peer, udp_listener, self, self._moved)
+                self._service.handle(sock, self.peer, udp_listener, self, self._moved)
         except Exception:  # of which the other connections of this worker must hear nothing
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
