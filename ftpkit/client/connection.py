@@ -209,7 +209,7 @@ class Connection:
 
         Raises ConnectionLostError if the server closed the connection.
         """
-        if not self.stream.arrived(0):
+        if not self.stream.wait_readable(0):
             return False
         self.receive()
         return True
@@ -247,7 +247,7 @@ class Connection:
             return False
         if self.sock.fileno() < 0:
             return False
-        return not self.stream.arrived(0)
+        return not self.stream.wait_readable(0)
 
     def check_algorithm(self, digest: str) -> str:
         """Return ``digest`` if it is in the conversation's algorithm, else raise ProtocolError."""

@@ -75,7 +75,7 @@ class KnownHosts:
     def _write(self, kept: SavedUrls) -> None:
         values = {
             "default": None if kept.default is None else str(kept.default),
-            "links": [url.link() for url in kept.urls],
+            "links": [url.login_url() for url in kept.urls],
         }
         private_files.replace(self._path, json.dumps(values, indent=1).encode())
 
@@ -119,7 +119,7 @@ class LocalServers:
         # Never a name twice: one who removes what a dead process left removes nothing else.
         name = f"{url.address.port}-{os.getpid()}-{secrets.token_hex(8)}.json"
         path = os.path.join(self._directory, name)
-        values = {"link": url.link(), "root": root, "state": state}
+        values = {"link": url.login_url(), "root": root, "state": state}
         with private_files.locked(path):
             try:
                 private_files.replace(path, json.dumps(values, indent=1).encode())

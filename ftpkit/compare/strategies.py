@@ -75,7 +75,7 @@ class Connections:
         """Break off whatever is under way; safe from another thread."""
         self.stopped = True
         for connection in list(self._links):
-            connection.stream.interrupt()
+            connection.stream.shutdown()
 
     def close(self) -> None:
         """Close them; nothing that is still buffered leaves."""

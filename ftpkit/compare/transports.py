@@ -119,7 +119,7 @@ class Comparison:
         if not transport.repaired:
             raw_bits_per_s = self._link.shape.bits_per_s / 8 * _RAW_SHARE if self._link else 0.0
         return Job(
-            connection=self._url.link(),
+            connection=self._url.login_url(),
             path=self._path,
             name=f"ftpkit-compare-{secrets.token_hex(8)}",
             limit_s=self._limit_s,

@@ -138,7 +138,7 @@ class _Uploads:
         """Break off whatever is under way."""
         self._stopped = True
         for connection in list(self._links):
-            connection.stream.interrupt()
+            connection.stream.shutdown()
 
     def close(self) -> None:
         """Hang up; nobody may be uploading."""

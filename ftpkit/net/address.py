@@ -76,7 +76,7 @@ class Url:
             )
         return cls(_address(match), match["pin"], match["token"], bool(match["plain"]))
 
-    def link(self) -> str:
+    def login_url(self) -> str:
         """Return all of it in one word that no shell touches: to be shown to its owner alone."""
         secrets = (self.token or "") + (f":{self.pin}" if self.pin else "")
         at = f"{secrets}@" if secrets else ""

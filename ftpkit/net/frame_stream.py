@@ -97,7 +97,7 @@ class FrameStream:
                 raise StallTimeoutError("the peer was silent for too long")
             return self._sock.recv(1, socket.MSG_PEEK)
 
-    def secure(
+    def start_tls(
         self,
         context: ssl.SSLContext,
         limit_s: float,
@@ -157,7 +157,7 @@ class FrameStream:
                 count += self._arrived(self._transport.receive_into(view[count:]))
         return count
 
-    def arrived(self, seconds: float) -> bool:
+    def wait_readable(self, seconds: float) -> bool:
         """Wait until there is something to read, or the end; False after ``seconds``."""
         return bool(self._ahead) or self._transport.wait_readable(seconds)
 
@@ -223,7 +223,7 @@ class FrameStream:
             on_bytes(sent)
         self._flush()
 
-    def close_gently(self, seconds: float) -> None:
+    def lingering_close(self, seconds: float) -> None:
         """Close so that the peer surely sees what was sent last.
 
         A close with unread bytes is a reset, which may overtake the last
@@ -258,16 +258,16 @@ class FrameStream:
                 proxy(self._transport, self._sock, inner)
 
     @property
-    def secured(self) -> bool:
+    def is_tls(self) -> bool:
         """Whether it goes over TLS."""
         return isinstance(self._transport, TlsTransport)
 
-    def stop_reading(self) -> None:
+    def shutdown_read(self) -> None:
         """Let the stream end for the reader, behind what has arrived; safe from another thread."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
-    def interrupt(self) -> None:
+    def shutdown(self) -> None:
         """Make every call on the stream fail or end now; safe from another thread."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -304,7 +304,7 @@ class FrameStream:
         count, until_s = 0, time.monotonic() + _GATHER_S
         with _errors_translated():
             while count < len(view):
-                count += self._in_turn(limiter, self.arrived, move)
+                count += self._in_turn(limiter, self.wait_readable, move)
                 if time.monotonic() >= until_s:
                     break
         return count

@@ -67,7 +67,7 @@ def connect(
     try:
         # A scope says something to this machine alone.
         name = host.partition("%")[0]
-        secured = stream.secure(_context(known=known), timeout_s, host=name, accept=accept)
+        secured = stream.start_tls(_context(known=known), timeout_s, host=name, accept=accept)
     except HandshakeError as error:
         if error.reason == "CERTIFICATE_VERIFY_FAILED":
             raise UntrustedError(

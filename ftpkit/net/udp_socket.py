@@ -128,7 +128,7 @@ class DatagramSocket:
             for start in range(0, count, segment):
                 yield self._buffer[start : min(start + segment, count)], address
 
-    def interrupt(self) -> None:
+    def shutdown(self) -> None:
         """Wake up who waits, unless nothing would arrive for others then; safe from any thread."""
         if not self._shared:
             with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def drive_session(
     session: DatagramSession,
     *,
     while_: Callable[[float], bool],
-    turn: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
+    quantum: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
 ) -> None:
     """Let ``session`` talk over ``sock`` while ``while_``, asked with the time, says so.
 
@@ -175,7 +175,7 @@ def drive_session(
     is of no more use.
     """
     while while_(time.monotonic()):
-        with turn() as most:
+        with quantum() as most:
             now = time.monotonic()
             for raw, _ in sock.receive(most):
                 opened = cipher.decrypt(raw)

@@ -159,7 +159,7 @@ class ConnectionHandler:
             return
         first = stream.peek(limit_s)
         if first == HANDSHAKE:
-            stream.secure(tls, limit_s)
+            stream.start_tls(tls, limit_s)
         elif first == PLAINTEXT and not self._plain:
             raise RefusedError(
                 Code.TLS_REQUIRED,

@@ -120,8 +120,8 @@ class Session:
         """End after the transfers that are under way, or ``now``."""
         with self._state:
             self._stopping = True
-            if now and (not self._handed_over or self._stream.secured):
-                self._stream.interrupt()
+            if now and (not self._handed_over or self._stream.is_tls):
+                self._stream.shutdown()
                 self._transfers.interrupt()
         self._rest()
 
@@ -138,10 +138,10 @@ class Session:
             if self._handed_over:
                 return
             if self._busy:
-                self._stream.interrupt()
+                self._stream.shutdown()
                 self._transfers.interrupt()
             else:
-                self._stream.stop_reading()
+                self._stream.shutdown_read()
 
     @property
     def handed_over(self) -> bool:
@@ -188,7 +188,7 @@ class Session:
         """End if we are to stop, and this was the last that was under way."""
         with self._state:
             if self._stopping and not self._busy and not self._transferring:
-                self._stream.stop_reading()
+                self._stream.shutdown_read()
 
     def _serve(self, header: Header) -> None:
         started = time.monotonic()
@@ -236,7 +236,7 @@ class Session:
         other_workers = self._context.other_workers
         if other_workers is None or not other_workers.leaving or self._transferring:
             return
-        if self._stream.secured:  # it would be here all the same
+        if self._stream.is_tls:  # it would be here all the same
             return
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise WrongWorkerError(0)
@@ -252,7 +252,7 @@ class Session:
         """Let another process answer this request, and all that follow it."""
         context = self._context
         # The keys of its TLS cannot be given away. If there is no descriptor, nothing has begun.
-        lent = socket.socketpair() if self._stream.secured else None
+        lent = socket.socketpair() if self._stream.is_tls else None
         with self._state:
             self._handed_over = True
         self._transfers.close()
@@ -272,7 +272,7 @@ class Session:
             with theirs:
                 context.other_workers.hand_over(theirs, moved, to, lent=True)
             self._stream.proxy_to(ours)
-            self._stream.close_gently(_GENTLE_S)
+            self._stream.lingering_close(_GENTLE_S)
 
     def _answer(self, result: Result) -> None:
         self._sent = 0
@@ -328,7 +328,7 @@ class Session:
     def _close_gently(self) -> None:
         # Datagrams must not go on while the peer takes its time.
         self._context.end_datagram_session()
-        self._stream.close_gently(_GENTLE_S)
+        self._stream.lingering_close(_GENTLE_S)
 
     def _summary(self, outcome: str) -> dict[str, Any]:
         return {

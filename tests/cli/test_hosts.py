@@ -110,7 +110,7 @@ def here() -> LocalServers:
 
 
 def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path: Path) -> None:
-    result = run("login", guard.url.link())
+    result = run("login", guard.url.login_url())
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"logged in to {guard.address} as ada: read, write\n"
     assert Path(hosts_file()).stat().st_mode & 0o777 == 0o600
@@ -121,7 +121,11 @@ def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path:
 
 def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
     done = subprocess.run(
-        command("login"), input=guard.url.link() + "\n", capture_output=True, text=True, check=True
+        command("login"),
+        input=guard.url.login_url() + "\n",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("logged in to ")
     assert find(None) == guard.url
@@ -138,7 +142,7 @@ def test_what_comes_from_standard_input_and_is_no_link_is_told(run: Run) -> None
 
 def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
     with terminal("login") as screen:
-        screen.answer("Link: ", guard.url.link(), hidden=True)
+        screen.answer("Link: ", guard.url.login_url(), hidden=True)
         code, printed = screen.end()
     assert (code, printed[:13]) == (0, "logged in to ")
     assert TOKEN not in screen.shown
@@ -158,7 +162,7 @@ def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
 def test_a_login_that_fails_keeps_nothing(
     run: Run, guard: Guard, tmp_path: Path, change: dict[str, object], code: int, said: str
 ) -> None:
-    link = replace(guard.url, **change).link()  # type: ignore[arg-type]  # each of its own
+    link = replace(guard.url, **change).login_url()  # type: ignore[arg-type]  # each of its own
     result = run("login", link)
     assert (result.exit_code, result.stdout) == (code, "")
     assert said in result.stderr
@@ -168,8 +172,8 @@ def test_a_login_that_fails_keeps_nothing(
 
 
 def test_a_login_that_fails_leaves_the_one_before(run: Run, guard: Guard) -> None:
-    run("login", guard.url.link())
-    assert run("login", replace(guard.url, token="other").link()).exit_code == 3
+    run("login", guard.url.login_url())
+    assert run("login", replace(guard.url, token="other").login_url()).exit_code == 3
     assert find(None) == guard.url
 
 
@@ -195,7 +199,7 @@ def test_what_is_no_link_is_not_said_again(
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_server_that_asks_for_no_token(run: Run, tmp_path: Path, plain: bool) -> None:
     with guarded(Guard(None if plain else Identity.make())) as guard:
-        result = run("login", guard.url.link())
+        result = run("login", guard.url.login_url())
         assert result.stdout == f"{guard.url} is known; it asks for no token\n"
         assert run("ping").exit_code == 0
 
@@ -204,8 +208,8 @@ def test_hosts_are_listed_without_their_secrets(run: Run, guard: Guard, unknown:
     assert run("hosts").output == ""
     pin = guard.url.pin
     assert pin is not None
-    run("login", guard.url.link())
-    run("login", replace(unknown, pin=pin).link())
+    run("login", guard.url.login_url())
+    run("login", replace(unknown, pin=pin).login_url())
     lines = run("hosts").stdout.splitlines()
     assert [line.split() for line in lines] == [
         ["host", "default", "key", "token"],
@@ -220,7 +224,7 @@ def test_hosts_are_listed_without_their_secrets(run: Run, guard: Guard, unknown:
 
 
 def test_a_host_is_forgotten(run: Run, guard: Guard, unknown: Url) -> None:
-    run("login", guard.url.link())
+    run("login", guard.url.login_url())
     result = run("hosts", "--forget", str(unknown), str(guard.address))
     assert result.exit_code == 1
     assert result.stderr == f"ftpkit: nothing is known of {unknown}\n"
@@ -233,8 +237,8 @@ def test_a_host_is_forgotten(run: Run, guard: Guard, unknown: Url) -> None:
 def test_a_link_that_is_used_without_a_login_is_not_kept(
     run: Run, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("ping", "--to", guard.url.link()).exit_code == 0
-    monkeypatch.setenv("FTPKIT_URL", guard.url.link())
+    assert run("ping", "--to", guard.url.login_url()).exit_code == 0
+    monkeypatch.setenv("FTPKIT_URL", guard.url.login_url())
     result = run("ping")
     assert result.exit_code == 0
     assert TOKEN not in result.output
@@ -243,10 +247,10 @@ def test_a_link_that_is_used_without_a_login_is_not_kept(
 
 def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Guard) -> None:
     url = replace(guard.url, pin=None)
-    assert run("ping", "--to", url.link()).exit_code == 4
-    run("login", guard.url.link())
+    assert run("ping", "--to", url.login_url()).exit_code == 4
+    run("login", guard.url.login_url())
     guard.token = "another"
-    assert run("ping", "--to", replace(url, token="another").link()).exit_code == 0
+    assert run("ping", "--to", replace(url, token="another").login_url()).exit_code == 0
     assert run("ping").exit_code == 3
 
 
@@ -285,7 +289,7 @@ def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: 
 
 def test_a_fresh_link_takes_the_place_of_the_old_one(run: Run, guard: Guard) -> None:
     kept_hosts().save(Url(guard.address, OTHER_PIN, "old"), default=False)
-    assert run("login", guard.url.link()).exit_code == 0
+    assert run("login", guard.url.login_url()).exit_code == 0
     assert find(None) == guard.url
 
 
@@ -328,14 +332,14 @@ def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
 def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
     run: Run, guard: Guard, tmp_path: Path
 ) -> None:
-    run("login", guard.url.link())
+    run("login", guard.url.login_url())
     Path(hosts_file()).write_text(f'"{TOKEN}')
-    for args in (["ping"], ["hosts"], ["login", guard.url.link()]):
+    for args in (["ping"], ["hosts"], ["login", guard.url.login_url()]):
         result = run(*args)
         assert result.exit_code == 1
         assert "is damaged" in result.stderr
         assert TOKEN not in result.output
-    assert run("ping", "--to", guard.url.link()).exit_code == 0
+    assert run("ping", "--to", guard.url.login_url()).exit_code == 0
 
 
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
@@ -343,7 +347,7 @@ def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
     with ExitStack() as stack:
         guards = [stack.enter_context(guarded(Guard(token=TOKEN))) for _ in range(4)]
         logins = [
-            subprocess.Popen(command("login", guard.url.link()), stdout=subprocess.DEVNULL)
+            subprocess.Popen(command("login", guard.url.login_url()), stdout=subprocess.DEVNULL)
             for guard in guards
         ]
         assert [login.wait(WAIT_S) for login in logins] == [0] * 4
@@ -369,7 +373,7 @@ def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Gu
 
 
 def test_what_a_login_kept_comes_before_what_runs_here(run: Run, guard: Guard) -> None:
-    run("login", guard.url.link())
+    run("login", guard.url.login_url())
     with here().announce(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
         assert find(None) == find(Url(guard.address)) == guard.url
 

@@ -66,7 +66,7 @@ def test_without_options_nothing_is_limited(run: Run, state: State) -> None:
 
 def test_a_link_is_as_the_server_is_reached(run: Run, state: State) -> None:
     state.set_url(Url(WHERE, plain=True))
-    assert add(run, "alice").link().startswith("ftpk+plain://")
+    assert add(run, "alice").login_url().startswith("ftpk+plain://")
     state.set_url(Url(Address("2001:db8::1"), pin="p" * 43))
     link = run("token", "add", "bob").stdout.strip()
     assert link.endswith(f":{'p' * 43}@2001-db8--1.ipv6-literal.net:9021")

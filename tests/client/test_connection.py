@@ -73,7 +73,7 @@ def test_the_whole_link_leads_in(secured: Guard) -> None:
 
 
 def test_a_client_takes_links_addresses_and_what_returns_them(secured: Guard) -> None:
-    for url in (secured.url.link(), secured.url, lambda: secured.url):
+    for url in (secured.url.login_url(), secured.url, lambda: secured.url):
         with Client(url, timeout_s=WAIT_S) as client:
             assert client.address == secured.address
             client.ping()
@@ -171,7 +171,7 @@ def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_s
         address = Address(**server.receive())
 
         def failure(url: Url) -> str:
-            command = line.near.command([sys.executable, "-c", program, url.link()])
+            command = line.near.command([sys.executable, "-c", program, url.login_url()])
             done = subprocess.run(
                 command, stderr=subprocess.PIPE, text=True, timeout=60, check=False
             )

@@ -260,5 +260,5 @@ def test_the_file_holds_the_link(running: LocalServers, tmp_path: Path) -> None:
     with running.announce(NEAR, root="/srv"):
         (path,) = (tmp_path / "state/running").glob("*.json")
         assert json.loads(path.read_text()) == {
-            "link": NEAR.link(), "root": "/srv", "state": None,
+            "link": NEAR.login_url(), "root": "/srv", "state": None,
         }  # fmt: skip

@@ -104,7 +104,7 @@ HOST = Address("example.org", 9)
 )
 def test_a_link_of_every_kind(link: str, url: Url) -> None:
     assert Url.parse(link) == url
-    assert url.link() == link
+    assert url.login_url() == link
 
 
 def test_an_ipv6_address_in_a_link_may_stand_in_brackets() -> None:
@@ -113,7 +113,7 @@ def test_an_ipv6_address_in_a_link_may_stand_in_brackets() -> None:
 
 
 def test_a_host_beyond_ascii_is_linked_to_by_its_name_in_the_dns() -> None:
-    assert Url(Address("bücher.example")).link() == "ftpk://xn--bcher-kva.example:9021"
+    assert Url(Address("bücher.example")).login_url() == "ftpk://xn--bcher-kva.example:9021"
 
 
 hosts = st.one_of(
@@ -137,7 +137,7 @@ def test_an_address_written_as_text_is_read_back(address: Address) -> None:
 
 @given(urls)
 def test_a_link_is_read_back(url: Url) -> None:
-    assert Url.parse(url.link()) == url
+    assert Url.parse(url.login_url()) == url
     assert Url.parse(str(url)) == Url(url.address, plain=url.plain)
 
 
@@ -148,7 +148,7 @@ UNTOUCHED = re.compile(r"ftpk(\+plain)?://[A-Za-z0-9._:/@+-]+")
 
 @given(urls)
 def test_no_shell_touches_a_link(url: Url) -> None:
-    assert UNTOUCHED.fullmatch(url.link())
+    assert UNTOUCHED.fullmatch(url.login_url())
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "fish"])
@@ -156,9 +156,9 @@ def test_a_link_is_pasted_unquoted(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here")
     links = [
-        Url(Address("fe80::1%eth0", 9), pin="-_" * 21 + "-", token="-_-" * 10).link(),
-        Url(Address("10.0.0.1"), token="--help").link(),
-        Url(Address("bücher.example"), token=TOKEN, plain=True).link(),
+        Url(Address("fe80::1%eth0", 9), pin="-_" * 21 + "-", token="-_-" * 10).login_url(),
+        Url(Address("10.0.0.1"), token="--help").login_url(),
+        Url(Address("bücher.example"), token=TOKEN, plain=True).login_url(),
     ]
     done = subprocess.run(
         [shell, "-c", "".join(f"echo {link}\n" for link in links)],

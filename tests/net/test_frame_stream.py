@@ -69,7 +69,7 @@ class Pair:
             ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, limiter=turns
         )
         if self.secured:
-            thread = threading.Thread(target=self.stream.secure, args=(SERVER, PATIENT_S))
+            thread = threading.Thread(target=self.stream.start_tls, args=(SERVER, PATIENT_S))
             thread.start()
             self.peer = CLIENT.wrap_socket(self.peer)
             thread.join()
@@ -287,7 +287,7 @@ def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    pair.stream.interrupt()
+    pair.stream.shutdown()
     thread.join()
     assert len(errors) == 1
 
@@ -295,7 +295,7 @@ def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
 def test_a_closed_stream_raises_link_errors_and_may_be_closed_again(pair: Pair) -> None:
     pair.stream.close()
     pair.stream.close()
-    pair.stream.interrupt()
+    pair.stream.shutdown()
     with pytest.raises(ConnectionLostError):
         pair.stream.send(b"x")
     with pytest.raises(ConnectionLostError):
@@ -543,7 +543,7 @@ def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
     stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
     peer.sendall(bytes(200_000))
     stream.send(frame(n=1))
-    thread = threading.Thread(target=stream.close_gently, args=(PATIENT_S,))
+    thread = threading.Thread(target=stream.lingering_close, args=(PATIENT_S,))
     thread.start()
     # Still on its way when the reply is sent: a plain close would answer it with a reset.
     for _ in range(20):
@@ -560,7 +560,7 @@ def test_a_gentle_close_does_not_wait_longer_than_it_may(
     tcp: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = tcp
-    FrameStream(ours, stall_timeout_s=PATIENT_S).close_gently(SHORT_S)
+    FrameStream(ours, stall_timeout_s=PATIENT_S).lingering_close(SHORT_S)
     assert ours.fileno() == -1
     assert peer.recv(1) == b""
 

@@ -407,7 +407,7 @@ def test_a_client_without_tls_1_3_is_refused_and_told(
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with meanwhile(lambda: old.wrap_socket(sock)) as told:
         with pytest.raises(HandshakeError) as caught:
-            stream.secure(IDENTITY.context(), PATIENT_S)
+            stream.start_tls(IDENTITY.context(), PATIENT_S)
         stream.close()
     assert caught.value.code == "tls-failed"
     assert "protocol" in str(caught.value)
@@ -433,7 +433,7 @@ def shake_hands(sock: socket.socket, talk: Talk) -> bytes:
 def serve(stream: FrameStream, found: list[object]) -> None:
     """Read as a server does, until something ends it, and close; say in ``found`` what was read."""
     try:
-        stream.secure(CONTEXT, PATIENT_S)
+        stream.start_tls(CONTEXT, PATIENT_S)
         found.append("shaken")
         while True:
             found.append(stream.read_header()["n"])
@@ -535,7 +535,7 @@ def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
             sock.sendall(hello[:at])
             sock.shutdown(socket.SHUT_WR)
             with pytest.raises(ConnectionLostError):
-                FrameStream(ours, stall_timeout_s=PATIENT_S).secure(CONTEXT, PATIENT_S)
+                FrameStream(ours, stall_timeout_s=PATIENT_S).start_tls(CONTEXT, PATIENT_S)
 
 
 @pytest.mark.parametrize("sent", [0, 1, 100])
@@ -545,7 +545,7 @@ def test_a_handshake_that_stands_still_ends(
     stream, sock = ends
     sock.sendall(Talk().hello()[:sent])
     with pytest.raises(StallTimeoutError):
-        stream.secure(CONTEXT, SHORT_S)
+        stream.start_tls(CONTEXT, SHORT_S)
 
 
 @pytest.mark.parametrize("hello", ["too long", "in two records"])
@@ -560,7 +560,7 @@ def test_for_a_hello_no_more_memory_is_taken_than_for_a_record(
         for part in (said[5:100], said[100:]):
             sock.sendall(said[:3] + len(part).to_bytes(2, "big") + part)
     with pytest.raises(HandshakeError, match="not one record"):
-        stream.secure(CONTEXT, PATIENT_S)
+        stream.start_tls(CONTEXT, PATIENT_S)
 
 
 def test_a_handshake_byte_by_byte_may_take_no_longer(
@@ -577,7 +577,7 @@ def test_a_handshake_byte_by_byte_may_take_no_longer(
 
     with meanwhile(trickle):
         with pytest.raises(StallTimeoutError):
-            stream.secure(CONTEXT, SHORT_S)
+            stream.start_tls(CONTEXT, SHORT_S)
         over.set()
 
 
@@ -606,10 +606,10 @@ def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(
     ends: tuple[FrameStream, socket.socket],
 ) -> None:
     stream, sock = ends
-    with meanwhile(lambda: stream.secure(CONTEXT, PATIENT_S)):
+    with meanwhile(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
         strict = any_server().wrap_socket(sock, suppress_ragged_eofs=False)
     strict.sendall(os.urandom(100_000))
-    with strict, meanwhile(lambda: stream.close_gently(PATIENT_S)):
+    with strict, meanwhile(lambda: stream.lingering_close(PATIENT_S)):
         assert strict.recv(1) == b""
         strict.close()
 
@@ -631,7 +631,7 @@ def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
     stream, talk = FrameStream(ours, stall_timeout_s=PATIENT_S), Talk()
 
     def read_in_turns() -> None:
-        stream.secure(CONTEXT, PATIENT_S)
+        stream.start_tls(CONTEXT, PATIENT_S)
         stream.read_header()
         stream.limiter = Turns()
         read.extend(stream.read_body())
@@ -649,10 +649,10 @@ def test_a_stream_that_stops_reading_can_still_speak(
     ends: tuple[FrameStream, socket.socket],
 ) -> None:
     stream, sock = ends
-    with meanwhile(lambda: stream.secure(CONTEXT, PATIENT_S)):
+    with meanwhile(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
         peer = any_server().wrap_socket(sock)
     with peer:
-        with meanwhile(stream.stop_reading), pytest.raises(EndOfStreamError):
+        with meanwhile(stream.shutdown_read), pytest.raises(EndOfStreamError):
             stream.read_header()
         stream.send(FRAMES[1])
         assert peer.recv(100) == FRAMES[1]

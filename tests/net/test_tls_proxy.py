@@ -29,7 +29,7 @@ class Lent:
     def __init__(self) -> None:
         ours, peer = socket.socketpair()
         self.stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
-        thread = threading.Thread(target=self.stream.secure, args=(SERVER, PATIENT_S))
+        thread = threading.Thread(target=self.stream.start_tls, args=(SERVER, PATIENT_S))
         thread.start()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -48,7 +48,7 @@ class Lent:
                 self.stream.proxy_to(inner)
             except ConnectionLostError as error:
                 self.raised.append(error)
-        self.stream.close_gently(PATIENT_S)
+        self.stream.lingering_close(PATIENT_S)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_was_said_before_the_end_of_the_heir_arrives_and_then_its_end(lent:
 
 
 def test_a_client_that_is_cut_off_ends_it_for_the_heir(lent: Lent) -> None:
-    lent.stream.interrupt()
+    lent.stream.shutdown()
     assert received(lent.heir, 1) == b""
 
 

@@ -262,7 +262,7 @@ def test_whoever_waits_is_woken_up(stack: ExitStack) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    receiver.interrupt()
+    receiver.shutdown()
     assert woken.wait(WAIT_S)
     thread.join()
     assert list(receiver.receive()) == []
@@ -361,7 +361,7 @@ def test_two_ends_talk_and_forged_datagrams_say_nothing(
     thread, raised = carried(other, answering, lambda now: not done.is_set())
     drive_session(sock, DatagramCipher(KEY), asking, while_=lambda now: len(asking.heard) < 40)
     done.set()
-    other.interrupt()
+    other.shutdown()
     thread.join()
     assert raised == []
     assert [payload for _, payload in answering.heard] == [b"%d" % n for n in range(40)]
@@ -383,7 +383,7 @@ def test_the_loop_ends_where_the_socket_does(stack: ExitStack) -> None:
     near, _ = sockets(stack)
     sock = DatagramSocket(near)
     with closing(sock):
-        sock.interrupt()
+        sock.shutdown()
         with pytest.raises(ConnectionLostError):
             drive_session(sock, DatagramCipher(KEY), Talker(3), while_=lambda now: True)
 

@@ -44,7 +44,7 @@ class Guard:
             conversation = ServerProtocol(must_authenticate=self.token is not None)
             self.firsts.append(stream.peek(TIMEOUT_S))
             if self.identity is not None and self.firsts[-1] == TLS:
-                stream.secure(self.identity.context(), TIMEOUT_S)
+                stream.start_tls(self.identity.context(), TIMEOUT_S)
             elif self.identity is not None and not self.plain:
                 conversation.receive(stream.read_header())
                 refusal = RefusedError(Code.TLS_REQUIRED, "TLS, please")

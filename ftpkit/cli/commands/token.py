@@ -191,7 +191,7 @@ def add(
         secret = place.tokens().add(grant)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(replace(url, token=secret).link())
+    click.echo(replace(url, token=secret).login_url())
     click.echo(f"For {user}: ftpkit login LINK - the link is not shown again", err=True)
     if served is None:
         click.echo(f"No server has run with {place.path} yet: {url} is a guess", err=True)

@@ -19,9 +19,9 @@ def first_line(root: str, url: Url, *, open_to_all: bool, state: str | None = No
     ``state`` is the state directory, where it is not the one that commands look into.
     """
     if open_to_all:
-        what = f"send a file with: ftpkit put FILE --to {url.link()}"
+        what = f"send a file with: ftpkit put FILE --to {url.login_url()}"
     elif url.token is not None:
-        what = f"on a client: ftpkit login {url.link()}"
+        what = f"on a client: ftpkit login {url.login_url()}"
     else:
         where = "" if state is None else f" --state {escaped(os.path.abspath(state))}"
         what = f"make a link for a client with: ftpkit token add NAME{where}"

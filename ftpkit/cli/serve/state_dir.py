@@ -68,7 +68,7 @@ class State:
     def set_url(self, url: Url) -> None:
         """Keep where the server is reached and by which key it is known; not its token."""
         with private_files.locked(self._url):
-            private_files.replace(self._url, replace(url, token=None).link().encode() + b"\n")
+            private_files.replace(self._url, replace(url, token=None).login_url().encode() + b"\n")
 
     def url(self) -> Url | None:
         """Return where the server is, or was last, if one ever was."""

@@ -43,7 +43,7 @@ class Demultiplexer:
     def close(self) -> None:
         """Close the port."""
         self._closed.set()
-        self.port.interrupt()
+        self.port.shutdown()
         self._thread.join()
         self.port.close()
 
@@ -83,7 +83,7 @@ class DemultiplexedPort:
             if address:
                 yield memoryview(raw), tuple(json.loads(address))
 
-    def interrupt(self) -> None:
+    def shutdown(self) -> None:
         """Wake up who waits; safe from another thread."""
         with contextlib.suppress(OSError):
             self._inbox.shutdown(socket.SHUT_RDWR)

@@ -53,7 +53,7 @@ class UdpPort(Protocol):
     def receive(self) -> Iterator[tuple[memoryview, Any]]:
         """Yield what has arrived, and from where."""
 
-    def interrupt(self) -> None:
+    def shutdown(self) -> None:
         """Wake up who waits."""
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class UdpListener:
     def close(self) -> None:
         """Close the port; every session must have ended."""
         self._closed.set()
-        self._port.interrupt()
+        self._port.shutdown()
         if self._thread.is_alive():
             self._thread.join()
         self._port.close()
@@ -214,7 +214,7 @@ class UdpConversation:
         with self._lock:
             self._stopped = True
             if self._sock is not None:
-                self._sock.interrupt()
+                self._sock.shutdown()
         # Nobody is admitted any more, so that there is a thread to wait for or there never is.
         if self._thread is not None:
             self._thread.join()
@@ -286,7 +286,7 @@ class UdpConversation:
                 cipher,
                 session,
                 while_=goes_on,
-                turn=lambda: self._turn(lambda: _passed(session.transfer)),
+                quantum=lambda: self._turn(lambda: _passed(session.transfer)),
             )
         except (FtpkitError, OSError) as error:
             self._tell(error)
