@@ -1,9 +1,11 @@
-"""Imports point down: which part of ftpkit may know which other part."""
+"""The structure of the package: imports point down and in no circle, no package is crowded."""
 
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +15,7 @@ import ftpkit
 
 PACKAGE: Final = Path(ftpkit.__file__).parent
 
-# A part may import itself and what lies on a lower floor; parts on the same floor are strangers.
+# A part may import itself and parts on lower floors, but no other part on its own floor.
 FLOORS: Final = {
     "errors": 0,
     "osapi": 0,
@@ -30,14 +32,22 @@ FLOORS: Final = {
     "cli": 5,
 }
 FREE: Final = {"__init__", "__main__"}
-# What people import from the top of the package stands on the floor of client and server.
+# The names that the top of the package exports are on the floor of client and server.
 TOP: Final = "ftpkit"
 TOP_FLOOR: Final = 3
 
 ONLY_CLI: Final = {"click", "tqdm"}
+MAX_MODULES: Final = 12
+# It has one module for each command.
+UNLIMITED: Final = {"ftpkit.cli.commands"}
+
+# Above storage/, only the public names and the default of Server and the CLI name it.
+DIRECTORY_STORE: Final = "DirectoryStore"
+NAMES_DIRECTORY_STORE: Final = {"ftpkit", "ftpkit.server.default_store"}
+
 ENVIRONMENT: Final = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
-# The protocol is pure: it moves no byte, opens no file, sees no clock and starts no thread.
+# The protocol is pure: no sockets, files, clocks or threads.
 PURE_EXTRAS: Final = {"blake3"}
 PURE_PARTS: Final = {"errors", "protocol"}
 IMPURE: Final = {
@@ -69,6 +79,36 @@ def imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str
                 base = ".".join([*up, base]) if base else ".".join(up)
             # "from ftpkit import net" names a part; "from ftpkit.net import x" is of one.
             yield from (f"{base}.{alias.name}" if base == TOP else base for alias in node.names)
+
+
+def imported_modules(source: str, module: str, known: set[str], *, is_package: bool) -> set[str]:
+    """Return which of the modules ``known`` the text ``source`` of ``module`` imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        for name in imported(ast.Module([node], []), module, is_package=is_package):
+            inside = {f"{name}.{alias.name}" for alias in getattr(node, "names", ())} & known
+            # What is taken from a package is one of its modules, or else a name of its own.
+            found |= inside or {name} & known
+    return found - {module}
+
+
+def circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a circle, or nothing."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def crowded(names: Iterable[str]) -> list[str]:
+    """Return the packages in which more than MAX_MODULES of the modules ``names`` are."""
+    packages = Counter(name.rpartition(".")[0] for name in names)
+    return [
+        package
+        for package, count in sorted(packages.items())
+        if count > MAX_MODULES and package not in UNLIMITED
+    ]
 
 
 def faults(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -214,3 +254,63 @@ def test_imports_that_point_down_are_fine(module: str, source: str) -> None:
 
 def test_every_floor_is_a_module_name() -> None:
     assert all(re.fullmatch(r"[a-z_]+", part) for part in FLOORS)
+
+
+def sources() -> dict[str, tuple[str, bool]]:
+    """Return the text of each module, and whether it is the ``__init__`` of a package."""
+    return {
+        module: (path.read_text("utf-8"), path.name == "__init__.py") for module, path in modules()
+    }
+
+
+def test_no_modules_import_each_other() -> None:
+    # The top of the package imports what it exports only when it is used.
+    texts = {module: text for module, text in sources().items() if module != TOP}
+    imports = {
+        module: imported_modules(source, module, set(texts), is_package=is_package)
+        for module, (source, is_package) in texts.items()
+    }
+    assert circle(imports) == []
+
+
+def test_a_planted_circle_is_found() -> None:
+    known = {"ftpkit.net.a", "ftpkit.net.b", "ftpkit.net.c"}
+    planted = {
+        "ftpkit.net.a": "import typing\nif typing.TYPE_CHECKING:\n    from ftpkit.net import b",
+        "ftpkit.net.b": "def f():\n    from ftpkit.net.a import x",
+        "ftpkit.net.c": "from . import a, b",
+    }
+    imports = {
+        module: imported_modules(source, module, known, is_package=False)
+        for module, source in planted.items()
+    }
+    assert imports["ftpkit.net.c"] == {"ftpkit.net.a", "ftpkit.net.b"}
+    assert set(circle(imports)) == {"ftpkit.net.a", "ftpkit.net.b"}
+
+
+def test_no_package_is_crowded() -> None:
+    names = [module for module, (_, is_package) in sources().items() if not is_package]
+    assert crowded(names) == []
+    assert crowded([*names, *(f"ftpkit.net.planted{number}" for number in range(12))]) == [
+        "ftpkit.net"
+    ]
+
+
+def names_directory_store(source: str) -> bool:
+    """Whether code (and no comment or docstring) in ``source`` names the directory store."""
+    return any(
+        (isinstance(node, ast.Name) and node.id == DIRECTORY_STORE)
+        or (isinstance(node, ast.Attribute) and node.attr == DIRECTORY_STORE)
+        or (isinstance(node, ast.alias) and node.name == DIRECTORY_STORE)
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def test_only_the_defaults_name_the_directory_store() -> None:
+    found = {
+        module
+        for module, (source, _) in sources().items()
+        if part_of(module) != "storage" and names_directory_store(source)
+    }
+    assert found == NAMES_DIRECTORY_STORE
+    assert names_directory_store("from ftpkit import storage\nstorage.DirectoryStore('x')")

@@ -33,10 +33,10 @@ class NetworkStats:
 
 
 class NetworkModel:
-    """A queue of ``queue_bytes``, a wire of ``rate_bps`` bits a second, and ``delay_s`` behind it.
+    """A queue of ``queue_bytes``, a wire of ``bits_per_s`` bits a second, and ``delay_s`` behind it.
 
     A packet that does not get lost leaves the queue once the bits before it
-    have left, at ``rate_bps``, and arrives ``delay_s`` later. Which packets
+    have left, at ``bits_per_s``, and arrives ``delay_s`` later. Which packets
     are lost depends on ``seed`` and on their number alone. One longer than
     ``path_mtu`` bytes never leaves, as where a narrower wire begins.
     """

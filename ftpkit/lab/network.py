@@ -49,7 +49,7 @@ class NetworkUnavailableError(FtpkitError):
 class NetworkProfile:
     """How a link treats packets, in each direction on its own.
 
-    ``rate_bps`` counts the bits of whole IP packets a second; ``delay_s`` is
+    ``bits_per_s`` counts the bits of whole IP packets a second; ``delay_s`` is
     one way. ``loss``, ``reorder`` and ``duplicate`` are shares of the packets,
     from 0 up to but not including 1; a reordered packet is late by up to one
     more delay. A packet that does not fit into ``queue_bytes`` is dropped. So is one

@@ -126,11 +126,11 @@ def test_a_damaged_file_is_an_error_without_secrets_and_stays(
 def test_who_keeps_at_the_same_time_loses_nothing(path: Path) -> None:
     program = (
         "import sys\n"
-        "from ftpkit.client.hosts import Hosts\n"
+        "from ftpkit.client.known_hosts import KnownHosts\n"
         "from ftpkit.net.address import Address, Url\n"
         "sys.stdin.read()\n"
         "for port in range(1, 11):\n"
-        "    Hosts(sys.argv[1]).keep(Url(Address(sys.argv[2], port)), default=True)\n"
+        "    KnownHosts(sys.argv[1]).save(Url(Address(sys.argv[2], port)), default=True)\n"
     )
     names = [f"host{number}" for number in range(4)]
     processes = [
@@ -174,10 +174,10 @@ def another_server(running: Path, port: int) -> Iterator["subprocess.Popen[str]"
     """Tell, in another process, of a server until that ends."""
     program = (
         "import sys\n"
-        "from ftpkit.client.hosts import Running\n"
+        "from ftpkit.client.known_hosts import LocalServers\n"
         "from ftpkit.net.address import Address, Url\n"
         "url = Url(Address('127.0.0.1', int(sys.argv[2])))\n"
-        "with Running(sys.argv[1]).tell(url, root='there'):\n"
+        "with LocalServers(sys.argv[1]).announce(url, root='there'):\n"
         "    print('told', flush=True)\n"
         "    sys.stdin.read()\n"
     )

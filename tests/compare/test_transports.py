@@ -211,7 +211,7 @@ def test_a_process_that_ends_too_early_is_told_of() -> None:
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import os; from ftpkit.compare.child import Child; "
+        "import os; from ftpkit.lab.child import Child; "
         "child = Child('ftpkit.compare.server_process', {'host': None}); "
         "child.hear(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
     )

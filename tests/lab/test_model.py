@@ -90,7 +90,7 @@ def test_which_packets_are_lost_depends_on_the_seed_and_on_nothing_else() -> Non
         assert strategy.count.lost == 1000 - strategy.under_way + strategy.count.duplicated
         return sorted(set(numbers(strategy.arrived(inf))))
 
-    assert kept() == kept(rate_bps=1e9, reorder=0.5, duplicate=0.5)
+    assert kept() == kept(bits_per_s=1e9, reorder=0.5, duplicate=0.5)
     assert kept() != kept(seed="2")
     assert 850 < len(kept()) < 950
 

@@ -489,8 +489,8 @@ def test_nothing_is_left_when_the_block_ends(
 
 _OWNER = """
 import os, sys
-from ftpkit.compare.link import Link, Shape
-with Link(Shape(1e8, 0.01)) as link:
+from ftpkit.lab.network import EmulatedNetwork, NetworkProfile
+with EmulatedNetwork(NetworkProfile(1e8, 0.01)) as link:
     inodes = [os.stat(end.namespace).st_ino for end in (link.near, link.far)]
     print(link.relay_pid, *inodes, flush=True)
     sys.stdin.read()

@@ -19,12 +19,12 @@ print(*sorted(set(sys.modules) - before))
 def test_the_public_names_are_these() -> None:
     assert ftpkit.protocol.__all__ == [
         "MAX_HEADER",
-        "Answer",
         "ClientProtocol",
         "Decoder",
         "EndOfStreamError",
         "ProtocolError",
         "RefusedError",
+        "Response",
         "ServerProtocol",
         "TruncatedError",
         "check_name",

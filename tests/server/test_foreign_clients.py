@@ -21,8 +21,8 @@ MIB: Final = 1024 * 1024
 SERVER: Final = """
 import sys
 from ftpkit import Server
-from ftpkit.access import Tokens
-from ftpkit.net.tls import Identity
+from ftpkit.tokens import Tokens
+from ftpkit.net.tls_identity import Identity
 
 tokens = Tokens(sys.argv[2])
 identity = Identity.make()

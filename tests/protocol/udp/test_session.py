@@ -123,8 +123,8 @@ LINKS: dict[str, dict[str, Any]] = {
     "all at once": {"loss": 0.05, "reorder": 0.1, "duplicate": 0.1},
     "a short queue": {"queue": 30_000.0},
     "a narrow path": {"mtu": 1280},
-    "a slow one": {"rate_bps": 1e5},
-    "a fast one": {"rate_bps": 1.25e8, "delay_s": 0.001},
+    "a slow one": {"bytes_per_s": 1e5},
+    "a fast one": {"bytes_per_s": 1.25e8, "delay_s": 0.001},
     "a far one": {"delay_s": 0.4},
     "dead for 5 s": {"dead": lambda now: 0.5 < now < 5.5},
 }
