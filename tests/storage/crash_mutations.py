@@ -81,8 +81,8 @@ class NameSyncAfterUnlink(LinkingFiles):
 
     late: DirHandle | None = None
 
-    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
-        super().link(source, part, target, to)
+    def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+        super().hard_link(source, part, target, to)
         self.late = target
 
     def sync_directory(self, directory: DirHandle) -> None:

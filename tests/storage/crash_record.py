@@ -68,17 +68,17 @@ class RecordingFiles(FileSystem):
         super().truncate(fd, length)
         self.record(Resize(self.label(os.fstat(fd)), length))
 
-    def reserve(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
+    def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
         before = os.fstat(fd).st_size
         super().preallocate(fd, size, beside)
         if os.fstat(fd).st_size != before:
             self.record(Resize(self.label(os.fstat(fd)), os.fstat(fd).st_size))
 
-    def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
         super().set_metadata(fd, path, mode, mtime)
         self._described(fd)
 
-    def remember(self, fd: int, content_digest: str) -> None:
+    def set_digest_xattr(self, fd: int, content_digest: str) -> None:
         super().set_digest_xattr(fd, content_digest)
         self._described(fd)
 
@@ -120,11 +120,11 @@ class RecordingFiles(FileSystem):
         super().rename(source, part, target, to)
         self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
 
-    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().rename_noreplace(source, part, target, to)
         self.record(Rename(self.label(source.status()), part, self.label(target.status()), to))
 
-    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().hard_link(source, part, target, to)
         self.record(Link(self.label(source.status()), part, self.label(target.status()), to))
 
@@ -160,5 +160,5 @@ def look_model(disk: Disk) -> Iterator[tuple[str, bytes | None]]:
 class LinkingFiles(RecordingFiles):
     """A disk that moves to a free name in two steps only."""
 
-    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError

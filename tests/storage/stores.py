@@ -60,7 +60,7 @@ class WatchedFiles(QuickFiles):
         self._before("truncate")
         super().truncate(fd, length)
 
-    def describe(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
         self._before("describe")
         super().set_metadata(fd, path, mode, mtime)
 
@@ -89,11 +89,11 @@ class WatchedFiles(QuickFiles):
         self._before("rename")
         super().rename(source, part, target, to)
 
-    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         self._before("rename_free")
         super().rename_noreplace(source, part, target, to)
 
-    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         self._before("link")
         super().hard_link(source, part, target, to)
 

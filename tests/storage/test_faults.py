@@ -274,7 +274,7 @@ class NoLinks(QuickFiles):
     def __init__(self, number: int) -> None:
         self._number = number
 
-    def link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise OSError(self._number, "no links here")
 
 

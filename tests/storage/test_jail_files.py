@@ -143,7 +143,7 @@ def test_the_data_of_an_upload_that_got_a_second_name_is_not_written_to(
 class DyingFiles(QuickFiles):
     """A disk that moves to a free name in two steps, and a server that dies between them."""
 
-    def rename_free(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
+    def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError
 
     def unlink(self, directory: DirHandle, part: str) -> None:
