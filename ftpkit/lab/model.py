@@ -33,7 +33,7 @@ class NetworkStats:
 
 
 class NetworkModel:
-    """A queue of ``queue_bytes``, a wire of ``bits_per_s`` bits a second, and ``delay_s`` behind it.
+    """A queue of ``queue_bytes``, a wire of ``bits_per_s``, and a delay of ``delay_s``.
 
     A packet that does not get lost leaves the queue once the bits before it
     have left, at ``bits_per_s``, and arrives ``delay_s`` later. Which packets

@@ -14,7 +14,7 @@ SIZE = 1000
 def line(**options: Any) -> NetworkModel:
     """1,000 bytes take a millisecond, and 50 more to arrive; 20 of them fit into the queue."""
     plain: dict[str, Any] = {
-        "rate_bps": 8e6,
+        "bits_per_s": 8e6,
         "delay_s": 0.05,
         "loss": 0.0,
         "reorder": 0.0,

@@ -89,9 +89,9 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate_bps": 0.0}, "rate"),
-        ({"rate_bps": float("nan")}, "rate"),
-        ({"rate_bps": float("inf")}, "rate"),
+        ({"bits_per_s": 0.0}, "rate"),
+        ({"bits_per_s": float("nan")}, "rate"),
+        ({"bits_per_s": float("inf")}, "rate"),
         ({"delay_s": -0.1}, "delay"),
         ({"loss": 1.0}, "loss"),
         ({"loss": -0.1}, "loss"),
@@ -106,7 +106,7 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
 )
 def test_a_shape_that_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^a link's {message} "):
-        NetworkProfile(**{"rate_bps": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
+        NetworkProfile(**{"bits_per_s": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
 
 
 def test_a_whole_loss_is_refused_in_a_text_too() -> None:
