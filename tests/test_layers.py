@@ -66,7 +66,7 @@ def part_of(module: str) -> str:
     return names[1] if len(names) > 1 else TOP
 
 
-def imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str]:
+def imported(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:
     """Yield the full name of all that a module imports, wherever in it the import stands."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -84,9 +84,10 @@ def imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str
 def imported_modules(source: str, module: str, known: set[str], *, is_package: bool) -> set[str]:
     """Return which of the modules ``known`` the text ``source`` of ``module`` imports."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
-        for name in imported(ast.Module([node], []), module, is_package=is_package):
-            inside = {f"{name}.{alias.name}" for alias in getattr(node, "names", ())} & known
+    statements = ast.walk(ast.parse(source))
+    for node in (each for each in statements if isinstance(each, ast.Import | ast.ImportFrom)):
+        for name in imported(node, module, is_package=is_package):
+            inside = {f"{name}.{alias.name}" for alias in node.names} & known
             # What is taken from a package is one of its modules, or else a name of its own.
             found |= inside or {name} & known
     return found - {module}
