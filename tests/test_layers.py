@@ -27,9 +27,9 @@ FLOORS: Final = {
     "tokens": 2,
     "server": 3,
     "client": 3,
-    "lab": 3,
-    "compare": 4,
-    "cli": 5,
+    "lab": 4,
+    "compare": 5,
+    "cli": 6,
 }
 FREE: Final = {"__init__", "__main__"}
 # The names that the top of the package exports are on the floor of client and server.
