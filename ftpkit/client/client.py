@@ -17,6 +17,7 @@ from ftpkit.client.udp import UdpMode, UdpTransfer
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
+from ftpkit.protocol.codec import list_entry_from_json
 from ftpkit.protocol.digest import digest_of
 from ftpkit.protocol.messages import (
     MAX_PAGE,
@@ -35,7 +36,6 @@ from ftpkit.protocol.messages import (
     StatReply,
     Status,
     StatusReply,
-    list_entry_from_json,
 )
 from ftpkit.protocol.names import check_name
 from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status

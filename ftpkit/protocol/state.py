@@ -1,7 +1,7 @@
-"""Both halves of a conversation: what may be said when, and which reply is whose.
+"""Both sides of a session: which requests are allowed when, and which reply is whose.
 
-Neither half moves a byte: a shell reads headers with a ``Decoder``, hands them
-over here, and sends what it gets (WIRE.md section 2).
+Neither side does I/O: the caller reads headers with a ``Decoder``, passes them to
+``receive``, and sends the bytes that the other methods return (WIRE.md section 2).
 """
 
 from collections import deque
@@ -10,6 +10,13 @@ from enum import Enum, auto
 from typing import Final
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
+from ftpkit.protocol.codec import (
+    refusal_to_header,
+    reply_from_header,
+    reply_to_header,
+    request_from_header,
+    request_to_header,
+)
 from ftpkit.protocol.frame import Header, encode_header
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,
@@ -19,32 +26,27 @@ from ftpkit.protocol.messages import (
     Pending,
     Reply,
     Request,
-    refusal_to_header,
-    reply_from_header,
-    reply_to_header,
-    request_from_header,
-    request_to_header,
 )
 
 MAX_BAD_TOKENS: Final = 3
-# A reply repeats the id: this bound is what keeps the reply's header within its own.
+# In bytes. A reply repeats the id, so without a limit its header could exceed MAX_HEADER.
 MAX_ID: Final = 1024
 
 
 class Phase(Enum):
-    """Where a conversation stands."""
+    """The phase of a session."""
 
-    GREETING = auto()  # nothing was said yet: hello may come
+    GREETING = auto()  # no request yet: hello is allowed
     OPEN = auto()
-    CLOSED = auto()  # the last reply is on its way
+    CLOSED = auto()  # the last reply was made
 
 
 class ServerProtocol:
-    """The server's half: takes requests and gives each exactly one reply, in order.
+    """The server's side: one reply to each request, in order.
 
-    Call ``receive`` with a header, do what it returns, then call ``accept`` or
-    ``refuse`` once, and send the bytes that it gives. The body of a request or
-    of a reply is the shell's to move.
+    Call ``receive`` with a header, carry out the request that it returns, then call
+    ``accept`` or ``refuse`` once and send the bytes that it returns. The caller moves
+    the bodies of requests and replies.
     """
 
     def __init__(self, *, must_authenticate: bool = False) -> None:
@@ -55,51 +57,58 @@ class ServerProtocol:
 
     @property
     def closed(self) -> bool:
-        """Whether the last reply said that the server closes after it."""
+        """Whether the last reply announced that the server closes the connection."""
         return self._phase is Phase.CLOSED
 
     def receive(self, header: Header) -> Request:
-        """Return the request in ``header``, or raise the RefusedError that is its reply."""
+        """Return the request in ``header``, or raise the RefusedError to pass to ``refuse``.
+
+        RuntimeError after the last reply.
+        """
         if self.closed:
-            raise RuntimeError("the conversation is closed")
+            raise RuntimeError("the session is closed")
         greeting = self._phase is Phase.GREETING
         self._phase = Phase.OPEN
         self._id = _checked_id(header.get("id"))
-        # Before a good token nobody learns more of us than that they need one.
+        # Checked first, so that an unauthenticated client learns nothing else.
         if self._locked and header.get("op") not in (Hello.op, Auth.op):
-            raise RefusedError(Code.AUTH_REQUIRED, "show a token first")
+            raise RefusedError(Code.AUTH_REQUIRED, "send auth with a token first")
         request = request_from_header(header)
         if isinstance(request, Hello):
             if not greeting:
-                raise RefusedError(Code.BAD_REQUEST, "hello comes first or not at all")
+                raise RefusedError(Code.BAD_REQUEST, "hello must be the first request")
             if request.version != PROTOCOL_VERSION:
                 raise RefusedError(
-                    Code.UNSUPPORTED, f"this server speaks version {PROTOCOL_VERSION}"
+                    Code.UNSUPPORTED,
+                    f"the protocol version here is {PROTOCOL_VERSION}",
                 )
         return request
 
     def accept(self, reply: Reply | Pending) -> bytes:
-        """Return the header that answers the last request with ``reply``."""
+        """Return the wire bytes of ``reply`` to the last request."""
         return self._reply(reply_to_header(reply), close=False)
 
     def refuse(self, refusal: RefusedError, *, close: bool = False) -> bytes:
-        """Return the header that refuses the last request; ``close`` makes it the last reply."""
+        """Return the wire bytes that refuse the last request; ``close``: as the last reply.
+
+        The third refused token closes as well.
+        """
         if refusal.code is Code.AUTH_FAILED:
             self._bad_tokens += 1
             close = close or self._bad_tokens >= MAX_BAD_TOKENS
         return self._reply(refusal_to_header(refusal), close=close)
 
     def mark_authenticated(self) -> None:
-        """Note that the client has shown a good token."""
+        """Allow all requests from now on: the client's token is valid."""
         self._locked = False
 
     def _reply(self, header: Header, *, close: bool) -> bytes:
         if self.closed:
-            raise RuntimeError("the conversation is closed")
+            raise RuntimeError("the session is closed")
         if close:
             header["close"] = True
             self._phase = Phase.CLOSED
-        # A refusal that comes unasked later must not seem to answer this request again.
+        # A closing refusal without a request may follow; it must not repeat this id.
         identity, self._id = self._id, None
         if identity is not None:
             header["id"] = identity
@@ -118,14 +127,14 @@ def _checked_id(value: object) -> str | int | None:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the server said to ``request``."""
+    """A request and the server's reply to it."""
 
     request: Request
     reply: Reply | Pending | RefusedError
 
 
 class ClientProtocol:
-    """The client's half: sends requests, ahead of their replies if it likes, and matches them."""
+    """The client's side: pipelines requests and matches the replies to them."""
 
     def __init__(self) -> None:
         self._unanswered: deque[Request] = deque()
@@ -138,26 +147,26 @@ class ClientProtocol:
 
     @property
     def closed(self) -> bool:
-        """Whether the server said that it closes."""
+        """Whether the server announced that it closes the connection."""
         return self._closed
 
     def send_request(self, request: Request) -> bytes:
-        """Return the header of ``request`` to be sent, its body behind it."""
+        """Return the wire bytes of ``request``; send its body, if it has one, after them."""
         header = encode_header(request_to_header(request))
         self._unanswered.append(request)
         return header
 
     def receive(self, header: Header) -> Response:
-        """Return what ``header`` answers, and to which request.
+        """Return the reply in ``header`` with the request that it belongs to.
 
-        A refusal that closes may come unasked (a server that is full, or
-        stops): it is raised. ProtocolError says that this is no reply at all.
+        Raises the RefusedError of a closing refusal that replies to no request (from a
+        server that is full or stops), and ProtocolError for a header that is no reply.
         """
         self._closed = self._closed or header.get("close") is True
         if not self._unanswered:
             error = reply_from_header(REPLIES[Hello], header) if header.get("ok") is False else None
             if isinstance(error, RefusedError) and self._closed:
                 raise error
-            raise ProtocolError("a reply came that nobody asked for")
+            raise ProtocolError("a reply without a request")
         request = self._unanswered.popleft()
         return Response(request, reply_from_header(REPLIES[type(request)], header))

@@ -3,28 +3,27 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from struct import Struct
 from typing import Any, Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffer_pool import BufferPool
 from ftpkit.protocol import messages as m
+from ftpkit.protocol.codec import list_entry_to_json
 from ftpkit.protocol.digest import (
     digest_of,
     format_digest,
     new_hasher,
     pick_algorithm,
-    split_digest,
 )
+from ftpkit.protocol.fields import MAX_BLOCK, pack_block_record
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.server.udp.operations import pull, push
-from ftpkit.storage.api import BlockRecord, FileInfo, Progress, Reader, UploadSpec
+from ftpkit.storage.api import FileInfo, Progress, Reader, UploadSpec
 from ftpkit.tokens import Permission
 
 _FEATURES: Final = ["basis", "blocks_digest"]
-_RECORD: Final = Struct("!QI32s")
 
 
 def hello(context: SessionContext, request: m.Hello) -> Result:
@@ -36,7 +35,7 @@ def hello(context: SessionContext, request: m.Hello) -> Result:
             digest=context.algorithm,
             auth=context.unauthenticated,
             features=[*_FEATURES, *(["datagrams"] if context.udp_listener else [])],
-            limits={"header": MAX_HEADER, "block": m.MAX_BLOCK},
+            limits={"header": MAX_HEADER, "block": MAX_BLOCK},
         )
     )
 
@@ -83,7 +82,7 @@ def list_names(context: SessionContext, request: m.List) -> Result:
     )
     page, last, more = bytearray(), None, False
     for info in entries:
-        line = m.list_entry_to_json(
+        line = list_entry_to_json(
             m.ListEntry(name=info.name, kind=info.kind, total=info.total, mtime=info.mtime)
         )
         if len(page) + len(line) > m.MAX_PAGE:
@@ -210,7 +209,10 @@ def begin(context: SessionContext, request: m.Begin) -> Result:
         pending = context.jobs.run((upload, "basis", algorithm), work)
         if pending is not None:
             return Result(pending)
-    body = b"".join(map(_pack_record, upload.records(algorithm)))
+    body = b"".join(
+        pack_block_record(each.offset, each.length, each.digest)
+        for each in upload.records(algorithm)
+    )
     return Result(m.BeginReply(upload=upload.id, block=upload.block, size=len(body)), body)
 
 
@@ -292,10 +294,8 @@ def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> Non
 def _asked_digest(context: SessionContext, request: m.Get, reader: Reader, size: int) -> str | None:
     if request.digest is None:
         return None
-    if size > m.MAX_BLOCK:
-        raise RefusedError(
-            Code.TOO_LARGE, f"a range with a digest is of {m.MAX_BLOCK} bytes at most"
-        )
+    if size > MAX_BLOCK:
+        raise RefusedError(Code.TOO_LARGE, f"a range with a digest is of {MAX_BLOCK} bytes at most")
     return _digest_range(reader, request.offset, size, request.digest, context.buffers)
 
 
@@ -326,7 +326,3 @@ def _published(info: FileInfo) -> m.FileReply:
         version=info.version,
         content_digest=info.content_digest,
     )
-
-
-def _pack_record(record: BlockRecord) -> bytes:
-    return _RECORD.pack(record.offset, record.length, split_digest(record.digest)[1])

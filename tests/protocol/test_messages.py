@@ -8,6 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
+from ftpkit.protocol.codec import (
+    list_entry_from_json,
+    list_entry_to_json,
+    refusal_to_header,
+    reply_from_header,
+    reply_to_header,
+    request_from_header,
+    request_to_header,
+)
+from ftpkit.protocol.fields import is_block_size
 from ftpkit.protocol.frame import decode_header, encode_header
 from ftpkit.protocol.messages import (
     REPLIES,
@@ -28,14 +38,6 @@ from ftpkit.protocol.messages import (
     Request,
     Stat,
     Write,
-    is_block_size,
-    list_entry_from_json,
-    list_entry_to_json,
-    refusal_to_header,
-    reply_from_header,
-    reply_to_header,
-    request_from_header,
-    request_to_header,
 )
 from tests.protocol.samples import REPLY_KINDS, REQUEST_KINDS, messages_of
 
@@ -174,10 +176,10 @@ def test_good_requests(header: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("header", "why"),
     [
-        ({}, "names its op"),
-        ({"op": None}, "names its op"),
-        ({"op": 5}, "names its op"),
-        ({"op": ["ping"]}, "names its op"),
+        ({}, "op is missing"),
+        ({"op": None}, "op is missing"),
+        ({"op": 5}, "op is missing"),
+        ({"op": ["ping"]}, "op is missing"),
         ({"op": "stat"}, "stat: name is missing"),
         ({"op": "stat", "name": None}, "stat: name must be a name"),
         ({"op": "stat", "name": 5}, "name must be a name"),
@@ -225,9 +227,9 @@ def test_good_requests(header: dict[str, Any]) -> None:
         (COMMIT | {"total": None}, "total must be"),
         (COMMIT | {"content_digest": "md5"}, '"<algorithm>:<lowercase hex>" or null'),
         (COMMIT | {"blocks_digest": DIGEST[:-2]}, "blocks_digest must be"),
-        ({"op": "ping", "size": 1}, "ping: takes no body"),
-        ({"op": "get", "name": "a", "size": 1}, "get: takes no body"),
-        (COMMIT | {"size": 2**63 - 1}, "commit: takes no body"),
+        ({"op": "ping", "size": 1}, "ping: this request has no body"),
+        ({"op": "get", "name": "a", "size": 1}, "get: this request has no body"),
+        (COMMIT | {"size": 2**63 - 1}, "commit: this request has no body"),
     ],
 )
 def test_bad_requests(header: dict[str, Any], why: str) -> None:
@@ -255,7 +257,7 @@ def test_a_bad_name_has_a_code_of_its_own(header: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("op", ["", "PING", "ping ", "quit", "__class__", "\x1b[31m" * 1_000])
 def test_an_unknown_operation_is_unsupported(op: str) -> None:
-    with pytest.raises(RefusedError, match="no operation") as caught:
+    with pytest.raises(RefusedError, match="unknown operation") as caught:
         request_from_header({"op": op})
     assert caught.value.code is Code.UNSUPPORTED
     assert str(caught.value).isascii()
@@ -281,15 +283,19 @@ def test_block_sizes(size: int, good: bool) -> None:
 @pytest.mark.parametrize(
     ("kind", "header", "why"),
     [
-        (OkReply, {}, "neither ok nor why not"),
-        (OkReply, {"ok": None}, "neither ok nor why not"),
-        (OkReply, {"ok": 1}, "neither ok nor why not"),
-        (OkReply, {"ok": 0}, "neither ok nor why not"),
-        (OkReply, {"ok": "true"}, "neither ok nor why not"),
-        (OkReply, {"ok": False}, "a code and a message"),
-        (OkReply, {"ok": False, "code": "busy"}, "a code and a message"),
-        (OkReply, {"ok": False, "code": 5, "message": "a"}, "a code and a message"),
-        (OkReply, {"ok": False, "code": "busy", "message": None}, "a code and a message"),
+        (OkReply, {}, "ok must be true or false"),
+        (OkReply, {"ok": None}, "ok must be true or false"),
+        (OkReply, {"ok": 1}, "ok must be true or false"),
+        (OkReply, {"ok": 0}, "ok must be true or false"),
+        (OkReply, {"ok": "true"}, "ok must be true or false"),
+        (OkReply, {"ok": False}, "needs a code and a message"),
+        (OkReply, {"ok": False, "code": "busy"}, "needs a code and a message"),
+        (OkReply, {"ok": False, "code": 5, "message": "a"}, "needs a code and a message"),
+        (
+            OkReply,
+            {"ok": False, "code": "busy", "message": None},
+            "needs a code and a message",
+        ),
         (OkReply, {"ok": True, "pending": True}, "done is missing"),
         (OkReply, {"ok": True, "pending": True, "done": 0}, "total is missing"),
         (OkReply, {"ok": True, "pending": True, "done": -1, "total": 1}, "done must be"),
@@ -317,7 +323,14 @@ def test_an_unknown_code_is_read_as_internal(code: str) -> None:
     assert (refusal.code, str(refusal)) == (Code.INTERNAL, "why")
 
 
-def test_messages_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Stat(name="a").name = "b"  # type: ignore[misc]
+def test_messages_compare_by_kind_and_fields() -> None:
+    assert Stat(name="a") == Stat(name="a")
+    assert Stat(name="a") != Stat(name="b")
+    assert Stat(name="a") != List(name="a")
+    assert len({Stat(name="a"), Stat(name="a"), Stat(name="b"), List(name="a")}) == 3
+    assert repr(List(name="a")) == "List(name='a', recursive=False, after=None)"
+
+
+def test_messages_are_frozen_for_type_checkers() -> None:
+    Stat(name="a").name = "b"  # type: ignore[misc]  # mypy reports what this line does not
     assert all("__slots__" in vars(kind) for kind in (*REQUEST_KINDS, *REPLY_KINDS, ListEntry))

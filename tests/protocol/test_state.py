@@ -139,7 +139,7 @@ def test_hello_comes_first_or_not_at_all() -> None:
 def test_hello_is_too_late_after_any_request(first: Header) -> None:
     server = ServerProtocol()
     code_of(server, first)
-    with pytest.raises(RefusedError, match="hello comes first") as caught:
+    with pytest.raises(RefusedError, match="hello must be the first") as caught:
         server.receive(HELLO)
     assert caught.value.code is Code.BAD_REQUEST
 
@@ -147,7 +147,7 @@ def test_hello_is_too_late_after_any_request(first: Header) -> None:
 @pytest.mark.parametrize("version", [0, 2, -1, 2**64 - 1])
 def test_another_version_is_unsupported_and_the_conversation_goes_on(version: int) -> None:
     server = ServerProtocol()
-    with pytest.raises(RefusedError, match="speaks version 1") as caught:
+    with pytest.raises(RefusedError, match="protocol version here is 1") as caught:
         server.receive({"op": "hello", "version": version})
     assert caught.value.code is Code.UNSUPPORTED
     assert "close" not in said(server.refuse(caught.value))

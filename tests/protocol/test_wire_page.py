@@ -13,6 +13,7 @@ from ftpkit import protocol
 from ftpkit.errors import Code
 from ftpkit.net.cipher import DatagramCipher
 from ftpkit.protocol import Decoder, ServerProtocol, encode_header
+from ftpkit.protocol.codec import reply_from_header, request_from_header
 from ftpkit.protocol.digest import ALGORITHMS, digest_of
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import (
@@ -25,8 +26,6 @@ from ftpkit.protocol.messages import (
     HelloReply,
     Put,
     Write,
-    reply_from_header,
-    request_from_header,
 )
 from ftpkit.protocol.names import MAX_NAME, MAX_PART
 from ftpkit.protocol.state import MAX_ID

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
-from struct import Struct
 from typing import Final, Self
 
 from ftpkit.client.connection import Connection, SendBody
@@ -31,6 +30,7 @@ from ftpkit.protocol.digest import (
     new_hasher,
     split_digest,
 )
+from ftpkit.protocol.fields import BLOCK_RECORD, unpack_block_records
 from ftpkit.protocol.messages import (
     Abort,
     Begin,
@@ -55,7 +55,6 @@ WINDOW: Final = 16
 TRIES: Final = 3
 
 _PIECE: Final = 256 * 1024
-_RECORD: Final = Struct("!QI32s")
 
 
 class Source:
@@ -298,12 +297,13 @@ class BlockUpload:
         if reply.block != BLOCK:
             raise ProtocolError("the server chose another block size")
         self.upload = reply.upload
-        if reply.size % _RECORD.size or reply.size > -(-source.total // BLOCK) * _RECORD.size:
+        most = -(-source.total // BLOCK) * BLOCK_RECORD.size
+        if reply.size % BLOCK_RECORD.size or reply.size > most:
             raise ProtocolError("the server's records are no row of blocks of this file")
-        records = _RECORD.iter_unpack(self._connection.stream.read_body())
-        self._held = {
-            offset: format_digest(self._connection.algorithm, raw) for offset, _, raw in records
-        }
+        records = unpack_block_records(
+            self._connection.stream.read_body(), self._connection.algorithm
+        )
+        self._held = {offset: digest for offset, _, digest in records}
 
     def send(self) -> None:
         """Send what is missing at once; what is held, but not remembered here, is compared last.

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, Final
 
-from ftpkit.protocol.digest import DIGEST_BYTES, format_digest, split_digest
+from ftpkit.protocol.digest import format_digest, split_digest
+from ftpkit.protocol.fields import BLOCK_RECORD
 
 _HEAD: Final = Struct("!cI")
 _CRC: Final = Struct("!I")
-_BLOCK: Final = Struct(f"!QI{DIGEST_BYTES}s")
 _OFFSET: Final = Struct("!Q")
 _MAX_PAYLOAD: Final = 64 * 1024
 
@@ -56,7 +56,7 @@ class JournalState:
 def encode_block(offset: int, length: int, digest: str) -> bytes:
     """Return the record of a block that is held. Its digest is told by algorithm and bytes."""
     algorithm, raw = split_digest(digest)
-    return _record(b"B", _BLOCK.pack(offset, length, raw) + algorithm.encode())
+    return _record(b"B", BLOCK_RECORD.pack(offset, length, raw) + algorithm.encode())
 
 
 def encode_forget(offset: int) -> bytes:
@@ -99,8 +99,8 @@ def replay(data: bytes) -> JournalState:
 def _apply(state: JournalState, kind: bytes, payload: bytes, end: int) -> bool:
     match kind:
         case b"B":
-            offset, length, raw = _BLOCK.unpack_from(payload)
-            digest = format_digest(payload[_BLOCK.size :].decode(), raw)
+            offset, length, raw = BLOCK_RECORD.unpack_from(payload)
+            digest = format_digest(payload[BLOCK_RECORD.size :].decode(), raw)
             state.blocks[offset] = HeldBlock(length, digest, end)
         case b"X":
             state.blocks.pop(_OFFSET.unpack(payload)[0], None)
