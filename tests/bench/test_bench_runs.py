@@ -12,9 +12,9 @@ import pytest
 
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.osapi import sockets as os_sockets
-from tests.compare.conftest import reason_against_links
+from tests.support.network import network_unavailable
 
-__all__ = ["reason_against_links"]
+__all__ = ["network_unavailable"]
 
 pytestmark = [
     pytest.mark.bench,
@@ -131,9 +131,9 @@ def test_udp_is_measured_over_loopback_beside_tcp_and_its_bounds() -> None:
     assert "target 1.5, 1 of 1 verified" in done.stdout
 
 
-def test_udp_is_measured_on_a_link(reason_against_links: str | None) -> None:
-    if reason_against_links is not None:
-        pytest.skip(reason_against_links)
+def test_udp_is_measured_on_a_link(network_unavailable: str | None) -> None:
+    if network_unavailable is not None:
+        pytest.skip(network_unavailable)
     done = run("udp", "100M,50ms,5%", *SMALL, "--limit", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" Mbit/s") == 1 + len({"bbr", "cubic"} & set(congestion_controls()))

@@ -14,7 +14,7 @@ from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
 from ftpkit.lab.child import ChildError, ChildProcess
 from ftpkit.lab.network import NetworkProfile
 from ftpkit.net.address import Url
-from tests.compare.conftest import PATIENCE_S
+from tests.support.network import PATIENCE_S
 from tests.support.trees import published, staged
 
 TOTAL = 9_500_000  # three blocks, the last of them short
@@ -150,7 +150,7 @@ def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
 
 
 @pytest.mark.net
-@pytest.mark.usefixtures("make_link")
+@pytest.mark.usefixtures("make_network")
 def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(2_000_000))
@@ -183,7 +183,7 @@ def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> Non
 
 
 @pytest.mark.net
-@pytest.mark.usefixtures("make_link")
+@pytest.mark.usefixtures("make_network")
 def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(4_000_000))
@@ -211,9 +211,9 @@ def test_a_process_that_ends_too_early_is_told_of() -> None:
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import os; from ftpkit.lab.child import Child; "
-        "child = Child('ftpkit.compare.server_process', {'host': None}); "
-        "child.hear(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
+        "import os; from ftpkit.lab.child import ChildProcess; "
+        "child = ChildProcess('ftpkit.compare.server_process', {'host': None}); "
+        "child.receive(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
     )
     # It shares stderr, so whoever reads that to its end has waited for it.
     done = subprocess.run(

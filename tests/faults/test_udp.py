@@ -11,10 +11,10 @@ from typing import Protocol
 import pytest
 
 from ftpkit.lab.network import EmulatedNetwork
-from tests.compare.conftest import MakeLink, make_link, reason_against_links, stack
 from tests.faults.conftest import MIB, left_over, noise, visible
+from tests.support.network import MakeNetwork, make_network, network_unavailable, stack
 
-__all__ = ["make_link", "reason_against_links", "stack"]
+__all__ = ["make_network", "network_unavailable", "stack"]
 
 pytestmark = pytest.mark.net
 
@@ -104,13 +104,13 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.fixture
-def ends(make_link: MakeLink, stack: ExitStack, tmp_path: Path, here: Path) -> Iterator[Ends]:
+def ends(make_network: MakeNetwork, stack: ExitStack, tmp_path: Path, here: Path) -> Iterator[Ends]:
     with ExitStack() as running:
 
         def make(**shape: float) -> Far:
             root = tmp_path / "root"
             root.mkdir()
-            return Far(make_link(RATE, DELAY, **shape), root, here, running)
+            return Far(make_network(RATE, DELAY, **shape), root, here, running)
 
         yield make
 

@@ -20,9 +20,9 @@ from ftpkit.lab.network import (
     NetworkProfile,
     NetworkUnavailableError,
 )
-from tests.compare.conftest import (
+from tests.support.network import (
     PATIENCE_S,
-    MakeLink,
+    MakeNetwork,
     Run,
     assert_adds_up,
     assert_likely,
@@ -125,9 +125,9 @@ def test_a_queue_holds_what_fills_the_wire_for_a_round_trip_unless_told() -> Non
 
 @pytest.mark.net
 def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
-    make_link: MakeLink, run: Run
+    make_network: MakeNetwork, run: Run
 ) -> None:
-    network, count, size = make_link(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
+    network, count, size = make_network(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
     senders, receivers = [], []
     # All wait before the link, so that it does not matter when a sender is let run.
     os.kill(network.relay_pid, signal.SIGSTOP)
@@ -157,10 +157,10 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, TCP_V4), (6, TCP_V6)])
 def test_a_connection_flows_at_the_rate(
-    make_link: MakeLink, run: Run, version: int, headers: int
+    make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
     # Without drops: what a sender does after them says nothing about the link.
-    network, size = make_link(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
+    network, size = make_network(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
     target = address(network.far, version)
     receiver = run(network.far, "accept", target)
     run(network.near, "push", target, receiver.hear()["port"], size, "reno")
@@ -177,8 +177,10 @@ def test_a_connection_flows_at_the_rate(
 
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_round_trip_takes_the_delay_twice(make_link: MakeLink, run: Run, version: int) -> None:
-    network = make_link(100 * M, 0.02)
+def test_a_round_trip_takes_the_delay_twice(
+    make_network: MakeNetwork, run: Run, version: int
+) -> None:
+    network = make_network(100 * M, 0.02)
     target = address(network.far, version)
     port = run(network.far, "echo", target).hear()["port"]
     took = run(network.near, "ask", target, port, 15).hear()["took"]
@@ -193,8 +195,8 @@ def test_a_round_trip_takes_the_delay_twice(make_link: MakeLink, run: Run, versi
 
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
-def test_datagrams_are_lost_at_random(make_link: MakeLink, run: Run, version: int) -> None:
-    network, count = make_link(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
+def test_datagrams_are_lost_at_random(make_network: MakeNetwork, run: Run, version: int) -> None:
+    network, count = make_network(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
     run(network.near, "send", target, receiver.hear()["port"], count, 100).hear()
@@ -212,8 +214,8 @@ def test_datagrams_are_lost_at_random(make_link: MakeLink, run: Run, version: in
 
 
 @pytest.mark.net
-def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_link: MakeLink, run: Run) -> None:
-    network, count = make_link(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
+def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_network: MakeNetwork, run: Run) -> None:
+    network, count = make_network(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
     pinger = run(network.near, "ping", network.far.v4, count)
     assert pinger.hear() == {"sent": count}
     counts = settled(network, count)
@@ -225,8 +227,8 @@ def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_link: MakeLink, run: Run
 
 
 @pytest.mark.net
-def test_segments_are_lost_alike_and_come_again(make_link: MakeLink, run: Run) -> None:
-    network, size = make_link(1000 * M, 0.0005, loss=0.02), 2_000_000
+def test_segments_are_lost_alike_and_come_again(make_network: MakeNetwork, run: Run) -> None:
+    network, size = make_network(1000 * M, 0.0005, loss=0.02), 2_000_000
     receiver = run(network.far, "accept", network.far.v4)
     run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno").hear()
     assert receiver.hear()["bytes"] == size
@@ -242,10 +244,10 @@ def test_segments_are_lost_alike_and_come_again(make_link: MakeLink, run: Run) -
 
 @pytest.mark.net
 def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
-    make_link: MakeLink, run: Run
+    make_network: MakeNetwork, run: Run
 ) -> None:
     network, count = (
-        make_link(4 * M, 0.02, reorder=0.05, duplicate=0.03, queue_bytes=1_000_000),
+        make_network(4 * M, 0.02, reorder=0.05, duplicate=0.03, queue_bytes=1_000_000),
         2500,
     )
     receiver = run(network.far, "receive", network.far.v4)
@@ -268,8 +270,8 @@ def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
 
 
 @pytest.mark.net
-def test_what_finds_the_queue_full_is_dropped(make_link: MakeLink, run: Run) -> None:
-    network, count, size = make_link(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
+def test_what_finds_the_queue_full_is_dropped(make_network: MakeNetwork, run: Run) -> None:
+    network, count, size = make_network(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
     run(network.near, "send", network.far.v4, 9, count, size - UDP_V4).hear()
     passage = settled_in_queue(network, count)
     assert passage.waiting >= 100
@@ -286,8 +288,8 @@ def settled_in_queue(network: EmulatedNetwork, packets: int) -> NetworkStats:
 
 
 @pytest.mark.net
-def test_counts_add_up_whatever_happens(make_link: MakeLink, run: Run) -> None:
-    network = make_link(
+def test_counts_add_up_whatever_happens(make_network: MakeNetwork, run: Run) -> None:
+    network = make_network(
         5 * M, 0.01, loss=0.1, reorder=0.1, duplicate=0.1, queue_bytes=50_000, seed=7
     )
     count = 1000
@@ -316,9 +318,9 @@ def test_counts_add_up_whatever_happens(make_link: MakeLink, run: Run) -> None:
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
 def test_what_is_larger_than_the_mtu_is_refused(
-    make_link: MakeLink, run: Run, version: int, headers: int
+    make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
-    network = make_link(100 * M, 0.0, mtu=1280)
+    network = make_network(100 * M, 0.0, mtu=1280)
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
     port = receiver.hear()["port"]
@@ -334,9 +336,9 @@ def test_what_is_larger_than_the_mtu_is_refused(
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
 def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
-    make_link: MakeLink, run: Run, version: int, headers: int
+    make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
-    network = make_link(100 * M, 0.0, path_mtu=1400, black_hole=True)
+    network = make_network(100 * M, 0.0, path_mtu=1400, black_hole=True)
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
     port = receiver.hear()["port"]
@@ -357,9 +359,9 @@ def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
 def test_who_sends_what_is_too_long_for_the_path_is_told_so(
-    make_link: MakeLink, run: Run, version: int, headers: int
+    make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
-    network = make_link(100 * M, 0.0, path_mtu=1400)
+    network = make_network(100 * M, 0.0, path_mtu=1400)
     target = address(network.far, version)
     port = run(network.far, "receive", target).hear()["port"]
     assert run(network.near, "told", target, port, 1401 - headers).hear() == {
@@ -377,9 +379,9 @@ def test_who_sends_what_is_too_long_for_the_path_is_told_so(
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_connection_learns_what_the_path_takes(
-    make_link: MakeLink, run: Run, version: int
+    make_network: MakeNetwork, run: Run, version: int
 ) -> None:
-    network, size = make_link(100 * M, 0.001, path_mtu=1280), 300_000
+    network, size = make_network(100 * M, 0.001, path_mtu=1280), 300_000
     target = address(network.far, version)
     receiver = run(network.far, "accept", target)
     run(network.near, "push", target, receiver.hear()["port"], size, "reno")
@@ -391,8 +393,8 @@ def test_a_connection_learns_what_the_path_takes(
 
 
 @pytest.mark.net
-def test_nothing_passes_a_link_that_is_cut(make_link: MakeLink, run: Run) -> None:
-    network = make_link(100 * M, 0.001)
+def test_nothing_passes_a_link_that_is_cut(make_network: MakeNetwork, run: Run) -> None:
+    network = make_network(100 * M, 0.001)
     receiver = run(network.far, "receive", network.far.v4)
     port = receiver.hear()["port"]
     assert network.cut().to_far.packets == 0
@@ -407,8 +409,8 @@ def test_nothing_passes_a_link_that_is_cut(make_link: MakeLink, run: Run) -> Non
 
 
 @pytest.mark.net
-def test_what_is_under_way_when_a_link_is_cut_is_gone(make_link: MakeLink, run: Run) -> None:
-    network = make_link(100 * M, 60.0)
+def test_what_is_under_way_when_a_link_is_cut_is_gone(make_network: MakeNetwork, run: Run) -> None:
+    network = make_network(100 * M, 60.0)
     run(network.near, "send", network.far.v4, 9, 50, 100).hear()
     assert settled_in_queue(network, 50).waiting == 50
     passage = network.cut().to_far
@@ -417,8 +419,8 @@ def test_what_is_under_way_when_a_link_is_cut_is_gone(make_link: MakeLink, run: 
 
 
 @pytest.mark.net
-def test_a_connection_outlives_a_cut(make_link: MakeLink, run: Run) -> None:
-    network, size = make_link(20 * M, 0.005), 1_000_000
+def test_a_connection_outlives_a_cut(make_network: MakeNetwork, run: Run) -> None:
+    network, size = make_network(20 * M, 0.005), 1_000_000
     receiver = run(network.far, "accept", network.far.v4)
     run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno")
     settled_in_queue(network, 300)
@@ -466,13 +468,13 @@ def inode(end: NamespaceEnd) -> int:
 @pytest.mark.net
 @pytest.mark.parametrize("accident", [None, RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_when_the_block_ends(
-    make_link: MakeLink, accident: type[BaseException] | None
+    make_network: MakeNetwork, accident: type[BaseException] | None
 ) -> None:
     devices = Path("/proc/net/dev").read_text().count(":")
     with ExitStack() as after:
         if accident is not None:
             after.enter_context(pytest.raises(accident))
-        with make_link(100 * M, 0.01) as network:
+        with make_network(100 * M, 0.01) as network:
             assert Path("/proc/net/dev").read_text().count(":") == devices
             namespaces = [inode(network.near), inode(network.far)]
             assert len({os.stat("/proc/self/ns/net").st_ino, *namespaces}) == 3
@@ -490,16 +492,16 @@ def test_nothing_is_left_when_the_block_ends(
 _OWNER = """
 import os, sys
 from ftpkit.lab.network import EmulatedNetwork, NetworkProfile
-with EmulatedNetwork(NetworkProfile(1e8, 0.01)) as link:
-    inodes = [os.stat(end.namespace).st_ino for end in (link.near, link.far)]
-    print(link.relay_pid, *inodes, flush=True)
+with EmulatedNetwork(NetworkProfile(1e8, 0.01)) as network:
+    inodes = [os.stat(end.namespace).st_ino for end in (network.near, network.far)]
+    print(network.relay_pid, *inodes, flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.mark.net
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.usefixtures("make_link")
+@pytest.mark.usefixtures("make_network")
 def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _OWNER],
@@ -522,8 +524,8 @@ def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> N
 
 
 @pytest.mark.net
-def test_a_relay_that_has_died_is_told_of(make_link: MakeLink) -> None:
-    network = make_link(100 * M, 0.0)
+def test_a_relay_that_has_died_is_told_of(make_network: MakeNetwork) -> None:
+    network = make_network(100 * M, 0.0)
     with ending(network.relay_pid):
         os.kill(network.relay_pid, signal.SIGKILL)
     with pytest.raises(NetworkUnavailableError):
@@ -551,7 +553,7 @@ def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         (["setpriv", "--bounding-set=-net_admin"], "a test link needs /dev/net/tun: "),
     ],
 )
-@pytest.mark.usefixtures("make_link")
+@pytest.mark.usefixtures("make_network")
 def test_what_is_missing_is_said_in_one_sentence(without: list[str], sentence: str) -> None:
     done = subprocess.run(
         [*without, sys.executable, "-c", _OWNER], capture_output=True, text=True, check=False
