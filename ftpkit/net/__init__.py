@@ -1,1 +1,1 @@
-"""Sockets: addresses, frames over a stream, and the pace of bytes."""
+"""Sockets: addresses, frames over TCP and TLS, datagrams, and rate limits."""

@@ -1,4 +1,4 @@
-"""Where a server is, ``ftpk://HOST:PORT``, and the link that says all that a client needs."""
+"""Addresses of servers, ``ftpk://HOST:PORT``, and login URLs, which also hold pin and token."""
 
 import re
 from dataclasses import dataclass
@@ -8,20 +8,19 @@ DEFAULT_PORT: Final = 9021
 SCHEME: Final = "ftpk"
 PLAIN_SCHEME: Final = "ftpk+plain"
 
-_PLACE: Final = (
+_HOST_PORT: Final = (
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]|(?P<host>(?:[A-Za-z0-9_.-]|[^\x00-\x7f\s])+))"
     r"(?::(?P<port>[0-9]+))?/?"
 )
-_TOKEN: Final = "[A-Za-z0-9_.-]{1,128}"  # noqa: S105  the form of one
+_TOKEN: Final = "[A-Za-z0-9_.-]{1,128}"  # noqa: S105  its pattern
 _PIN: Final = "[A-Za-z0-9_-]{43}"
-_ADDRESS: Final = re.compile(rf"(?:{SCHEME}://)?{_PLACE}")
+_ADDRESS: Final = re.compile(rf"(?:{SCHEME}://)?{_HOST_PORT}")
 _URL: Final = re.compile(
     rf"(?:{SCHEME}(?P<plain>\+plain)?://)?"
-    rf"(?:(?!@)(?P<token>{_TOKEN})?(?::(?P<pin>{_PIN}))?@)?{_PLACE}"
+    rf"(?:(?!@)(?P<token>{_TOKEN})?(?::(?P<pin>{_PIN}))?@)?{_HOST_PORT}"
 )
 
-# Brackets and colons mean something to shells, and so does what is beyond ASCII to terminals.
-# Windows reads an IPv6 address that is written as a name under this one, and so do we.
+# An IPv6 address as a host name, as Windows reads it: shells interpret brackets and colons.
 _LITERAL: Final = re.compile(
     r"([0-9A-Fa-f.]*-[0-9A-Fa-f.-]*)(?:s([A-Za-z0-9_.-]+))?\.ipv6-literal\.net", re.IGNORECASE
 )
@@ -35,14 +34,14 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read ``ftpk://host``, ``ftpk://host:port`` or ``ftpk://[v6]:port``; the scheme may miss.
+        """Parse ``ftpk://host``, ``ftpk://host:port`` or ``ftpk://[v6]:port``, scheme optional.
 
-        Raises ValueError with a sentence for a person.
+        Raises ValueError with a message for the user.
         """
         match = _ADDRESS.fullmatch(text)
         if match is None:
-            # Nothing of it is said again: it could be a link, with a token.
-            raise ValueError(f"that is no address: expected {SCHEME}://HOST:PORT")
+            # The text is not quoted: it could be a login URL with a token.
+            raise ValueError(f"invalid address: expected {SCHEME}://HOST:PORT")
         return _address(match)
 
     def __str__(self) -> str:
@@ -52,10 +51,10 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Url:
-    """Where a server is, by which key it is known, and with which token it is entered.
+    """The address of a server, the pin of its key, and a token.
 
-    ``pin`` is the SHA-256 of the public key, in base64url, 43 characters. ``plain`` says that
-    the server is spoken to without TLS. ``str()`` and ``repr()`` show neither pin nor token.
+    ``pin`` is the SHA-256 digest of the public key in base64url, 43 characters. ``plain``
+    connects without TLS. ``str()`` and ``repr()`` show neither pin nor token.
     """
 
     address: Address
@@ -65,22 +64,22 @@ class Url:
 
     @classmethod
     def parse(cls, text: str) -> "Url":
-        """Read an address, or a link as ``link`` writes it.
+        """Parse an address or a login URL.
 
-        Raises ValueError with a sentence for a person, in which nothing of ``text`` is said.
+        Raises ValueError with a message for the user that does not quote ``text``.
         """
         match = _URL.fullmatch(text)
         if match is None or (match["plain"] and match["pin"]):
             raise ValueError(
-                f"that is no link: expected {SCHEME}://HOST:PORT or {SCHEME}://TOKEN:PIN@HOST:PORT"
+                f"invalid URL: expected {SCHEME}://HOST:PORT or {SCHEME}://TOKEN:PIN@HOST:PORT"
             )
         return cls(_address(match), match["pin"], match["token"], bool(match["plain"]))
 
     def login_url(self) -> str:
-        """Return all of it in one word that no shell touches: to be shown to its owner alone."""
+        """Return the URL with its secrets, in characters that no shell interprets."""
         secrets = (self.token or "") + (f":{self.pin}" if self.pin else "")
         at = f"{secrets}@" if secrets else ""
-        return f"{self._scheme}://{at}{_spelled(self.address.host)}:{self.address.port}"
+        return f"{self._scheme}://{at}{_plain_host(self.address.host)}:{self.address.port}"
 
     @property
     def _scheme(self) -> str:
@@ -96,18 +95,19 @@ def _address(match: re.Match[str]) -> Address:
     digits = match["port"] or str(DEFAULT_PORT)
     port = int(digits) if len(digits) <= 9 else 0
     if not 0 < port < 65536:
-        raise ValueError("there is no such port: expected 1 to 65535")
-    return Address(match["v6"] or _unspelled(match["host"]), port)
+        raise ValueError("invalid port: expected 1 to 65535")
+    return Address(match["v6"] or _host(match["host"]), port)
 
 
-def _spelled(host: str) -> str:
-    """Return ``host`` without a character that a shell or a terminal could touch."""
+def _plain_host(host: str) -> str:
+    """Return ``host`` without characters that shells interpret."""
     if ":" in host:
         return host.replace(":", "-").replace("%", "s") + ".ipv6-literal.net"
     return host if host.isascii() else host.encode("idna").decode()
 
 
-def _unspelled(host: str) -> str:
+def _host(host: str) -> str:
+    """Undo ``_plain_host`` for an IPv6 address."""
     literal = _LITERAL.fullmatch(host)
     if literal is None:
         return host

@@ -1,4 +1,4 @@
-"""Buffers for bodies, used again: fresh memory pages cost more than the copy into them."""
+"""Reused buffers for bodies: fresh memory pages cost more than the copy into them."""
 
 import contextlib
 import mmap
@@ -8,15 +8,15 @@ from typing import Final
 
 from ftpkit.net.frame_stream import PIECE
 
-# What is kept after a crowd has left; a machine rarely moves more bodies at once.
+# Few bodies move at the same moment; the buffers of a rush are freed.
 _KEPT: Final = 16
 
 
 class BufferPool:
-    """Lends buffers of ``PIECE`` bytes, and keeps a few of those that come back.
+    """Lends buffers of ``PIECE`` bytes, and keeps a few for reuse.
 
-    They are mappings: pages that no body has reached take no memory, so a thousand
-    bodies that only begin to arrive cost little.
+    They are memory mappings: pages that were never written take no memory, so that a
+    thousand bodies of which little has arrived cost little.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class BufferPool:
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[memoryview]:
-        """Lend a buffer, with whatever is in it, until the block ends."""
+        """Lend a buffer, which holds old data, until the block ends."""
         try:
             buffer = self._free.pop()
         except IndexError:

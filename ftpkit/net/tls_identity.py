@@ -1,4 +1,4 @@
-"""Who a server is: its key, and a certificate for it."""
+"""The TLS identity of a server: its private key and certificate."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -22,14 +22,14 @@ from ftpkit.osapi import files as os_files
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The certificate of a server, with those that vouch for it, and its key; both in PEM."""
+    """A certificate with its chain, and its private key; both in PEM."""
 
     certificate: bytes
     key: bytes = field(repr=False)
 
     @classmethod
     def make(cls) -> "Identity":
-        """Make a key, and a certificate for it that vouches for itself: clients know the pin."""
+        """Generate a key and a self-signed certificate, which clients verify by its pin."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ftpkit")])
         certificate = (
@@ -38,7 +38,7 @@ class Identity:
             .issuer_name(name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            # Clocks may be wrong, and no client that knows the pin looks at these.
+            # Clients that have the pin ignore the validity.
             .not_valid_before(datetime.now(UTC) - timedelta(days=1))
             .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
             .sign(key, SHA256())
@@ -50,7 +50,7 @@ class Identity:
 
     @classmethod
     def read(cls, certificate_path: str, key_path: str) -> "Identity":
-        """Read both from files; OSError or ValueError says what is wrong with them."""
+        """Read both from PEM files; raises OSError, or ValueError if they cannot be used."""
         with open(certificate_path, "rb") as file:
             certificate = file.read()
         with open(key_path, "rb") as file:
@@ -58,15 +58,17 @@ class Identity:
         try:
             public = x509.load_pem_x509_certificate(certificate).public_key()
         except (ValueError, UnsupportedAlgorithm):
-            raise ValueError(f"{certificate_path} is no certificate in PEM") from None
+            raise ValueError(f"{certificate_path} is not a certificate in PEM format") from None
         try:
             private = load_pem_private_key(key, None)
         except TypeError:
-            raise ValueError(f"the key in {key_path} is encrypted") from None
+            raise ValueError(
+                f"the private key in {key_path} is encrypted; remove its passphrase"
+            ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise ValueError(f"{key_path} is no private key in PEM") from None
+            raise ValueError(f"{key_path} is not a private key in PEM format") from None
         if private.public_key() != public:
-            raise ValueError(f"the key in {key_path} is not that of {certificate_path}")
+            raise ValueError(f"the private key in {key_path} does not match {certificate_path}")
         identity = cls(certificate, key)
         try:
             identity.context()
@@ -76,14 +78,14 @@ class Identity:
 
     @property
     def pin(self) -> str:
-        """What clients know the key by."""
+        """The pin of the key; see ``pin_of``."""
         return pin_of(x509.load_pem_x509_certificate(self.certificate).public_bytes(Encoding.DER))
 
     def context(self) -> ssl.SSLContext:
-        """Return what a server shakes hands with: TLS 1.3, without tickets."""
+        """Return a server's TLS context: TLS 1.3 only, without session tickets."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # Each would be a record that nobody reads before the first reply.
+        # A client would have to read them before the first reply.
         context.num_tickets = 0
         with os_files.secret_file(self.certificate + b"\n" + self.key) as path:
             context.load_cert_chain(path)

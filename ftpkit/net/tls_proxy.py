@@ -1,4 +1,4 @@
-"""A conversation that another process goes on with, while this one has the keys of its TLS."""
+"""Forwarding a TLS connection whose session another process has taken over."""
 
 import contextlib
 import socket
@@ -11,45 +11,45 @@ _PIECE: Final = 128 * 1024
 
 
 def proxy(tls: TlsTransport, outer: socket.socket, inner: socket.socket) -> None:
-    """Carry bytes between the peer and ``inner`` until that has ended, and all has left.
+    """Forward bytes between ``tls``, over ``outer``, and ``inner``.
 
-    ``tls`` is over ``outer``. Neither way waits for the other, for whoever is at an end may
-    send a lot before it reads.
+    Returns when ``inner`` has ended and its bytes are sent. The directions do not wait for each
+    other, because either side may send much before it reads. Raises OSError or ssl.SSLError.
     """
     buffer = memoryview(bytearray(_PIECE))
-    up, coming, going = buffer[:0], True, True
-    while (held := not tls.flush_now()) or going:
-        readers = [outer] if coming and not up else []
+    to_inner, outer_open, inner_open = buffer[:0], True, True
+    while (backlog := not tls.flush_now()) or inner_open:
+        readers = [outer] if outer_open and not to_inner else []
         readable = {outer} if readers and tls.more else set()
         if not readable:
-            readers += [inner] if going and not held else []
-            writers = [outer] * held + [inner] * bool(up)
+            readers += [inner] if inner_open and not backlog else []
+            writers = [outer] * backlog + [inner] * bool(to_inner)
             readable = os_sockets.wait_any(readers, writers)
         if outer in readable:
             with contextlib.suppress(BlockingIOError):
                 count = tls.receive_now(buffer)
-                up, coming = buffer[:count], count > 0
+                to_inner, outer_open = buffer[:count], count > 0
         if inner in readable:
-            data = _received(inner)
+            data = _receive(inner)
             tls.buffer(data)
-            going = bool(data)
+            inner_open = bool(data)
         try:
-            up = up[_sent(inner, up) :]
-        except OSError:  # nobody reads there any more, but something may have been said
-            up, coming = buffer[:0], False
-        if not coming and not up:
+            to_inner = to_inner[_send(inner, to_inner) :]
+        except OSError:  # closed for writing, but it may have sent something before
+            to_inner, outer_open = buffer[:0], False
+        if not outer_open and not to_inner:
             with contextlib.suppress(OSError):
                 inner.shutdown(socket.SHUT_WR)
 
 
-def _received(inner: socket.socket) -> bytes:
+def _receive(inner: socket.socket) -> bytes:
     try:
         return inner.recv(_PIECE)
-    except OSError:  # its process was killed, say
+    except OSError:  # its process was killed
         return b""
 
 
-def _sent(inner: socket.socket, data: memoryview) -> int:
+def _send(inner: socket.socket, data: memoryview) -> int:
     try:
         return os_sockets.send_now(inner, data) if data else 0
     except BlockingIOError:

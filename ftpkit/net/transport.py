@@ -1,4 +1,4 @@
-"""What carries the bytes of a stream: a socket alone, or TLS over it."""
+"""The bytes of a stream over TCP, with or without TLS."""
 
 import contextlib
 import socket
@@ -11,68 +11,70 @@ from ftpkit.errors import HandshakeError
 from ftpkit.osapi import files as os_files
 from ftpkit.osapi import sockets as os_sockets
 
-# So much is encrypted for one call of the system, and asked of it for one: more than that
-# is no faster, and each connection that moved much keeps as much memory.
+# Bytes encrypted per send and requested per receive: more is no faster, and each busy
+# connection keeps a buffer of this size.
 _MOST: Final = 256 * 1024
 _RECORD: Final = 16 * 1024
-# What an idle connection asks for.
+# What an idle connection requests.
 _LEAST: Final = 4 * 1024
 
-# The first byte of a frame, and that of a TLS handshake.
+# The first byte of a frame, and that of a TLS handshake (RFC 8446, section 5.1).
 PLAINTEXT: Final = b"\0"
 HANDSHAKE: Final = b"\x16"
-# What stands before the content of a record, and before that of a hello in one.
+# Lengths of a record's header, and of that with the header of the handshake message in it.
 _PREFIX: Final = 5
 _HELLO: Final = 9
 _LARGEST: Final = _RECORD + 256
 
 Accept = Callable[[bytes], None]
-"""Is given the peer's certificate (DER), and raises what the peer is then shown as the end."""
+"""Checks the peer's certificate (DER); raises to refuse it."""
 
 
 class Transport(Protocol):
-    """Bytes to and from one peer, with the errors and timeouts of a socket.
+    """Bytes to and from one peer, with the errors of a socket.
 
-    Calls that end with ``now`` are for a peer that was waited for: they raise
-    BlockingIOError where nothing can move, and may move less than they are given.
+    Methods whose names end with ``_now`` do not block: they move what is possible, and raise
+    BlockingIOError if that is nothing. Call them after ``wait_readable`` or ``wait_writable``.
+    The others block, and raise BlockingIOError or TimeoutError if no byte moves for the
+    socket's timeout. All raise OSError if the connection fails.
     """
 
     def receive(self, most: int) -> bytes:
-        """Return what comes next, ``most`` bytes at most; none at the end."""
+        """Return the next bytes, at most ``most``; b"" at the end."""
 
     def receive_into(self, view: memoryview) -> int:
-        """Fill ``view``, or its start where the peer is slow or ends; return how many bytes."""
+        """Fill ``view``, or its start if the peer is slow or ends; return how many bytes."""
 
     def receive_now(self, view: memoryview) -> int:
-        """Put what has arrived into the start of ``view``; return how many bytes, 0 at the end."""
+        """Fill the start of ``view`` with what has arrived; return how many bytes, 0 at the end."""
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
-        """Send all of ``data``; with ``more`` it may be held back until there is more."""
+        """Send all of ``data``; with ``more`` it may wait for the data of the next send."""
 
     def send_now(self, data: memoryview) -> int:
         """Send the start of ``data``; return how many bytes of it."""
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
-        """Send bytes of a file; return how many (0: the file has ended)."""
+        """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
-        """Send the first of these bytes of a file; return how many (0: the file has ended)."""
+        """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
 
     def flush(self) -> None:
-        """Let all leave that ``send_now`` took."""
+        """Send what is left of the data that ``send_now`` accepted."""
 
     def wait_readable(self, seconds: float) -> bool:
-        """Wait until something may be received; False says that ``seconds`` have passed."""
+        """Wait until something can be received; False after ``seconds``."""
 
     def wait_writable(self, seconds: float) -> bool:
-        """Wait until something can be sent; False says that ``seconds`` have passed."""
+        """Wait until something can be sent; False after ``seconds``."""
 
     def shutdown_write(self) -> None:
         """Tell the peer that nothing follows."""
 
 
 class TcpTransport:
-    """A socket alone."""
+    """A socket without encryption."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -112,9 +114,10 @@ class TcpTransport:
 
 
 class TlsTransport:
-    """TLS over a socket, which stays as it is: its timeouts hold, and others may shut it down.
+    """TLS over a socket, whose timeouts stay in force and which others may shut down.
 
-    Not an SSLSocket: that one moves a record of 16 KiB a call, and is not blocking underneath.
+    Uses memory buffers instead of an SSLSocket, which moves one record of 16 KiB per call
+    and makes the socket non-blocking. Also raises ssl.SSLError.
     """
 
     def __init__(
@@ -129,20 +132,21 @@ class TlsTransport:
             server_hostname=host,
         )
         self.more = False
-        """Whether what has arrived may be more than was read."""
-        # Encrypted, and not sent: the peer was slow.
+        """Whether more can be read without the socket."""
+        # Encrypted and not sent yet.
         self._backlog = memoryview(b"")
 
     def greet(self) -> None:
-        """Say what comes first, if that is ours to say."""
+        """Send the client's hello; a server sends nothing."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.do_handshake()
         self.flush()
 
     def handshake(self, limit_s: float, accept: Accept | None) -> None:
-        """Agree on keys; TimeoutError after ``limit_s``, and ssl.SSLError for what is no TLS.
+        """Complete the handshake.
 
-        ``accept`` is asked before the peer hears that its certificate has arrived.
+        ``accept`` is called before anything is sent in reply to the peer's certificate.
+        Raises TimeoutError after ``limit_s``, ssl.SSLError if the peer does not speak TLS 1.3.
         """
         deadline = time.monotonic() + limit_s
         try:
@@ -159,13 +163,13 @@ class TlsTransport:
         if accept is not None:
             accept(self._tls.getpeercert(binary_form=True) or b"")
         self.flush()
-        # What the peer says first may have come with the end of its handshake.
+        # The first data may have arrived with the end of the handshake.
         self.more = bool(self._incoming.pending)
 
     def receive(self, most: int) -> bytes:
         view = memoryview(bytearray(most))
         count = moved = self._receive(view)
-        with contextlib.suppress(ssl.SSLError):  # said again when there is nothing before it
+        with contextlib.suppress(ssl.SSLError):  # raised by the next call
             while moved and self.more and count < most:
                 moved = self._decrypt(view[count:])
                 count += moved
@@ -215,14 +219,14 @@ class TlsTransport:
         return sent
 
     def buffer(self, data: bytes | memoryview) -> None:
-        """Take ``data``, which leaves with a flush; what was taken before must have left."""
+        """Encrypt ``data`` for the next flush; there must be no backlog."""
         self._encrypt(memoryview(data))
         self._backlog = memoryview(self._outgoing.read())
 
     def flush_now(self) -> bool:
-        """Let leave what can of what was taken; return whether that is all."""
+        """Send what is possible of the backlog without blocking; return whether that was all."""
         with contextlib.suppress(BlockingIOError):
-            # Looked at each time, for where Python waits for a socket it would wait here, too.
+            # A socket with a timeout of Python's own would block.
             while self._backlog and os_sockets.wait_writable(self._sock, 0):
                 self._backlog = self._backlog[os_sockets.send_now(self._sock, self._backlog) :]
         return not self._backlog
@@ -254,7 +258,7 @@ class TlsTransport:
         return os_sockets.wait_writable(self._sock, seconds)
 
     def shutdown_write(self) -> None:
-        with contextlib.suppress(ssl.SSLError):  # what the peer still says is not waited for
+        with contextlib.suppress(ssl.SSLError):  # the close_notify of the peer is not awaited
             self._tls.unwrap()
         self.flush()
         self._sock.shutdown(socket.SHUT_WR)
@@ -267,9 +271,9 @@ class TlsTransport:
         return True
 
     def _client_record(self, deadline: float) -> bytes:
-        """Return the next record of a client; HandshakeError for one with a part of a hello.
+        """Return the client's next record; HandshakeError if it holds only a part of a hello.
 
-        For a hello OpenSSL takes as much memory as it says that it is long, 128 KiB or less.
+        OpenSSL allocates the length that a hello claims, up to 128 KiB.
         """
         record = self._handshake_bytes(_PREFIX, deadline)
         while len(record) < _PREFIX:
@@ -278,7 +282,7 @@ class TlsTransport:
         while len(record) < end:
             record += self._handshake_bytes(end - len(record), deadline)
         if record[:1] == HANDSHAKE and end != _HELLO + int.from_bytes(record[6:_HELLO]):
-            raise HandshakeError("", "a hello that is not one record")
+            raise HandshakeError("", "the client's hello is not one record")
         return record
 
     def _handshake_bytes(self, most: int, deadline: float) -> bytes:
@@ -286,21 +290,21 @@ class TlsTransport:
             raise TimeoutError
         data = self._sock.recv(most)
         if not data:
-            raise ConnectionResetError("the peer hung up in the middle of a TLS handshake")
+            raise ConnectionResetError("the peer closed the connection during the TLS handshake")
         return data
 
     def _receive(self, view: memoryview) -> int:
-        """Put what comes next into the start of ``view``; return how many bytes, 0 at the end.
+        """Fill the start of ``view``; return how many bytes, 0 at the end.
 
-        A record that comes byte by byte may take no longer than silence may.
+        A record that arrives byte by byte must be complete within the timeout of one stall.
         """
-        since: float | None = None
+        since_s: float | None = None
         while True:
             with contextlib.suppress(ssl.SSLWantReadError):
                 return self._decrypt(view)
             now = time.monotonic()
-            since = since or now
-            if now - since > self._timeout_s:
+            since_s = since_s or now
+            if now - since_s > self._timeout_s:
                 raise TimeoutError
             if not self._fill(len(view)):
                 return 0
@@ -308,7 +312,7 @@ class TlsTransport:
     def _decrypt(self, view: memoryview) -> int:
         self.more = False
         try:
-            # With a buffer it returns how many bytes, of which its type knows nothing.
+            # With a buffer it returns a count, which its type does not say.
             count: int = self._tls.read(len(view), view)  # type: ignore[assignment]
         except ssl.SSLZeroReturnError:
             return 0
@@ -320,7 +324,7 @@ class TlsTransport:
             view = view[self._tls.write(view) :]
 
     def _fill(self, wanted: int) -> bool:
-        """Take what has arrived, for ``wanted`` bytes at least; False at the end."""
+        """Receive once, up to ``wanted`` bytes or a little more; False at the end."""
         data = self._sock.recv(min(max(wanted, _LEAST), _MOST))
         self._incoming.write(data)
         return bool(data)

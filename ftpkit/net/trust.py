@@ -1,4 +1,4 @@
-"""Whether a server is the one that a client means: by its key, or because others vouch for it."""
+"""Verification of a server: by the pin of its key, or by certificate authorities."""
 
 import base64
 import hashlib
@@ -19,18 +19,18 @@ from ftpkit.errors import (
 from ftpkit.net.frame_stream import FrameStream
 
 ConfirmPin = Callable[[str], bool]
-"""Is given the pin of a key that nobody vouches for; True: it is the right one."""
+"""Is called with the pin of the server's key; True accepts it."""
 
-# In a certificate (RFC 5280, section 4.1): its version, which may miss, and how many
-# elements stand between that and the key: serial, signature, issuer, validity, subject.
+# In a certificate (RFC 5280, section 4.1): the tag of its version, which is optional, and the
+# number of elements between that and the key: serial, signature, issuer, validity, subject.
 _VERSION: Final = 0xA0
 _BEFORE_KEY: Final = 5
 
-# What a server may say before it knows that we speak TLS.
-_NOT_NOW: Final[dict[str, str]] = {
+# Refusals that a server sends in plaintext, before a TLS handshake.
+_REFUSALS: Final[dict[str, str]] = {
     Code.TOO_MANY_CONNECTIONS: "has too many connections",
     Code.SHUTTING_DOWN: "is stopping",
-    Code.TIMEOUT: "heard nothing of us for too long",
+    Code.TIMEOUT: "received nothing from this client for too long",
 }
 
 
@@ -41,38 +41,40 @@ def connect(
     confirm_pin: ConfirmPin | None,
     timeout_s: float,
 ) -> None:
-    """Let ``stream`` go on with TLS, if the server has the key of ``pin``.
+    """Switch ``stream`` to TLS and verify the server before anything is sent.
 
-    Without a pin, ``confirm_pin`` is asked about the key; without that, too, the authorities that
-    this system trusts must vouch for ``host``. Only then anything is sent.
+    The server's key must have ``pin``; without one ``confirm_pin`` decides, and without both
+    the certificate must be valid for ``host`` under the authorities that this system trusts.
 
-    Raises UntrustedError for another server; RefusedError if it has no time for us, said in
-    plaintext; CannotConnectError if it speaks no TLS that is safe; else ConnectionLostError.
+    Raises UntrustedError if the server cannot be verified, RefusedError if it refuses the
+    connection in plaintext, CannotConnectError if it does not speak TLS 1.3 or does not reply
+    within ``timeout_s``, else ConnectionLostError.
     """
 
     def accept(certificate: bytes) -> None:
         try:
             shown = pin_of(certificate)
         except ValueError:
-            raise UntrustedError(f"{host} shows a certificate that cannot be read") from None
+            raise UntrustedError(f"{host} sent an invalid TLS certificate") from None
         if pin is not None and shown != pin:
             raise UntrustedError(
-                f"{host} has another key than its link says: somebody may be in between, or "
-                "the server was set up anew; get a new link from whoever runs it"
+                f"the key of {host} does not match the pinned key. Either the server was "
+                "reinstalled or the connection is being intercepted. Ask its administrator for "
+                "a new login URL"
             )
         if pin is None and confirm_pin is not None and not confirm_pin(shown):
             raise UntrustedError(f"the key of {host} was not accepted")
 
     known = pin is not None or confirm_pin is not None
     try:
-        # A scope says something to this machine alone.
+        # An IPv6 scope has a meaning on this machine only.
         name = host.partition("%")[0]
         secured = stream.start_tls(_context(known=known), timeout_s, host=name, accept=accept)
     except HandshakeError as error:
         if error.reason == "CERTIFICATE_VERIFY_FAILED":
             raise UntrustedError(
-                f"nobody whom this system trusts vouches for {host} ({error.fault}); "
-                "get a link from whoever runs it: it names the key"
+                f"cannot verify the TLS certificate of {host}: {error.fault}. "
+                "Log in with the URL that the server printed: ftpkit login URL"
             ) from None
         raise CannotConnectError(f"cannot connect to {host}: {error}", permanent=True) from None
     except StallTimeoutError:
@@ -82,9 +84,10 @@ def connect(
 
 
 def pin_of(certificate: bytes) -> str:
-    """Return the pin of the key in a certificate (DER); ValueError for what is none.
+    """Return the pin of the key in a certificate (DER); ValueError if it is invalid.
 
-    That is the digest of the key as it stands there (SPKI, as in RFC 7469), in 43 characters.
+    The pin is the SHA-256 digest of the public key (SPKI, as in RFC 7469) in base64url,
+    43 characters.
     """
     try:
         at, _ = _inside(certificate, _inside(certificate, 0)[0])
@@ -92,22 +95,22 @@ def pin_of(certificate: bytes) -> str:
             at = _inside(certificate, at)[1]
         key = certificate[at : _inside(certificate, at)[1]]
     except IndexError:
-        raise ValueError("a certificate ends too early") from None
+        raise ValueError("the certificate is truncated") from None
     return base64.urlsafe_b64encode(hashlib.sha256(key).digest()).rstrip(b"=").decode()
 
 
 def _inside(data: bytes, at: int) -> tuple[int, int]:
-    """Return where the content of the element at ``at`` begins and ends.
+    """Return start and end of the content of the DER element at ``at``.
 
-    Here, because a library for it takes longer to load than a small file to send.
+    Written out here because a library for it takes longer to load than a small file to send.
     """
     length, start = data[at + 1], at + 2
     if length >= 0x80:
         start += length - 0x80
         length = int.from_bytes(data[at + 2 : start], "big")
-    # In DER no length is unknown, and none of these tags is longer than a byte.
+    # DER has no indefinite length, and a certificate no tag of several bytes.
     if data[at] & 0x1F == 0x1F or start + length > len(data) or data[at + 1] == 0x80:
-        raise ValueError("that is no DER")
+        raise ValueError("the certificate is not valid DER")
     return start, start + length
 
 
@@ -123,11 +126,11 @@ def _context(*, known: bool) -> ssl.SSLContext:
 
 
 def _plaintext(stream: FrameStream, host: str) -> Exception:
-    """Return what a refusal in plaintext says; its words could be anybody's, and are not shown."""
+    """Return the error for a reply in plaintext; its text is not authentic, so it is not shown."""
     try:
         code = str(stream.read_header().get("code"))
     except (ConnectionLostError, ProtocolError):
         code = ""
-    if code in _NOT_NOW:
-        return RefusedError(Code(code), f"{host} {_NOT_NOW[code]}")
+    if code in _REFUSALS:
+        return RefusedError(Code(code), f"{host} {_REFUSALS[code]}")
     return CannotConnectError(f"{host} does not speak TLS", permanent=True)

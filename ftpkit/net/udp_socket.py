@@ -1,4 +1,4 @@
-"""Datagrams over a socket: many in one call where the system can, and the time between them."""
+"""Datagrams over a UDP socket, many per system call where possible, and the loop of a session."""
 
 import contextlib
 import errno
@@ -10,28 +10,28 @@ from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any, Final
 
-from ftpkit.errors import ConnectionLostError
 from ftpkit.net.cipher import DatagramCipher
+from ftpkit.net.socket_errors import connection_lost
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.udp.packet import SAFE_DATAGRAM
 from ftpkit.protocol.udp.session import DatagramSession
 
-# What a path of Ethernet carries, and IP's and UDP's headers on top.
+# Ethernet's MTU, the largest IP packet, and the headers of IP and UDP.
 _ETHERNET: Final = 1500
 _MAX_IP: Final = 65535
 _HEADERS: Final = {socket.AF_INET: 28, socket.AF_INET6: 48}
 _BUFFER: Final = 64 * 1024
-# Segments and bytes that one call may send.
+# Limits of one UDP_SEGMENT call.
 _MAX_SEGMENTS: Final = 64
 _MAX_BATCH: Final = 65_000
 _QUEUE_BYTES: Final = 4 * 1024 * 1024
-# So many are taken in before it is looked whether something is to leave.
-_MOST_AT_ONCE: Final = 64
-_MOST_HANDED: Final = 32
+# Receive calls before a session may send again.
+_MAX_RECEIVES: Final = 64
+_MAX_INJECTED: Final = 32
 
 Parts = tuple[bytes, bytes | memoryview]
 
-# What a network does to datagrams all the time: they are lost, and that is all.
+# Errors that mean no more than that a datagram is lost.
 _LOSSES: Final = {
     errno.EMSGSIZE, errno.ENOBUFS, errno.EAGAIN, errno.ECONNREFUSED, errno.EHOSTUNREACH,
     errno.ENETUNREACH, errno.EPERM, errno.EHOSTDOWN, errno.ENETDOWN,
@@ -39,18 +39,18 @@ _LOSSES: Final = {
 
 
 class DatagramSocket:
-    """A UDP socket, connected or not; what it cannot send is lost, as it could be on the way.
+    """A UDP socket, connected or not; datagrams that it cannot send are lost.
 
-    Datagrams of one length leave many in a call where the system can cut them apart
-    (UDP_SEGMENT), and arrive many in a call where it joins them (UDP_GRO). A ``shared``
-    one is another process' as well, which goes on with it.
+    On Linux one call sends many datagrams of equal length (UDP_SEGMENT) and receives many
+    (UDP_GRO); elsewhere each takes a call. A ``shared`` socket is also open in another process,
+    which continues to use it. Methods raise ConnectionLostError if the socket fails.
     """
 
     def __init__(self, sock: socket.socket, *, shared: bool = False) -> None:
         self._sock, self._shared = sock, shared
         self._segments = os_sockets.HAS_UDP_SEGMENTS
         self._buffer = memoryview(bytearray(_BUFFER))
-        self._injected: deque[tuple[bytes, Any]] = deque(maxlen=_MOST_HANDED)
+        self._injected: deque[tuple[bytes, Any]] = deque(maxlen=_MAX_INJECTED)
         sock.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with contextlib.suppress(OSError):
@@ -63,17 +63,17 @@ class DatagramSocket:
         return self._sock.fileno()
 
     def connect(self, address: tuple[Any, ...]) -> None:
-        """Send to, and hear of, one address alone; safe to call again."""
+        """Send to and receive from one address only; may be called again."""
         self._sock.connect(address)
 
     def sizes(self) -> list[int]:
-        """Return which sizes of datagrams a connected socket's path may carry, largest first."""
+        """Return the payload sizes that a connected socket's path may carry, largest first."""
         headers = _HEADERS[self._sock.family]
         mtu = min(os_sockets.path_mtu(self._sock) or _ETHERNET, _MAX_IP)
         return sorted({mtu - headers, min(mtu, _ETHERNET) - headers, SAFE_DATAGRAM}, reverse=True)
 
     def send(self, parts: Sequence[Parts]) -> None:
-        """Send each pair of parts as one datagram."""
+        """Send each pair as one datagram."""
         if len(parts) == 1 or not self._segments:
             for pair in parts:
                 self._send(pair)
@@ -84,34 +84,34 @@ class DatagramSocket:
     def send_to(
         self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...] | None = None
     ) -> None:
-        """Send one datagram to an address, from a socket that is not connected.
+        """Send one datagram to ``address`` from an unconnected socket.
 
-        It leaves from the address ``local`` of this machine where the system can do
-        so: by itself it picks one that whoever asked at another has not asked.
+        ``local`` is the source address, on Linux only: elsewhere the system selects one, which
+        on a machine of several addresses may not be the one that the peer sent to.
         """
         source = os_sockets.from_address(self._sock.family, local) if local else []
         with _losses():
             self._sock.sendmsg(parts, source, 0, address)
 
     def inject(self, raw: bytes, address: Any) -> None:
-        """Let this arrive, too; safe from another thread."""
+        """Let ``raw`` be received as if from ``address``; safe from another thread."""
         self._injected.append((raw, address))
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something has arrived; False says that the time has passed."""
+        """Wait until something has arrived; False after ``seconds``."""
         return bool(self._injected) or os_sockets.wait_readable(self._sock, seconds)
 
     def receive(self, most: int | None = None) -> Iterator[tuple[memoryview, Any]]:
-        """Yield what has arrived, and from where; each is gone when the next is asked for.
+        """Yield what has arrived and its source; each view is valid until the next.
 
-        Behind ``most`` bytes, what has arrived stays for the next time.
+        Stops after ``most`` bytes, or a fixed number of calls; the rest stays queued.
         """
-        taken = 0
+        received = 0
         while self._injected:
-            handed, address = self._injected.popleft()
-            yield memoryview(handed), address
-        for _ in range(_MOST_AT_ONCE):
-            if most is not None and taken >= most:
+            raw, address = self._injected.popleft()
+            yield memoryview(raw), address
+        for _ in range(_MAX_RECEIVES):
+            if most is not None and received >= most:
                 return
             try:
                 count, ancillary, _, address = self._sock.recvmsg_into(
@@ -119,17 +119,17 @@ class DatagramSocket:
                 )
             except OSError as error:
                 if error.errno == errno.ECONNREFUSED:
-                    continue  # nobody listens there now; that may change
+                    continue  # no listener there now; that may change
                 if error.errno in _LOSSES:
                     return
-                raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None
-            taken += count
+                raise connection_lost(error) from None
+            received += count
             segment = os_sockets.segment_size(ancillary) or max(count, 1)
             for start in range(0, count, segment):
                 yield self._buffer[start : min(start + segment, count)], address
 
     def shutdown(self) -> None:
-        """Wake up who waits, unless nothing would arrive for others then; safe from any thread."""
+        """End every wait, unless the socket is shared; safe from another thread."""
         if not self._shared:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
@@ -153,7 +153,7 @@ class DatagramSocket:
             except OSError as error:
                 if error.errno in _LOSSES:
                     return
-                # This device cannot; it is not worth another try.
+                # The device does not support it; do not try again.
                 self._segments = False
         for pair in batch:
             self._send(pair)
@@ -167,52 +167,51 @@ def drive_session(
     while_: Callable[[float], bool],
     quantum: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
 ) -> None:
-    """Let ``session`` talk over ``sock`` while ``while_``, asked with the time, says so.
+    """Run ``session`` over ``sock`` while ``while_``, called with the time, returns True.
 
-    What has arrived is taken in, and what is due leaves, in a ``acquire``, which gives how many
-    bytes may be taken in: where it is None, all. ProtocolError says
-    that a peer who holds the key sent nonsense; ConnectionLostError that the socket
-    is of no more use.
+    Each round receives and sends within a ``quantum``, which yields how many bytes may be
+    received, None for no limit. Raises ProtocolError if a peer that has the key sends what is
+    not valid, ConnectionLostError if the socket fails.
     """
     while while_(time.monotonic()):
         with quantum() as most:
             now = time.monotonic()
             for raw, _ in sock.receive(most):
-                opened = cipher.decrypt(raw)
-                if opened is not None:
-                    session.receive(*opened, now)
+                decrypted = cipher.decrypt(raw)
+                if decrypted is not None:
+                    session.receive(*decrypted, now)
             datagrams = session.datagrams_to_send(now)
             if datagrams:
                 sock.send(cipher.encrypt(*datagrams))
         wait_s = session.next_event(now) - time.monotonic()
-        # Whoever has just heard the last word waits for nothing more.
+        # The last datagram may have ended the session.
         if wait_s > 0 and while_(time.monotonic()):
             sock.wait(wait_s)
 
 
 def _batches(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:
-    """Cut a row of datagrams where one call ends: all but its last are of one length."""
+    """Split into runs for one call each: equal lengths, but for a shorter last one."""
     start = 0
     while start < len(parts):
         size = len(parts[start][0]) + len(parts[start][1])
         most = start + max(1, min(_MAX_SEGMENTS, _MAX_BATCH // size))
-        session = start + 1
-        while session < min(most, len(parts)):
-            length = len(parts[session][0]) + len(parts[session][1])
+        end = start + 1
+        while end < min(most, len(parts)):
+            length = len(parts[end][0]) + len(parts[end][1])
             if length > size:
                 break
-            session += 1
+            end += 1
             if length < size:
                 break
-        yield parts[start:session]
-        start = session
+        yield parts[start:end]
+        start = end
 
 
 @contextlib.contextmanager
 def _losses() -> Iterator[None]:
-    """Take for a loss what networks do to datagrams all the time."""
+    """Ignore errors that mean a lost datagram; translate the others."""
     try:
         yield
     except OSError as error:
         if error.errno not in _LOSSES:
-            raise ConnectionLostError(f"connection lost: {error.strerror or error}") from None
+            raise connection_lost(error) from None

@@ -154,8 +154,8 @@ def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
     [
         ({"token": "wrong-token"}, 3, "does not know this token"),
         ({"token": None}, 3, "wants a token: ftpkit login LINK"),
-        ({"pin": OTHER_PIN}, 4, "has another key"),
-        ({"pin": None}, 4, "get a link from whoever runs it"),
+        ({"pin": OTHER_PIN}, 4, "does not match the pinned key"),
+        ({"pin": None}, 4, "Log in with the URL that the server printed"),
         ({"address": Address("127.0.0.1", 1)}, 4, "Connection refused"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: 
     for args in (["ping"], ["login", str(unknown)]):
         result = run(*args)
         assert result.exit_code == 4
-        assert "has another key" in result.stderr
+        assert "does not match the pinned key" in result.stderr
     with terminal("ping") as screen:
         assert screen.end() == (4, "")
     assert "[y/N]" not in screen.shown, "nobody is asked"
@@ -324,7 +324,7 @@ def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
 ) -> None:
     result = run("ping", "--to", str(unknown))
     assert result.exit_code == 4
-    assert "get a link from whoever runs it" in result.stderr
+    assert "Log in with the URL that the server printed" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not Path(hosts_file()).exists()
 

@@ -50,7 +50,7 @@ NO_ADDRESS = [
 
 @pytest.mark.parametrize("text", [*NO_ADDRESS, "ftpk://user@host", f"ftpk://:{PIN}@host"])
 def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no address: expected ftpk://HOST:PORT$"):
+    with pytest.raises(ValueError, match=r"invalid address: expected ftpk://HOST:PORT$"):
         Address.parse(text)
 
 
@@ -72,7 +72,7 @@ def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
     ],
 )
 def test_what_is_no_link_is_refused_and_not_said_again(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^that is no link: expected ftpk://HOST:PORT or") as told:
+    with pytest.raises(ValueError, match=r"^invalid URL: expected ftpk://HOST:PORT or") as told:
         Url.parse(text)
     assert TOKEN not in "".join(traceback.format_exception(told.value))
 
@@ -80,7 +80,7 @@ def test_what_is_no_link_is_refused_and_not_said_again(text: str) -> None:
 @pytest.mark.parametrize("port", ["0", "65536", "99999999", "9" * 30, "9" * 5000])
 def test_a_port_that_does_not_exist_is_refused_with_a_sentence(port: str) -> None:
     for parse in (Address.parse, Url.parse):
-        with pytest.raises(ValueError, match=r"no such port: expected 1 to 65535$"):
+        with pytest.raises(ValueError, match=r"invalid port: expected 1 to 65535$"):
             parse(f"host:{port}")
 
 

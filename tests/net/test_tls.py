@@ -150,11 +150,11 @@ def encrypted() -> bytes:
 @pytest.mark.parametrize(
     ("certificate", "key", "message"),
     [
-        (b"", IDENTITY.key, "c is no certificate"),
-        (IDENTITY.key, IDENTITY.key, "c is no certificate"),
-        (IDENTITY.certificate, b"\0\xff", "k is no private key"),
-        (IDENTITY.certificate, IDENTITY.certificate, "k is no private key"),
-        (IDENTITY.certificate, Identity.make().key, "k is not that of .*c"),
+        (b"", IDENTITY.key, "c is not a certificate"),
+        (IDENTITY.key, IDENTITY.key, "c is not a certificate"),
+        (IDENTITY.certificate, b"\0\xff", "k is not a private key"),
+        (IDENTITY.certificate, IDENTITY.certificate, "k is not a private key"),
+        (IDENTITY.certificate, Identity.make().key, "k does not match .*c"),
         (IDENTITY.certificate, encrypted(), "k is encrypted"),
     ],
 )
@@ -266,14 +266,14 @@ def test_the_key_that_is_meant_is_spoken_to(ends: tuple[FrameStream, socket.sock
 
 def test_another_key_hears_nothing(ends: tuple[FrameStream, socket.socket]) -> None:
     reason = refused(ends, Identity.make(), pin=IDENTITY.pin)
-    assert "another key" in reason
-    assert "get a new link" in reason
+    assert "does not match the pinned key" in reason
+    assert "a new login URL" in reason
 
 
 def test_also_a_key_that_authorities_vouch_for_hears_nothing_if_another_is_meant(
     ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    assert "another key" in refused(ends, authority.vouch(HOST), pin=IDENTITY.pin)
+    assert "does not match the pinned key" in refused(ends, authority.vouch(HOST), pin=IDENTITY.pin)
 
 
 def test_a_key_is_asked_about_and_accepted(ends: tuple[FrameStream, socket.socket]) -> None:
@@ -311,9 +311,9 @@ def test_who_nobody_vouches_for_hears_nothing(
     ends: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
     reason = refused(ends, IDENTITY)
-    assert "nobody whom this system trusts" in reason
-    assert "(self-signed certificate)" in reason
-    assert "get a link" in reason
+    assert "cannot verify the TLS certificate" in reason
+    assert ": self-signed certificate." in reason
+    assert "ftpkit login URL" in reason
 
 
 def test_the_certificate_of_another_host_is_worth_nothing(
