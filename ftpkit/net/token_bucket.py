@@ -1,30 +1,32 @@
-"""When bytes may move, and how many: at a rate, or as somebody else decides."""
+"""Waiting until bytes may move: by a rate, or as a scheduler grants."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-# A pause shorter than this is kept as credit: sleeping has a granularity of its own.
+from ftpkit.scheduling.rate_limit import RateLimiter
+
+# A pause shorter than this is left to add up: sleeping has a granularity of its own.
 _SHORTEST_S: Final = 0.002
-_BURST_S: Final = 0.05
-_PIECE_S: Final = 0.02
+# Time at the rate that one quantum takes, for an even flow.
+_QUANTUM_S: Final = 0.02
 
 
 class Limiter(Protocol):
-    """Says when bytes may move: each turn is waited for, used, and given up."""
+    """Limits how fast bytes move: each quantum is acquired, used and released."""
 
     def acquire(self) -> int:
-        """Wait for a turn; return how many bytes may move in it, at most."""
+        """Wait for a quantum; return how many bytes may move in it."""
 
     def release(self, moved: int) -> None:
-        """End the turn, in which so many bytes moved."""
+        """End the quantum, in which ``moved`` bytes moved."""
 
 
 class TokenBucket:
-    """Keeps the bytes that pass to ``bytes_per_s`` bytes a second over any second or more.
+    """A ``Limiter`` that keeps to ``bytes_per_s``, for all threads that share it together.
 
-    Several threads may share it: together they keep to the rate.
+    Raises ValueError for a rate of 0 or less.
     """
 
     def __init__(
@@ -34,23 +36,21 @@ class TokenBucket:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if bytes_per_s <= 0:
-            raise ValueError("a rate is more than 0 bytes a second")
-        self._bytes_per_s = bytes_per_s
+        self._bucket = RateLimiter(bytes_per_s)
+        self._bucket.due_s = clock()  # empty at first
+        self._quantum = max(1024, min(int(bytes_per_s * _QUANTUM_S), 1024 * 1024))
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
-        self._due = clock()
 
     def acquire(self) -> int:
-        """Return how many bytes to move, at most, so that the flow is even."""
-        return max(1024, min(int(self._bytes_per_s * _PIECE_S), 1024 * 1024))
+        """Return how many bytes may move at once; does not wait."""
+        return self._quantum
 
     def release(self, moved: int) -> None:
-        """Note that so many bytes moved; sleep for as long as they were early."""
+        """Charge ``moved`` bytes, and sleep for as long as they were early."""
         with self._lock:
             now = self._clock()
-            # Time that was not used is not saved up beyond a small burst.
-            self._due = max(self._due, now - _BURST_S) + moved / self._bytes_per_s
-            early = self._due - now
-        if early >= _SHORTEST_S:
-            self._sleep(early)
+            self._bucket.charge(moved, now)
+            early_s = self._bucket.due_s - now
+        if early_s >= _SHORTEST_S:
+            self._sleep(early_s)

@@ -33,7 +33,7 @@ def paced(bytes_per_s: float) -> tuple[TokenBucket, Time]:
 
 @pytest.mark.parametrize("rate", [0, -1, -0.5])
 def test_a_rate_is_more_than_nothing(rate: float) -> None:
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="greater than 0"):
         TokenBucket(rate)
 
 
@@ -54,7 +54,7 @@ def test_no_second_or_longer_carries_more_than_the_rate(
         pace.release(count)
         moved.append((before, time.now, count))
     # A burst after idle time, a pause too short to make, and one piece.
-    slack = rate * (0.05 + 0.002) + pace.acquire()
+    slack = rate * (0.03 + 0.002) + pace.acquire()
     for i, (start, _, _) in enumerate(moved):
         carried = 0
         for moment, _, count in moved[i:]:
@@ -100,14 +100,14 @@ def test_time_that_was_not_used_is_not_saved_up() -> None:
     pace, time = paced(1_000_000)
     time.now += 3600
     pace.release(1_000_000)
-    assert sum(time.slept) == pytest.approx(0.95)
+    assert sum(time.slept) == pytest.approx(0.97)
 
 
 def test_a_slow_sender_never_sleeps() -> None:
     pace, time = paced(1_000_000)
     for _ in range(100):
         time.now += 0.1
-        pace.release(50_000)
+        pace.release(30_000)
     assert time.slept == []
 
 
