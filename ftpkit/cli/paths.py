@@ -18,7 +18,7 @@ def hosts_file() -> str:
     return os.path.join(click.get_app_dir("ftpkit"), "hosts.json")
 
 
-def memory_directory() -> str:
+def digest_cache_directory() -> str:
     """Return where digests of sent blocks are kept: the place for what can be made again."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "ftpkit", "blocks")

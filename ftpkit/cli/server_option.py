@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from ftpkit.cli.paths import hosts_file, memory_directory, running_directory, settings_file
+from ftpkit.cli.paths import digest_cache_directory, hosts_file, running_directory, settings_file
 from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
 from ftpkit.client import Client, UdpMode
 from ftpkit.client.connection import Connection, UrlProvider
@@ -72,7 +72,7 @@ def connect(
         timeout_s=timeout,
         bytes_per_s=rate,
         retry_for_s=retry_for,
-        memory=memory_directory(),
+        digest_cache=digest_cache_directory(),
         udp=udp,
         jobs=jobs,
     )

@@ -1,4 +1,4 @@
-"""A transfer is told to end by another thread, whatever it waits for."""
+"""Cancel a transfer from another thread, whatever it is waiting for."""
 
 import contextlib
 import socket
@@ -6,13 +6,13 @@ import threading
 
 
 class Cancelled(Exception):  # noqa: N818  nothing went wrong
-    """Ends a transfer that was cancelled; whoever runs it makes of it what its callers expect."""
+    """Raised in the thread of a transfer that was cancelled."""
 
 
 class CancelToken:
-    """Ends the waits of one transfer: for its connection, or for the next try.
+    """Interrupts what one transfer waits for: its connection, or the next retry.
 
-    ``set`` may be called from any thread, the rest from that of the transfer.
+    ``cancel`` may be called from any thread, the other methods from that of the transfer.
     """
 
     def __init__(self) -> None:
@@ -21,34 +21,34 @@ class CancelToken:
         self._sock: socket.socket | None = None
 
     def cancel(self) -> None:
-        """End them, and those to come; the connection is of no use then."""
+        """Interrupt this and every later wait; the attached connection can no longer be used."""
         with self._lock:
             self._cancelled.set()
             if self._sock is not None:
-                with contextlib.suppress(OSError):  # it may not be connected yet, or no longer
+                with contextlib.suppress(OSError):  # not connected yet, or no longer
                     self._sock.shutdown(socket.SHUT_RDWR)
 
     def is_cancelled(self) -> bool:
-        """Whether the transfer is to end."""
+        """Whether ``cancel`` was called."""
         return self._cancelled.is_set()
 
     def check(self) -> None:
-        """Raise Stopped if the transfer is to end."""
+        """Raise Cancelled if ``cancel`` was called."""
         if self._cancelled.is_set():
             raise Cancelled
 
     def attach(self, sock: socket.socket) -> None:
-        """Break this connection, and no other, with ``set``; Stopped if that was already called."""
+        """Have ``cancel`` shut down ``sock``; raise Cancelled if it was already called."""
         with self._lock:
             self.check()
             self._sock = sock
 
     def detach(self) -> None:
-        """Leave the connection alone from now on."""
+        """Have ``cancel`` leave the connection alone."""
         with self._lock:
             self._sock = None
 
     def sleep(self, seconds: float) -> None:
-        """Wait, or raise Stopped as soon as the transfer is to end."""
+        """Wait ``seconds``; raise Cancelled as soon as ``cancel`` is called."""
         if self._cancelled.wait(seconds):
             raise Cancelled

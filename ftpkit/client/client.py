@@ -1,4 +1,4 @@
-"""The client: one server, and all that can be asked of it."""
+"""The client: every operation on one server."""
 
 import os
 import threading
@@ -12,8 +12,10 @@ from ftpkit.client.cancel import CancelToken
 from ftpkit.client.connection import UrlProvider
 from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff, OnRetry
-from ftpkit.client.transfer.upload import OnProgress, Source, Upload
-from ftpkit.client.udp import UdpMode, UdpTransfer
+from ftpkit.client.transfer.blocks import OnProgress
+from ftpkit.client.transfer.source import Source
+from ftpkit.client.transfer.udp import UdpMode, UdpTransfer
+from ftpkit.client.transfer.upload import Upload
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
@@ -46,7 +48,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferResult:
-    """A file that was moved, whole and verified: ``total`` bytes in ``seconds``."""
+    """A completed, verified transfer of ``total`` bytes between ``name`` and the local ``path``.
+
+    ``content_digest`` is None if the server has none for the file.
+    """
 
     name: str
     path: str
@@ -57,30 +62,29 @@ class TransferResult:
 
 
 class Client:
-    """Moves files to and from the server at ``url``: an address, a link, or what returns one.
+    """Transfers files to and from the server at ``url``, and manages the files there.
 
-    A link is ``ftpk://TOKEN:PIN@HOST:PORT``, as ``ftpkit serve`` prints it; what returns one is
-    asked before each connection. Without a pin the system's authorities vouch for the server,
-    and without pin and token one on this machine is spoken to without TLS, as it is everywhere
-    over ``ftpk+plain://``.
+    ``url`` is a login URL, ``ftpk://TOKEN:PIN@HOST:PORT``, as ``ftpkit serve`` prints it; an
+    address; or a function that returns one of these, which is called before each connection.
+    Without a pin the server's certificate must be valid under the system's authorities. A
+    ``ftpk+plain://`` URL, and a server on this computer without pin and token, use no TLS.
 
-    It connects with the first operation, keeps the conversation for the next
-    ones, and connects again where that has ended. ``timeout_s`` is how long
-    the server may move no byte; ``bytes_per_s`` limits both directions, in bytes
-    a second. Every operation raises a FtpkitError where it fails: RefusedError
-    for the server's no, CannotConnectError and ConnectionLostError for the connection,
-    LocalFileError for files on this side. Threads take turns.
+    The client connects on first use, keeps the connection, and connects again after it was
+    lost. ``timeout_s`` is how long the server may transfer no byte; ``bytes_per_s`` limits each
+    direction. Every operation raises a FtpkitError: RefusedError for a refusal of the server,
+    CannotConnectError and ConnectionLostError for the connection, LocalFileError for local
+    files. Threads may share a client; their operations run one after the other.
 
-    ``submit_put`` and ``submit_get`` move files in the background, ``jobs`` at once, each
-    over a connection of its own, and together within ``bytes_per_s``. Leaving the client's
-    ``with`` block waits for them; leaving it by an exception cancels them.
+    ``submit_put`` and ``submit_get`` transfer files in the background, up to ``jobs`` at once,
+    each over its own connection, and all within ``bytes_per_s``. The end of the client's
+    ``with`` block waits for them; an exception that leaves the block cancels them.
 
-    ``put`` and ``get`` go on over new connections until there was no progress
-    for ``retry_for_s``; their ``on_retry`` hears of each failure and of the
-    wait that follows. ``memory`` is a directory in which digests of sent blocks are
-    kept, so that an upload which is continued reads only what is new. With ``udp`` blocks
-    travel as datagrams, which pays where loss or distance slows TCP down; where UDP is
-    blocked, ``on_retry`` hears that, and they go on over TCP.
+    ``put`` and ``get`` retry over new connections until there was no progress for
+    ``retry_for_s`` seconds; ``on_retry`` is called with each error and the seconds to the next
+    try. ``digest_cache`` is a directory for the digests of sent blocks: with it a resumed
+    upload reads only the blocks that are missing. ``udp`` sends blocks as datagrams, which is
+    faster on paths with loss or a long delay; where UDP is blocked, ``on_retry`` is called and
+    the transfer continues over TCP.
     """
 
     def __init__(
@@ -90,20 +94,20 @@ class Client:
         timeout_s: float = 30.0,
         bytes_per_s: float | None = None,
         retry_for_s: float = 0.0,
-        memory: str | os.PathLike[str] | None = None,
+        digest_cache: str | os.PathLike[str] | None = None,
         udp: UdpMode = UdpMode.NO,
         jobs: int = 4,
     ) -> None:
+        if jobs < 1:
+            raise ValueError("jobs must be at least 1")
         self._url_provider = _url_provider(url)
         self._timeout_s = timeout_s
         self._limiter = TokenBucket(bytes_per_s) if bytes_per_s else None
         self._udp_transfer = UdpTransfer(udp, bytes_per_s)
         self._retry_for_s = retry_for_s
-        self._memory = None if memory is None else os.fspath(memory)
-        if jobs < 1:
-            raise ValueError("jobs is at least 1")
+        self._digest_cache = None if digest_cache is None else os.fspath(digest_cache)
         self._jobs = jobs
-        self._submitting = threading.Lock()
+        self._pool_lock = threading.Lock()
         self._pool: Pool | None = None
         self._connection = self._connect()
 
@@ -116,12 +120,12 @@ class Client:
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
     ) -> TransferResult:
-        """Upload the file ``path`` as ``name`` (its own last part, if None).
+        """Upload the file ``path`` as ``name``, by default the last part of the path.
 
-        It appears under its name in one step, when all of it is there, verified and on
-        stable storage. SourceChangedError says that somebody wrote to it meanwhile.
+        The file is published atomically once all of it is verified and on stable storage.
+        Raises SourceChangedError if the file is written to meanwhile.
         """
-        return self._put(self._connection, path, name, overwrite, on_progress, on_retry)
+        return self._put(path, name, overwrite, on_progress, on_retry, self._connection)
 
     def get(
         self,
@@ -132,11 +136,11 @@ class Client:
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
     ) -> TransferResult:
-        """Download ``name`` to ``path``: a file, or a directory to put it into (here, if None).
+        """Download ``name`` to ``path``, a file or a directory; by default the current one.
 
-        It appears at ``path`` in one step, when all of it is there and verified.
+        The file appears at ``path`` atomically once all of it is verified.
         """
-        return self._get(self._connection, name, path, overwrite, on_progress, on_retry)
+        return self._get(name, path, overwrite, on_progress, on_retry, self._connection)
 
     def submit_put(
         self,
@@ -147,20 +151,12 @@ class Client:
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
     ) -> "TransferFuture[TransferResult]":
-        """As ``put``, in the background: return at once the future of what that returns or raises.
+        """Start ``put`` in the background, and return its future.
 
-        The callbacks are called in a thread of the transfer. Cancelled, it stops at its next
-        piece; the same upload goes on there later.
+        The callbacks are called in a thread of the transfer. A cancelled transfer stops at its
+        next read or write, and the same upload resumes there later.
         """
-        work = partial(
-            self._put,
-            path=path,
-            name=name,
-            overwrite=overwrite,
-            on_progress=on_progress,
-            on_retry=on_retry,
-        )
-        return self._submit(work)
+        return self._submit(partial(self._put, path, name, overwrite, on_progress, on_retry))
 
     def submit_get(
         self,
@@ -171,19 +167,11 @@ class Client:
         on_progress: OnProgress | None = None,
         on_retry: OnRetry | None = None,
     ) -> "TransferFuture[TransferResult]":
-        """As ``get``, in the background, as ``submit_put`` does it."""
-        work = partial(
-            self._get,
-            name=name,
-            path=path,
-            overwrite=overwrite,
-            on_progress=on_progress,
-            on_retry=on_retry,
-        )
-        return self._submit(work)
+        """Start ``get`` in the background, as ``submit_put`` starts ``put``."""
+        return self._submit(partial(self._get, name, path, overwrite, on_progress, on_retry))
 
     def list(self, name: str = "", *, recursive: bool = False) -> Iterator[ListEntry]:
-        """Yield what is in a directory, in the byte order of full names, page by page."""
+        """Yield the entries of a directory in the byte order of their full names, page by page."""
         check_name(name, root=True)
         after: str | None = None
         while True:
@@ -192,75 +180,76 @@ class Client:
                     List(name=name, recursive=recursive, after=after), ListReply
                 )
                 if reply.size > MAX_PAGE:
-                    raise ProtocolError("the server sent too long a page")
+                    raise ProtocolError(
+                        f"invalid list reply: a page of more than {MAX_PAGE:,} bytes"
+                    )
                 page = connection.stream.read_body()
                 if digest_of(page, connection.algorithm) != connection.check_algorithm(
                     reply.digest
                 ):
-                    raise CorruptDataError("the list arrived damaged")
-            for line in page.splitlines():
-                yield list_entry_from_json(line)
+                    raise CorruptDataError("the list does not match its digest: repeat the command")
+            yield from map(list_entry_from_json, page.splitlines())
             if reply.next is None:
                 return
             if after is not None and reply.next.encode() <= after.encode():
-                raise ProtocolError("the server's list does not get on")
+                raise ProtocolError("invalid list reply: the page cursor did not advance")
             after = reply.next
 
     def stat(self, name: str = "") -> StatReply:
-        """Tell what stands under ``name``."""
+        """Return the kind, size, times and version of ``name``; by default of the root."""
         check_name(name, root=True)
         with self._connection.acquire() as connection:
             return connection.request(Stat(name=name), StatReply)
 
     def mkdir(self, name: str) -> None:
-        """Make a directory and its parents; an existing directory is fine."""
+        """Create a directory and its parents; it may exist."""
         check_name(name)
         with self._connection.acquire() as connection:
             connection.request(Mkdir(name=name), NameReply)
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> None:
-        """Move a file or directory."""
+        """Rename or move a file or directory; ``to`` is replaced only with ``overwrite``."""
         check_name(name)
         check_name(to)
         with self._connection.acquire() as connection:
             connection.request(Rename(name=name, to=to, overwrite=overwrite), NameReply)
 
     def delete(self, name: str, *, recursive: bool = False) -> None:
-        """Delete a file or an empty directory; with ``recursive`` also a full one."""
+        """Delete a file or an empty directory; with ``recursive`` also one with content."""
         check_name(name)
         with self._connection.acquire() as connection:
             connection.request(Delete(name=name, recursive=recursive), NameReply)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
-        """Let the server read a file, and return the digest of its content."""
+        """Have the server read a file, and return the digest of its content."""
         check_name(name)
         with self._connection.acquire() as connection:
             reply = connection.request(DigestRequest(name=name, digest=algorithm), FileReply)
         if reply.content_digest is None:
-            raise ProtocolError("the server told no digest")
+            raise ProtocolError("invalid digest reply: it has no digest")
         return reply.content_digest
 
     def ping(self) -> float:
-        """Return how many seconds a request and its reply take."""
+        """Return the round-trip time of a request, in seconds."""
         with self._connection.acquire() as connection:
             started = time.monotonic()
             connection.request(Ping(), OkReply)
             return time.monotonic() - started
 
     def status(self) -> ServerStatus:
-        """Tell what the server does now: a dict with the keys that WIRE.md, section 6, lists."""
+        """Return the state of the server and its transfers (WIRE.md section 6)."""
         with self._connection.acquire() as connection:
             reply = connection.request(Status(), StatusReply)
             if reply.size > MAX_STATUS:
-                raise ProtocolError("the server sent too long a status")
+                raise ProtocolError(f"invalid status reply: more than {MAX_STATUS:,} bytes")
             return decode_status(connection.stream.read_body())
 
     def close(self, *, cancel_futures: bool = False) -> None:
-        """Wait for what was submitted, and hang up; the next operation connects again.
+        """Wait for submitted transfers, and close the connections.
 
-        With ``cancel_futures`` what was submitted is cancelled first.
+        ``cancel_futures`` cancels the transfers first. The next operation connects again.
         """
-        with self._submitting:
+        with self._pool_lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close(cancel_futures=cancel_futures)
@@ -274,7 +263,7 @@ class Client:
 
     @property
     def address(self) -> Address:
-        """Where the server is."""
+        """The server's host and port."""
         return self._url_provider().address
 
     def _connect(self) -> ReconnectingConnection:
@@ -285,39 +274,39 @@ class Client:
     def _submit(
         self, work: Callable[[ReconnectingConnection], TransferResult]
     ) -> "TransferFuture[TransferResult]":
-        # Here, because a client that never submits should not wait for it.
+        # Imported here: only a client that submits needs it.
         from ftpkit.client.pool import Pool
 
-        with self._submitting:
+        with self._pool_lock:
             if self._pool is None:
                 self._pool = Pool(self._jobs, self._connect)
             return self._pool.submit(work)
 
     def _put(
         self,
-        reconnecting: ReconnectingConnection,
         path: str | os.PathLike[str],
         name: str | None,
         overwrite: bool,
         on_progress: OnProgress | None,
         on_retry: OnRetry | None,
+        connection: ReconnectingConnection,
     ) -> TransferResult:
         path = os.fspath(path)
         name = check_name(os.path.basename(path) if name is None else name)
-        on_retry = on_retry or _untold
+        on_retry = on_retry or _ignore_retry
         started = time.monotonic()
-        backoff = self._backoff(reconnecting)
+        backoff = self._backoff(connection)
         with Source(path) as source:
             upload = Upload(
                 source,
                 name,
                 overwrite=overwrite,
-                memory=self._memory,
-                on_progress=_watched(backoff, reconnecting.cancel_token, on_progress),
+                digest_cache=self._digest_cache,
+                on_progress=_progress(backoff, connection.cancel_token, on_progress),
                 on_retry=on_retry,
                 udp_transfer=self._udp_transfer,
             )
-            reply = reconnecting.run(upload.run, backoff, on_retry)
+            reply = connection.run(upload.run, backoff, on_retry)
         return TransferResult(
             name=name,
             path=path,
@@ -329,40 +318,41 @@ class Client:
 
     def _get(
         self,
-        reconnecting: ReconnectingConnection,
         name: str,
         path: str | os.PathLike[str] | None,
         overwrite: bool,
         on_progress: OnProgress | None,
         on_retry: OnRetry | None,
+        connection: ReconnectingConnection,
     ) -> TransferResult:
-        # Here, because a download is staged as on a server: nothing else needs all of storage/.
-        from ftpkit.client.transfer.download import Download, DownloadTarget
+        # Imported here: only a download needs storage/, with which it stages its blocks.
+        from ftpkit.client.transfer.download import Download
+        from ftpkit.client.transfer.target import DownloadTarget
 
         check_name(name)
         path = os.curdir if path is None else os.fspath(path)
         if os.path.isdir(path):
             path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
-        on_retry = on_retry or _untold
+        on_retry = on_retry or _ignore_retry
         started = time.monotonic()
-        backoff = self._backoff(reconnecting)
+        backoff = self._backoff(connection)
         with DownloadTarget(path, overwrite=overwrite) as target:
-            progress = _watched(backoff, reconnecting.cancel_token, on_progress)
+            progress = _progress(backoff, connection.cancel_token, on_progress)
             download = Download(
                 name, str(self.address), target, progress, on_retry, self._udp_transfer
             )
-            reply, entry = reconnecting.run(download.run, backoff, on_retry)
+            reply, info = connection.run(download.run, backoff, on_retry)
         return TransferResult(
             name=name,
             path=path,
             total=reply.total,
             seconds=time.monotonic() - started,
             version=reply.version,
-            content_digest=entry.content_digest,
+            content_digest=info.content_digest,
         )
 
-    def _backoff(self, reconnecting: ReconnectingConnection) -> Backoff:
-        return Backoff(self._retry_for_s, sleep=reconnecting.cancel_token.sleep)
+    def _backoff(self, connection: ReconnectingConnection) -> Backoff:
+        return Backoff(self._retry_for_s, sleep=connection.cancel_token.sleep)
 
 
 def _url_provider(url: str | Url | Address | UrlProvider) -> UrlProvider:
@@ -375,19 +365,19 @@ def _url_provider(url: str | Url | Address | UrlProvider) -> UrlProvider:
     return lambda: url
 
 
-def _watched(
+def _progress(
     backoff: Backoff, cancel_token: CancelToken, on_progress: OnProgress | None
 ) -> OnProgress:
-    """Return what tells all of them how far a transfer is, and ends it when it is to stop."""
+    """Return a callback that ends a cancelled transfer, resets the backoff and reports progress."""
 
-    def moved(count: int, total: int) -> None:
+    def report(moved: int, total: int) -> None:
         cancel_token.check()
-        backoff.progress(count)
+        backoff.progress(moved)
         if on_progress is not None:
-            on_progress(count, total)
+            on_progress(moved, total)
 
-    return moved
+    return report
 
 
-def _untold(error: FtpkitError, delay: float) -> None:
-    """Tell nobody of a retry."""
+def _ignore_retry(error: FtpkitError, delay: float) -> None:
+    pass

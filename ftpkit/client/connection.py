@@ -1,4 +1,4 @@
-"""A connection to a server: requests out, many ahead if it pays, and their answers in."""
+"""One connection to a server: connect, authenticate, send requests and receive replies."""
 
 import contextlib
 import socket
@@ -37,20 +37,22 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Reply)
 
 SendBody = Callable[[bytes], None]
-"""Sends a header, which it is given, and the body behind it."""
+"""Called with an encoded header; sends it, and the body behind it."""
 
 OnSocket = Callable[[socket.socket], None]
 
 UrlProvider = Callable[[], Url]
-"""Says where the server is, and how it is entered; asked before each connection."""
+"""Returns the server's address, pin and token; called before each connection."""
 
 
 class Connection:
-    """One conversation, opened with ``hello``, and with ``auth`` where there is a token.
+    """An open connection, after ``hello`` and, if there is a token, ``auth`` (WIRE.md section 3).
 
-    Raises CannotConnectError where nobody answers, or somebody else, and RefusedError
-    where there is no good token. ``on_socket`` is given the socket before it connects, so that
-    another thread may break it. ``confirm_pin`` is asked about a key that is not known otherwise.
+    ``on_socket`` is called with the socket before it connects, so that another thread can
+    interrupt it. ``confirm_pin`` is called with the pin of a key that is not trusted otherwise.
+
+    Raises CannotConnectError if no ftpkit server answers, UntrustedError if its key is not the
+    right one, and RefusedError if it does not accept the token.
     """
 
     def __init__(
@@ -65,16 +67,17 @@ class Connection:
         self._url_provider, self.timeout_s = url_provider, timeout_s
         self.algorithm = DEFAULT
         self.features: list[str] = []
-        self.holder: AuthReply | None = None
-        """Whose token was shown, and what it allows; None where the server asks for none."""
+        self.auth: AuthReply | None = None
+        """The user and the permissions of the token; None if the server requires no token."""
         self.url = url_provider()
         try:
             self._open(limiter, on_socket, confirm_pin, tls=False)
         except RefusedError as refusal:
             tls_required = refusal.code == Code.TLS_REQUIRED
-            if not self._unknown or not (tls_required or refusal.code == Code.AUTH_REQUIRED):
+            missing = tls_required or refusal.code == Code.AUTH_REQUIRED
+            if not (missing and self._local_plaintext):
                 raise
-            # It runs here, and may have told of itself only after it was asked for.
+            # A local server may have announced its URL only after the first look-up.
             url = url_provider()
             if not tls_required and url == self.url:
                 raise
@@ -83,12 +86,12 @@ class Connection:
 
     @property
     def address(self) -> Address:
-        """Where the server is."""
+        """The server's host and port."""
         return self.url.address
 
     def allows(self, permission: str) -> bool:
-        """Whether the server allows us that: "read", "write", "delete" or "admin"."""
-        return self.holder is None or permission in self.holder.can
+        """Whether the token has a permission: "read", "write", "delete" or "admin"."""
+        return self.auth is None or permission in self.auth.can
 
     def _open(
         self,
@@ -98,16 +101,17 @@ class Connection:
         *,
         tls: bool,
     ) -> None:
-        """Connect and greet; with ``tls`` the server is known to demand that."""
-        sock = _connected(self.address, self.timeout_s, on_socket)
+        """Connect and greet; ``tls`` says that the server refused plaintext before."""
+        sock = _connect(self.address, self.timeout_s, on_socket)
         self.sock = sock
-        """The connection beneath ``stream``, for those who tune and measure it."""
+        """The socket below ``stream``, to tune and to measure it."""
         self.stream = FrameStream(sock, stall_timeout_s=self.timeout_s, limiter=limiter)
         self._protocol = ClientProtocol()
         try:
-            # Of a server on this machine we need not know anything: nobody is in between.
-            self._unknown = not tls and self.url == Url(self.address) and is_local_connection(sock)
-            if not self.url.plain and not self._unknown:
+            # On this computer nothing can intercept the connection: plaintext is safe.
+            unknown = not tls and self.url == Url(self.address)
+            self._local_plaintext = unknown and is_local_connection(sock)
+            if not self.url.plain and not self._local_plaintext:
                 self._start_tls(confirm_pin)
             self._greet()
         except BaseException:
@@ -115,7 +119,7 @@ class Connection:
             raise
 
     def _start_tls(self, confirm_pin: "ConfirmPin | None") -> None:
-        # Here, because it brings along what a conversation in plaintext has no use for.
+        # Imported here, because a plaintext connection needs none of it.
         from ftpkit.net.trust import connect
 
         try:
@@ -133,21 +137,21 @@ class Connection:
         try:
             self.send(hello)
             if token is not None:
-                # Not only when the server says that it wants one: that saves a round trip.
+                # Sent before the server asks for it: that saves a round trip.
                 self.send(Auth(token=token))
-            reply = self._receive_reply(HelloReply)
+            reply = self._receive(HelloReply)
             if reply.digest not in ALGORITHMS:
-                raise ProtocolError(f"the server picked a digest {reply.digest!a}")
+                raise ProtocolError(f"unknown digest algorithm {reply.digest!a}")
             if reply.auth:
-                self.holder = self._authenticate()
+                self.auth = self._authenticate()
             elif token is not None:
                 self.receive()
         except ProtocolError:
             raise CannotConnectError(
-                f"{self.address} is no ftpkit server", permanent=True
+                f"{self.address} is not an ftpkit server", permanent=True
             ) from None
         except StallTimeoutError:
-            # Perhaps it waits for a line's end that ours does not have: HTTP does.
+            # An HTTP server, for example, waits for the end of a line.
             raise CannotConnectError(
                 f"{self.address} does not answer; is it an ftpkit server?"
             ) from None
@@ -156,43 +160,40 @@ class Connection:
         self.algorithm, self.features = reply.digest, reply.features
 
     def _authenticate(self) -> AuthReply:
-        """Return what the server says to the token that was sent to it."""
+        """Return the reply to ``auth``, which was sent behind ``hello``."""
         if self.url.token is None:
             raise RefusedError(
                 Code.AUTH_REQUIRED,
-                f"{self.address} wants a token: ftpkit login LINK, with a link from who runs it",
+                f"{self.address} requires a token: log in with the URL that the server printed"
+                " (ftpkit login URL)",
             )
         try:
-            return self._receive_reply(AuthReply)
+            return self._receive(AuthReply)
         except RefusedError as refusal:
             if refusal.code != Code.AUTH_FAILED:
                 raise
             raise RefusedError(
-                Code.AUTH_FAILED, f"{self.address} does not know this token, or no longer"
+                Code.AUTH_FAILED,
+                f"{self.address} rejected the token: it is unknown, expired or revoked."
+                " Log in with a new URL (ftpkit login URL)",
             ) from None
 
-    def _receive_reply(self, expected: type[R]) -> R:
-        reply = self.receive().reply
-        if isinstance(reply, RefusedError):
-            raise reply
-        if not isinstance(reply, expected):
-            raise ProtocolError("the reply does not fit the request")
-        return reply
+    def _receive(self, expected: type[R]) -> R:
+        return _expect(self.receive().reply, expected)
 
     def request(self, request: Request, expected: type[R]) -> R:
-        """Send a request without a body and return its reply; wait where it is pending."""
+        """Send a request without a body, again while its result is pending; return the reply.
+
+        Raises RefusedError if the server refuses it.
+        """
         while True:
             self.send(request)
             reply = self.receive().reply
-            if isinstance(reply, RefusedError):
-                raise reply
-            if isinstance(reply, expected):
-                return reply
             if not isinstance(reply, Pending):
-                raise ProtocolError("the reply does not fit the request")
+                return _expect(reply, expected)
 
     def send(self, request: Request, send: SendBody | None = None) -> None:
-        """Send a request; ``send`` sends its header and body where it has one."""
+        """Send a request; ``send`` is called with its header if it has a body to send."""
         header = self._protocol.send_request(request)
         try:
             (send or self.stream.send)(header)
@@ -201,11 +202,11 @@ class Connection:
             raise
 
     def receive(self) -> Response:
-        """Return the next answer; the body of its reply must be read from ``stream`` next."""
+        """Return the next reply; its body, if it has one, must then be read from ``stream``."""
         return self._protocol.receive(self.stream.read_header())
 
     def poll(self) -> bool:
-        """Read a reply without a body if one has arrived; return whether one had.
+        """Receive a reply without a body if one has arrived; return whether one had.
 
         Raises ConnectionLostError if the server closed the connection.
         """
@@ -217,7 +218,7 @@ class Connection:
     def pipeline(
         self, requests: Iterable[tuple[Request, SendBody | None]], window: int
     ) -> Iterator[Response]:
-        """Send ``requests``, up to ``window`` ahead of their answers; yield these in order."""
+        """Send ``requests`` with up to ``window`` unanswered; yield the replies in order."""
         for request, send in requests:
             self.send(request, send)
             while self._protocol.unanswered >= window:
@@ -226,13 +227,13 @@ class Connection:
             yield self.receive()
 
     def drain(self) -> None:
-        """Read and drop the answers that are still under way."""
+        """Receive and discard the replies to all unanswered requests."""
         while self._protocol.unanswered:
             self.receive()
             self.stream.skip_body()
 
     def _raise_refusal(self) -> None:
-        """If the server said why it hung up, raise that instead of the broken connection."""
+        """Raise the refusal that the server sent before it closed the connection, if any."""
         with contextlib.suppress(ConnectionLostError, ProtocolError):
             while True:
                 reply = self.receive().reply
@@ -242,7 +243,7 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether another request may follow: nothing is under way and nobody has hung up."""
+        """Whether the next request can be sent: no reply is outstanding, and no side closed."""
         if self._protocol.unanswered or self._protocol.closed or self.stream.left:
             return False
         if self.sock.fileno() < 0:
@@ -250,40 +251,48 @@ class Connection:
         return not self.stream.wait_readable(0)
 
     def check_algorithm(self, digest: str) -> str:
-        """Return ``digest`` if it is in the conversation's algorithm, else raise ProtocolError."""
+        """Return ``digest``; raise ProtocolError if it is not in the negotiated algorithm."""
         if split_digest(digest)[0] != self.algorithm:
-            raise ProtocolError("the reply has another digest than was agreed on")
+            raise ProtocolError("the reply uses another digest algorithm than the negotiated one")
         return digest
 
     def reconnect(self) -> "Connection":
-        """Hang up, and return a new conversation with the same server."""
+        """Close this connection, and return a new one to the same server, without a rate limit."""
         self.close()
         return Connection(self._url_provider, timeout_s=self.timeout_s, limiter=None)
 
     def close(self) -> None:
-        """Hang up; safe to call twice."""
+        """Close the connection; safe to call twice."""
         self.stream.close()
 
 
-def _connected(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
+def _expect(reply: Reply | Pending | RefusedError, expected: type[R]) -> R:
+    if isinstance(reply, RefusedError):
+        raise reply
+    if not isinstance(reply, expected):
+        raise ProtocolError("the reply does not match the request")
+    return reply
+
+
+def _connect(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
     try:
-        return _first_connected(address, timeout_s, on_socket)
+        return _connect_to_first(address, timeout_s, on_socket)
     except OSError as error:
         reason = error.strerror or str(error)
         unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
         raise CannotConnectError(
             f"cannot connect to {address}: {reason}", permanent=unknown
         ) from None
-    except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
+    except UnicodeError:  # from IDNA, for an empty label or one of more than 63 letters
         raise CannotConnectError(
-            f"cannot connect to {address}: no such host name is possible", permanent=True
+            f"cannot connect to {address}: invalid host name", permanent=True
         ) from None
 
 
-def _first_connected(
+def _connect_to_first(
     address: Address, timeout_s: float, on_socket: OnSocket | None
 ) -> socket.socket:
-    """As ``socket.create_connection``, which shows nobody what it waits for."""
+    """As ``socket.create_connection``, which has no ``on_socket``."""
     failure = OSError("the host has no address")
     for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         sock = socket.socket(family, kind, protocol)

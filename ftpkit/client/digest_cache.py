@@ -1,6 +1,6 @@
-"""What is known of a file's blocks: their digests, kept until the file changes.
+"""A cache of the digests of a local file's blocks, valid until the file changes.
 
-So an upload that goes on after days need not read again what was sent.
+With it an upload that is resumed does not read again the blocks that were sent.
 """
 
 import contextlib
@@ -17,27 +17,27 @@ _RECORD: Final = Struct(f"!Q{DIGEST_BYTES}s")
 _CRC: Final = Struct("!I")
 _LENGTH: Final = _RECORD.size + _CRC.size
 
-# A file that was written to a moment ago may be written to again under the same mtime.
-_SETTLED_NS: Final = 2 * 10**9
-_KEPT_S: Final = 30 * 86400
+# Within this time after a write, another write may leave the same mtime.
+_MIN_AGE_NS: Final = 2 * 10**9
+_MAX_UNUSED_S: Final = 30 * 86400
 
 
 class DigestCache:
-    """The digests of one file's blocks by offset; in ``directory``, or for this object's life.
+    """The digests of one file's blocks, by offset.
 
-    A file is told by device, inode, size and mtime; whatever else changes it is another file.
-    Records that are cut or damaged are as good as none. The memory only saves
-    work, so a disk that fails it is no error.
+    They are stored in ``directory``, under a name made from the file's device, inode, size and
+    mtime (in ``status``), the size of a ``block`` and the algorithm; without a directory, in
+    memory. Truncated and damaged records are ignored, and so are I/O errors.
     """
 
     def __init__(
         self, directory: str | None, status: os.stat_result, *, block: int, algorithm: str
     ) -> None:
         self._algorithm = algorithm
-        self._known: dict[int, str] = {}
+        self._digests: dict[int, str] = {}
         self._fd: int | None = None
         self._path = ""
-        if directory is not None and time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+        if directory is not None and time.time_ns() - status.st_mtime_ns > _MIN_AGE_NS:
             identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
             key = digest_of(repr((identity, block, algorithm)).encode())
             self._path = os.path.join(directory, split_digest(key)[1].hex()[:32])
@@ -45,22 +45,22 @@ class DigestCache:
                 self._open(directory)
 
     def get(self, offset: int) -> str | None:
-        """Return the digest of the block at ``offset``, if it was ever told."""
-        return self._known.get(offset)
+        """Return the digest of the block at ``offset``, or None if it is not in the cache."""
+        return self._digests.get(offset)
 
     def add(self, offset: int, digest: str) -> None:
-        """Keep the digest of a block."""
-        if self._known.get(offset) == digest:
+        """Store the digest of the block at ``offset``."""
+        if self._digests.get(offset) == digest:
             return
-        self._known[offset] = digest
+        self._digests[offset] = digest
         if self._fd is not None:
             record = _RECORD.pack(offset, split_digest(digest)[1])
             with contextlib.suppress(OSError):
                 os_files.append(self._fd, record + _CRC.pack(zlib.crc32(record)))
 
-    def forget(self) -> None:
-        """Drop what is known: the file has been sent, or it has changed."""
-        self._known.clear()
+    def clear(self) -> None:
+        """Forget the file: it has been sent, or it has changed."""
+        self._digests.clear()
         if self._path:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
@@ -86,13 +86,13 @@ class DigestCache:
             (crc,) = _CRC.unpack_from(data, start + _RECORD.size)
             if zlib.crc32(record) == crc:
                 offset, raw = _RECORD.unpack(record)
-                self._known[offset] = format_digest(self._algorithm, raw)
+                self._digests[offset] = format_digest(self._algorithm, raw)
         os.ftruncate(self._fd, whole)
 
 
 def _sweep(directory: str) -> None:
-    """Remove what nobody has come back for."""
-    oldest = time.time() - _KEPT_S
+    """Remove the digests of files that were not sent to the end for 30 days."""
+    oldest = time.time() - _MAX_UNUSED_S
     with os.scandir(directory) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Transfers in the background: several at once, each over a connection of its own."""
+"""Transfers in the background: several at once, each over its own connection."""
 
 import threading
 from collections.abc import Callable
@@ -13,14 +13,13 @@ T = TypeVar("T")
 
 
 class TransferFuture(Future[T]):
-    """The future of a transfer; unlike others, ``cancel`` ends one that is running, too.
+    """The future of a transfer; unlike other futures, it can be cancelled while it is running.
 
-    It ends at its next piece. What has arrived is kept, so that the same transfer
-    goes on there when it is submitted again. True says that it will end without a
-    result, unless all of it was over just then.
+    The transfer then ends at its next read or write. Blocks that have arrived are kept: the
+    same transfer resumes there when it is submitted again.
     """
 
-    # ``Future`` refuses to cancel what is running, so that here stays pending until its end.
+    # ``Future`` refuses to cancel in its running state, so the state stays pending to the end.
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,22 +27,22 @@ class TransferFuture(Future[T]):
         self._claim = threading.Lock()
 
     def cancel(self) -> bool:
-        """End it; False says that it has ended already, and not so."""
+        """Cancel the transfer; return False if it has already ended in another way."""
         self.cancel_token.cancel()
         if self._claim.acquire(blocking=False):
             self._end_cancelled()
         return self.cancelled() or not self.done()
 
     def running(self) -> bool:
-        """Whether it has begun, and not ended."""
+        """Whether the transfer has begun and not ended."""
         return self._claim.locked() and not self.done()
 
     def begin(self) -> bool:
-        """Whether it is to be run; False says that it was cancelled before."""
+        """Claim the transfer for this thread; return False if it was cancelled before."""
         return self._claim.acquire(blocking=False)
 
     def run(self, work: Callable[[], T]) -> None:
-        """Do ``work``; it may raise whatever it likes once ``cancel_token`` is set."""
+        """Run ``work``; once the token is cancelled, any exception means that it was cancelled."""
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001  ``result`` raises it
@@ -56,11 +55,11 @@ class TransferFuture(Future[T]):
 
     def _end_cancelled(self) -> None:
         super().cancel()
-        self.set_running_or_notify_cancel()  # wakes up who waits for several of them
+        self.set_running_or_notify_cancel()  # wakes concurrent.futures.wait
 
 
 class Pool:
-    """Runs ``size`` transfers at once, first come, first served."""
+    """Runs up to ``size`` transfers at once, in the order of submission."""
 
     def __init__(self, size: int, connect: Callable[[], ReconnectingConnection]) -> None:
         self._executor = ThreadPoolExecutor(size, thread_name_prefix="ftpkit-transfer")
@@ -69,7 +68,7 @@ class Pool:
         self._futures: set[Future[Any]] = set()
 
     def submit(self, work: Callable[[ReconnectingConnection], T]) -> TransferFuture[T]:
-        """Have ``work`` done over a connection, as soon as there is room."""
+        """Run ``work`` with a connection as soon as one of the ``size`` threads is free."""
         future: TransferFuture[T] = TransferFuture()
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -77,12 +76,12 @@ class Pool:
         return future
 
     def close(self, *, cancel_futures: bool) -> None:
-        """Wait for what was submitted, or cancel it first, and hang up."""
+        """Wait for all transfers, or cancel them first, and close the connections."""
         try:
             if cancel_futures:
                 self._cancel()
             self._executor.shutdown()
-        except BaseException:  # whoever waited no longer wants to: Ctrl-C
+        except BaseException:  # Ctrl-C while waiting
             self._cancel()
             raise
         for reconnecting in self._idle:

@@ -1,4 +1,4 @@
-"""A connection to a server that is made when it is needed, and again where it was lost."""
+"""A connection that is opened on first use, and opened again after it was lost."""
 
 import contextlib
 import threading
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 class ReconnectingConnection:
-    """One conversation at a time; threads take turns.
+    """At most one open connection, which one thread at a time uses.
 
-    ``cancel_token`` ends what is done over it; it is exchanged between two transfers alone.
+    ``cancel_token`` interrupts the transfer that uses it; replace it only between transfers.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ReconnectingConnection:
 
     @contextlib.contextmanager
     def acquire(self) -> Iterator[Connection]:
-        """Have the conversation for oneself; after a failure that left it in the middle, end it."""
+        """Have the connection exclusively; one that cannot be used after an error is closed."""
         with self._lock:
             try:
                 yield self._open()
@@ -45,7 +45,7 @@ class ReconnectingConnection:
                 self.cancel_token.detach()
 
     def run(self, work: Callable[[Connection], T], backoff: Backoff, on_retry: OnRetry) -> T:
-        """Do ``work``, over a new conversation after each failure that may pass."""
+        """Run ``work`` with a connection; after a retryable error, wait and run it again."""
         while True:
             try:
                 with self.acquire() as connection:
@@ -55,7 +55,7 @@ class ReconnectingConnection:
                 backoff.wait(error, on_retry)
 
     def close(self) -> None:
-        """Hang up; what comes next connects again."""
+        """Close the connection; the next use opens another one."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()

@@ -1,4 +1,4 @@
-"""Whether to try again after a failure, and how long to wait before."""
+"""Which errors are retried, and how long to wait before each retry."""
 
 import random
 import time
@@ -8,29 +8,29 @@ from typing import Final
 from ftpkit.errors import CannotConnectError, Code, ConnectionLostError, FtpkitError, RefusedError
 
 _FIRST_S: Final = 0.5
-_LONGEST_S: Final = 15.0
+_MAX_S: Final = 15.0
 
-# Refusals that say "not now"; any other one would be repeated for ever.
-_NOT_NOW: Final = (Code.TOO_MANY_CONNECTIONS, Code.SHUTTING_DOWN, Code.TIMEOUT, Code.BUSY)
+# Refusals that can end by themselves; any other would be repeated at every retry.
+_TEMPORARY: Final = (Code.TOO_MANY_CONNECTIONS, Code.SHUTTING_DOWN, Code.TIMEOUT, Code.BUSY)
 
 OnRetry = Callable[[FtpkitError, float], None]
-"""Called with what failed, and how many seconds until the next try."""
+"""Called with the error, and the seconds until the next try."""
 
 
 def is_retryable(error: FtpkitError) -> bool:
-    """Whether the same request could succeed later, without anybody changing it."""
+    """Whether the same request may succeed later without a change to it."""
     if isinstance(error, CannotConnectError):
         return not error.permanent
     if isinstance(error, RefusedError):
-        return error.code in _NOT_NOW
+        return error.code in _TEMPORARY
     return isinstance(error, ConnectionLostError)
 
 
 class Backoff:
-    """Waits longer after each failure in a row, up to 15 s, and gives up after ``retry_for_s``.
+    """Exponential backoff from 0.5 s to 15 s; it gives up after ``retry_for_s`` without progress.
 
-    Time counts from the last progress. Half of each wait is random, so that
-    many clients of one server do not come back all at once.
+    Up to half of each wait is random, so that the clients of one server do not all reconnect at
+    the same time.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Backoff:
         self._furthest = -1
 
     def progress(self, moved: int) -> None:
-        """Note how many bytes have been moved; only what was never reached before counts."""
+        """Note that ``moved`` bytes are done in all; only more than ever before is progress."""
         if moved > self._furthest:
             self._furthest = moved
             self._since, self._wait_s = None, _FIRST_S
 
     def wait(self, error: FtpkitError, on_retry: OnRetry) -> None:
-        """Sleep until the next try, or raise ``error`` if there is to be none."""
+        """Sleep until the next try, or raise ``error`` if there is none."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -62,6 +62,6 @@ class Backoff:
         if not is_retryable(error) or left <= 0:
             raise error
         delay = min(self._wait_s * (0.5 + 0.5 * self._chance()), left)
-        self._wait_s = min(self._wait_s * 2, _LONGEST_S)
+        self._wait_s = min(self._wait_s * 2, _MAX_S)
         on_retry(error, delay)
         self._sleep(delay)

@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 from ftpkit.client.connection import Connection
-from ftpkit.client.transfer.upload import BLOCK, BlockUpload
-from ftpkit.client.udp_session import SessionStart, run_session, upload_starter
+from ftpkit.client.transfer.blocks import BLOCK
+from ftpkit.client.transfer.udp_session import SessionStart, run_session, upload_starter
+from ftpkit.client.transfer.upload import BlockUpload
 from ftpkit.compare.raw_udp import RawSender
 from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
@@ -156,7 +157,7 @@ class UdpStrategy:
     def move(self, connection: Connection, row: BlockUpload) -> float:
         """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
         sizes = dict(islice(row.missing().items(), MAX_BLOCKS))
-        start = upload_starter(BLOCK, sizes, row.fill, None)
+        start = upload_starter(sizes, row.fill, None)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             self._senders.append(start(session, piece, rtt_s, now))

@@ -13,7 +13,9 @@ from typing import Final, Self
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.digest_cache import DigestCache
-from ftpkit.client.transfer.upload import BLOCK, BlockUpload, Source
+from ftpkit.client.transfer.blocks import BLOCK
+from ftpkit.client.transfer.source import Source
+from ftpkit.client.transfer.upload import BlockUpload
 from ftpkit.compare.strategies import (
     Connections,
     RawUdpStrategy,
@@ -140,7 +142,12 @@ class _Attempt:
                 None, source.status, block=BLOCK, algorithm=connection.algorithm
             )
         return BlockUpload(
-            connection, source, self._job.name, self._memory, lambda moved: None, overwrite=True
+            connection,
+            source,
+            self._job.name,
+            self._memory,
+            lambda moved, total: None,
+            overwrite=True,
         )
 
     def _join(self, connection: Connection, first: BlockUpload) -> BlockUpload:

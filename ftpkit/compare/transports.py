@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftpkit.client import Client
-from ftpkit.client.transfer.upload import Source
+from ftpkit.client.transfer.source import Source
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transport_process import Job, Result
 from ftpkit.errors import LocalFileError

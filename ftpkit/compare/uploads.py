@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from ftpkit.client.connection import Connection
-from ftpkit.client.transfer.upload import Source, Upload
-from ftpkit.client.udp import UdpMode, UdpTransfer
+from ftpkit.client.transfer.source import Source
+from ftpkit.client.transfer.udp import UdpMode, UdpTransfer
+from ftpkit.client.transfer.upload import Upload
 from ftpkit.compare.trace import Arrival
 from ftpkit.errors import ConnectionLostError, LocalFileError
 from ftpkit.lab.child import ChildProcess
@@ -127,7 +128,7 @@ class _Uploads:
                 source,
                 name,
                 overwrite=True,
-                memory=None,
+                digest_cache=None,
                 on_progress=lambda moved, total: None,
                 on_retry=lambda error, delay: None,
                 udp_transfer=UdpTransfer(UdpMode.NO, None),

@@ -30,7 +30,7 @@ def resume(source: Path, here: Path, memory: Path | None) -> tuple[float, int]:
 
     with (
         Server(here / "root", port=0) as server,
-        Client(server.address, memory=memory) as client,
+        Client(server.address, digest_cache=memory) as client,
         contextlib.suppress(Broken),
     ):
         client.put(source, on_progress=break_off)
@@ -45,7 +45,7 @@ def resume(source: Path, here: Path, memory: Path | None) -> tuple[float, int]:
 
     with Server(here / "root", port=0) as server:
         started = time.perf_counter()
-        with Client(server.address, memory=memory) as client:
+        with Client(server.address, digest_cache=memory) as client:
             client.put(source, on_progress=look)
     return first[0]
 

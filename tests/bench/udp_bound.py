@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from ftpkit.client.transfer.upload import BLOCK
+from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.osapi import sockets as os_sockets
 
 _HOST: Final = "127.0.0.1"

@@ -29,7 +29,7 @@ def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(run: Run, served: 
         url = str(relay.address)
         result = run("put", "large.bin", "--udp", "--to", url)
         assert result.exit_code == 0
-        assert result.stderr == (f"ftpkit: no datagram gets through to {url}; going on over TCP\n")
+        assert result.stderr == f"ftpkit: UDP to {url} is blocked; going on over TCP\n"
         events = [
             json.loads(line)
             for line in run(
@@ -46,7 +46,9 @@ def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(run: Run, served: 
             ),
         ):
             assert refused.exit_code == 4
-            assert refused.stderr == f"ftpkit: large.bin: no datagram gets through to {url}\n"
+            assert refused.stderr == (
+                f"ftpkit: large.bin: UDP to {url} is blocked; use --udp to continue over TCP\n"
+            )
     assert not Path("other").exists()
 
 
@@ -58,7 +60,7 @@ def test_a_server_without_udp(run: Run, serve: Serve) -> None:
         sock.bind(("127.0.0.1", port))
     result = run("put", "large.bin", "--udp", "--to", served.url)
     assert result.exit_code == 0
-    assert result.stderr == f"ftpkit: {served.url} takes no datagrams; going on over TCP\n"
+    assert result.stderr == f"ftpkit: {served.url} does not accept UDP; going on over TCP\n"
     assert run("put", "large.bin", "--udp-only", "--to", served.url).exit_code == 4
 
 

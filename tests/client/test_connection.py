@@ -65,8 +65,8 @@ def failure(url: Url, kind: type[FtpkitError], ask: Callable[[str], bool] | None
 
 def test_the_whole_link_leads_in(secured: Guard) -> None:
     with closing(linked(secured.url)) as connection:
-        assert connection.holder is not None
-        assert (connection.holder.user, connection.holder.can) == (USER, ["write", "read"])
+        assert connection.auth is not None
+        assert (connection.auth.user, connection.auth.can) == (USER, ["write", "read"])
         assert (connection.address, connection.url) == (secured.address, secured.url)
         assert connection.usable
     assert (secured.firsts, secured.heard) == ([TLS], ["hello", "auth"])
@@ -103,7 +103,7 @@ def test_a_token_is_not_shown_in_plaintext(plain: Guard) -> None:
 def test_a_token_is_shown_in_plaintext_where_the_link_says_so(plain: Guard) -> None:
     plain.token = TOKEN
     with closing(linked(Url(plain.address, token=TOKEN, plain=True))) as connection:
-        assert connection.holder is not None
+        assert connection.auth is not None
     assert (plain.firsts, plain.heard) == ([PLAINTEXT], ["hello", "auth"])
 
 
@@ -128,7 +128,7 @@ def test_a_person_may_vouch_for_a_key(secured: Guard, identity: Identity) -> Non
 
 def test_without_pin_and_token_a_server_here_is_spoken_to_in_plaintext(plain: Guard) -> None:
     with closing(linked(Url(plain.address))) as connection:
-        assert connection.holder is None
+        assert connection.auth is None
     assert plain.firsts == [PLAINTEXT]
 
 
@@ -150,7 +150,7 @@ def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain:
     found = iter([Url(plain.address), plain.url])
     connection = Connection(lambda: next(found), timeout_s=WAIT_S, limiter=None)
     connection.close()
-    assert connection.holder is not None
+    assert connection.auth is not None
     plain.firsts.clear()
     with pytest.raises(RefusedError, match="wants a token"):
         linked(Url(plain.address))

@@ -79,7 +79,7 @@ def test_a_file_written_to_just_now_is_not_remembered(tmp_path: Path, source: Pa
 def test_what_is_forgotten_is_gone(tmp_path: Path, source: Path) -> None:
     with contextlib.closing(memory(tmp_path / "memory", source)) as kept:
         kept.add(0, DIGEST)
-        kept.forget()
+        kept.clear()
         assert kept.get(0) is None
     assert os.listdir(tmp_path / "memory") == []
 

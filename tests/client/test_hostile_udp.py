@@ -13,7 +13,7 @@ import pytest
 
 from ftpkit import Address, Client, FtpkitError, ProtocolError, RefusedError
 from ftpkit.client import UdpMode as Mode
-from ftpkit.client import udp_session as exchange_module
+from ftpkit.client.transfer import udp_session
 from ftpkit.errors import StallTimeoutError, UdpBlockedError
 from tests.support.hostile import HELLO, Peer, Script, hostile
 from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, Udp, pieces_of
@@ -139,7 +139,7 @@ def here(tmp_path: Path) -> Path:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes ten seconds takes one."""
-    monkeypatch.setattr(exchange_module, "_DEAD_S", 1.0)
+    monkeypatch.setattr(udp_session, "_DEAD_S", 1.0)
 
 
 def echoes(line: Line, heard: Heard) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Links that are kept, and servers that tell of themselves."""
+"""Saved login URLs, and the servers that run on this computer."""
 
 import json
 import os
@@ -40,23 +40,23 @@ def running(tmp_path: Path) -> LocalServers:
 needs_owners = pytest.mark.skipif(not os_files.HAS_OWNERS, reason="files have no owners here")
 
 
-def test_nothing_is_kept_at_first(hosts: KnownHosts, path: Path) -> None:
+def test_nothing_is_saved_at_first(hosts: KnownHosts, path: Path) -> None:
     assert hosts.load() == SavedUrls()
     assert not hosts.forget(NEAR.address)
-    assert not path.parent.exists(), "who only looks leaves no trace"
+    assert not path.parent.exists(), "reading creates nothing"
 
 
-def test_what_is_kept_is_found_by_host_and_port(hosts: KnownHosts) -> None:
+def test_a_saved_url_is_found_by_host_and_port(hosts: KnownHosts) -> None:
     hosts.save(NEAR, default=True)
     hosts.save(FAR, default=False)
-    kept = hosts.load()
-    assert kept == SavedUrls((NEAR, FAR), NEAR.address)
-    assert (kept.find(NEAR.address), kept.find(FAR.address)) == (NEAR, FAR)
-    assert kept.find(NEAR.address._replace(port=10)) is None
-    assert kept.find(None) is None
+    saved = hosts.load()
+    assert saved == SavedUrls((NEAR, FAR), NEAR.address)
+    assert (saved.find(NEAR.address), saved.find(FAR.address)) == (NEAR, FAR)
+    assert saved.find(NEAR.address._replace(port=10)) is None
+    assert saved.find(None) is None
 
 
-def test_a_host_and_port_is_kept_once(hosts: KnownHosts) -> None:
+def test_one_url_is_saved_for_each_host_and_port(hosts: KnownHosts) -> None:
     hosts.save(NEAR, default=True)
     other = Url(NEAR.address, pin="q" * 43)
     hosts.save(other, default=False)
@@ -72,7 +72,7 @@ def test_the_default_is_forgotten_with_its_host(hosts: KnownHosts) -> None:
 
 
 @needs_owners
-def test_nobody_else_can_read_it(hosts: KnownHosts, path: Path) -> None:
+def test_only_its_owner_can_read_the_file(hosts: KnownHosts, path: Path) -> None:
     before = os.umask(0)
     try:
         hosts.save(NEAR, default=True)
@@ -83,7 +83,7 @@ def test_nobody_else_can_read_it(hosts: KnownHosts, path: Path) -> None:
 
 
 @needs_owners
-def test_a_file_that_others_can_read_is_refused_with_what_to_do(
+def test_a_file_that_others_can_read_is_refused_with_the_command_that_mends_it(
     hosts: KnownHosts, path: Path
 ) -> None:
     hosts.save(NEAR, default=True)
@@ -110,20 +110,20 @@ def test_a_file_that_others_can_read_is_refused_with_what_to_do(
         '{"links": [], "default": 7}',
     ],
 )
-def test_a_damaged_file_is_an_error_without_secrets_and_stays(
+def test_a_damaged_file_is_an_error_without_secrets_and_is_left_alone(
     hosts: KnownHosts, path: Path, text: str
 ) -> None:
     hosts.save(NEAR, default=True)
     path.write_text(text)
     for refused in (hosts.load, lambda: hosts.save(NEAR, default=True)):
-        with pytest.raises(LocalFileError, match="is damaged: remove it") as told:
+        with pytest.raises(LocalFileError, match="is damaged: remove it") as caught:
             refused()
-        assert "secret" not in str(told.value)
+        assert "secret" not in str(caught.value)
     assert path.read_text() == text
 
 
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
-def test_who_keeps_at_the_same_time_loses_nothing(path: Path) -> None:
+def test_processes_that_save_at_the_same_time_lose_nothing(path: Path) -> None:
     program = (
         "import sys\n"
         "from ftpkit.client.known_hosts import KnownHosts\n"
@@ -141,13 +141,13 @@ def test_who_keeps_at_the_same_time_loses_nothing(path: Path) -> None:
         assert process.stdin is not None
         process.stdin.close()
     assert [process.wait(WAIT_S) for process in processes] == [0] * len(names)
-    kept = KnownHosts(str(path)).load()
-    assert {(host, port) for host, port in map(tuple, (url.address for url in kept.urls))} == {
+    saved = KnownHosts(str(path)).load()
+    assert {(host, port) for host, port in map(tuple, (url.address for url in saved.urls))} == {
         (name, port) for name in names for port in range(1, 11)
     }
 
 
-def test_a_server_is_told_of_while_it_lives(running: LocalServers, tmp_path: Path) -> None:
+def test_a_server_is_announced_while_it_runs(running: LocalServers, tmp_path: Path) -> None:
     assert running.servers() == []
     with running.announce(NEAR, root="/srv", state="/var"):
         assert running.servers() == [LocalServer(NEAR, "/srv", "/var")]
@@ -162,7 +162,7 @@ def test_the_newest_server_comes_first(running: LocalServers) -> None:
 
 
 @pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
-def test_a_server_on_every_interface_is_told_of_where_it_is_reached_from_here(
+def test_a_server_on_every_interface_is_announced_on_loopback(
     running: LocalServers, host: str, here: str
 ) -> None:
     with running.announce(Url(Address(host, 9)), root=""):
@@ -171,14 +171,14 @@ def test_a_server_on_every_interface_is_told_of_where_it_is_reached_from_here(
 
 @contextmanager
 def another_server(running: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
-    """Tell, in another process, of a server until that ends."""
+    """Announce a server from another process."""
     program = (
         "import sys\n"
         "from ftpkit.client.known_hosts import LocalServers\n"
         "from ftpkit.net.address import Address, Url\n"
         "url = Url(Address('127.0.0.1', int(sys.argv[2])))\n"
         "with LocalServers(sys.argv[1]).announce(url, root='there'):\n"
-        "    print('told', flush=True)\n"
+        "    print('announced', flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -189,15 +189,13 @@ def another_server(running: Path, port: int) -> Iterator["subprocess.Popen[str]"
     ) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "told\n"
+            assert process.stdout.readline() == "announced\n"
             yield process
         finally:
             process.kill()
 
 
-def test_a_server_that_was_killed_is_told_of_no_longer(
-    running: LocalServers, tmp_path: Path
-) -> None:
+def test_a_server_that_was_killed_is_removed(running: LocalServers, tmp_path: Path) -> None:
     directory = tmp_path / "state/running"
     with another_server(directory, 9) as process, another_server(directory, 10):
         assert [server.url.address.port for server in running.servers()] == [10, 9]
@@ -208,11 +206,11 @@ def test_a_server_that_was_killed_is_told_of_no_longer(
         assert list(directory.glob("9-*")) == []
 
 
-def test_many_may_ask_at_once(running: LocalServers, tmp_path: Path) -> None:
+def test_threads_read_the_servers_at_the_same_time(running: LocalServers, tmp_path: Path) -> None:
     directory = tmp_path / "state/running"
     with another_server(directory, 9):
         pass
-    directory.joinpath("9-1-" + "0" * 16 + ".json").write_text("left by a dead one")
+    directory.joinpath("9-1-" + "0" * 16 + ".json").write_text("left by a dead process")
     seen: list[list[LocalServer]] = []
     with another_server(directory, 10):
         threads = [
@@ -229,7 +227,7 @@ def test_many_may_ask_at_once(running: LocalServers, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"link": "ftpk://"}', '{"link": 7, "root": "", "state": null}']
 )
-def test_what_is_no_word_of_a_server_is_passed_over(
+def test_an_invalid_announcement_is_ignored(
     running: LocalServers, tmp_path: Path, text: str
 ) -> None:
     with running.announce(NEAR, root=""), running.announce(FAR, root=""):
@@ -239,7 +237,7 @@ def test_what_is_no_word_of_a_server_is_passed_over(
 
 
 @needs_owners
-def test_a_server_that_others_could_have_told_of_is_passed_over(
+def test_an_announcement_that_others_could_have_written_is_ignored(
     running: LocalServers, tmp_path: Path
 ) -> None:
     with running.announce(NEAR, root=""):
@@ -256,7 +254,7 @@ def test_a_server_that_others_could_have_told_of_is_passed_over(
         assert running.servers() == []
 
 
-def test_the_file_holds_the_link(running: LocalServers, tmp_path: Path) -> None:
+def test_the_file_holds_the_login_url(running: LocalServers, tmp_path: Path) -> None:
     with running.announce(NEAR, root="/srv"):
         (path,) = (tmp_path / "state/running").glob("*.json")
         assert json.loads(path.read_text()) == {

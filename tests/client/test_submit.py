@@ -66,7 +66,7 @@ def relay(server: Server) -> Iterator[Relay]:
 @pytest.fixture
 def through(relay: Relay, tmp_path: Path) -> Iterator[Client]:
     """A client behind the relay that remembers what it has sent."""
-    with Client(relay.address, timeout_s=WAIT_S, memory=tmp_path / "memory") as client:
+    with Client(relay.address, timeout_s=WAIT_S, digest_cache=tmp_path / "memory") as client:
         yield client
 
 

@@ -22,7 +22,7 @@ from ftpkit import (
     SourceChangedError,
 )
 from ftpkit.client import UdpMode
-from ftpkit.client import udp_session as exchange_module
+from ftpkit.client.transfer import udp_session
 from ftpkit.errors import FtpkitError, UdpBlockedError
 from tests.faults.relay import Relay
 from tests.support.logs import Log
@@ -362,7 +362,7 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
 def test_blocked_from_the_start_nothing_else_is_an_error(
     tcp_only: Relay, root: Path, tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange_module, "_BLOCKED_S", 0.5)
+    monkeypatch.setattr(udp_session, "_BLOCKED_S", 0.5)
     data = made(tmp_path / "f", BLOCK + 1)
     (root / "f").write_bytes(data)
     (tmp_path / "here").mkdir()
@@ -371,7 +371,7 @@ def test_blocked_from_the_start_nothing_else_is_an_error(
             "up": lambda: client.put(tmp_path / "f", "g"),
             "down": lambda: client.get("f", tmp_path / "here/copy"),
         }
-        with pytest.raises(UdpBlockedError, match="no datagram gets through") as caught:
+        with pytest.raises(UdpBlockedError, match="is blocked; use --udp") as caught:
             moves[direction]()
         assert caught.value.permanent
         assert client.ping() >= 0
@@ -389,7 +389,7 @@ def test_blocked_in_the_middle(
     udp: UdpMode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange_module, "_DEAD_S", 2.0)
+    monkeypatch.setattr(udp_session, "_DEAD_S", 2.0)
 
     def fate(raw: bytes, up: bool) -> list[bytes]:
         if wire.up + wire.down > 6 * MIB:
@@ -470,11 +470,11 @@ def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
         with Client(server.address, udp=UdpMode.FIRST) as client:
             client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
             client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
-        assert [str(error) for error, _ in told] == [f"{server.address} takes no datagrams"]
+        assert [str(error) for error, _ in told] == [f"{server.address} does not accept UDP"]
         with Client(server.address, udp=UdpMode.ONLY) as client:
-            with pytest.raises(UdpBlockedError, match="takes no datagrams"):
+            with pytest.raises(UdpBlockedError, match="does not accept UDP"):
                 client.put(tmp_path / "f")
-            with pytest.raises(UdpBlockedError, match="takes no datagrams"):
+            with pytest.raises(UdpBlockedError, match="does not accept UDP"):
                 client.get("f", tmp_path / "other")
             # Where there is no block, nothing has to travel as a datagram.
             made(tmp_path / "empty", 0)

@@ -12,7 +12,7 @@ import pytest
 from ftpkit import Grant, Permission, Tokens, Url
 from ftpkit.client import Client
 from ftpkit.client.transfer import upload
-from ftpkit.client.transfer.upload import BLOCK
+from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.errors import Code, FtpkitError, RefusedError, SourceChangedError, StallTimeoutError
 from ftpkit.server import Server
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, quiet, settled, visible
@@ -268,7 +268,7 @@ def test_a_command_that_gave_up_is_continued_by_the_next(
     relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 7))
-    with Eager(relay.address, memory=tmp_path / "memory") as client:
+    with Eager(relay.address, digest_cache=tmp_path / "memory") as client:
         for at in (9 * MIB, 9 * MIB):
             relay.expect(up(Cut(at)))
             with pytest.raises(FtpkitError):
@@ -289,7 +289,7 @@ def test_a_block_that_rots_before_the_upload_goes_on_is_sent_again(
     relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 8))
-    with Eager(relay.address, memory=tmp_path / "memory") as client:
+    with Eager(relay.address, digest_cache=tmp_path / "memory") as client:
         relay.expect(up(Cut(13 * MIB)))
         with pytest.raises(FtpkitError):
             client.put(source)
@@ -308,7 +308,7 @@ def test_blocks_that_changed_between_two_attempts_are_sent_again(
 ) -> None:
     body = bytearray(noise(20 * MIB, 8))
     source = settled(here / "large", bytes(body))
-    with Eager(relay.address, memory=tmp_path / "memory") as client:
+    with Eager(relay.address, digest_cache=tmp_path / "memory") as client:
         relay.expect(up(Cut(13 * MIB)))
         with pytest.raises(FtpkitError):
             client.put(source)

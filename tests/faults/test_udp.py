@@ -188,7 +188,7 @@ def test_a_path_that_becomes_narrower_in_the_middle_is_left_for_tcp(ends: Ends) 
     far.link.narrow(1280)
     _, errors = command.communicate(timeout=WAIT_S)
     assert command.returncode == 0, errors
-    assert "datagrams get through to" in errors
+    assert "no longer gets through" in errors
     assert "going on over TCP" in errors
     far.check("up", data)
 

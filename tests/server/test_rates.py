@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from ftpkit import Client, Server
-from ftpkit.client.udp import UdpMode
+from ftpkit.client.transfer.udp import UdpMode
 from ftpkit.errors import FtpkitError
 from ftpkit.server.limits import Limits
 from tests.support.raw import Raw

@@ -50,7 +50,7 @@ def login(url: Url | None, timeout: float) -> None:
     opened, known = meet(partial(find, url or _read_link()), timeout)
     with closing(opened):
         kept_hosts().save(known, default=True)
-    click.echo(_welcome(known, opened.holder))
+    click.echo(_welcome(known, opened.auth))
 
 
 @click.command()

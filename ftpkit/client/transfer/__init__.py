@@ -1,1 +1,1 @@
-"""One upload or download of the client, in blocks."""
+"""One upload or download of a client."""

@@ -1,166 +1,29 @@
-"""A file on its way down: blocks of one version, staged beside the target until all are there."""
+"""A download: blocks of one version of a file, staged beside the target until all have arrived."""
 
-import contextlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import Final, Self
+from collections.abc import Iterator
+from typing import Final
 
-from ftpkit.client.connection import Connection, SendBody
+from ftpkit.client.connection import Connection
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.transfer.upload import BLOCK, TRIES, OnProgress
-from ftpkit.client.udp import UdpTransfer
-from ftpkit.errors import Code, CorruptDataError, LocalFileError, ProtocolError, RefusedError
-from ftpkit.osapi import files as os_files
+from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress
+from ftpkit.client.transfer.target import DownloadTarget
+from ftpkit.client.transfer.udp import UdpTransfer
+from ftpkit.errors import Code, CorruptDataError, ProtocolError, RefusedError
 from ftpkit.protocol.digest import digest_of, format_digest
-from ftpkit.protocol.messages import Get, GetReply, Pull, Request, Stat, StatReply
-from ftpkit.protocol.udp.packet import MAX_BLOCKS
-from ftpkit.storage.api import FileInfo, UploadSpec, hold_block
-from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
-from ftpkit.storage.directory.tree import Tree
-from ftpkit.storage.directory.upload import (
-    DATA,
-    JOURNAL,
-    DirectoryUpload,
-    create_upload,
-    read_journal,
-    reopen_upload,
-)
+from ftpkit.protocol.messages import Get, GetReply, Stat, StatReply
+from ftpkit.storage.api import FileInfo, Upload, UploadSpec, hold_block
 
 WINDOW: Final = 4
 
 _PIECE: Final = 1024 * 1024
-# They have to fit into a header; what is beyond comes over the conversation.
-_MOST_RANGES: Final = 1000
-
-
-class DownloadTarget:
-    """Where a download goes: into ``.NAME.part/`` beside its name, and from there to its name.
-
-    What a failed download leaves there is continued by the next one. ``path``
-    is replaced in one step if ``overwrite`` is set, else it must be free.
-    """
-
-    def __init__(self, path: str, *, overwrite: bool) -> None:
-        self.path, self._overwrite = path, overwrite
-        self._files = FileSystem()
-        self._upload: DirectoryUpload | None = None
-        # Where the name is a link, the file that it names is replaced.
-        directory, self._base = os.path.split(os.path.realpath(path))
-        self._part = f".{self._base[:200]}.part"
-        with contextlib.ExitStack() as stack, self.errors():
-            self._directory = stack.enter_context(DirHandle.open(directory))
-            self._tree = Tree(self._directory, self._files)
-            self._tree.check_target(self._base, overwrite=overwrite)
-            with contextlib.suppress(FileExistsError):
-                self._files.mkdir(self._directory, self._part, 0o700)
-            self._stage = stack.enter_context(self._directory.open_directory(self._part))
-            stack.enter_context(self._alone())
-            self._stack = stack.pop_all()
-
-    @property
-    def left(self) -> bool:
-        """Whether an earlier download left something to go on with."""
-        state = read_journal(self._stage, JOURNAL)
-        return state is not None and bool(state.blocks)
-
-    def stage(self, identity: str, spec: UploadSpec) -> DirectoryUpload:
-        """Open the staged blocks of ``identity``; those of anything else are dropped."""
-        with self.errors():
-            if self._upload is None:
-                self._upload = self._reopen()
-            if self._upload is not None and self._upload.id != identity:
-                self._upload.close()
-                self._upload = None
-            if self._upload is None:
-                self._empty()
-                self._upload = self._create(identity, spec)
-            return self._upload
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Tell what fails on this side as such."""
-        try:
-            yield
-        except RefusedError as refusal:
-            raise LocalFileError(f"cannot write {self.path!r}: {refusal}") from refusal
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise LocalFileError(f"cannot write {self.path!r}: {reason}") from error
-
-    def drop(self) -> None:
-        """Throw away what is staged."""
-        if self._upload is not None:
-            self._upload.close()
-            self._upload = None
-        self._empty()
-
-    def close(self) -> None:
-        """Let go; what could be continued stays."""
-        if self._upload is not None:
-            self._upload.close()
-        if not self.left:
-            with contextlib.suppress(OSError):
-                self._empty()
-                self._files.rmdir(self._directory, self._part)
-        self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _reopen(self) -> DirectoryUpload | None:
-        stage = self._directory.open_directory(self._part)
-        return reopen_upload(
-            stage, self._files, publish=self._publish, on_release=DirectoryUpload.close
-        )
-
-    def _create(self, identity: str, spec: UploadSpec) -> DirectoryUpload:
-        return create_upload(
-            self._directory.open_directory(self._part),
-            self._files,
-            identity,
-            spec,
-            BLOCK,
-            publish=self._publish,
-            on_release=DirectoryUpload.close,
-        )
-
-    def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
-        entry = self._tree.publish(
-            upload.directory,
-            DATA,
-            self._base,
-            fd=upload.fileno(),
-            overwrite=self._overwrite,
-            content_digest=content_digest,
-        )
-        self._empty()
-        return entry
-
-    def _empty(self) -> None:
-        for part, _ in list(self._stage.names()):
-            self._tree.purge(self._stage, part, lambda done, total: None)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self._stage.dir_fd is None:
-            yield
-            return
-        with os_files.lock(self._stage.dir_fd) as alone:
-            if not alone:
-                raise LocalFileError(f"another download to {self.path!r} is running")
-            yield
 
 
 class Download:
-    """One file on its way from ``name``, over as many connections as it takes.
+    """The download of the file ``name`` to ``target``.
 
-    ``run`` may be called again with another link after a ConnectionLostError: it goes on
-    with the blocks that are missing, if the file is still the same.
+    After a ConnectionLostError ``run`` may be called again with another connection: it fetches
+    only the missing blocks if the file is still the same. ``server`` names the server in the
+    identity of what is staged.
     """
 
     def __init__(
@@ -178,12 +41,12 @@ class Download:
         self._buffer = memoryview(bytearray(_PIECE))
 
     def run(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
-        """Fetch what is missing, and publish; return what the server said, and what stands here."""
+        """Fetch what is missing and publish it; return the server's reply and the local file."""
         for _ in range(TRIES):
             try:
                 return self._fetch(connection)
             except RefusedError as refusal:
-                # Another version took its place: nothing of this one may be kept.
+                # The file was replaced: start again with its new version.
                 if refusal.code is not Code.CHANGED:
                     raise
                 last = refusal
@@ -191,37 +54,37 @@ class Download:
         raise last
 
     def _fetch(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
-        first = self._request_stat(connection)
+        first = self._request_first(connection)
         if first.name != self._name:
             raise ProtocolError("the reply is about another file")
         total = first.total
         identity = digest_of(repr((self._server, self._name, first.version, total)).encode())
         spec = UploadSpec(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
         upload = self._target.stage(identity, spec)
-        row = BlockDownload(
-            connection, upload, first, self._target.errors, self._buffer, self._on_progress
+        blocks = BlockDownload(
+            connection, upload, first, self._target, self._buffer, self._on_progress
         )
         if isinstance(first, GetReply):
-            row.receive(first)
-        if self._udp_transfer.wanted:
-            row.transfer_udp(self._udp_transfer, self._on_retry)
-        row.fetch()
+            blocks.receive_first(first)
+        if self._udp_transfer.enabled:
+            blocks.fetch_udp(self._udp_transfer, self._on_retry)
+        blocks.fetch()
         with self._target.errors():
             try:
-                entry = upload.commit(total, first.content_digest, None, lambda done, total: None)
+                info = upload.commit(total, first.content_digest, None, lambda done, total: None)
             except RefusedError as refusal:
                 if refusal.code is not Code.DIGEST_MISMATCH:
                     raise
                 self._target.drop()
                 raise CorruptDataError(
-                    f"{self._name!r} is damaged on the server: it no longer has the digest"
-                    " that it was stored with"
+                    f"{self._name!r} is damaged on the server: its content does not match"
+                    " the stored digest. Upload it again"
                 ) from None
-        return first, entry
+        return first, info
 
-    def _request_stat(self, connection: Connection) -> GetReply | StatReply:
-        """Learn what the file is; with nothing here yet its first block comes along."""
-        if self._target.left or self._udp_transfer.wanted:
+    def _request_first(self, connection: Connection) -> GetReply | StatReply:
+        """Ask for the first block, or for the metadata alone if blocks are staged already."""
+        if self._target.has_blocks or self._udp_transfer.enabled:
             reply = connection.request(Stat(name=self._name), StatReply)
             if reply.kind == "dir":
                 raise RefusedError(Code.IS_A_DIRECTORY, f"{self._name!a} is a directory")
@@ -231,128 +94,93 @@ class Download:
 
 
 class BlockDownload:
-    """The blocks of one download over one link: which are missing, which are on their way."""
+    """The blocks of one download over one connection."""
 
     def __init__(
         self,
         connection: Connection,
-        upload: DirectoryUpload,
-        what: GetReply | StatReply,
-        local: Callable[[], contextlib.AbstractContextManager[None]],
+        upload: Upload,
+        file: GetReply | StatReply,
+        target: DownloadTarget,
         buffer: memoryview,
         on_progress: OnProgress,
     ) -> None:
-        self._connection, self._upload, self._what, self._local = connection, upload, what, local
-        self._buffer, self._on_progress = buffer, on_progress
-        self._again: deque[int] = deque()
-        self._damaged: dict[int, int] = {}
+        self._connection, self._upload, self._file = connection, upload, file
+        self._target, self._buffer = target, buffer
+        self._blocks = BlockTransfer(connection, file.total, WINDOW, on_progress)
         self._held = {record.offset for record in upload.records(connection.algorithm)}
-        self._moved = sum(map(self._size, self._held))
-        on_progress(self._moved, what.total)
-
-    def transfer_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
-        """Fetch what is not held as datagrams, as far as they get."""
-        missing = islice(self._missing(), MAX_BLOCKS)
-        ranges = _ranges(offset // BLOCK for offset in missing)
-        sizes = {
-            number: self._size(number * BLOCK)
-            for first, behind in ranges
-            for number in range(first, behind)
-        }
-        if not sizes:
-            return
-        taken = 0
-
-        def take(number: int, data: memoryview, raw: bytes) -> None:
-            nonlocal taken
-            offset, digest = number * BLOCK, format_digest(self._connection.algorithm, raw)
-            with self._local():
-                # One that is damaged comes over the conversation.
-                if hold_block(self._upload, offset, data, digest):
-                    self._held.add(offset)
-                    taken += len(data)
-
-        what = self._what
-        pull = Pull(name=what.name, version=what.version, block=BLOCK, ranges=ranges)
-        moved = udp_transfer.receive(self._connection, pull, sizes, take, self._count, on_retry)
-        self._count(taken - moved)
+        self._blocks.count_missing(self._missing())
 
     def fetch(self) -> None:
-        """Fetch what is not held."""
-        self._pipeline(self._missing())
-        while self._again:
-            waiting, self._again = list(self._again), deque()
-            self._pipeline(waiting)
+        """Fetch the missing blocks."""
+        self._blocks.run(self._missing(), self._request, self._finish)
 
-    def receive(self, reply: GetReply) -> None:
-        """Take the body of ``reply`` into its block; if it is damaged, ask again later."""
-        if reply.digest is None or reply.size != self._size(reply.offset):
-            raise ProtocolError("the reply has another range than was asked for")
-        self._connection.check_algorithm(reply.digest)
-        if reply.size == 0:
+    def fetch_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
+        """Fetch the missing blocks as datagrams, as many as arrive."""
+        sizes = self._blocks.sizes(self._missing())
+        if not sizes:
             return
-        with self._local():
-            writer = self._upload.write(reply.offset, reply.size, reply.digest)
-            try:
-                while count := self._connection.stream.read_into(self._buffer):
-                    writer.write(self._buffer[:count])
-                    self._count(count)
-                writer.finish()
-                self._held.add(reply.offset)
-            except RefusedError as refusal:
-                if refusal.code is not Code.DIGEST_MISMATCH:
-                    raise
-                self._damage(reply)
-            finally:
-                writer.release()
+
+        def hold(number: int, data: memoryview, raw: bytes) -> None:
+            offset, digest = number * BLOCK, format_digest(self._connection.algorithm, raw)
+            with self._target.errors():
+                # A damaged block stays missing, and is fetched over TCP.
+                if hold_block(self._upload, offset, data, digest):
+                    self._held.add(offset)
+
+        udp_transfer.receive(
+            self._connection,
+            self._file.name,
+            self._file.version,
+            sizes,
+            hold,
+            self._blocks.count,
+            on_retry,
+        )
+        self._blocks.count_missing(self._missing())
+
+    def receive_first(self, reply: GetReply) -> None:
+        """Receive the first block, which came with the file's metadata."""
+        if not self._finish(0, reply):
+            self._blocks.count_damaged(0)
 
     def _missing(self) -> Iterator[int]:
-        for offset in range(0, self._what.total, BLOCK):
-            if offset not in self._held and offset not in self._again:
-                yield offset
+        return (offset for offset in self._blocks.offsets if offset not in self._held)
 
-    def _damage(self, reply: GetReply) -> None:
-        """Ask for a damaged block again, a few times."""
-        tries = self._damaged[reply.offset] = self._damaged.get(reply.offset, 0) + 1
-        if tries >= TRIES:
-            raise CorruptDataError(f"the block at {reply.offset:,} arrived damaged {TRIES} times")
-        self._count(-reply.size)
-        self._again.append(reply.offset)
-
-    def _pipeline(self, offsets: Iterable[int]) -> None:
-        for answer in self._connection.pipeline(map(self._request, offsets), WINDOW):
-            if isinstance(answer.reply, RefusedError):
-                raise answer.reply
-            if not isinstance(answer.reply, GetReply) or not isinstance(answer.request, Get):
-                raise ProtocolError("the reply does not fit the request")
-            if answer.reply.offset != answer.request.offset:
-                raise ProtocolError("the reply has another range than was asked for")
-            self.receive(answer.reply)
-
-    def _request(self, offset: int) -> tuple[Request, SendBody | None]:
+    def _request(self, offset: int) -> tuple[Get, None]:
         request = Get(
-            name=self._what.name,
+            name=self._file.name,
             offset=offset,
             length=BLOCK,
             digest=self._connection.algorithm,
-            if_version=self._what.version,
+            if_version=self._file.version,
         )
         return request, None
 
-    def _size(self, offset: int) -> int:
-        return min(BLOCK, self._what.total - offset)
-
-    def _count(self, moved: int) -> None:
-        self._moved += moved
-        self._on_progress(self._moved, self._what.total)
-
-
-def _ranges(blocks: Iterable[int]) -> list[list[int]]:
-    """Return blocks, in their order, as ranges of [first, behind the last]; not too many."""
-    ranges: list[list[int]] = []
-    for block in blocks:
-        if ranges and ranges[-1][1] == block:
-            ranges[-1][1] += 1
-        else:
-            ranges.append([block, block + 1])
-    return ranges[:_MOST_RANGES]
+    def _finish(self, offset: int, reply: object) -> bool:
+        """Write the body of ``reply``, which must be the block at ``offset``."""
+        if isinstance(reply, RefusedError):
+            raise reply
+        if not isinstance(reply, GetReply):
+            raise ProtocolError("the reply does not match the request")
+        size = self._blocks.size(offset)
+        if (reply.offset, reply.size) != (offset, size) or reply.digest is None:
+            raise ProtocolError("invalid get reply: not the range that was requested")
+        self._connection.check_algorithm(reply.digest)
+        if size == 0:
+            return True
+        with self._target.errors():
+            writer = self._upload.write(offset, size, reply.digest)
+            try:
+                while count := self._connection.stream.read_into(self._buffer):
+                    writer.write(self._buffer[:count])
+                    self._blocks.count(count)
+                writer.finish()
+            except RefusedError as refusal:
+                if refusal.code is not Code.DIGEST_MISMATCH:
+                    raise
+                return False
+            finally:
+                writer.release()
+        self._held.add(offset)
+        return True

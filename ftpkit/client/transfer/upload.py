@@ -1,23 +1,20 @@
-"""A file on its way up: one ``put`` if it is small, else a row of blocks."""
+"""An upload: one ``put`` for a small file, blocks for any other."""
 
 import contextlib
-import os
-import stat
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import islice
-from typing import Final, Self
+from typing import Final
 
 from ftpkit.client.connection import Connection, SendBody
 from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.udp import UdpTransfer
+from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress
+from ftpkit.client.transfer.source import Source
+from ftpkit.client.transfer.udp import UdpTransfer
 from ftpkit.errors import (
     Code,
     CorruptDataError,
     FtpkitError,
-    LocalFileError,
     ProtocolError,
     RefusedError,
     SourceChangedError,
@@ -43,85 +40,17 @@ from ftpkit.protocol.messages import (
     Request,
     Write,
 )
-from ftpkit.protocol.udp.packet import MAX_BLOCKS
-
-OnProgress = Callable[[int, int], None]
-"""Called with the bytes that have been moved, and the bytes in all."""
 
 SMALL_FILE: Final = 1024 * 1024
-BLOCK: Final = 4 * 1024 * 1024
-# How far sending runs ahead of the answers: enough to fill a long line.
+# Blocks sent ahead of their replies: enough to fill a path with a high bandwidth-delay product.
 WINDOW: Final = 16
-TRIES: Final = 3
-
-_PIECE: Final = 256 * 1024
-
-
-class Source:
-    """A file that is being sent; it must stay as it was when it was opened."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            self._check(os.stat(path))
-            flags = os.O_RDONLY | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
-            self.fd = os.open(path, flags)
-        except OSError as error:
-            raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
-        self.status = os.fstat(self.fd)
-        self.total = self.status.st_size
-        self.mtime = self.status.st_mtime_ns
-        self.mode = self.status.st_mode & 0o777
-        self._buffer = memoryview(bytearray(_PIECE))
-
-    def read(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` from ``offset``."""
-        while view:
-            count = self._read(view, offset)
-            view, offset = view[count:], offset + count
-
-    def digest(self, offset: int, size: int, algorithm: str) -> str:
-        """Return the digest of a range."""
-        hasher, session = new_hasher(algorithm), offset + size
-        while offset < session:
-            count = self._read(self._buffer[: session - offset], offset)
-            hasher.update(self._buffer[:count])
-            offset += count
-        return format_digest(algorithm, hasher.digest())
-
-    def check_unchanged(self) -> None:
-        """Raise SourceChangedError if somebody wrote to the file since it was opened."""
-        now, then = os.fstat(self.fd), self.status
-        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-            raise SourceChangedError(f"{self.path!r} changed while it was being sent")
-
-    def _read(self, view: memoryview, offset: int) -> int:
-        try:
-            count = os_files.read_at(self.fd, view, offset)
-        except OSError as error:
-            raise LocalFileError(f"cannot read {self.path!r}: {error.strerror or error}") from None
-        if count == 0:
-            raise SourceChangedError(f"{self.path!r} became shorter while it was being sent")
-        return count
-
-    def _check(self, status: os.stat_result) -> None:
-        if stat.S_ISDIR(status.st_mode):
-            raise LocalFileError(f"{self.path!r} is a directory")
-        if not stat.S_ISREG(status.st_mode):
-            raise LocalFileError(f"{self.path!r} is not a regular file")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self.fd)
 
 
 class Upload:
-    """One file on its way to ``name``, over as many connections as it takes.
+    """The upload of one file as ``name``.
 
-    ``run`` may be called again with another link after a ConnectionLostError: it goes on
-    where the server says that it stands.
+    After a ConnectionLostError ``run`` may be called again with another connection: it sends
+    only the blocks that the server does not hold.
     """
 
     def __init__(
@@ -130,35 +59,32 @@ class Upload:
         name: str,
         *,
         overwrite: bool,
-        memory: str | None,
+        digest_cache: str | None,
         on_progress: OnProgress,
         on_retry: OnRetry,
         udp_transfer: UdpTransfer,
     ) -> None:
         self._source, self._name, self._overwrite = source, name, overwrite
-        self._on_retry, self._udp_transfer = on_retry, udp_transfer
-        self._memory_directory = memory
-        self._on_progress = on_progress
-        self._moved = 0
-        self._sent = False
-        self._committing: Commit | None = None
+        self._digest_cache = digest_cache
+        self._on_progress, self._on_retry = on_progress, on_retry
+        self._udp_transfer = udp_transfer
+        self._put_sent = False
+        self._commit: Commit | None = None
 
     def run(self, connection: Connection) -> FileReply:
         """Send what is missing, and return what was published."""
-        self._moved = 0
-        self._on_progress(0, self._source.total)
-        as_datagrams = self._udp_transfer.wanted and self._source.total > 0
-        # Who may not look could not find out that only the reply to a put was lost.
-        if self._source.total <= SMALL_FILE and not as_datagrams and connection.allows("read"):
+        total = self._source.total
+        self._on_progress(0, total)
+        udp = self._udp_transfer.enabled and total > 0
+        # Without permission to read, a put whose reply was lost could not be recognized.
+        if total <= SMALL_FILE and not udp and connection.allows("read"):
             published = self._put(connection)
         else:
-            published = self._published_before(connection) or self._send_blocks(connection)
-        # Headers have no checksum: damage could have changed the name that the server read.
-        if (published.name, published.total) != (self._name, self._source.total):
-            raise ProtocolError("the server published something else than was sent")
+            published = self._repeat_commit(connection) or self._send_blocks(connection)
+        # Headers have no checksum: the server may have read another name than was sent.
+        if (published.name, published.total) != (self._name, total):
+            raise ProtocolError("the server published a file of another name or size than was sent")
         return published
-
-    # A small file: one request
 
     def _put(self, connection: Connection) -> FileReply:
         source = self._source
@@ -170,195 +96,180 @@ class Upload:
             mode=source.mode,
             overwrite=self._overwrite,
         )
-        # What was digested is one state of the file; whatever is sent instead of it is refused.
+        # The server refuses any content but that which this digest was computed from.
         source.check_unchanged()
         for _ in range(TRIES):
-            sent_before, self._sent = self._sent, True
+            sent_before, self._put_sent = self._put_sent, True
             connection.send(
                 request,
                 lambda header: connection.stream.send_range(header, source.fd, 0, source.total),
             )
             reply = connection.receive().reply
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
-                # Perhaps it is ours: only the reply to the first try was lost.
-                reply = self._is_already_stored(connection, request) or reply
+                # The file may be ours, and only the reply to an earlier put was lost.
+                reply = self._stored(connection, request) or reply
             if isinstance(reply, FileReply):
-                self._count(source.total)
+                self._on_progress(source.total, source.total)
                 return reply
             if not isinstance(reply, RefusedError):
-                raise ProtocolError("the reply does not fit the request")
+                raise ProtocolError("the reply does not match the request")
             if reply.code is not Code.DIGEST_MISMATCH:
                 raise reply
             source.check_unchanged()
         raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
 
-    def _is_already_stored(self, connection: Connection, request: Put) -> FileReply | None:
+    def _stored(self, connection: Connection, request: Put) -> FileReply | None:
+        """Return what is stored under the name if it has the content of ``request``."""
         reply = connection.request(DigestRequest(name=self._name), FileReply)
         return reply if reply.content_digest == request.digest else None
-
-    # A large file: a row of blocks
 
     def _send_blocks(self, connection: Connection) -> FileReply:
         with closing(
             DigestCache(
-                self._memory_directory,
+                self._digest_cache,
                 self._source.status,
                 block=BLOCK,
                 algorithm=connection.algorithm,
             )
-        ) as memory:
+        ) as cache:
             for _ in range(TRIES):
-                self._moved = 0
-                self._committing = self._send_missing(connection, memory)
+                self._commit = self._send_missing(connection, cache)
                 try:
-                    published = connection.request(self._committing, FileReply)
+                    published = connection.request(self._commit, FileReply)
                 except RefusedError as refusal:
-                    # What the server's disk has not kept is no longer held, and is sent again.
+                    # The server's disk lost blocks; the server no longer holds these.
                     if refusal.code is not Code.INCOMPLETE:
                         raise
                     last = refusal
                 else:
-                    memory.forget()
+                    cache.clear()
                     return published
         raise last
 
-    def _send_missing(self, connection: Connection, memory: DigestCache) -> Commit:
-        """Send what the server lacks, and return the request that publishes it."""
-        row = BlockUpload(
-            connection, self._source, self._name, memory, self._count, overwrite=self._overwrite
+    def _send_missing(self, connection: Connection, cache: DigestCache) -> Commit:
+        """Send the blocks that the server does not hold; return the request to publish."""
+        blocks = BlockUpload(
+            connection,
+            self._source,
+            self._name,
+            cache,
+            self._on_progress,
+            overwrite=self._overwrite,
         )
         try:
-            row.begin()
-            if self._udp_transfer.wanted:
-                row.transfer_udp(self._udp_transfer, self._on_retry)
-            row.send()
+            blocks.begin()
+            if self._udp_transfer.enabled:
+                blocks.send_udp(self._udp_transfer, self._on_retry)
+            blocks.send()
             self._source.check_unchanged()
         except SourceChangedError:
-            memory.forget()
-            row.abort()
+            cache.clear()
+            blocks.abort()
             raise
-        return row.commit()
+        return blocks.commit()
 
-    def _published_before(self, connection: Connection) -> FileReply | None:
-        """If only the reply to our commit was lost, get it now."""
-        if self._committing is None:
+    def _repeat_commit(self, connection: Connection) -> FileReply | None:
+        """Ask again for a reply to ``commit`` that may have been lost."""
+        if self._commit is None:
             return None
         try:
-            return connection.request(self._committing, FileReply)
+            return connection.request(self._commit, FileReply)
         except RefusedError as refusal:
             if refusal.code in (Code.NOT_FOUND, Code.INCOMPLETE):
                 return None
             raise
 
-    def _count(self, moved: int) -> None:
-        self._moved += moved
-        self._on_progress(self._moved, self._source.total)
-
 
 class BlockUpload:
-    """The blocks of one upload over one link: which are missing, which are on their way."""
+    """The blocks of one upload over one connection."""
 
     def __init__(
         self,
         connection: Connection,
         source: Source,
         name: str,
-        memory: DigestCache,
-        count: Callable[[int], None],
+        cache: DigestCache,
+        on_progress: OnProgress,
         *,
         overwrite: bool,
     ) -> None:
         self.upload = ""
-        self._connection, self._source, self._name, self._overwrite = (
-            connection,
-            source,
-            name,
-            overwrite,
-        )
-        self._memory, self._count = memory, count
-        self._counted = 0
-        self._held: dict[int, str] = {}
-        self._digests: dict[int, str] = {}
-        self._again: deque[int] = deque()
-        self._damaged: dict[int, int] = {}
-
-    def begin(self) -> None:
-        """Open the upload, or continue it: learn which blocks the server holds."""
-        source = self._source
-        request = Begin(
-            name=self._name,
+        self._connection, self._source, self._cache = connection, source, cache
+        self._begin = Begin(
+            name=name,
             total=source.total,
             block=BLOCK,
             mtime=source.mtime,
             mode=source.mode,
-            overwrite=self._overwrite,
+            overwrite=overwrite,
         )
-        reply = self._connection.request(request, BeginReply)
+        self._blocks = BlockTransfer(connection, source.total, WINDOW, on_progress)
+        self._held: dict[int, str] = {}
+        self._digests: dict[int, str] = {}
+
+    def begin(self) -> None:
+        """Begin the upload or continue it; learn which blocks the server holds."""
+        reply = self._connection.request(self._begin, BeginReply)
         if reply.block != BLOCK:
-            raise ProtocolError("the server chose another block size")
+            raise ProtocolError("invalid begin reply: another block size than was requested")
         self.upload = reply.upload
-        most = -(-source.total // BLOCK) * BLOCK_RECORD.size
-        if reply.size % BLOCK_RECORD.size or reply.size > most:
-            raise ProtocolError("the server's records are no row of blocks of this file")
+        record_bytes = len(self._blocks.offsets) * BLOCK_RECORD.size
+        if reply.size % BLOCK_RECORD.size or reply.size > record_bytes:
+            raise ProtocolError("invalid begin reply: its records are not blocks of this file")
         records = unpack_block_records(
             self._connection.stream.read_body(), self._connection.algorithm
         )
         self._held = {offset: digest for offset, _, digest in records}
 
     def send(self) -> None:
-        """Send what is missing at once; what is held, but not remembered here, is compared last.
+        """Send the missing blocks, then compare the held ones that the digest cache lacks.
 
-        So the first new byte leaves without reading again what was sent.
+        In this order the first byte leaves before blocks that were sent earlier are read again.
         """
-        missing, unsure = self._plan()
-        self._count_held(sum(map(self._size, missing)))
+        missing, unverified = self._plan()
+        self._blocks.count_missing(missing)
         self.write(missing)
-        self._write(self._differing(unsure))
-        while self._again:
-            waiting, self._again = list(self._again), deque()
-            self.write(waiting)
+        self.write(self._differing(unverified))
 
     def write(self, offsets: Iterable[int]) -> None:
-        """Send the blocks at ``offsets``; what arrives damaged waits for ``send``."""
-        self._write(self._digested(offsets))
+        """Send the blocks at ``offsets``."""
+        self._blocks.run(offsets, self._request, self._finish)
 
-    def transfer_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
-        """Send what is missing as datagrams, as far as they get."""
-        missing = self.missing()
-        if not missing:
-            return
-        self._count_held(sum(missing.values()))
-        sizes = dict(islice(missing.items(), MAX_BLOCKS))
-        moved = udp_transfer.send(
-            self._connection, self.upload, BLOCK, sizes, self.fill, self._count, on_retry
-        )
-        self._counted += moved
-        self.count_arrived(sizes, moved)
+    def send_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
+        """Send the missing blocks as datagrams, as many as arrive."""
+        missing = self._plan()[0]
+        if missing:
+            self._blocks.count_missing(missing)
+            sizes = self._blocks.sizes(missing)
+            moved = udp_transfer.send(
+                self._connection, self.upload, sizes, self.fill, self._blocks.count, on_retry
+            )
+            self.count_arrived(sizes, moved)
 
     def missing(self) -> dict[int, int]:
-        """Return the bytes of each block that is to be sent, by its number."""
-        return {offset // BLOCK: self._size(offset) for offset in self._plan()[0]}
+        """Return the bytes of each block that must be sent, by its number."""
+        return self._blocks.sizes(self._plan()[0])
 
     def fill(self, number: int, body: memoryview) -> None:
-        """Put the bytes of a block, and its raw digest behind them, into ``body``.
+        """Put the bytes of a block into ``body``, and its raw digest behind them.
 
-        A block is read once, so what was digested is what leaves, whatever becomes of the file.
+        The block is read once, so what leaves matches its digest even if the file changes.
         """
         data = body[:-DIGEST_BYTES]
         self._source.read(data, number * BLOCK)
         digest = digest_of(data, self._connection.algorithm)
-        self._know(number * BLOCK, digest)
+        self._set_digest(number * BLOCK, digest)
         body[-DIGEST_BYTES:] = split_digest(digest)[1]
 
-    def count_arrived(self, sizes: Mapping[int, int], moved: int) -> None:
-        """Learn which of the blocks in ``sizes`` are held, ``moved`` bytes of which arrived."""
+    def count_arrived(self, sizes: dict[int, int], moved: int) -> None:
+        """Update which blocks the server holds, after ``moved`` bytes of ``sizes`` arrived."""
         if moved == sum(sizes.values()):
             self._held.update((block * BLOCK, self._digests[block * BLOCK]) for block in sizes)
         else:
             self.begin()
 
     def commit(self) -> Commit:
-        """Return the request that publishes exactly the blocks that we mean."""
+        """Return the request that publishes exactly the blocks of the source."""
         hasher = new_hasher(self._connection.algorithm)
         for _, digest in sorted(self._digests.items()):
             hasher.update(split_digest(digest)[1])
@@ -366,9 +277,9 @@ class BlockUpload:
         return Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
 
     def abort(self) -> None:
-        """Throw away on the server what can be of no more use, if it still listens.
+        """Have the server discard the upload, if it can be reached.
 
-        A conversation that broke off within a frame cannot say so: a new one does.
+        A connection that was interrupted within a frame cannot send that; a new one does.
         """
         if not self.upload:
             return
@@ -380,67 +291,54 @@ class BlockUpload:
                 connection.request(Abort(upload=self.upload), OkReply)
 
     def _plan(self) -> tuple[list[int], list[int]]:
-        """Return which blocks are to be sent, and which are held but not remembered here."""
-        missing, unsure = [], []
-        for offset in range(0, self._source.total, BLOCK):
-            held, known = self._held.get(offset), self._memory.get(offset)
-            if held is None or known not in (None, held):
+        """Return which blocks must be sent, and which are held but not in the digest cache."""
+        missing, unverified = [], []
+        for offset in self._blocks.offsets:
+            held, cached = self._held.get(offset), self._cache.get(offset)
+            if held is None or cached not in (None, held):
                 missing.append(offset)
-            elif known is None:
-                unsure.append(offset)
+            elif cached is None:
+                unverified.append(offset)
             else:
-                self._digests[offset] = known
-        return missing, unsure
+                self._digests[offset] = cached
+        return missing, unverified
 
-    def _count_held(self, missing: int) -> None:
-        """Count all but ``missing`` bytes; of what was counted before, the difference."""
-        held = self._source.total - missing
-        self._count(held - self._counted)
-        self._counted = held
-
-    def _know(self, offset: int, digest: str) -> None:
+    def _set_digest(self, offset: int, digest: str) -> None:
         self._digests[offset] = digest
-        self._memory.add(offset, digest)
+        self._cache.add(offset, digest)
 
-    def _digested(self, offsets: Iterable[int]) -> Iterator[int]:
-        for offset in offsets:
-            size = self._size(offset)
-            os_files.start_readahead(self._source.fd, offset + size, BLOCK)
-            self._know(offset, self._source.digest(offset, size, self._connection.algorithm))
-            yield offset
+    def _read_digest(self, offset: int) -> str:
+        size = self._blocks.size(offset)
+        os_files.start_readahead(self._source.fd, offset + size, BLOCK)
+        digest = self._source.digest(offset, size, self._connection.algorithm)
+        self._set_digest(offset, digest)
+        return digest
 
     def _differing(self, offsets: Iterable[int]) -> Iterator[int]:
-        for offset in self._digested(offsets):
-            differs = self._digests[offset] != self._held[offset]
-            # Told also where nothing moves, so that who listens can end it there.
-            self._count(-self._size(offset) if differs else 0)
+        for offset in offsets:
+            differs = self._read_digest(offset) != self._held[offset]
+            # Called also where nothing changes: a transfer is cancelled where it counts.
+            self._blocks.count(-self._blocks.size(offset) if differs else 0)
             if differs:
                 yield offset
 
-    def _write(self, offsets: Iterable[int]) -> None:
-        for answer in self._connection.pipeline(map(self._request, offsets), WINDOW):
-            if isinstance(answer.reply, RefusedError) and isinstance(answer.request, Write):
-                self._refused(answer.request, answer.reply)
-
     def _request(self, offset: int) -> tuple[Request, SendBody]:
-        size = self._size(offset)
-        request = Write(upload=self.upload, offset=offset, size=size, digest=self._digests[offset])
+        size = self._blocks.size(offset)
+        digest = self._digests.get(offset) or self._read_digest(offset)
+        request = Write(upload=self.upload, offset=offset, size=size, digest=digest)
 
         def send(header: bytes) -> None:
-            self._connection.stream.send_range(header, self._source.fd, offset, size, self._count)
+            self._connection.stream.send_range(
+                header, self._source.fd, offset, size, self._blocks.count
+            )
 
         return request, send
 
-    def _refused(self, request: Write, refusal: RefusedError) -> None:
-        """Send a damaged block again, a few times; anything else ends the upload."""
-        if refusal.code is not Code.DIGEST_MISMATCH:
-            raise refusal
+    def _finish(self, offset: int, reply: object) -> bool:
+        if not isinstance(reply, RefusedError):
+            return True
+        if reply.code is not Code.DIGEST_MISMATCH:
+            raise reply
         self._source.check_unchanged()
-        tries = self._damaged[request.offset] = self._damaged.get(request.offset, 0) + 1
-        if tries >= TRIES:
-            raise CorruptDataError(f"the block at {request.offset:,} arrived damaged {TRIES} times")
-        self._count(-request.size)
-        self._again.append(request.offset)
-
-    def _size(self, offset: int) -> int:
-        return min(BLOCK, self._source.total - offset)
+        del self._digests[offset]  # it is computed again: it may be what is wrong
+        return False

@@ -1,0 +1,93 @@
+"""The blocks of one file over one connection, in either direction."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ftpkit.client.connection import Connection, SendBody
+from ftpkit.errors import CorruptDataError
+from ftpkit.protocol.messages import Request
+
+BLOCK: Final = 4 * 1024 * 1024
+TRIES: Final = 3
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that have been transferred, and the bytes in all."""
+
+OnMoved = Callable[[int], None]
+"""Called with how many more bytes have been transferred."""
+
+
+class BlockTransfer:
+    """Pipelines the requests of blocks, repeats those that arrived damaged, counts progress.
+
+    ``window`` is how many requests may be unanswered.
+    """
+
+    def __init__(
+        self, connection: Connection, total: int, window: int, on_progress: OnProgress
+    ) -> None:
+        self._connection, self._window = connection, window
+        self._total, self._on_progress = total, on_progress
+        self._moved = 0
+        self._damaged: Counter[int] = Counter()
+
+    @property
+    def offsets(self) -> range:
+        """The offset of each block of the file."""
+        return range(0, self._total, BLOCK)
+
+    def size(self, offset: int) -> int:
+        """Return how many bytes the block at ``offset`` has."""
+        return min(BLOCK, self._total - offset)
+
+    def sizes(self, offsets: Iterable[int]) -> dict[int, int]:
+        """Return the bytes of each block at ``offsets`` by its number, as UDP names blocks."""
+        return {offset // BLOCK: self.size(offset) for offset in offsets}
+
+    def count(self, moved: int) -> None:
+        """Count ``moved`` more bytes; less, where they have to be transferred again."""
+        self._moved += moved
+        self._on_progress(self._moved, self._total)
+
+    def count_missing(self, offsets: Iterable[int]) -> None:
+        """Count everything as transferred but the blocks at ``offsets``."""
+        self.count(self._total - sum(map(self.size, offsets)) - self._moved)
+
+    def count_damaged(self, offset: int) -> None:
+        """Take a damaged block back from the count; raise CorruptDataError the third time."""
+        self._damaged[offset] += 1
+        if self._damaged[offset] == TRIES:
+            raise CorruptDataError(
+                f"the block at offset {offset:,} arrived damaged {TRIES} times:"
+                " check the network and the memory of both computers"
+            )
+        self.count(-self.size(offset))
+
+    def run(
+        self,
+        offsets: Iterable[int],
+        request: Callable[[int], tuple[Request, SendBody | None]],
+        finish: Callable[[int, object], bool],
+    ) -> None:
+        """Transfer the blocks at ``offsets``.
+
+        ``request`` makes the request for a block; ``finish`` is given its offset and its reply,
+        and returns whether the block arrived undamaged.
+        """
+        unanswered: deque[int] = deque()
+
+        def next_request(offset: int) -> tuple[Request, SendBody | None]:
+            unanswered.append(offset)
+            return request(offset)
+
+        while True:
+            damaged = []
+            for answer in self._connection.pipeline(map(next_request, offsets), self._window):
+                offset = unanswered.popleft()
+                if not finish(offset, answer.reply):
+                    self.count_damaged(offset)
+                    damaged.append(offset)
+            if not damaged:
+                return
+            offsets = damaged

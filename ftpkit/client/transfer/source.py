@@ -1,0 +1,74 @@
+"""A local file that is uploaded."""
+
+import os
+import stat
+from typing import Final, Self
+
+from ftpkit.errors import LocalFileError, SourceChangedError
+from ftpkit.osapi import files as os_files
+from ftpkit.protocol.digest import format_digest, new_hasher
+
+_PIECE: Final = 256 * 1024
+
+
+class Source:
+    """An open local file to upload; it must not change meanwhile.
+
+    ``total`` is its bytes, ``mtime`` in nanoseconds, ``mode`` its permission bits. Methods raise
+    LocalFileError if it cannot be read, SourceChangedError if it changed.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            mode = os.stat(path).st_mode  # before it is opened: that can have effects on a device
+            if not stat.S_ISREG(mode):
+                kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise LocalFileError(f"{path!r} is {kind}")
+            flags = os.O_RDONLY | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
+            self.fd = os.open(path, flags)
+        except OSError as error:
+            raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
+        self.status = os.fstat(self.fd)
+        self.total = self.status.st_size
+        self.mtime = self.status.st_mtime_ns
+        self.mode = self.status.st_mode & 0o777
+        self._buffer = memoryview(bytearray(_PIECE))
+
+    def read(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset``."""
+        while view:
+            count = self._read(view, offset)
+            view, offset = view[count:], offset + count
+
+    def digest(self, offset: int, size: int, algorithm: str) -> str:
+        """Return the digest of ``size`` bytes from ``offset``."""
+        hasher, stop = new_hasher(algorithm), offset + size
+        while offset < stop:
+            count = self._read(self._buffer[: stop - offset], offset)
+            hasher.update(self._buffer[:count])
+            offset += count
+        return format_digest(algorithm, hasher.digest())
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChangedError if the file's size or mtime changed since it was opened."""
+        now, then = os.fstat(self.fd), self.status
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise SourceChangedError(f"{self.path!r} changed during the upload: upload it again")
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        try:
+            count = os_files.read_at(self.fd, view, offset)
+        except OSError as error:
+            raise LocalFileError(f"cannot read {self.path!r}: {error.strerror or error}") from None
+        if count == 0:
+            raise SourceChangedError(
+                f"{self.path!r} became shorter during the upload: upload it again"
+            )
+        return count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)

@@ -1,0 +1,137 @@
+"""Where a download is staged and published on the local file system."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Self
+
+from ftpkit.client.transfer.blocks import BLOCK
+from ftpkit.errors import LocalFileError, RefusedError
+from ftpkit.osapi import files as os_files
+from ftpkit.storage.api import FileInfo, UploadSpec
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
+from ftpkit.storage.directory.tree import Tree
+from ftpkit.storage.directory.upload import (
+    DATA,
+    JOURNAL,
+    DirectoryUpload,
+    create_upload,
+    read_journal,
+    reopen_upload,
+)
+
+
+class DownloadTarget:
+    """Stages the blocks of a download in ``.NAME.part/`` beside ``path``, and publishes them.
+
+    The staged blocks of a failed download are used by the next one. ``path`` is replaced
+    atomically if ``overwrite`` is set; else it must not exist. Methods raise LocalFileError.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool) -> None:
+        self._path, self._overwrite = path, overwrite
+        self._files = FileSystem()
+        self._upload: DirectoryUpload | None = None
+        # A symbolic link stays, and the file that it points to is replaced.
+        directory, self._base = os.path.split(os.path.realpath(path))
+        self._part = f".{self._base[:200]}.part"
+        with contextlib.ExitStack() as stack, self.errors():
+            self._directory = stack.enter_context(DirHandle.open(directory))
+            self._tree = Tree(self._directory, self._files)
+            self._tree.check_target(self._base, overwrite=overwrite)
+            with contextlib.suppress(FileExistsError):
+                self._files.mkdir(self._directory, self._part, 0o700)
+            self._stage = stack.enter_context(self._directory.open_directory(self._part))
+            stack.enter_context(self._lock())
+            self._stack = stack.pop_all()
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether an earlier download has left blocks to resume with."""
+        state = read_journal(self._stage, JOURNAL)
+        return state is not None and bool(state.blocks)
+
+    def stage(self, identity: str, spec: UploadSpec) -> DirectoryUpload:
+        """Open the staged blocks of ``identity``; blocks of anything else are removed."""
+        with self.errors():
+            if self._upload is None:
+                self._upload = reopen_upload(
+                    self._directory.open_directory(self._part),
+                    self._files,
+                    publish=self._publish,
+                    on_release=DirectoryUpload.close,
+                )
+            if self._upload is None or self._upload.id != identity:
+                self.drop()
+                self._upload = create_upload(
+                    self._directory.open_directory(self._part),
+                    self._files,
+                    identity,
+                    spec,
+                    BLOCK,
+                    publish=self._publish,
+                    on_release=DirectoryUpload.close,
+                )
+            return self._upload
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn an error of the local file system into a LocalFileError."""
+        try:
+            yield
+        except RefusedError as refusal:
+            raise LocalFileError(f"cannot write {self._path!r}: {refusal}") from refusal
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise LocalFileError(f"cannot write {self._path!r}: {reason}") from error
+
+    def drop(self) -> None:
+        """Remove the staged blocks."""
+        self._close_upload()
+        self._empty()
+
+    def close(self) -> None:
+        """Close it; blocks that the next download can use are kept."""
+        self._close_upload()
+        if not self.has_blocks:
+            with contextlib.suppress(OSError):
+                self._empty()
+                self._files.rmdir(self._directory, self._part)
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _close_upload(self) -> None:
+        if self._upload is not None:
+            self._upload.close()
+            self._upload = None
+
+    def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
+        info = self._tree.publish(
+            upload.directory,
+            DATA,
+            self._base,
+            fd=upload.fileno(),
+            overwrite=self._overwrite,
+            content_digest=content_digest,
+        )
+        self._empty()
+        return info
+
+    def _empty(self) -> None:
+        for part, _ in list(self._stage.names()):
+            self._tree.purge(self._stage, part, lambda done, total: None)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        if self._stage.dir_fd is None:
+            yield
+            return
+        with os_files.lock(self._stage.dir_fd) as locked:
+            if not locked:
+                raise LocalFileError(f"another download to {self._path!r} is running")
+            yield
