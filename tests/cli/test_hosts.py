@@ -152,8 +152,8 @@ def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        ({"token": "wrong-token"}, 3, "does not know this token"),
-        ({"token": None}, 3, "wants a token: ftpkit login LINK"),
+        ({"token": "wrong-token"}, 3, "rejected the token"),
+        ({"token": None}, 3, "requires a token: log in with the URL"),
         ({"pin": OTHER_PIN}, 4, "does not match the pinned key"),
         ({"pin": None}, 4, "Log in with the URL that the server printed"),
         ({"address": Address("127.0.0.1", 1)}, 4, "Connection refused"),
@@ -267,7 +267,7 @@ def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None
     with terminal("ping", "--to", str(guard.address)) as screen:
         screen.answer(r"\[y/N\]: $", "y")
         assert screen.end() == (3, "")
-    assert "wants a token" in screen.shown
+    assert "requires a token" in screen.shown
     assert "vouches" not in screen.shown
 
 
@@ -425,7 +425,7 @@ def test_elsewhere_one_login_is_enough_until_the_token_is_removed(
     assert run("token", "rm", "owner").exit_code == 0
     result = run("ls")
     assert result.exit_code == 3
-    assert "does not know this token, or no longer" in result.stderr
+    assert "rejected the token" in result.stderr
 
 
 def test_a_put_may_begin_before_the_first_start_of_a_server(serve: Serve, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The client as a whole: every operation, one connection used again, and code to copy."""
+"""The operations of a client, its connection, and the examples of a client."""
 
 import os
 import select
@@ -77,19 +77,21 @@ def test_one_connection_serves_many_operations(client: Client, tmp_path: Path, l
     assert log.wait_for("connection")["requests"] == 2
 
 
-def test_it_connects_again_after_the_server_hung_up(server: Server, client: Client) -> None:
+def test_it_reconnects_after_the_server_closed_the_connection(
+    server: Server, client: Client
+) -> None:
     for _ in range(2):
         client.ping()
         for session in service_of(server).sessions():
             session.stop(now=False)
         assert client._connection._connection is not None
         assert select.select([client._connection._connection.sock], [], [], 10.0)[0], (
-            "the server hangs up"
+            "the server closes the connection"
         )
     client.ping()
 
 
-def test_it_connects_again_after_the_server_started_anew(root: Path) -> None:
+def test_it_reconnects_after_the_server_was_restarted(root: Path) -> None:
     server = Server(root, host="127.0.0.1", port=0)
     server.start()
     with Client(server.address) as client:
@@ -101,7 +103,7 @@ def test_it_connects_again_after_the_server_started_anew(root: Path) -> None:
     server.stop()
 
 
-def test_threads_take_turns(client: Client, root: Path, tmp_path: Path, log: Log) -> None:
+def test_threads_share_one_connection(client: Client, root: Path, tmp_path: Path, log: Log) -> None:
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -129,7 +131,7 @@ def test_threads_take_turns(client: Client, root: Path, tmp_path: Path, log: Log
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="descriptors are not counted here")
-def test_it_works_in_a_program_with_many_files(client: Client) -> None:
+def test_it_works_in_a_program_with_many_open_files(client: Client) -> None:
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         client.ping()
@@ -140,15 +142,15 @@ def test_it_works_in_a_program_with_many_files(client: Client) -> None:
             os.close(descriptor)
 
 
-def test_the_decoder_over_a_socket_of_ones_own(server: Server, root: Path) -> None:
+def test_the_decoder_with_a_plain_socket(server: Server, root: Path) -> None:
     (root / "bigfile.iso").write_bytes(b"content" * 10_000)
-    with Raw(server.address) as line:
-        sock = line.sock
+    with Raw(server.address) as raw:
+        sock = raw.sock
         sock.sendall(encode_header({"op": "get", "name": "bigfile.iso"}))
         decoder = Decoder(max_header=65_536)
         while (header := decoder.feed(sock.recv(decoder.wanted))) is None:
             pass
-        assert line.read(header["size"]) == b"content" * 10_000
+        assert raw.read(header["size"]) == b"content" * 10_000
         sock.sendall(encode_header({"op": "ping"}))
         while (header := decoder.feed(sock.recv(decoder.wanted))) is None:
             pass

@@ -1,4 +1,4 @@
-"""Whom a client speaks to, how, and what it says first."""
+"""TLS, trust and authentication of a connection."""
 
 import contextlib
 import logging
@@ -17,8 +17,7 @@ import pytest
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
 from ftpkit.client.connection import Connection
 from ftpkit.lab.child import ChildProcess
-from ftpkit.lab.network import EmulatedNetwork as Line
-from ftpkit.lab.network import NetworkProfile, NetworkUnavailableError
+from ftpkit.lab.network import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from tests.support.hostile import listening
@@ -26,7 +25,7 @@ from tests.support.scripted_server import USER, Guard, guarded
 from tests.support.trees import published
 
 WAIT_S = 20.0
-TOKEN = "token-that-nobody-may-see"
+TOKEN = "secret-token"
 OTHER_PIN = "A" * 43
 
 PLAINTEXT, TLS = b"\0", b"\x16"
@@ -39,32 +38,32 @@ def identity() -> Identity:
 
 @pytest.fixture
 def secured(identity: Identity) -> Iterator[Guard]:
-    """A server with a key that asks for a token."""
+    """A server with TLS that requires a token."""
     with guarded(Guard(identity, TOKEN)) as guard:
         yield guard
 
 
 @pytest.fixture
 def plain() -> Iterator[Guard]:
-    """A server without a key that asks for nothing."""
+    """A server without TLS that requires no token."""
     with guarded(Guard()) as guard:
         yield guard
 
 
-def linked(url: Url, ask: Callable[[str], bool] | None = None) -> Connection:
+def connect(url: Url, ask: Callable[[str], bool] | None = None) -> Connection:
     return Connection(lambda: url, timeout_s=WAIT_S, limiter=None, confirm_pin=ask)
 
 
 def failure(url: Url, kind: type[FtpkitError], ask: Callable[[str], bool] | None = None) -> str:
-    """Return what it says to a person that a server cannot be used."""
+    """Return the message of the error of a connection."""
     with pytest.raises(kind) as caught:
-        linked(url, ask)
+        connect(url, ask)
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     return str(caught.value)
 
 
-def test_the_whole_link_leads_in(secured: Guard) -> None:
-    with closing(linked(secured.url)) as connection:
+def test_a_login_url_connects_and_authenticates(secured: Guard) -> None:
+    with closing(connect(secured.url)) as connection:
         assert connection.auth is not None
         assert (connection.auth.user, connection.auth.can) == (USER, ["write", "read"])
         assert (connection.address, connection.url) == (secured.address, secured.url)
@@ -72,42 +71,42 @@ def test_the_whole_link_leads_in(secured: Guard) -> None:
     assert (secured.firsts, secured.heard) == ([TLS], ["hello", "auth"])
 
 
-def test_a_client_takes_links_addresses_and_what_returns_them(secured: Guard) -> None:
+def test_a_client_accepts_urls_addresses_and_functions(secured: Guard) -> None:
     for url in (secured.url.login_url(), secured.url, lambda: secured.url):
         with Client(url, timeout_s=WAIT_S) as client:
             assert client.address == secured.address
             client.ping()
             client.ping()
             assert TOKEN not in repr(vars(client))
-    assert secured.firsts == [TLS] * 3, "a conversation is kept"
+    assert secured.firsts == [TLS] * 3, "the connection is reused"
 
 
-def test_another_key_than_that_of_the_link_hears_nothing(secured: Guard) -> None:
-    told = failure(replace(secured.url, pin=OTHER_PIN), UntrustedError)
-    assert "does not match the pinned key" in told
+def test_a_server_whose_key_does_not_match_the_pin_receives_nothing(secured: Guard) -> None:
+    message = failure(replace(secured.url, pin=OTHER_PIN), UntrustedError)
+    assert "does not match the pinned key" in message
     assert secured.heard == []
 
 
-def test_a_token_is_not_shown_to_whom_nobody_vouches_for(secured: Guard) -> None:
+def test_no_token_is_sent_to_an_untrusted_server(secured: Guard) -> None:
     failure(Url(secured.address, token=TOKEN), UntrustedError)
     assert (secured.firsts, secured.heard) == ([TLS], [])
 
 
-def test_a_token_is_not_shown_in_plaintext(plain: Guard) -> None:
+def test_no_token_is_sent_in_plaintext(plain: Guard) -> None:
     plain.token = TOKEN
     for url in (Url(plain.address, token=TOKEN), Url(plain.address, OTHER_PIN, TOKEN)):
         failure(url, CannotConnectError)
     assert plain.heard == []
 
 
-def test_a_token_is_shown_in_plaintext_where_the_link_says_so(plain: Guard) -> None:
+def test_a_plain_url_sends_the_token_in_plaintext(plain: Guard) -> None:
     plain.token = TOKEN
-    with closing(linked(Url(plain.address, token=TOKEN, plain=True))) as connection:
+    with closing(connect(Url(plain.address, token=TOKEN, plain=True))) as connection:
         assert connection.auth is not None
     assert (plain.firsts, plain.heard) == ([PLAINTEXT], ["hello", "auth"])
 
 
-def test_a_person_may_vouch_for_a_key(secured: Guard, identity: Identity) -> None:
+def test_a_user_can_confirm_the_pin_of_a_key(secured: Guard, identity: Identity) -> None:
     shown: list[str] = []
 
     def answer(yes: bool) -> Callable[[str], bool]:
@@ -120,19 +119,19 @@ def test_a_person_may_vouch_for_a_key(secured: Guard, identity: Identity) -> Non
     url = replace(secured.url, pin=None)
     failure(url, UntrustedError, answer(False))
     assert secured.heard == []
-    linked(url, answer(True)).close()
+    connect(url, answer(True)).close()
     assert shown == [identity.pin] * 2
-    linked(secured.url, answer(False)).close()
-    assert len(shown) == 2, "the link says which key it is"
+    connect(secured.url, answer(False)).close()
+    assert len(shown) == 2, "the URL has a pin"
 
 
-def test_without_pin_and_token_a_server_here_is_spoken_to_in_plaintext(plain: Guard) -> None:
-    with closing(linked(Url(plain.address))) as connection:
+def test_without_pin_and_token_a_local_connection_uses_plaintext(plain: Guard) -> None:
+    with closing(connect(Url(plain.address))) as connection:
         assert connection.auth is None
     assert plain.firsts == [PLAINTEXT]
 
 
-def test_a_server_here_that_demands_tls_gets_it_if_its_link_is_found(secured: Guard) -> None:
+def test_a_local_server_that_requires_tls_gets_it_if_its_url_is_found(secured: Guard) -> None:
     found = iter([Url(secured.address), secured.url])
     connection = Connection(lambda: next(found), timeout_s=WAIT_S, limiter=None)
     connection.close()
@@ -140,38 +139,40 @@ def test_a_server_here_that_demands_tls_gets_it_if_its_link_is_found(secured: Gu
     assert (secured.firsts, secured.heard) == ([PLAINTEXT, TLS], ["hello", "auth"])
 
 
-def test_a_server_here_that_demands_tls_must_be_known(secured: Guard) -> None:
+def test_a_local_server_that_requires_tls_must_be_trusted(secured: Guard) -> None:
     assert "cannot verify the TLS certificate" in failure(Url(secured.address), UntrustedError)
     assert (secured.firsts, secured.heard) == ([PLAINTEXT, TLS], [])
 
 
-def test_a_server_here_that_asks_for_a_token_gets_it_if_its_link_is_found(plain: Guard) -> None:
+def test_a_local_server_that_requires_a_token_gets_it_if_its_url_is_found(plain: Guard) -> None:
     plain.token = TOKEN
     found = iter([Url(plain.address), plain.url])
     connection = Connection(lambda: next(found), timeout_s=WAIT_S, limiter=None)
     connection.close()
     assert connection.auth is not None
     plain.firsts.clear()
-    with pytest.raises(RefusedError, match="wants a token"):
-        linked(Url(plain.address))
-    assert len(plain.firsts) == 1, "it is known no better than before"
+    with pytest.raises(RefusedError, match="requires a token"):
+        connect(Url(plain.address))
+    assert len(plain.firsts) == 1, "the URL provider has no other URL"
 
 
 @pytest.mark.net
-def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_so() -> None:
+def test_a_remote_server_gets_no_plaintext_unless_the_url_is_plain() -> None:
     program = "import sys; from ftpkit import Client; Client(sys.argv[1], timeout_s=20).ping()"
     try:
-        line = Line(NetworkProfile(1e9, 0.0))
+        network = EmulatedNetwork(NetworkProfile(1e9, 0.0))
     except NetworkUnavailableError as error:
         pytest.skip(str(error))
     with (
-        line,
-        ChildProcess("ftpkit.compare.server_process", {"host": line.far.v4}, line.far) as server,
+        network,
+        ChildProcess(
+            "ftpkit.compare.server_process", {"host": network.far.v4}, network.far
+        ) as server,
     ):
         address = Address(**server.receive())
 
         def failure(url: Url) -> str:
-            command = line.near.command([sys.executable, "-c", program, url.login_url()])
+            command = network.near.command([sys.executable, "-c", program, url.login_url()])
             done = subprocess.run(
                 command, stderr=subprocess.PIPE, text=True, timeout=60, check=False
             )
@@ -181,28 +182,28 @@ def test_a_server_elsewhere_is_not_spoken_to_in_plaintext_unless_the_link_says_s
         assert failure(Url(address, plain=True)) == ""
 
 
-def test_plaintext_that_was_asked_for_is_not_made_more_of(secured: Guard) -> None:
+def test_a_plain_url_is_not_upgraded_to_tls(secured: Guard) -> None:
     with pytest.raises(RefusedError) as caught:
-        linked(Url(secured.address, plain=True))
+        connect(Url(secured.address, plain=True))
     assert caught.value.code == "tls-required"
     assert secured.firsts == [PLAINTEXT]
 
 
-def test_who_has_no_token_is_told_what_to_do(secured: Guard) -> None:
-    with pytest.raises(RefusedError, match="wants a token: ftpkit login LINK") as caught:
-        linked(replace(secured.url, token=None))
+def test_a_missing_token_is_an_error_that_says_what_to_do(secured: Guard) -> None:
+    with pytest.raises(RefusedError, match="requires a token: log in with the URL") as caught:
+        connect(replace(secured.url, token=None))
     assert caught.value.code == "auth-required"
 
 
-def test_who_has_a_wrong_token_is_told_so(secured: Guard) -> None:
+def test_a_wrong_token_is_an_error_that_says_what_to_do(secured: Guard) -> None:
     secured.token = "another"
-    with pytest.raises(RefusedError, match="does not know this token, or no longer") as caught:
-        linked(Url(secured.address, secured.url.pin, TOKEN))
+    with pytest.raises(RefusedError, match="rejected the token") as caught:
+        connect(Url(secured.address, secured.url.pin, TOKEN))
     assert caught.value.code == "auth-failed"
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_server_that_asks_for_no_token_may_be_shown_one(secured: Guard) -> None:
+def test_a_token_is_accepted_by_a_server_that_requires_none(secured: Guard) -> None:
     url = secured.url
     secured.token = None
     with Client(url, timeout_s=WAIT_S) as client:
@@ -213,7 +214,7 @@ def test_a_server_that_asks_for_no_token_may_be_shown_one(secured: Guard) -> Non
 
 
 @pytest.mark.parametrize("secure", [True, False])
-def test_it_is_asked_where_the_server_is_before_each_connection(
+def test_the_url_provider_is_called_before_each_connection(
     secured: Guard, plain: Guard, secure: bool
 ) -> None:
     here = secured if secure else plain
@@ -223,16 +224,16 @@ def test_it_is_asked_where_the_server_is_before_each_connection(
         with guarded(Guard(here.identity, here.token)) as there:
             urls.append(there.url)
             client.ping()
-            assert there.heard == [], "a conversation that lasts is gone on with"
+            assert there.heard == [], "an open connection is reused"
             client.close()
             client.ping()
             assert "ping" in there.heard
 
 
-def test_a_put_that_began_before_the_server_finds_it(root: Path, tmp_path: Path) -> None:
+def test_a_put_that_began_before_the_server_succeeds(root: Path, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"data")
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        urls = [Url(Address("127.0.0.1", nobody.getsockname()[1]))]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        urls = [Url(Address("127.0.0.1", unused.getsockname()[1]))]
     failed = threading.Event()
     with Client(lambda: urls[-1], timeout_s=WAIT_S, retry_for_s=WAIT_S) as client:
         put = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: failed.set())
@@ -244,7 +245,7 @@ def test_a_put_that_began_before_the_server_finds_it(root: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("wrong", ["pin", "token"])
-def test_what_stays_wrong_is_not_tried_again(secured: Guard, tmp_path: Path, wrong: str) -> None:
+def test_a_wrong_pin_or_token_is_not_retried(secured: Guard, tmp_path: Path, wrong: str) -> None:
     (tmp_path / "f").write_bytes(b"data")
     url = secured.url
     url = replace(url, pin=OTHER_PIN) if wrong == "pin" else replace(url, token="x")
@@ -280,15 +281,15 @@ def test_a_transfer_can_be_cancelled_in_the_middle_of_a_handshake(tmp_path: Path
     assert put.cancelled()
 
 
-def test_a_server_that_hangs_up_in_a_handshake_is_a_failure_that_may_pass() -> None:
+def test_a_connection_closed_in_the_handshake_is_retryable() -> None:
     with listening(lambda sock: None) as address:
         url = Url(Address(*address), OTHER_PIN, TOKEN)
         with pytest.raises(CannotConnectError, match="cannot connect to ftpk://127") as caught:
-            linked(url)
+            connect(url)
     assert not caught.value.permanent
 
 
-def test_nothing_is_logged_of_a_token(secured: Guard, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_token_is_logged(secured: Guard, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        linked(secured.url).close()
+        connect(secured.url).close()
     assert TOKEN not in caplog.text

@@ -1,4 +1,4 @@
-"""What is remembered of a file's blocks, and for how long it is believed."""
+"""Digests of a file's blocks, stored until the file changes."""
 
 import contextlib
 import os
@@ -22,37 +22,37 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def memory(directory: Path | None, source: Path, algorithm: str = "blake3") -> DigestCache:
-    where = None if directory is None else str(directory)
-    return DigestCache(where, source.stat(), block=BLOCK, algorithm=algorithm)
+def open_cache(directory: Path | None, source: Path, algorithm: str = "blake3") -> DigestCache:
+    path = None if directory is None else str(directory)
+    return DigestCache(path, source.stat(), block=BLOCK, algorithm=algorithm)
 
 
-def remember(directory: Path, source: Path, *offsets: int) -> None:
-    with contextlib.closing(memory(directory, source)) as kept:
+def store(directory: Path, source: Path, *offsets: int) -> None:
+    with contextlib.closing(open_cache(directory, source)) as cache:
         for offset in offsets:
-            kept.add(offset, DIGEST)
+            cache.add(offset, DIGEST)
 
 
-def recall(directory: Path, source: Path, offset: int, algorithm: str = "blake3") -> str | None:
-    with contextlib.closing(memory(directory, source, algorithm)) as kept:
-        return kept.get(offset)
+def load(directory: Path, source: Path, offset: int, algorithm: str = "blake3") -> str | None:
+    with contextlib.closing(open_cache(directory, source, algorithm)) as cache:
+        return cache.get(offset)
 
 
-def test_a_digest_is_found_again_by_the_next_process(tmp_path: Path, source: Path) -> None:
-    remember(tmp_path / "memory", source, 0, BLOCK)
-    assert recall(tmp_path / "memory", source, BLOCK) == DIGEST
+def test_a_stored_digest_is_found_by_the_next_object(tmp_path: Path, source: Path) -> None:
+    store(tmp_path / "cache", source, 0, BLOCK)
+    assert load(tmp_path / "cache", source, BLOCK) == DIGEST
 
 
-def test_without_a_directory_it_lasts_as_long_as_the_object(source: Path) -> None:
-    kept = memory(None, source)
-    kept.add(0, DIGEST)
-    assert kept.get(0) == DIGEST
-    assert memory(None, source).get(0) is None
+def test_without_a_directory_digests_are_held_in_memory(source: Path) -> None:
+    cache = open_cache(None, source)
+    cache.add(0, DIGEST)
+    assert cache.get(0) == DIGEST
+    assert open_cache(None, source).get(0) is None
 
 
 @pytest.mark.parametrize("change", ["content", "time", "replaced"])
-def test_a_file_that_changed_is_another_file(tmp_path: Path, source: Path, change: str) -> None:
-    remember(tmp_path / "memory", source, 0)
+def test_a_changed_file_has_no_stored_digests(tmp_path: Path, source: Path, change: str) -> None:
+    store(tmp_path / "cache", source, 0)
     if change == "content":
         source.write_bytes(b"more content")
     elif change == "time":
@@ -62,61 +62,61 @@ def test_a_file_that_changed_is_another_file(tmp_path: Path, source: Path, chang
         other.write_bytes(b"content")
         os.utime(other, ns=(OLD_NS, OLD_NS))
         other.replace(source)
-    assert recall(tmp_path / "memory", source, 0) is None
+    assert load(tmp_path / "cache", source, 0) is None
 
 
-def test_other_digests_are_kept_apart(tmp_path: Path, source: Path) -> None:
-    remember(tmp_path / "memory", source, 0)
-    assert recall(tmp_path / "memory", source, 0, "sha256") is None
+def test_each_algorithm_has_its_own_digests(tmp_path: Path, source: Path) -> None:
+    store(tmp_path / "cache", source, 0)
+    assert load(tmp_path / "cache", source, 0, "sha256") is None
 
 
-def test_a_file_written_to_just_now_is_not_remembered(tmp_path: Path, source: Path) -> None:
+def test_digests_of_a_file_just_written_are_not_stored(tmp_path: Path, source: Path) -> None:
     source.write_bytes(b"content")
-    remember(tmp_path / "memory", source, 0)
-    assert recall(tmp_path / "memory", source, 0) is None
+    store(tmp_path / "cache", source, 0)
+    assert load(tmp_path / "cache", source, 0) is None
 
 
-def test_what_is_forgotten_is_gone(tmp_path: Path, source: Path) -> None:
-    with contextlib.closing(memory(tmp_path / "memory", source)) as kept:
-        kept.add(0, DIGEST)
-        kept.clear()
-        assert kept.get(0) is None
-    assert os.listdir(tmp_path / "memory") == []
+def test_clear_removes_the_digests_and_their_file(tmp_path: Path, source: Path) -> None:
+    with contextlib.closing(open_cache(tmp_path / "cache", source)) as cache:
+        cache.add(0, DIGEST)
+        cache.clear()
+        assert cache.get(0) is None
+    assert os.listdir(tmp_path / "cache") == []
 
 
-def test_no_damaged_record_is_believed(tmp_path: Path, source: Path) -> None:
-    remember(tmp_path / "memory", source, 0, BLOCK)
-    (path,) = (tmp_path / "memory").iterdir()
+def test_damaged_records_are_ignored(tmp_path: Path, source: Path) -> None:
+    store(tmp_path / "cache", source, 0, BLOCK)
+    (path,) = (tmp_path / "cache").iterdir()
     data = path.read_bytes()
     for position in range(len(data)):
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
         damaged, good = (0, BLOCK) if position < len(data) // 2 else (BLOCK, 0)
-        assert recall(tmp_path / "memory", source, damaged) is None
-        assert recall(tmp_path / "memory", source, good) == DIGEST
+        assert load(tmp_path / "cache", source, damaged) is None
+        assert load(tmp_path / "cache", source, good) == DIGEST
 
 
-def test_a_record_that_is_cut_is_dropped_and_the_next_one_written_in_its_place(
+def test_a_truncated_record_is_removed_and_the_next_one_replaces_it(
     tmp_path: Path, source: Path
 ) -> None:
-    remember(tmp_path / "memory", source, 0, BLOCK)
-    (path,) = (tmp_path / "memory").iterdir()
+    store(tmp_path / "cache", source, 0, BLOCK)
+    (path,) = (tmp_path / "cache").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    remember(tmp_path / "memory", source, 2 * BLOCK)
-    assert recall(tmp_path / "memory", source, BLOCK) is None
-    assert recall(tmp_path / "memory", source, 2 * BLOCK) == DIGEST
+    store(tmp_path / "cache", source, 2 * BLOCK)
+    assert load(tmp_path / "cache", source, BLOCK) is None
+    assert load(tmp_path / "cache", source, 2 * BLOCK) == DIGEST
 
 
-def test_what_nobody_came_back_for_is_removed(tmp_path: Path, source: Path) -> None:
-    remember(tmp_path / "memory", source, 0)
-    (path,) = (tmp_path / "memory").iterdir()
+def test_digests_unused_for_30_days_are_removed(tmp_path: Path, source: Path) -> None:
+    store(tmp_path / "cache", source, 0)
+    (path,) = (tmp_path / "cache").iterdir()
     os.utime(path, (0, 0))
     other = tmp_path / "other"
     other.write_bytes(b"other")
     os.utime(other, ns=(OLD_NS, OLD_NS))
-    remember(tmp_path / "memory", other, 0)
-    assert recall(tmp_path / "memory", source, 0) is None
+    store(tmp_path / "cache", other, 0)
+    assert load(tmp_path / "cache", source, 0) is None
 
 
-def test_a_place_that_cannot_be_used_is_no_error(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "memory").write_bytes(b"a file")
-    remember(tmp_path / "memory", source, 0)
+def test_an_unusable_directory_is_no_error(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"a file")
+    store(tmp_path / "cache", source, 0)

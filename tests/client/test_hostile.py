@@ -1,4 +1,4 @@
-"""Servers that break off, talk nonsense or lie: one clear error, and no file left behind."""
+"""Hostile servers: invalid, truncated or false replies give one clear error and leave no file."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def get_reply(data: bytes, **keys: Any) -> dict[str, Any]:
 
 
 def sending(data: bytes) -> Script:
-    """Say ``data`` to whoever comes, and hang up."""
+    """Send ``data`` to each client, and close the connection."""
 
     def script(peer: Peer) -> None:
         peer.sock.sendall(data)
@@ -73,7 +73,7 @@ def sending(data: bytes) -> Script:
     ],
     ids=range(10),
 )
-def test_who_is_no_ftpkit_server(words: bytes) -> None:
+def test_a_server_of_another_protocol(words: bytes) -> None:
     with hostile(sending(words)) as address, talking_to(address) as client:
         with pytest.raises(CannotConnectError) as caught:
             client.ping()
@@ -81,7 +81,7 @@ def test_who_is_no_ftpkit_server(words: bytes) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_nobody_is_there() -> None:
+def test_a_refused_connection() -> None:
     with hostile(sending(b"")) as address:
         pass
     with talking_to(address) as client, pytest.raises(CannotConnectError, match="refused"):
@@ -89,7 +89,7 @@ def test_nobody_is_there() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", "a" * 70, "\udcff"])
-def test_a_host_that_can_have_no_such_name(host: str) -> None:
+def test_an_invalid_host_name(host: str) -> None:
     with (
         Client(Address(host)) as client,
         pytest.raises(CannotConnectError, match="name") as caught,
@@ -102,7 +102,7 @@ def silent(peer: Peer) -> None:
     peer.read(10**9)
 
 
-def test_who_says_nothing() -> None:
+def test_a_silent_server() -> None:
     with (
         hostile(silent) as address,
         Client(Address(*address), timeout_s=0.2) as client,
@@ -111,7 +111,7 @@ def test_who_says_nothing() -> None:
         client.ping()
 
 
-def test_who_says_nothing_more() -> None:
+def test_a_server_that_is_silent_after_hello() -> None:
     def script(peer: Peer) -> None:
         peer.greet()
         silent(peer)
@@ -124,7 +124,7 @@ def test_who_says_nothing_more() -> None:
         client.ping()
 
 
-def test_a_digest_that_we_lack_is_no_greeting() -> None:
+def test_an_unknown_digest_algorithm_in_hello() -> None:
     def script(peer: Peer) -> None:
         peer.request()
         peer.reply({**HELLO, "digest": "md5"})
@@ -178,7 +178,7 @@ DOWN: list[tuple[Script, type[FtpkitError]]] = [
 
 
 @pytest.mark.parametrize(("script", "error"), DOWN, ids=range(len(DOWN)))
-def test_a_download_from_who_does_wrong(
+def test_an_invalid_reply_to_a_download(
     script: Script, error: type[FtpkitError], tmp_path: Path
 ) -> None:
     with hostile(script) as address, talking_to(address) as client:
@@ -189,7 +189,7 @@ def test_a_download_from_who_does_wrong(
 
 
 @pytest.mark.parametrize("count", [0, 1, 5_000, len(HALF) - 1])
-def test_a_server_that_is_gone_in_the_middle_of_a_body(count: int, tmp_path: Path) -> None:
+def test_a_connection_lost_within_a_body(count: int, tmp_path: Path) -> None:
     def rest(peer: Peer) -> None:
         peer.request()
         peer.reply(get_reply(HALF), HALF[:count])
@@ -203,7 +203,7 @@ def test_a_server_that_is_gone_in_the_middle_of_a_body(count: int, tmp_path: Pat
     assert os.listdir(tmp_path) == []
 
 
-def test_a_server_that_always_lies_about_its_digest(tmp_path: Path) -> None:
+def test_a_block_that_never_matches_its_digest_is_fetched_three_times(tmp_path: Path) -> None:
     asked: list[int] = []
 
     def rest(peer: Peer) -> None:
@@ -233,7 +233,7 @@ UP: list[tuple[dict[str, Any], bytes, type[FtpkitError]]] = [
 
 
 @pytest.mark.parametrize(("header", "body", "error"), UP, ids=range(len(UP)))
-def test_an_upload_to_who_does_wrong(
+def test_an_invalid_reply_to_an_upload(
     header: dict[str, Any], body: bytes, error: type[FtpkitError], tmp_path: Path
 ) -> None:
     (tmp_path / "f").write_bytes(bytes(BIG))
@@ -243,7 +243,7 @@ def test_an_upload_to_who_does_wrong(
         assert type(caught.value) is error
 
 
-def test_a_server_that_is_gone_in_the_middle_of_an_upload(tmp_path: Path) -> None:
+def test_a_connection_lost_within_an_upload(tmp_path: Path) -> None:
     def rest(peer: Peer) -> None:
         peer.request()
         peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
@@ -259,7 +259,7 @@ def test_a_server_that_is_gone_in_the_middle_of_an_upload(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("total", [500_000, BIG])
-def test_a_refusal_that_closes_is_seen_while_sending(tmp_path: Path, total: int) -> None:
+def test_a_refusal_that_closes_is_raised_while_sending(tmp_path: Path, total: int) -> None:
     def rest(peer: Peer) -> None:
         if total > 1024 * 1024:
             peer.request()
@@ -278,7 +278,7 @@ def test_a_refusal_that_closes_is_seen_while_sending(tmp_path: Path, total: int)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a reset may eat the refusal")
-def test_a_refusal_is_seen_also_where_the_line_breaks_behind_it(tmp_path: Path) -> None:
+def test_a_refusal_is_raised_also_if_the_connection_is_reset_after_it(tmp_path: Path) -> None:
     def rest(peer: Peer) -> None:
         peer.request()
         peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
@@ -295,7 +295,7 @@ def test_a_refusal_is_seen_also_where_the_line_breaks_behind_it(tmp_path: Path) 
         client.put(tmp_path / "f")
 
 
-def test_a_server_that_finds_every_block_damaged(tmp_path: Path) -> None:
+def test_a_server_that_reports_every_block_as_damaged(tmp_path: Path) -> None:
     def rest(peer: Peer) -> None:
         peer.request()
         peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
@@ -320,7 +320,7 @@ def test_a_server_that_finds_every_block_damaged(tmp_path: Path) -> None:
         client.put(tmp_path / "f")
 
 
-def entry(name: str) -> bytes:
+def list_line(name: str) -> bytes:
     return b'{"name":"%s","kind":"file","total":0,"mtime":0}\n' % name.encode()
 
 
@@ -329,15 +329,13 @@ def entry(name: str) -> bytes:
     [
         ({}, b"not json\n", ProtocolError),
         ({}, b'{"name":1}\n', ProtocolError),
-        ({"digest": b3(b"other")}, entry("a"), CorruptDataError),
-        ({"digest": "md5:00"}, entry("a"), ProtocolError),
+        ({"digest": b3(b"other")}, list_line("a"), CorruptDataError),
+        ({"digest": "md5:00"}, list_line("a"), ProtocolError),
         ({"size": 2**40}, b"", ProtocolError),
-        ({"next": 7}, entry("a"), ProtocolError),
+        ({"next": 7}, list_line("a"), ProtocolError),
     ],
 )
-def test_a_list_from_who_does_wrong(
-    keys: dict[str, Any], page: bytes, error: type[FtpkitError]
-) -> None:
+def test_an_invalid_list_reply(keys: dict[str, Any], page: bytes, error: type[FtpkitError]) -> None:
     header = {"ok": True, "size": len(page), "digest": b3(page), "next": None, **keys}
     with (
         hostile(answering(header, body=page)) as address,
@@ -347,8 +345,8 @@ def test_a_list_from_who_does_wrong(
         list(client.list())
 
 
-def test_a_list_that_never_gets_on(tmp_path: Path) -> None:
-    page = entry("a")
+def test_a_list_whose_page_cursor_does_not_advance(tmp_path: Path) -> None:
+    page = list_line("a")
     header = {"ok": True, "size": len(page), "digest": b3(page), "next": "a"}
 
     def rest(peer: Peer) -> None:
@@ -364,8 +362,8 @@ def test_a_list_that_never_gets_on(tmp_path: Path) -> None:
         list(client.list())
 
 
-def test_a_line_that_damages_headers_is_no_line(tmp_path: Path) -> None:
-    """A flipped bit in a length or a brace is a broken conversation, never a wrong file."""
+def test_damaged_headers_never_make_a_wrong_file(tmp_path: Path) -> None:
+    """A flipped bit in a length or a brace breaks the connection, and never makes a wrong file."""
     served = tmp_path / "root"
     served.mkdir()
     (tmp_path / "f").write_bytes(b"x" * 10)
@@ -398,7 +396,7 @@ def test_a_line_that_damages_headers_is_no_line(tmp_path: Path) -> None:
     ],
     ids=range(9),
 )
-def test_a_status_that_makes_no_sense(body: bytes) -> None:
+def test_an_invalid_status_reply(body: bytes) -> None:
     def script(peer: Peer) -> None:
         peer.greet()
         peer.request()
@@ -412,7 +410,7 @@ def test_a_status_that_makes_no_sense(body: bytes) -> None:
         client.ping()
 
 
-def test_a_status_without_an_end() -> None:
+def test_a_status_reply_that_is_too_long() -> None:
     def script(peer: Peer) -> None:
         peer.greet()
         peer.request()
@@ -421,12 +419,12 @@ def test_a_status_without_an_end() -> None:
     with (
         hostile(script) as address,
         talking_to(address) as client,
-        pytest.raises(ProtocolError, match="too long a status"),
+        pytest.raises(ProtocolError, match="invalid status reply"),
     ):
         client.status()
 
 
-def test_a_status_that_breaks_off() -> None:
+def test_a_status_reply_that_is_truncated() -> None:
     def script(peer: Peer) -> None:
         peer.greet()
         peer.request()

@@ -1,4 +1,4 @@
-"""Servers that hold the key and do wrong: one clear error or the conversation, and never a hang."""
+"""Hostile servers over UDP: one clear error or a fallback to TCP, and never a hang."""
 
 import contextlib
 import select
@@ -23,11 +23,11 @@ PIECE = 1000
 KEY = bytes(range(16))
 SESSION = 42
 
-Answer = Callable[["Line", Heard], Iterator[bytes]]
+Answer = Callable[["UdpPeer", Heard], Iterator[bytes]]
 
 
-class Line(Udp):
-    """The server's end of a session, on the UDP port beside the conversation's."""
+class UdpPeer(Udp):
+    """The server side of a UDP session, on the port of the TCP connection."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         super().__init__(address, SESSION, KEY)
@@ -36,25 +36,25 @@ class Line(Udp):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.sock.bind(address)
 
-    def said(self, kind: int, payload: bytes = b"", **keys: Any) -> bytes:
+    def datagram(self, kind: int, payload: bytes = b"", **keys: Any) -> bytes:
         """Return a datagram of the server."""
         return self.sealed(kind | SERVER, payload, **keys)
 
-    def echo(self, heard: Heard, *, proof: int = 7, size: int = 0) -> bytes:
+    def echo(self, received: Heard, *, proof: int = 7, size: int = 0) -> bytes:
         """Return the echo of a probe."""
-        payload = struct.pack("!QHI", proof, 0, 0).ljust((size or heard.size) - 33, b"\0")
-        return self.said(ECHO, payload, number=heard.number)
+        payload = struct.pack("!QHI", proof, 0, 0).ljust((size or received.size) - 33, b"\0")
+        return self.datagram(ECHO, payload, number=received.number)
 
     def serve(self, peer: Peer, answer: Answer, *, pongs: bool = True) -> None:
-        """Answer datagrams, and pings in between, until something else is asked or all ends."""
+        """Answer datagrams and pings until another request or the end of the connection."""
         while True:
             ready, _, _ = select.select([self.sock, peer.sock], [], [], 20)
             assert ready, "the client hangs"
             if self.sock in ready:
                 raw, self.address = self.sock.recvfrom(65_535)
-                heard = self.from_client(raw)
-                if heard is not None:
-                    for each in answer(self, heard):
+                received = self.from_client(raw)
+                if received is not None:
+                    for each in answer(self, received):
                         self.send(each)
             if peer.sock in ready and pongs:
                 request, _ = peer.request()
@@ -66,7 +66,7 @@ class Line(Udp):
                 raise ConnectionError
 
     def from_client(self, raw: bytes) -> Heard | None:
-        """Return what a datagram of the client says."""
+        """Decode a datagram of the client."""
         session, number, block, offset, kind = struct.unpack_from("!IIIIB", raw)
         nonce = bytes([kind]) + bytes(7) + struct.pack("!I", number)
         payload = self._cipher.decrypt(nonce, raw[17:], raw[:17])
@@ -84,7 +84,7 @@ def greet(peer: Peer) -> None:
 
 
 def open_pull(peer: Peer, total: int = BLOCK, **keys: Any) -> None:
-    """Play a conversation up to its ``pull``."""
+    """Answer requests up to ``pull``."""
     greet(peer)
     peer.request()
     peer.reply(
@@ -96,7 +96,7 @@ def open_pull(peer: Peer, total: int = BLOCK, **keys: Any) -> None:
 
 
 def open_push(peer: Peer, **keys: Any) -> None:
-    """Play a conversation up to its ``push``."""
+    """Answer requests up to ``push``."""
     greet(peer)
     peer.request()
     peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
@@ -106,12 +106,12 @@ def open_push(peer: Peer, **keys: Any) -> None:
 
 
 def answering(open_session: Callable[[Peer], None], answer: Answer, **keys: Any) -> Script:
-    """Open a session, and answer all datagrams so."""
+    """Open a session, and answer each datagram with ``answer``."""
 
     def script(peer: Peer) -> None:
-        with Line(peer.sock.getsockname()) as line:
+        with UdpPeer(peer.sock.getsockname()) as udp:
             open_session(peer)
-            line.serve(peer, answer, **keys)
+            udp.serve(peer, answer, **keys)
 
     return script
 
@@ -138,14 +138,14 @@ def here(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes ten seconds takes one."""
+    """Reduce the limit of ten seconds to one."""
     monkeypatch.setattr(udp_session, "_DEAD_S", 1.0)
 
 
-def echoes(line: Line, heard: Heard) -> Iterator[bytes]:
+def echoes(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
     """Answer probes, and nothing else."""
-    if heard.kind == PROBE:
-        yield line.echo(heard)
+    if received.kind == PROBE:
+        yield udp.echo(received)
 
 
 # The reply
@@ -167,7 +167,7 @@ def echoes(line: Line, heard: Heard) -> Iterator[bytes]:
         {"session": 1.5},
     ],
 )
-def test_a_session_that_cannot_be(source: Path, here: Path, wrong: dict[str, Any]) -> None:
+def test_an_invalid_session_reply(source: Path, here: Path, wrong: dict[str, Any]) -> None:
     with talking_to(lambda peer: open_push(peer, **wrong)) as client, pytest.raises(ProtocolError):
         client.put(source)
     with talking_to(lambda peer: open_pull(peer, **wrong)) as client, pytest.raises(ProtocolError):
@@ -179,7 +179,7 @@ def test_a_session_that_cannot_be(source: Path, here: Path, wrong: dict[str, Any
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("mode", [Mode.ONLY, Mode.FIRST])
-def test_endless_echoes_are_no_transfer(source: Path, here: Path, mode: Mode) -> None:
+def test_endless_echoes_do_not_keep_a_session_alive(source: Path, here: Path, mode: Mode) -> None:
     with (
         talking_to(answering(open_push, echoes), mode=mode) as client,
         pytest.raises(UdpBlockedError if mode is Mode.ONLY else FtpkitError),
@@ -194,38 +194,40 @@ def test_endless_echoes_are_no_transfer(source: Path, here: Path, mode: Mode) ->
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_endless_words_that_move_nothing_are_no_transfer(source: Path, here: Path) -> None:
-    def nothing_new(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        yield line.said(ACK, struct.pack("!IQ", 0, 0))
-        yield line.said(ACK, struct.pack("!IQ", 0, 0), number=1)
+def test_endless_datagrams_without_blocks_do_not_keep_a_session_alive(
+    source: Path, here: Path
+) -> None:
+    def nothing_new(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        yield udp.datagram(ACK, struct.pack("!IQ", 0, 0))
+        yield udp.datagram(ACK, struct.pack("!IQ", 0, 0), number=1)
 
     with talking_to(answering(open_push, nothing_new)) as client, pytest.raises(UdpBlockedError):
         client.put(source)
 
-    def never_wanted(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        yield line.said(DATA, bytes(PIECE), block=2**32 - 1, offset=2**32 - 1)
-        yield line.said(DATA, bytes(PIECE), number=2**32 - 1)
+    def never_wanted(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        yield udp.datagram(DATA, bytes(PIECE), block=2**32 - 1, offset=2**32 - 1)
+        yield udp.datagram(DATA, bytes(PIECE), number=2**32 - 1)
 
     with talking_to(answering(open_pull, never_wanted)) as client, pytest.raises(UdpBlockedError):
         client.get("f", here / "f")
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_endless_new_proofs_are_no_transfer(source: Path) -> None:
+def test_endless_new_proofs_do_not_keep_a_session_alive(source: Path) -> None:
     proofs = iter(range(1, 2**62))
 
-    def renewed(line: Line, heard: Heard) -> Iterator[bytes]:
-        if heard.kind == PROBE:
-            yield line.echo(heard, proof=next(proofs))
+    def renewed(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        if received.kind == PROBE:
+            yield udp.echo(received, proof=next(proofs))
 
     with talking_to(answering(open_push, renewed)) as client, pytest.raises(UdpBlockedError):
         client.put(source)
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_where_the_conversation_is_silent_too_the_server_is_gone(source: Path) -> None:
+def test_silence_over_udp_and_tcp_is_a_lost_connection(source: Path) -> None:
     script = answering(open_push, echoes, pongs=False)
     with talking_to(script) as client, pytest.raises(StallTimeoutError):
         client.put(source)
@@ -244,13 +246,13 @@ PUSHED: dict[str, tuple[int, bytes]] = {
 
 
 @pytest.mark.parametrize("nonsense", PUSHED)
-def test_nonsense_in_a_push(source: Path, nonsense: str) -> None:
+def test_invalid_datagrams_in_a_push(source: Path, nonsense: str) -> None:
     kind, payload = PUSHED[nonsense]
 
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        if heard.kind == DATA:
-            yield line.said(kind, payload)
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        if received.kind == DATA:
+            yield udp.datagram(kind, payload)
 
     with talking_to(answering(open_push, answer)) as client, pytest.raises(ProtocolError):
         client.put(source)
@@ -266,12 +268,12 @@ PULLED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("nonsense", PULLED)
-def test_nonsense_in_a_pull(here: Path, nonsense: str) -> None:
+def test_invalid_datagrams_in_a_pull(here: Path, nonsense: str) -> None:
     keys = {"payload": bytes(PIECE), **PULLED[nonsense]}
 
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        yield line.said(DATA, **keys)
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        yield udp.datagram(DATA, **keys)
 
     with talking_to(answering(open_pull, answer)) as client, pytest.raises(ProtocolError):
         client.get("f", here / "f")
@@ -280,10 +282,10 @@ def test_nonsense_in_a_pull(here: Path, nonsense: str) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("size", [47, 60, 60_000])
-def test_echoes_of_lengths_that_were_not_asked_for(source: Path, size: int) -> None:
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        if heard.kind == PROBE:
-            yield line.echo(heard, size=size)
+def test_echoes_of_lengths_that_were_not_probed(source: Path, size: int) -> None:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        if received.kind == PROBE:
+            yield udp.echo(received, size=size)
 
     with talking_to(answering(open_push, answer)) as client, pytest.raises(FtpkitError):
         client.put(source)
@@ -291,13 +293,13 @@ def test_echoes_of_lengths_that_were_not_asked_for(source: Path, size: int) -> N
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("payload", [bytes(27), b"", bytes(1000)])
-def test_datagrams_that_say_nothing_to_a_client(source: Path, payload: bytes) -> None:
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
+def test_datagrams_that_a_client_ignores(source: Path, payload: bytes) -> None:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
         for kind in (PROBE, 5, 127):
-            yield line.said(kind, payload)
+            yield udp.datagram(kind, payload)
         for kind in (DATA, ACK, ECHO, END):
-            yield line.sealed(kind, payload, number=heard.number)
+            yield udp.sealed(kind, payload, number=received.number)
         yield b""
         yield payload
 
@@ -308,15 +310,15 @@ def test_datagrams_that_say_nothing_to_a_client(source: Path, payload: bytes) ->
 # Ends
 
 
-def test_a_server_that_ends_and_says_why(source: Path, here: Path) -> None:
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield line.said(END)
+def test_a_server_that_ends_the_session_with_a_refusal(source: Path, here: Path) -> None:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield udp.datagram(END)
 
     def script(open_session: Callable[[Peer], None]) -> Script:
         def play(peer: Peer) -> None:
-            with Line(peer.sock.getsockname()) as line:
+            with UdpPeer(peer.sock.getsockname()) as udp:
                 open_session(peer)
-                line.serve(peer, answer)
+                udp.serve(peer, answer)
                 peer.reply({"ok": False, "code": "no-space", "message": "the disk is full"})
 
         return play
@@ -333,13 +335,13 @@ def test_a_server_that_ends_and_says_why(source: Path, here: Path) -> None:
         client.get("f", here / "f")
 
 
-def test_a_server_that_says_in_the_conversation_that_it_stops(source: Path) -> None:
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        if heard.number == 1:
+def test_a_server_that_shuts_down_says_so_over_tcp(source: Path) -> None:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        if received.number == 1:
             peer_of[0].reply(
                 {"ok": False, "code": "shutting-down", "message": "stopping", "close": True}
             )
-        yield from echoes(line, heard)
+        yield from echoes(udp, received)
 
     peer_of: list[Peer] = []
 
@@ -351,23 +353,23 @@ def test_a_server_that_says_in_the_conversation_that_it_stops(source: Path) -> N
         client.put(source)
 
 
-def test_a_block_that_does_not_match_its_digest_comes_over_the_conversation(here: Path) -> None:
+def test_a_block_that_does_not_match_its_digest_is_fetched_over_tcp(here: Path) -> None:
     data = bytes(range(256)) * (BLOCK // 256)
     numbers = set[int]()
 
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        if heard.kind == PROBE and heard.payload[:8] != bytes(8) and not numbers:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        if received.kind == PROBE and received.payload[:8] != bytes(8) and not numbers:
             for offset, piece in pieces_of(data, 32_000):
                 wrong = bytes([piece[0] ^ 1]) + piece[1:] if offset == 0 else piece
-                yield line.said(DATA, wrong, offset=offset)
-                numbers.add(line.numbers[DATA | SERVER])
+                yield udp.datagram(DATA, wrong, offset=offset)
+                numbers.add(udp.numbers[DATA | SERVER])
 
     def script(peer: Peer) -> None:
-        with Line(peer.sock.getsockname()) as line:
+        with UdpPeer(peer.sock.getsockname()) as udp:
             open_pull(peer)
-            line.serve(peer, answer)
-            assert line.asked["op"] == "get"
+            udp.serve(peer, answer)
+            assert udp.asked["op"] == "get"
             digest = f"blake3:{blake3.blake3(data).hexdigest()}"
             peer.reply(
                 {
@@ -384,18 +386,18 @@ def test_a_block_that_does_not_match_its_digest_comes_over_the_conversation(here
     assert (here / "f").read_bytes() == data
 
 
-def test_a_server_that_acknowledges_what_it_does_not_hold(source: Path) -> None:
-    def answer(line: Line, heard: Heard) -> Iterator[bytes]:
-        yield from echoes(line, heard)
-        if heard.kind == DATA:
-            yield line.said(ACK, struct.pack("!IQ", heard.number, 0) + b"\1")
+def test_a_server_that_acknowledges_blocks_it_does_not_hold(source: Path) -> None:
+    def answer(udp: UdpPeer, received: Heard) -> Iterator[bytes]:
+        yield from echoes(udp, received)
+        if received.kind == DATA:
+            yield udp.datagram(ACK, struct.pack("!IQ", received.number, 0) + b"\1")
 
     def script(peer: Peer) -> None:
-        with Line(peer.sock.getsockname()) as line:
+        with UdpPeer(peer.sock.getsockname()) as udp:
             open_push(peer)
             while True:
-                line.serve(peer, answer)
-                match line.asked["op"]:
+                udp.serve(peer, answer)
+                match udp.asked["op"]:
                     case "begin":
                         peer.reply({"ok": True, "upload": "u", "block": BLOCK, "size": 0})
                     case "push":

@@ -1,4 +1,4 @@
-"""When another try is made, and after how long."""
+"""Which errors are retried, and after what delays."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ from ftpkit.errors import (
 
 
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that only ``sleep`` advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -42,7 +42,7 @@ def backoff(clock: Clock, retry_for_s: float, chance: float = 1.0) -> Backoff:
 
 
 def waits(clock: Clock, tries: Backoff, error: FtpkitError) -> int:
-    """Fail again and again; return how often another try was made."""
+    """Fail until it gives up; return the number of retries."""
     retries: list[float] = []
     with contextlib.suppress(type(error)):
         while True:
@@ -63,7 +63,7 @@ def waits(clock: Clock, tries: Backoff, error: FtpkitError) -> int:
         RefusedError(Code.TIMEOUT, "too slow"),
     ],
 )
-def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
+def test_retryable_errors(error: FtpkitError) -> None:
     assert is_retryable(error)
 
 
@@ -91,25 +91,25 @@ def test_what_may_pass_is_tried_again(error: FtpkitError) -> None:
         ),
     ],
 )
-def test_what_stays_so_stops_at_once(error: FtpkitError) -> None:
+def test_other_errors_are_raised_at_once(error: FtpkitError) -> None:
     clock = Clock()
     assert waits(clock, backoff(clock, 600), error) == 0
     assert clock.slept == []
 
 
-def test_waits_double_up_to_a_cap_and_end_with_the_time_that_was_given() -> None:
+def test_delays_double_up_to_a_maximum_and_end_with_retry_for() -> None:
     clock = Clock()
     waits(clock, backoff(clock, 60), ConnectionLostError("lost"))
     assert clock.slept == [0.5, 1, 2, 4, 8, 15, 15, 14.5]
     assert clock.now == 160
 
 
-def test_no_time_means_no_second_try() -> None:
+def test_without_retry_for_there_is_no_retry() -> None:
     clock = Clock()
     assert waits(clock, backoff(clock, 0), ConnectionLostError("lost")) == 0
 
 
-def test_new_progress_gives_the_whole_time_again() -> None:
+def test_progress_restarts_the_time() -> None:
     clock = Clock()
     tries = backoff(clock, 3)
     waits(clock, tries, ConnectionLostError("lost"))
@@ -119,7 +119,7 @@ def test_new_progress_gives_the_whole_time_again() -> None:
     assert sum(clock.slept) == pytest.approx(3)
 
 
-def test_going_over_the_same_ground_is_no_progress() -> None:
+def test_repeating_the_same_bytes_is_no_progress() -> None:
     clock = Clock()
     tries = backoff(clock, 3)
     tries.progress(10)
@@ -129,7 +129,7 @@ def test_going_over_the_same_ground_is_no_progress() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(0.1, 1000))
-def test_chance_shortens_a_wait_by_half_at_most(chance: float, retry_for_s: float) -> None:
+def test_jitter_shortens_a_delay_by_half_at_most(chance: float, retry_for_s: float) -> None:
     clock = Clock()
     waits(clock, backoff(clock, retry_for_s, chance), ConnectionLostError("lost"))
     assert sum(clock.slept) == pytest.approx(retry_for_s)
@@ -137,8 +137,8 @@ def test_chance_shortens_a_wait_by_half_at_most(chance: float, retry_for_s: floa
     assert clock.slept[0] >= min(0.25, retry_for_s) - 1e-9
 
 
-def test_whoever_listens_hears_the_failure_and_the_wait() -> None:
-    heard: list[tuple[FtpkitError, float]] = []
+def test_on_retry_is_called_with_the_error_and_the_delay() -> None:
+    calls: list[tuple[FtpkitError, float]] = []
     clock, error = Clock(), ConnectionLostError("lost")
-    backoff(clock, 60).wait(error, lambda error, delay: heard.append((error, delay)))
-    assert heard == [(error, 0.5)]
+    backoff(clock, 60).wait(error, lambda error, delay: calls.append((error, delay)))
+    assert calls == [(error, 0.5)]

@@ -1,4 +1,4 @@
-"""Transfers in the background: several at once, cancelled at any moment, and never left behind."""
+"""Transfers in the background: several at once, and cancelled at any point."""
 
 import asyncio
 import os
@@ -36,18 +36,18 @@ BLOCK = 4 * MIB
 WAIT_S = 20.0
 
 
-class Gate:
-    """A callback for progress that holds a transfer, until it is opened."""
+class Pause:
+    """An on_progress callback that blocks a transfer until ``resume`` is set."""
 
     def __init__(self, *, at: int = 0) -> None:
         self._at = at
-        self.open = threading.Event()
-        self.came = threading.Event()
+        self.resume = threading.Event()
+        self.reached = threading.Event()
 
     def __call__(self, moved: int, total: int) -> None:
         if moved >= self._at:
-            self.came.set()
-            assert self.open.wait(WAIT_S)
+            self.reached.set()
+            assert self.resume.wait(WAIT_S)
 
 
 def made(path: Path, total: int) -> bytes:
@@ -65,7 +65,7 @@ def relay(server: Server) -> Iterator[Relay]:
 
 @pytest.fixture
 def through(relay: Relay, tmp_path: Path) -> Iterator[Client]:
-    """A client behind the relay that remembers what it has sent."""
+    """A client behind the relay, with a digest cache."""
     with Client(relay.address, timeout_s=WAIT_S, digest_cache=tmp_path / "memory") as client:
         yield client
 
@@ -82,7 +82,7 @@ def test_files_go_up_and_come_down(client: Client, root: Path, tmp_path: Path) -
     seen: list[tuple[int, int]] = []
     (tmp_path / "down").mkdir()
     down = [
-        client.submit_get(name, tmp_path / "down", on_progress=lambda *told: seen.append(told))
+        client.submit_get(name, tmp_path / "down", on_progress=lambda *call: seen.append(call))
         for name in datas
     ]
     assert [future.result().content_digest for future in down] == [
@@ -95,20 +95,20 @@ def test_files_go_up_and_come_down(client: Client, root: Path, tmp_path: Path) -
 def test_no_more_than_jobs_run_at_once(server: Server, tmp_path: Path, log: Log) -> None:
     made(tmp_path / "f", 3)
     with Client(server.address, jobs=2) as client:
-        gates = [Gate() for _ in range(3)]
+        pauses = [Pause() for _ in range(3)]
         futures = [
-            client.submit_put(tmp_path / "f", f"f{number}", on_progress=gate)
-            for number, gate in enumerate(gates)
+            client.submit_put(tmp_path / "f", f"f{number}", on_progress=pause)
+            for number, pause in enumerate(pauses)
         ]
-        assert gates[0].came.wait(WAIT_S)
-        assert gates[1].came.wait(WAIT_S)
+        assert pauses[0].reached.wait(WAIT_S)
+        assert pauses[1].reached.wait(WAIT_S)
         assert [future.running() for future in futures] == [True, True, False]
-        assert not gates[2].came.is_set()
-        gates[0].open.set()
-        assert gates[2].came.wait(WAIT_S)
+        assert not pauses[2].reached.is_set()
+        pauses[0].resume.set()
+        assert pauses[2].reached.wait(WAIT_S)
         assert futures[0].done()
-        for gate in gates:
-            gate.open.set()
+        for pause in pauses:
+            pause.resume.set()
     requests = [log.wait_for("connection")["requests"] for _ in range(2)]
     assert sorted(requests) == [2, 3], "hello and put over one, and one more over the other"
     assert log.so_far("connection") == []
@@ -116,12 +116,12 @@ def test_no_more_than_jobs_run_at_once(server: Server, tmp_path: Path, log: Log)
 
 def test_other_operations_do_not_wait_for_them(client: Client, tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
-    gate = Gate()
-    held = [client.submit_put(tmp_path / "f", f"f{n}", on_progress=gate) for n in range(9)]
-    assert gate.came.wait(WAIT_S)
+    pause = Pause()
+    held = [client.submit_put(tmp_path / "f", f"f{n}", on_progress=pause) for n in range(9)]
+    assert pause.reached.wait(WAIT_S)
     assert client.put(tmp_path / "f").total == 3
     assert client.stat("f").total == 3
-    gate.open.set()
+    pause.resume.set()
     assert {future.result().total for future in held} == {3}
 
 
@@ -130,7 +130,7 @@ def test_at_least_one_job() -> None:
         Client(jobs=0)
 
 
-def test_errors_come_out_of_the_result(client: Client, tmp_path: Path) -> None:
+def test_result_raises_the_error(client: Client, tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
 
     def broken(moved: int, total: int) -> None:
@@ -175,28 +175,30 @@ def assert_cancelled(future: "Future[TransferResult]") -> None:
     assert future.cancel(), "again is as good"
 
 
-def test_what_is_queued_never_starts(server: Server, root: Path, tmp_path: Path) -> None:
+def test_a_queued_transfer_that_is_cancelled_never_starts(
+    server: Server, root: Path, tmp_path: Path
+) -> None:
     made(tmp_path / "f", 3)
     started: list[str] = []
     with Client(server.address, jobs=1) as client:
-        gate = Gate()
-        first = client.submit_put(tmp_path / "f", "first", on_progress=gate)
+        pause = Pause()
+        first = client.submit_put(tmp_path / "f", "first", on_progress=pause)
         queued = client.submit_put(
-            tmp_path / "f", "queued", on_progress=lambda *told: started.append("queued")
+            tmp_path / "f", "queued", on_progress=lambda *call: started.append("queued")
         )
         last = client.submit_put(tmp_path / "f", "last")
-        assert gate.came.wait(WAIT_S)
+        assert pause.reached.wait(WAIT_S)
         assert queued.cancel()
         # Who waits for several hears of it at once, though the pool is busy.
         assert wait([first, queued], WAIT_S, FIRST_COMPLETED).done == {queued}
         assert_cancelled(queued)
-        gate.open.set()
+        pause.resume.set()
         assert {first.result().name, last.result().name} == {"first", "last"}
     assert started == []
     assert sorted(published(root)) == ["first", "last"]
 
 
-def test_a_put_that_runs_stops_and_can_be_continued(
+def test_a_running_put_is_cancelled_and_can_be_resumed(
     relay: Relay, through: Client, root: Path, tmp_path: Path
 ) -> None:
     data = made(tmp_path / "f", 5 * BLOCK)
@@ -204,15 +206,15 @@ def test_a_put_that_runs_stops_and_can_be_continued(
     released = threading.Event()
     relay.expect(Plan(up=(Hold(4 * BLOCK + MIB, released),)))
     seen: list[tuple[int, int]] = []
-    future = through.submit_put(tmp_path / "f", on_progress=lambda *told: seen.append(told))
+    future = through.submit_put(tmp_path / "f", on_progress=lambda *call: seen.append(call))
     relay.wait(lambda relay: relay.up >= 4 * BLOCK + MIB)
     assert future.running()
     assert future.cancel()
     assert_cancelled(future)
     assert published(root) == {"f": b"old"}
-    told = len(seen)
+    calls = len(seen)
     assert through.submit_put(tmp_path / "f").result().total == 5 * BLOCK
-    assert len(seen) == told, "a transfer that was cancelled says nothing more"
+    assert len(seen) == calls, "a cancelled transfer calls nothing"
     assert relay.up < (5 + 4) * BLOCK, "what had arrived was not sent again"
     assert published(root) == {"f": data}
     assert staged(root) == []
@@ -220,7 +222,7 @@ def test_a_put_that_runs_stops_and_can_be_continued(
     released.set()
 
 
-def test_it_stops_where_what_is_held_is_only_read_again(
+def test_it_is_cancelled_while_held_blocks_are_compared(
     client: Client, raw: Raw, root: Path, tmp_path: Path
 ) -> None:
     data = made(tmp_path / "f", 3 * BLOCK)
@@ -230,7 +232,7 @@ def test_it_stops_where_what_is_held_is_only_read_again(
         digest = f"blake3:{blake3(body).hexdigest()}"
         raw.granted("write", body, upload=begun["upload"], offset=offset, digest=digest)
     raw.close()
-    cancel = CancelAt(2)  # told of the start, and of what is held
+    cancel = CancelAt(2)  # after the start and the held blocks
     future = client.submit_put(tmp_path / "f", on_progress=cancel)
     cancel.future.set_result(future)
     assert_cancelled(future)
@@ -238,7 +240,7 @@ def test_it_stops_where_what_is_held_is_only_read_again(
     assert published(root) == {}
 
 
-def test_a_get_that_runs_stops_and_can_be_continued(
+def test_a_running_get_is_cancelled_and_can_be_resumed(
     relay: Relay, through: Client, root: Path, tmp_path: Path
 ) -> None:
     data = made(root / "f", 5 * BLOCK)
@@ -259,17 +261,17 @@ def test_a_get_that_runs_stops_and_can_be_continued(
 
 
 @pytest.mark.parametrize("udp", [UdpMode.NO, UdpMode.ONLY])
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_cancelled_at_any_piece_it_ends_whole_or_not_at_all(
-    server: Server, root: Path, tmp_path: Path, way: str, udp: UdpMode
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_cancelled_at_any_point_a_file_is_complete_or_absent(
+    server: Server, root: Path, tmp_path: Path, direction: str, udp: UdpMode
 ) -> None:
     data = made(tmp_path / "f", BLOCK + 5)
     (root / "g").write_bytes(data)
     with Client(server.address, timeout_s=WAIT_S, udp=udp) as client:
         for step in range(16):
             cancel = CancelAt(step)
-            target = root / f"up{step}" if way == "up" else tmp_path / f"down{step}"
-            if way == "up":
+            target = root / f"up{step}" if direction == "up" else tmp_path / f"down{step}"
+            if direction == "up":
                 future = client.submit_put(tmp_path / "f", target.name, on_progress=cancel)
             else:
                 future = client.submit_get("g", target, on_progress=cancel)
@@ -299,8 +301,8 @@ class CancelAt:
         self.calls += 1
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="nobody tells who is connecting")
-def test_while_it_connects(tmp_path: Path) -> None:
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="connecting sockets are not listed")
+def test_cancel_while_connecting(tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         port = full.getsockname()[1]
@@ -319,46 +321,50 @@ def test_while_it_connects(tmp_path: Path) -> None:
 
 
 def connecting_to(port: int) -> int:
-    """Return how many sockets wait for a port of this machine to let them in."""
+    """Return how many sockets are connecting to a port of this computer."""
     lines = Path("/proc/net/tcp").read_text().splitlines()
     return sum(line.split()[2:4] == [f"0100007F:{port:04X}", "02"] for line in lines)
 
 
 @pytest.mark.parametrize("greeted", [False, True])
-def test_while_the_server_says_nothing(tmp_path: Path, greeted: bool) -> None:
+def test_cancel_while_the_server_is_silent(tmp_path: Path, greeted: bool) -> None:
     made(tmp_path / "f", 3)
-    heard, over, told = threading.Event(), threading.Event(), list[float]()
+    received, over, retries = threading.Event(), threading.Event(), list[float]()
 
     def silent(peer: Peer) -> None:
         if greeted:
             peer.greet()
         peer.request()
-        heard.set()
+        received.set()
         assert over.wait(WAIT_S)
 
     with (
         hostile(silent) as address,
         Client(Address(*address), timeout_s=10 * WAIT_S, retry_for_s=1e6) as client,
     ):
-        future = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: told.append(delay))
-        assert heard.wait(WAIT_S)
+        future = client.submit_put(
+            tmp_path / "f", on_retry=lambda error, delay: retries.append(delay)
+        )
+        assert received.wait(WAIT_S)
         assert future.cancel()
         assert_cancelled(future)
         over.set()
-    assert told == [], "nobody is told of a retry that is none"
+    assert retries == [], "a cancelled transfer is not retried"
 
 
-def test_while_it_waits_for_the_next_try(tmp_path: Path) -> None:
+def test_cancel_while_waiting_for_a_retry(tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
-    told = threading.Event()
+    failed = threading.Event()
     with Client("127.0.0.1:1", retry_for_s=1e6) as client:
-        future = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: told.set())
-        assert told.wait(WAIT_S)
+        future = client.submit_put(tmp_path / "f", on_retry=lambda error, delay: failed.set())
+        assert failed.wait(WAIT_S)
         assert future.cancel()
         assert_cancelled(future)
 
 
-def test_what_is_done_stays_done(client: Client, root: Path, tmp_path: Path) -> None:
+def test_a_completed_transfer_cannot_be_cancelled(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
     made(tmp_path / "f", 3)
     future = client.submit_put(tmp_path / "f")
     assert future.result().total == 3
@@ -368,7 +374,9 @@ def test_what_is_done_stays_done(client: Client, root: Path, tmp_path: Path) -> 
     assert client.submit_put(tmp_path / "f").result().total == 3, "over the same connection"
 
 
-def test_an_await_that_is_cancelled_cancels(relay: Relay, through: Client, tmp_path: Path) -> None:
+def test_cancelling_an_await_cancels_the_transfer(
+    relay: Relay, through: Client, tmp_path: Path
+) -> None:
     made(tmp_path / "f", BLOCK)
     released = threading.Event()
     relay.expect(Plan(up=(Hold(MIB, released),)))
@@ -389,7 +397,9 @@ def test_an_await_that_is_cancelled_cancels(relay: Relay, through: Client, tmp_p
 # Closing
 
 
-def test_leaving_the_block_waits(server: Server, root: Path, tmp_path: Path) -> None:
+def test_the_end_of_the_with_block_waits_for_transfers(
+    server: Server, root: Path, tmp_path: Path
+) -> None:
     made(tmp_path / "f", 2 * MIB)
     with Client(server.address, jobs=2) as client:
         futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(8)]
@@ -397,7 +407,9 @@ def test_leaving_the_block_waits(server: Server, root: Path, tmp_path: Path) -> 
     assert len(published(root)) == 8
 
 
-def test_leaving_it_by_an_exception_cancels(server: Server, root: Path, tmp_path: Path) -> None:
+def test_an_exception_in_the_with_block_cancels_transfers(
+    server: Server, root: Path, tmp_path: Path
+) -> None:
     made(tmp_path / "f", 2 * BLOCK)
     released = threading.Event()
     with Relay(server.address) as relay:
@@ -412,7 +424,7 @@ def test_leaving_it_by_an_exception_cancels(server: Server, root: Path, tmp_path
     assert published(root) == {}
 
 
-def test_a_client_that_was_closed_can_go_on(client: Client, tmp_path: Path) -> None:
+def test_a_closed_client_can_be_used_again(client: Client, tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
     for _ in range(2):
         assert client.submit_put(tmp_path / "f").result().total == 3
@@ -420,7 +432,7 @@ def test_a_client_that_was_closed_can_go_on(client: Client, tmp_path: Path) -> N
         client.close(cancel_futures=True)
 
 
-def test_whoever_waits_no_longer_ends_it(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_close_cancels_the_transfers(server: Server, tmp_path: Path) -> None:
     made(tmp_path / "f", BLOCK)
     released = threading.Event()
     with Relay(server.address) as relay:
@@ -446,7 +458,7 @@ def _interrupted() -> None:
 
 
 @pytest.mark.parametrize("udp", [UdpMode.NO, UdpMode.ONLY])
-def test_they_share_one_rate(server: Server, tmp_path: Path, udp: UdpMode) -> None:
+def test_background_transfers_share_one_rate(server: Server, tmp_path: Path, udp: UdpMode) -> None:
     made(tmp_path / "f", MIB + 1)
     started = time.monotonic()
     with Client(server.address, bytes_per_s=4e6, jobs=4, udp=udp) as client:
@@ -455,7 +467,7 @@ def test_they_share_one_rate(server: Server, tmp_path: Path, udp: UdpMode) -> No
     assert time.monotonic() - started >= 0.8 * 4 * MIB / 4e6
 
 
-def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> None:
+def test_udp_transfers_at_a_rate_run_one_by_one_and_stay_connected(tmp_path: Path) -> None:
     data = made(tmp_path / "f", 2_000_000)
     # A server that hangs up on who says nothing for as long as one of them waits.
     with (
@@ -469,7 +481,7 @@ def test_datagrams_take_turns_at_a_rate_and_stay_connected(tmp_path: Path) -> No
 # The stop itself
 
 
-def test_a_stop_breaks_its_connection_and_no_other() -> None:
+def test_a_cancel_token_shuts_down_only_the_attached_connection() -> None:
     stop = CancelToken()
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -484,7 +496,7 @@ def test_a_stop_breaks_its_connection_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("wait_for", [CancelToken.check, lambda stop: stop.sleep(1e6)])
-def test_a_stop_that_is_set_lets_nothing_wait(wait_for: Callable[[CancelToken], None]) -> None:
+def test_a_cancelled_token_ends_every_wait(wait_for: Callable[[CancelToken], None]) -> None:
     stop = CancelToken()
     stop.check()
     stop.sleep(0.0)
@@ -495,17 +507,17 @@ def test_a_stop_that_is_set_lets_nothing_wait(wait_for: Callable[[CancelToken], 
 
 def test_results_come_as_they_are_completed(client: Client, tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
-    gate = Gate()
-    slow = client.submit_put(tmp_path / "f", "slow", on_progress=gate)
-    assert gate.came.wait(WAIT_S)
+    pause = Pause()
+    slow = client.submit_put(tmp_path / "f", "slow", on_progress=pause)
+    assert pause.reached.wait(WAIT_S)
     quick = client.submit_put(tmp_path / "f", "quick")
     order = as_completed([slow, quick], WAIT_S)
     assert next(order) is quick
-    gate.open.set()
+    pause.resume.set()
     assert next(order) is slow
 
 
-def test_a_server_that_stops_ends_them(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_stops_ends_background_transfers(server: Server, tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
     with Client(server.address, jobs=2) as client:
         assert client.submit_put(tmp_path / "f").result().total == 3

@@ -1,4 +1,4 @@
-"""Files there and back: whole, with what travels with them, whatever the file does meanwhile."""
+"""Uploads and downloads: content, metadata, and changes of the file during a transfer."""
 
 import os
 import stat
@@ -35,7 +35,7 @@ def made(path: Path, total: int) -> bytes:
 
 
 def parts(directory: Path) -> list[str]:
-    """Return what a download has left in a directory that was empty."""
+    """Return what a download has left in an empty directory."""
     return sorted(name for name in os.listdir(directory) if name.endswith(".part"))
 
 
@@ -110,7 +110,7 @@ def test_get_without_overwrite(client: Client, root: Path, tmp_path: Path) -> No
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
 
 
-def test_get_does_not_replace_what_came_meanwhile(
+def test_get_without_overwrite_does_not_replace_a_file_created_meanwhile(
     client: Client, root: Path, tmp_path: Path
 ) -> None:
     made(root / "f", 3)
@@ -128,7 +128,7 @@ def test_get_does_not_replace_what_came_meanwhile(
     assert os.listdir(tmp_path / "here") == ["copy"]
 
 
-def test_get_into_a_directory_and_here(
+def test_get_into_a_directory_and_the_current_one(
     client: Client, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "d").mkdir()
@@ -141,7 +141,7 @@ def test_get_into_a_directory_and_here(
     assert (tmp_path / "here/f").read_bytes() == (tmp_path / "into/f").read_bytes() == data
 
 
-def test_get_where_no_file_can_be(client: Client, root: Path, tmp_path: Path) -> None:
+def test_get_to_an_invalid_path(client: Client, root: Path, tmp_path: Path) -> None:
     made(root / "f", 3)
     (tmp_path / "into/f").mkdir(parents=True)
     (tmp_path / "file").write_bytes(b"")
@@ -153,7 +153,7 @@ def test_get_where_no_file_can_be(client: Client, root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_get_into_a_directory_that_may_not_be_written(
+def test_get_into_a_directory_without_permission(
     client: Client, root: Path, tmp_path: Path
 ) -> None:
     made(root / "f", 3)
@@ -163,13 +163,13 @@ def test_get_into_a_directory_that_may_not_be_written(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_source_that_may_not_be_read(client: Client, tmp_path: Path) -> None:
+def test_put_of_a_file_without_permission(client: Client, tmp_path: Path) -> None:
     (tmp_path / "f").touch(mode=0o000)
     with pytest.raises(LocalFileError, match="denied"):
         client.put(tmp_path / "f")
 
 
-def test_get_of_what_is_no_file(client: Client, root: Path, tmp_path: Path) -> None:
+def test_get_of_a_directory_or_a_missing_file(client: Client, root: Path, tmp_path: Path) -> None:
     (root / "d").mkdir()
     (tmp_path / "here").mkdir()
     for name, code in (("none", "not-found"), ("d", "is-a-directory"), ("d/x", "not-found")):
@@ -179,7 +179,7 @@ def test_get_of_what_is_no_file(client: Client, root: Path, tmp_path: Path) -> N
     assert os.listdir(tmp_path / "here") == []
 
 
-def test_sources_that_are_no_files(client: Client, root: Path, tmp_path: Path) -> None:
+def test_put_of_what_is_not_a_regular_file(client: Client, root: Path, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
@@ -226,7 +226,7 @@ def rewritten(path: Path) -> None:
     # A small file tells of no progress before its end.
     [(1000, 0.0), (64 * KIB + 1, 0.0), (MIB, 0.0), (9 * MIB, 0.0), (9 * MIB, 0.4)],
 )
-def test_a_source_that_changes_while_it_is_sent(
+def test_a_source_that_changes_during_an_upload(
     client: Client,
     root: Path,
     tmp_path: Path,
@@ -252,7 +252,7 @@ def test_a_source_that_changes_while_it_is_sent(
     assert client.put(source).total == source.stat().st_size
 
 
-def test_a_file_that_is_replaced_while_it_comes_down(
+def test_a_file_that_is_replaced_during_a_download(
     client: Client, root: Path, tmp_path: Path
 ) -> None:
     made(root / "f", 64 * MIB)
@@ -269,10 +269,10 @@ def test_a_file_that_is_replaced_while_it_comes_down(
     assert (tmp_path / "here/copy").read_bytes() == (root / "f").read_bytes()
 
 
-# Damage on the way
+# Damage on the network
 
 
-def test_a_block_that_is_damaged_on_its_way_up_is_sent_again_alone(
+def test_a_damaged_block_of_an_upload_is_sent_again_alone(
     server: Server, root: Path, tmp_path: Path, log: Log
 ) -> None:
     data = made(tmp_path / "f", 3 * BLOCK)
@@ -287,9 +287,7 @@ def test_a_block_that_is_damaged_on_its_way_up_is_sent_again_alone(
     assert log.wait_for("connection")["requests"] == 7
 
 
-def test_a_small_file_that_is_damaged_on_its_way_up_is_sent_again(
-    server: Server, root: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_small_file_is_sent_again(server: Server, root: Path, tmp_path: Path) -> None:
     data = made(tmp_path / "f", 10 * KIB)
     with (
         relay(server.address, up=(5 * KIB,)) as address,
@@ -300,7 +298,7 @@ def test_a_small_file_that_is_damaged_on_its_way_up_is_sent_again(
 
 
 @pytest.mark.parametrize("position", [1000, BLOCK + BLOCK // 2])
-def test_a_range_that_is_damaged_on_its_way_down_is_fetched_again(
+def test_a_damaged_range_of_a_download_is_fetched_again(
     server: Server, root: Path, tmp_path: Path, log: Log, position: int
 ) -> None:
     data = made(root / "f", 3 * BLOCK)
@@ -318,11 +316,11 @@ def test_a_range_that_is_damaged_on_its_way_down_is_fetched_again(
 
 
 class Died(Exception):
-    """What kills a client in these tests."""
+    """Raised to kill a client."""
 
 
 @pytest.mark.parametrize("held", [1, 3])
-def test_an_upload_that_died_is_continued(
+def test_an_upload_of_a_killed_client_is_resumed(
     client: Client,
     connect: Callable[[], Raw],
     root: Path,
@@ -358,7 +356,7 @@ def test_an_upload_that_died_is_continued(
     assert log.wait_for("connection")["requests"] == 3 + 7 - kept
 
 
-def test_a_file_that_changed_since_is_sent_where_it_differs(
+def test_a_changed_file_is_resumed_with_the_blocks_that_differ(
     client: Client, connect: Callable[[], Raw], root: Path, tmp_path: Path, log: Log
 ) -> None:
     data, raw = bytearray(made(tmp_path / "f", 3 * BLOCK)), connect()
@@ -378,8 +376,10 @@ def test_a_file_that_changed_since_is_sent_where_it_differs(
 
 
 @pytest.mark.parametrize("total", [100 * KIB, 3 * MIB])
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, way: str) -> None:
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_rate_limit_is_kept(
+    client: Client, root: Path, tmp_path: Path, total: int, direction: str
+) -> None:
     now, pauses = [0.0], list[float]()
 
     def sleep(seconds: float) -> None:
@@ -390,7 +390,7 @@ def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, 
     client._connection._limiter = TokenBucket(rate, clock=lambda: now[0], sleep=sleep)
     made(tmp_path / "f", total)
     made(root / "g", total)
-    if way == "up":
+    if direction == "up":
         client.put(tmp_path / "f")
     else:
         client.get("g", tmp_path / "copy")
@@ -400,6 +400,6 @@ def test_a_rate_is_kept(client: Client, root: Path, tmp_path: Path, total: int, 
     assert len(pauses) >= 5
 
 
-def test_a_rate_is_more_than_nothing() -> None:
+def test_a_rate_must_be_positive() -> None:
     with pytest.raises(ValueError, match="rate"):
         Client(bytes_per_s=-1)

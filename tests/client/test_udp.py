@@ -1,4 +1,4 @@
-"""Files that travel as datagrams: as whole and as safe as over TCP, whatever becomes of UDP."""
+"""Transfers over UDP, on good and bad networks and where it is blocked."""
 
 import os
 import random
@@ -38,11 +38,11 @@ SIZES = [
 ]  # fmt: skip
 MTIME = 1_234_567_890_123_456_789
 
-Told = list[tuple[FtpkitError, float]]
+Retries = list[tuple[FtpkitError, float]]
 
 
 class Seen(list[tuple[int, int]]):
-    """What was told of the progress; it must be possible."""
+    """The calls of on_progress; each must be possible."""
 
     def __call__(self, moved: int, total: int) -> None:
         assert 0 <= moved <= total
@@ -70,7 +70,7 @@ def wire(server: Server) -> Iterator[Wire]:
 
 @pytest.fixture
 def only(server: Server) -> Iterator[Client]:
-    """A client that goes over nothing but UDP."""
+    """A client with UdpMode.ONLY."""
     with Client(server.address, timeout_s=20.0, udp=UdpMode.ONLY) as client:
         yield client
 
@@ -130,11 +130,11 @@ def test_ipv6(server: Server, root: Path, tmp_path: Path, udp: UdpMode) -> None:
     if ":" not in address.host:
         pytest.skip("there is no IPv6 here")
     data = made(tmp_path / "f", 2 * BLOCK + 1)
-    told: Told = []
+    retries: Retries = []
     with Client(address, udp=udp) as client:
-        client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
-        client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
-    assert told == []
+        client.put(tmp_path / "f", on_retry=lambda *each: retries.append(each))
+        client.get("f", tmp_path / "copy", on_retry=lambda *each: retries.append(each))
+    assert retries == []
     assert published(root) == {"f": data}
     assert (tmp_path / "copy").read_bytes() == data
 
@@ -173,7 +173,7 @@ def test_two_uploads_and_a_download_at_once(server: Server, root: Path, tmp_path
     assert (tmp_path / "copy").read_bytes() == data["c"]
 
 
-def test_many_small_files_over_one_conversation(only: Client, root: Path, tmp_path: Path) -> None:
+def test_many_small_files_over_one_connection(only: Client, root: Path, tmp_path: Path) -> None:
     data = {f"f{seed}": made(tmp_path / f"f{seed}", 4 * KIB, seed) for seed in range(20)}
     for name in data:
         only.put(tmp_path / name)
@@ -200,7 +200,7 @@ def test_a_limited_rate_is_not_exceeded(
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])
-def test_the_smallest_rates_move_a_byte(
+def test_the_smallest_rates_transfer_a_byte(
     only: Client, root: Path, tmp_path: Path, rate: float
 ) -> None:
     made(tmp_path / "f", 1)
@@ -214,14 +214,14 @@ def test_the_smallest_rates_move_a_byte(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_loss_order_and_copies(
+def test_loss_reordering_and_duplicates(
     wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
 ) -> None:
     dice, late = random.Random(4), list[tuple[bytes, bool]]()
 
     def fate(raw: bytes, up: bool) -> list[bytes]:
         chance = dice.random()
-        waiting = [each for each, way in late if way is up]
+        waiting = [each for each, was_up in late if was_up is up]
         if waiting:
             late[:] = [each for each in late if each[1] is not up]
         if chance < 0.05:
@@ -244,7 +244,7 @@ def test_loss_order_and_copies(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_flipped_bits_are_losses(
+def test_corrupted_datagrams_count_as_lost(
     wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
 ) -> None:
     dice = random.Random(4)
@@ -271,7 +271,7 @@ def test_flipped_bits_are_losses(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_router_that_forgets_the_client(
+def test_a_nat_rebinding(
     wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
 ) -> None:
     moved = threading.Event()
@@ -315,25 +315,25 @@ def test_only_small_datagrams_get_through(
 # Where UDP is blocked
 
 
-@pytest.fixture(params=["nobody", "silence"])
+@pytest.fixture(params=["closed", "silent"])
 def tcp_only(server: Server, request: pytest.FixtureRequest, stack: ExitStack) -> Relay:
-    """A way to the server that no datagram takes."""
-    if request.param == "nobody":
+    """A relay to the server that forwards TCP alone."""
+    if request.param == "closed":
         return stack.enter_context(Relay(server.address))
     return stack.enter_context(Wire(server.address, datagrams=False)).tcp
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_blocked_from_the_start_it_goes_on_over_tcp(
+def test_udp_blocked_from_the_start_continues_over_tcp(
     tcp_only: Relay, root: Path, tmp_path: Path, direction: str
 ) -> None:
     data = made(tmp_path / "f", 2 * BLOCK + 1)
     (root / "f").write_bytes(data)
-    told: Told = []
+    retries: Retries = []
     when: list[float] = []
 
     def on_retry(error: FtpkitError, delay: float) -> None:
-        told.append((error, delay))
+        retries.append((error, delay))
         when.append(time.monotonic())
 
     seen = Seen()
@@ -346,7 +346,7 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
         else:
             client.get("f", tmp_path / "copy", on_progress=seen, on_retry=on_retry)
             assert (tmp_path / "copy").read_bytes() == data
-        ((error, delay),) = told
+        ((error, delay),) = retries
         assert isinstance(error, UdpBlockedError)
         assert delay == 0
         # 2 s, and what a busy machine adds.
@@ -354,12 +354,12 @@ def test_blocked_from_the_start_it_goes_on_over_tcp(
         assert seen[-1] == (len(data), len(data))
         # It is remembered: the next file does not try again.
         client.put(tmp_path / "f", "h", on_retry=on_retry)
-        assert len(told) == 1
+        assert len(retries) == 1
     assert published(root)["h"] == data
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_blocked_from_the_start_nothing_else_is_an_error(
+def test_udp_only_blocked_from_the_start_is_an_error(
     tcp_only: Relay, root: Path, tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(udp_session, "_BLOCKED_S", 0.5)
@@ -381,7 +381,7 @@ def test_blocked_from_the_start_nothing_else_is_an_error(
 
 @pytest.mark.parametrize("udp", [UdpMode.FIRST, UdpMode.ONLY])
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_blocked_in_the_middle(
+def test_udp_blocked_during_a_transfer(
     wire: Wire,
     root: Path,
     tmp_path: Path,
@@ -400,12 +400,12 @@ def test_blocked_in_the_middle(
     data = made(tmp_path / "f", 5 * BLOCK)
     (root / "f").write_bytes(data)
     (tmp_path / "here").mkdir()
-    told: Told = []
+    retries: Retries = []
     seen = Seen()
 
     def move(client: Client) -> None:
         def on_retry(error: FtpkitError, delay: float) -> None:
-            told.append((error, delay))
+            retries.append((error, delay))
 
         if direction == "up":
             client.put(tmp_path / "f", "g", on_progress=seen, on_retry=on_retry)
@@ -424,7 +424,7 @@ def test_blocked_in_the_middle(
             assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
         else:
             move(client)
-            assert [type(error) for error, _ in told] == [UdpBlockedError]
+            assert [type(error) for error, _ in retries] == [UdpBlockedError]
             assert wire.tcp.up + wire.tcp.down <= len(data) - BLOCK + HEADERS
     assert seen[-1] == (len(data), len(data))
     if direction == "up":
@@ -434,10 +434,10 @@ def test_blocked_in_the_middle(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_path_that_dies_for_a_while_is_waited_for(
+def test_a_short_outage_of_the_path_is_waited_for(
     wire: Wire, wired: Client, root: Path, tmp_path: Path, direction: str
 ) -> None:
-    """So long that timers fire, and not so long that it is given up."""
+    """Long enough for timers to fire, shorter than the limit."""
     reached = threading.Event()
 
     def fate(raw: bytes, up: bool) -> list[bytes]:
@@ -463,14 +463,14 @@ def test_a_path_that_dies_for_a_while_is_waited_for(
     assert wire.tcp.up + wire.tcp.down < HEADERS
 
 
-def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
+def test_a_server_without_udp(root: Path, tmp_path: Path) -> None:
     data = made(tmp_path / "f", BLOCK + 1)
-    told: Told = []
+    retries: Retries = []
     with Server(root, port=0, datagrams=False) as server:
         with Client(server.address, udp=UdpMode.FIRST) as client:
-            client.put(tmp_path / "f", on_retry=lambda *each: told.append(each))
-            client.get("f", tmp_path / "copy", on_retry=lambda *each: told.append(each))
-        assert [str(error) for error, _ in told] == [f"{server.address} does not accept UDP"]
+            client.put(tmp_path / "f", on_retry=lambda *each: retries.append(each))
+            client.get("f", tmp_path / "copy", on_retry=lambda *each: retries.append(each))
+        assert [str(error) for error, _ in retries] == [f"{server.address} does not accept UDP"]
         with Client(server.address, udp=UdpMode.ONLY) as client:
             with pytest.raises(UdpBlockedError, match="does not accept UDP"):
                 client.put(tmp_path / "f")
@@ -486,7 +486,7 @@ def test_a_server_that_takes_no_datagrams(root: Path, tmp_path: Path) -> None:
 # What breaks off is continued
 
 
-def test_an_upload_that_broke_off_sends_only_what_is_missing(
+def test_a_resumed_upload_sends_only_the_missing_blocks(
     wire: Wire, root: Path, tmp_path: Path
 ) -> None:
     data = made(tmp_path / "f", 8 * BLOCK)
@@ -513,7 +513,7 @@ def test_an_upload_that_broke_off_sends_only_what_is_missing(
     assert seen == sorted(seen)
 
 
-def test_a_download_that_broke_off_fetches_only_what_is_missing(
+def test_a_resumed_download_fetches_only_the_missing_blocks(
     wire: Wire, root: Path, tmp_path: Path
 ) -> None:
     data = made(root / "f", 8 * BLOCK)
@@ -540,7 +540,7 @@ def test_a_download_that_broke_off_fetches_only_what_is_missing(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_one_call_outlives_a_conversation_that_is_cut(
+def test_one_call_survives_a_lost_connection(
     wire: Wire, root: Path, tmp_path: Path, direction: str
 ) -> None:
     data = made(tmp_path / "f", 8 * BLOCK)
@@ -554,20 +554,20 @@ def test_one_call_outlives_a_conversation_that_is_cut(
         return [raw]
 
     wire.fate = fate
-    told: Told = []
+    retries: Retries = []
     seen = Seen()
     with Client(wire.address, udp=UdpMode.ONLY, retry_for_s=60) as client:
         if direction == "up":
             client.put(
-                tmp_path / "f", "g", on_progress=seen, on_retry=lambda *each: told.append(each)
+                tmp_path / "f", "g", on_progress=seen, on_retry=lambda *each: retries.append(each)
             )
             assert published(root)["g"] == data
         else:
             client.get(
-                "f", tmp_path / "g", on_progress=seen, on_retry=lambda *each: told.append(each)
+                "f", tmp_path / "g", on_progress=seen, on_retry=lambda *each: retries.append(each)
             )
             assert (tmp_path / "g").read_bytes() == data
-    assert told
+    assert retries
     assert seen[-1] == (len(data), len(data))
     assert wire.tcp.up + wire.tcp.down < HEADERS
 
@@ -575,7 +575,7 @@ def test_one_call_outlives_a_conversation_that_is_cut(
 # Files that change
 
 
-def test_a_source_that_changes_while_it_is_sent_publishes_nothing(
+def test_a_source_that_changes_during_an_upload_publishes_nothing(
     only: Client, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "f"
@@ -595,7 +595,7 @@ def test_a_source_that_changes_while_it_is_sent_publishes_nothing(
     assert published(root) == {"f": source.read_bytes()}
 
 
-def test_a_source_that_becomes_shorter_while_it_is_sent_publishes_nothing(
+def test_a_source_truncated_during_an_upload_publishes_nothing(
     wire: Wire, wired: Client, root: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "f"
@@ -613,7 +613,7 @@ def test_a_source_that_becomes_shorter_while_it_is_sent_publishes_nothing(
     assert staged(root) == []
 
 
-def test_a_file_that_is_replaced_while_it_comes_is_fetched_anew(
+def test_a_file_replaced_during_a_download_is_fetched_again(
     wire: Wire, wired: Client, root: Path, tmp_path: Path
 ) -> None:
     made(root / "f", 40 * BLOCK)
@@ -637,7 +637,7 @@ def test_a_file_that_is_replaced_while_it_comes_is_fetched_anew(
     )
 
 
-def test_a_file_that_is_written_to_while_it_comes_is_fetched_anew(
+def test_a_file_written_to_during_a_download_is_fetched_again(
     wire: Wire, wired: Client, root: Path, tmp_path: Path
 ) -> None:
     made(root / "f", 40 * BLOCK)
@@ -659,7 +659,7 @@ def test_a_file_that_is_written_to_while_it_comes_is_fetched_anew(
 # What fails at either end
 
 
-def test_a_target_that_cannot_be_written_is_told(
+def test_a_target_that_cannot_be_written(
     only: Client, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resource = pytest.importorskip("resource")
@@ -679,7 +679,7 @@ def test_a_target_that_cannot_be_written_is_told(
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
 
 
-def test_refusals_are_those_of_the_conversation(only: Client, root: Path, tmp_path: Path) -> None:
+def test_refusals_are_the_same_as_over_tcp(only: Client, root: Path, tmp_path: Path) -> None:
     made(tmp_path / "f", BLOCK)
     made(root / "f", 3)
     refused: list[tuple[Callable[[], object], str]] = [
@@ -694,16 +694,14 @@ def test_refusals_are_those_of_the_conversation(only: Client, root: Path, tmp_pa
     assert only.ping() >= 0
 
 
-def test_one_line_in_the_log_for_each_transfer(
-    only: Client, root: Path, tmp_path: Path, log: Log
-) -> None:
+def test_one_log_line_for_each_transfer(only: Client, root: Path, tmp_path: Path, log: Log) -> None:
     made(tmp_path / "f", BLOCK + 1)
     only.put(tmp_path / "f")
-    line = log.wait_for("transfer")
-    assert (line["direction"], line["bytes"], line["outcome"]) == ("up", BLOCK + 1, "ok")
+    record = log.wait_for("transfer")
+    assert (record["direction"], record["bytes"], record["outcome"]) == ("up", BLOCK + 1, "ok")
     only.get("f", tmp_path / "copy")
     only.close()
-    line = log.wait_for("transfer")
-    assert (line["direction"], line["name"]) == ("down", "f")
+    record = log.wait_for("transfer")
+    assert (record["direction"], record["name"]) == ("down", "f")
     log.wait_for("connection")
     assert log.so_far("error") == []
