@@ -20,6 +20,7 @@ from ftpkit.scheduling.blocking import BlockingScheduler
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler
 from ftpkit.server.auth.authenticator import CHECK_INTERVAL_S, Authenticator
+from ftpkit.server.auth.quota import UsedBytes
 from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
@@ -29,7 +30,7 @@ from ftpkit.server.session import Session
 from ftpkit.server.status import told
 from ftpkit.server.transfers.registry import TransferRegistry
 from ftpkit.server.udp.listener import UdpListener
-from ftpkit.storage.api import QuotaAwareStore, Store
+from ftpkit.storage.api import QuotaAwareStore, Store, SweepingStore
 from ftpkit.tokens import Tokens
 
 # For the first byte, and again for all of the handshake; nobody is known by then.
@@ -53,7 +54,7 @@ class ConnectionHandler:
 
     def __init__(
         self,
-        store: QuotaAwareStore,
+        store: Store,
         connection_limiter: ConnectionLimiter,
         limits: Limits,
         schedule: Scheduler | RemoteScheduler | None = None,
@@ -81,7 +82,7 @@ class ConnectionHandler:
     def _guarded(self, tokens: Tokens, shared_limits: SharedLimits | None) -> Authenticator:
         """Let only holders of ``tokens`` in, and no longer than they are that."""
         if shared_limits is None:
-            shared_limits = LocalLimits(self.store.used_bytes)
+            shared_limits = LocalLimits(_counter_of(self.store))
             self._before_close.callback(shared_limits.close)
         watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
         watch.start()
@@ -224,8 +225,15 @@ class ConnectionHandler:
         self.store.close()
 
 
+def _counter_of(store: Store) -> UsedBytes:
+    """Return what counts stored bytes; nobody has a quota where the store counts none."""
+    return store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, go_on: 0
+
+
 def sweep_hourly(store: Store, limits: Callable[[], Limits], stopping: threading.Event) -> None:
-    """Remove what has expired, now and every hour, until ``stopping`` is set."""
+    """Delete what has expired, now and every hour, until ``stopping`` is set."""
+    if not isinstance(store, SweepingStore):
+        return
     while True:
         try:
             store.sweep(uploads_s=limits().expire_uploads_s, publications_s=_ANSWERS_KEPT_S)

@@ -20,7 +20,7 @@ from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.server.udp.operations import pull, push
-from ftpkit.storage.api import FileInfo, Progress, Reader, UploadSpec
+from ftpkit.storage.api import FileInfo, Progress, Reader, UploadSpec, offer_basis
 from ftpkit.tokens import Permission
 
 _FEATURES: Final = ["basis", "blocks_digest"]
@@ -200,7 +200,7 @@ def begin(context: SessionContext, request: m.Begin) -> Result:
         # The connection may end before the work does, and let go of the upload.
         held = store.upload(upload.id, owner=owner)
         try:
-            store.offer_basis(held, algorithm, progress)
+            offer_basis(store, held, algorithm, progress)
         finally:
             held.release()
 

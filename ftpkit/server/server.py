@@ -15,7 +15,6 @@ from ftpkit.server.listener import Listeners, peer_name
 from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.listener import UdpListener
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.directory.filesystem import FileSystem
 from ftpkit.tokens import Tokens
 
 log = logging.getLogger("ftpkit.server")
@@ -76,7 +75,7 @@ class Server:
 
     def start(self) -> None:
         """Open the store, listen, and serve in the background; raises OSError."""
-        store = DirectoryStore(self._root, FileSystem(durable=self._durable))
+        store = DirectoryStore(self._root, durable=self._durable)
         try:
             ports = self._listeners.open()
         except BaseException:

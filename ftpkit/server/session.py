@@ -20,7 +20,7 @@ from ftpkit.errors import (
     StallTimeoutError,
     WrongWorkerError,
 )
-from ftpkit.net.frame_stream import FrameStream
+from ftpkit.net.frame_stream import PIECE, FrameStream
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
 from ftpkit.protocol.state import ServerProtocol
@@ -28,7 +28,7 @@ from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers.tracker import TransferTracker
-from ftpkit.storage.api import Reader
+from ftpkit.storage.api import DescriptorReader, Reader
 
 # A refused body up to this size is read and dropped, and the conversation goes on.
 MAX_DROPPED: Final = 1024 * 1024
@@ -284,10 +284,10 @@ class Session:
             self._send_file(header, reader, result.offset, result.count)
 
     def _send_file(self, header: bytes, reader: Reader, offset: int, count: int) -> None:
-        """Send a range; its last bytes leave only when the file is seen to be still the same.
+        """Send a range, and its last bytes only after the file was found to be unchanged.
 
-        So whoever has the whole body has one state of the file, and whoever
-        lacks some of it knows that there is none.
+        A client that has the whole body has one state of the file; one that has less knows
+        that the transfer failed.
         """
 
         def check(count: int) -> None:
@@ -297,15 +297,21 @@ class Session:
                 raise SourceChangedError("the file was written to while it was sent")
 
         last = min(count, _LAST)
-        if last < count:
+        if last < count and isinstance(reader, DescriptorReader):
             self._stream.send_range(header, reader.fileno(), offset, count - last, check)
             header = b""
-        end = bytearray(last)
-        if reader.read_into(memoryview(end), offset + count - last) != last:
-            raise SourceChangedError("the file became shorter while it was sent")
+        else:
+            piece = memoryview(bytearray(min(PIECE, count - last)))
+            for at in range(offset, offset + count - last, PIECE):
+                piece = piece[: offset + count - last - at]
+                _read(reader, piece, at)
+                self._stream.send_body(header, piece, check)
+                header = b""
+        end = memoryview(bytearray(last))
+        _read(reader, end, offset + count - last)
         check(0)
         self._sent += last
-        self._stream.send_body(header, memoryview(end), self._transfers.passed)
+        self._stream.send_body(header, end, self._transfers.passed)
 
     def _refuse(self, refusal: RefusedError) -> None:
         self._transfers.still()
@@ -346,3 +352,8 @@ class Session:
             else "the token is good no longer"
         )
         return RefusedError(Code.AUTH_REQUIRED, why)
+
+
+def _read(reader: Reader, view: memoryview, offset: int) -> None:
+    if reader.read_into(view, offset) != len(view):
+        raise SourceChangedError("the file became shorter while it was sent")

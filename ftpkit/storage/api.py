@@ -1,24 +1,27 @@
-"""What the server asks of a store; nothing here assumes a local path."""
+"""The interface of a store: a small core, and optional powers as further protocols.
 
-from collections.abc import Callable, Iterator
+Nothing here assumes a local path. A caller tests for an optional power with ``isinstance``,
+in one place, and does without it where the store does not offer it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.storage.quota import UNLIMITED, QuotaScope
+from ftpkit.storage.quota import QuotaScope
 
 Progress = Callable[[int, int], None]
-"""Called with how many bytes of how many are done, while work takes long."""
+"""Called with the bytes done and the bytes in all while an operation runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileInfo:
-    """What stands under a name: kind "file", "dir", "link" or "other".
+    """What a name refers to: ``kind`` is "file", "dir", "link" or "other".
 
-    ``total`` is in bytes, 0 for what is no file; ``mtime`` in nanoseconds;
-    ``mode`` has the permission bits; ``version`` is opaque and changes when
-    the file is replaced or written to; ``content_digest`` is what was stored,
-    if that is known.
+    ``total`` is in bytes, 0 unless it is a file; ``mtime`` in nanoseconds since 1970; ``mode``
+    holds the permission bits; ``version`` is opaque and changes whenever the file is replaced
+    or written to; ``content_digest`` is the digest stored with the file, None if unknown.
     """
 
     name: str
@@ -32,7 +35,7 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class BlockRecord:
-    """One block that an upload holds, or could take from its basis."""
+    """A block that an upload holds, or can copy from its basis; offset and length in bytes."""
 
     offset: int
     length: int
@@ -41,7 +44,7 @@ class BlockRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadSpec:
-    """What a file is to be: its name, its length if known, and what travels with it."""
+    """What an upload is to become: name, length in bytes (None: unknown) and metadata."""
 
     name: str
     total: int | None
@@ -51,52 +54,57 @@ class UploadSpec:
 
 
 class Reader(Protocol):
-    """An open file: it stays the same file whatever happens to its name."""
+    """An open file; it stays the same file when its name is replaced or deleted."""
 
     info: FileInfo
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill ``view`` from ``offset``; return how many bytes there were (0: the end)."""
-
-    def fileno(self) -> int:
-        """Return a descriptor of the same bytes, to send them without a copy."""
+        """Fill ``view`` from ``offset``; return the bytes read, fewer only at the end of file."""
 
     def unchanged(self) -> bool:
-        """Whether nobody has written to the file since it was opened."""
+        """Whether the file has not been written to since it was opened."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
 
+@runtime_checkable
+class DescriptorReader(Protocol):
+    """A ``Reader`` whose bytes can be sent from a descriptor, without a copy."""
+
+    def fileno(self) -> int:
+        """Return a file descriptor of the same bytes."""
+
+
 class Staged(Protocol):
-    """A file that arrives in one piece; it appears under its name with ``commit`` alone."""
+    """A file that arrives in one piece; only ``commit`` makes it visible under its name."""
 
     def write(self, view: memoryview) -> None:
-        """Take the next bytes."""
+        """Append the next bytes."""
 
     def commit(self) -> FileInfo:
-        """Publish: digest right, on stable storage, under its name, in one step."""
+        """Publish atomically and durably; RefusedError ``digest-mismatch`` if damaged."""
 
     def discard(self) -> None:
-        """Throw it away, if it was not published; safe to call twice."""
+        """Delete the file unless it was published; may be called twice."""
 
 
 class BlockWriter(Protocol):
-    """One block on its way into an upload."""
+    """Receives one block of an upload."""
 
     def write(self, view: memoryview) -> None:
-        """Take the next bytes; refused as ``busy`` once another connection writes this block."""
+        """Append the next bytes; RefusedError ``busy`` once a newer writer has this block."""
 
     def finish(self) -> None:
-        """Hold the block if it is whole and matches its digest; else refuse it."""
+        """Hold the block, or raise RefusedError ``digest-mismatch``."""
 
     def release(self) -> None:
-        """Let go of the block; without ``finish`` nothing of it counts."""
+        """End the write; without ``finish`` the block is not held."""
 
 
 class Upload(Protocol):
-    """A file that arrives in blocks, in any order, over any connection of its owner."""
+    """A file that arrives in blocks, in any order, over any connections of its owner."""
 
     @property
     def id(self) -> str: ...
@@ -105,23 +113,24 @@ class Upload(Protocol):
     def spec(self) -> UploadSpec: ...
 
     @property
-    def block(self) -> int: ...
+    def block(self) -> int:
+        """The block size in bytes."""
 
     @property
     def held(self) -> int:
-        """Bytes of the blocks that have arrived."""
+        """The bytes of the blocks that are held."""
 
     def renew(self, spec: UploadSpec) -> None:
-        """Take over a later wish for the same name and total."""
+        """Replace the spec by a later one with the same name and total."""
 
     def records(self, algorithm: str) -> list[BlockRecord]:
-        """Return the blocks that need not be sent again, by offset."""
+        """Return the blocks that need not be sent, by offset."""
 
     def write(self, offset: int, size: int, digest: str) -> BlockWriter:
-        """Start a block."""
+        """Start a block; it takes the block over from an unfinished older writer."""
 
     def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
-        """Offer the blocks of ``reader``, which from then on belongs to the upload."""
+        """Offer the blocks of ``reader``; on success the upload owns and closes it."""
 
     def commit(
         self,
@@ -130,76 +139,134 @@ class Upload(Protocol):
         blocks_digest: str | None,
         progress: Progress,
     ) -> FileInfo:
-        """Publish the whole file, once."""
+        """Publish atomically and durably; a repeated call returns the first result.
+
+        RefusedError: ``incomplete``, ``digest-mismatch``, or ``exists`` without ``overwrite``.
+        """
 
     def release(self) -> None:
-        """Let go: what is held is checkpointed, and the upload can be continued later."""
+        """Checkpoint the held blocks and let go; the upload can be continued later."""
 
 
 class Store(Protocol):
-    """A tree of files by name; names have been checked. Refusals are RefusedErrors."""
+    """A tree of files by name. Names have been checked; every failure is a RefusedError."""
 
     def stat(self, name: str) -> FileInfo: ...
 
     def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
-        """Yield entries in the byte order of their full names."""
+        """Yield what is in a directory, in byte order of full names, beginning after ``after``."""
 
-    def mkdir(self, name: str) -> None: ...
+    def mkdir(self, name: str) -> None:
+        """Make a directory and its parents; an existing directory is no error."""
 
-    def rename(self, name: str, to: str, *, overwrite: bool) -> None: ...
+    def rename(self, name: str, to: str, *, overwrite: bool) -> None:
+        """Rename a file or directory, and make the parents of ``to``."""
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None: ...
 
     def read(self, name: str) -> Reader: ...
 
     def stage(self, spec: UploadSpec, digest: str | None) -> Staged:
-        """Open a place for a file that arrives in one piece and should match ``digest``."""
+        """Start a file that arrives in one piece and must match ``digest``, if given."""
 
     def begin(self, spec: UploadSpec, *, owner: str, block: int) -> Upload:
-        """Open an upload, or continue the owner's unfinished one of this name, total and block."""
-
-    def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
-        """Offer the blocks of the file that stands under the upload's name, if there is one."""
+        """Start an upload, or continue the owner's unfinished one of this name, total and block."""
 
     def upload(self, identity: str, *, owner: str) -> Upload:
-        """Take hold of an upload that was begun, here or on another connection."""
+        """Return an unfinished upload, begun on this or another connection of its owner."""
 
     def abort(self, identity: str, *, owner: str) -> None:
-        """Throw an unfinished upload and all its blocks away."""
-
-    def sweep(self, *, uploads_s: float, publications_s: float) -> None:
-        """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
+        """Delete an unfinished upload and its blocks."""
 
     def published(self, identity: str, *, owner: str) -> FileInfo | None:
-        """Return what ``commit`` of this upload answered, if that was within a day."""
+        """Return what ``commit`` of this upload returned; None if it is unknown or expired."""
 
     def close(self) -> None: ...
 
 
-class QuotaAwareStore(Store, Protocol):
-    """A store whose files take what they need from a room, before anything is made of them."""
+@runtime_checkable
+class SweepingStore(Protocol):
+    """A ``Store`` that keeps unfinished uploads and commit results until they are swept."""
 
-    def stage(self, spec: UploadSpec, digest: str | None, quota: QuotaScope = UNLIMITED) -> Staged:
-        """Take the total, and give it back if the file is not published."""
+    def sweep(self, *, uploads_s: float, publications_s: float) -> None:
+        """Delete uploads idle for ``uploads_s`` seconds and results of that age."""
 
-    def begin(
-        self, spec: UploadSpec, *, owner: str, block: int, quota: QuotaScope = UNLIMITED
-    ) -> Upload:
-        """Take the total, unless an upload is continued; without a total, each block takes."""
 
-    def upload(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> Upload: ...
+@runtime_checkable
+class QuotaAwareStore(Protocol):
+    """A ``Store`` that can reserve what it stores, and count what is stored."""
 
-    def abort(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> None: ...
+    def with_quota(self, quota: QuotaScope) -> Store:
+        """Return the same store, with every change reserved from and reported to ``quota``."""
 
     def used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
-        """Return the bytes that are stored under ``name``, or promised to unfinished uploads.
+        """Return the bytes stored under ``name``, or declared by unfinished uploads.
 
-        It looks as long as ``go_on`` is true. OSError says that it could not look everywhere.
+        The count ends early once ``go_on`` returns False. OSError: a directory was moved
+        during the count.
         """
 
 
+class UploadLocks(Protocol):
+    """Decides which process of a server has which upload open."""
+
+    def acquire(self, key: str) -> None:
+        """Lock an upload for this process; WrongWorkerError names the process that has it."""
+
+    def release(self, key: str) -> None:
+        """Unlock an upload."""
+
+
+OpenStore = Callable[[Sequence[int], UploadLocks], Store]
+"""Opens a store that another process has open, with descriptors of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLease:
+    """What another process needs to open the same store.
+
+    It calls ``open`` (which can be pickled) with its own copies of ``descriptors``, which
+    then belong to the store, and with the locks that it shares with the other processes.
+    """
+
+    open: OpenStore
+    descriptors: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class ShareableStore(Protocol):
+    """A ``Store`` that several processes of one server can have open at a time.
+
+    The first process opens it, sweeps it and outlives the others.
+    """
+
+    def use_locks(self, locks: UploadLocks) -> None:
+        """Lock uploads in ``locks`` from now on; no upload may be open."""
+
+    def lease(self, number: int) -> StoreLease:
+        """Return the lease for the process ``number``."""
+
+    def reclaim(self, number: int) -> None:
+        """Delete what the process ``number``, which has ended, left in staging."""
+
+
+def offer_basis(store: Store, upload: Upload, algorithm: str, progress: Progress) -> None:
+    """Offer ``upload`` the blocks of the file that has its name now, if there is one."""
+    try:
+        reader = store.read(upload.spec.name)
+    except RefusedError as error:
+        if error.code is Code.NOT_FOUND:
+            return
+        raise
+    try:
+        upload.offer_basis(reader, algorithm, progress)
+    except BaseException:
+        reader.__exit__()
+        raise
+
+
 def hold_block(upload: Upload, offset: int, data: memoryview, digest: str) -> bool:
-    """Hold a whole block that is here already; False says that it does not match its digest."""
+    """Write a whole block from memory; False: it does not match ``digest``."""
     writer = upload.write(offset, len(data), digest)
     try:
         writer.write(data)

@@ -24,7 +24,7 @@ class PrefixStore:
     """The directory ``root`` of ``store``: names are relative to it, and so are all that is told.
 
     It need not be there: what is put makes it, and so does ``mkdir("")``. It cannot be moved
-    or deleted from within. ``close`` and ``sweep`` concern the whole store.
+    or deleted from within. ``close`` closes the whole store.
     """
 
     def __init__(self, store: Store, root: str) -> None:
@@ -76,12 +76,6 @@ class PrefixStore:
             upload = self._store.begin(self._root.spec(spec), owner=owner, block=block)
         return _Upload(upload, self._root)
 
-    def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
-        """Offer the blocks of the file that stands under the upload's name, if there is one."""
-        with self._root.relative():
-            inner = upload.inner if isinstance(upload, _Upload) else upload
-            self._store.offer_basis(inner, algorithm, progress)
-
     def upload(self, identity: str, *, owner: str) -> Upload:
         """Take hold of an upload that was begun; the owner's others are not found here."""
         with self._root.relative():
@@ -106,10 +100,6 @@ class PrefixStore:
         if info is None or not self._root.holds(info.name):
             return None
         return self._root.info(info)
-
-    def sweep(self, *, uploads_s: float, publications_s: float) -> None:
-        """Remove unfinished uploads that nobody touched for ``uploads_s``, and old answers."""
-        self._store.sweep(uploads_s=uploads_s, publications_s=publications_s)
 
     def close(self) -> None:
         """Close the store."""

@@ -15,8 +15,8 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server import Server
-from ftpkit.server import server as server_module
 from ftpkit.server.limits import Limits
+from ftpkit.storage.directory import store as store_module
 from ftpkit.storage.directory.filesystem import FileSystem
 from tests.faults.conftest import MIB, Eager, left_over, noise, quiet, settled, visible
 from tests.faults.crowd import Raw
@@ -171,7 +171,7 @@ def broken(
     tmp_path: Path, fault: Failing, changes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
     """A server whose disk does what ``fault`` says."""
-    monkeypatch.setattr(server_module, "FileSystem", failing_files(fault, changes))
+    monkeypatch.setattr(store_module, "FileSystem", failing_files(fault, changes))
     with serving(tmp_path / "root") as server:
         yield server
         fault.method = ""

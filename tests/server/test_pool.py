@@ -137,11 +137,11 @@ def test_the_keeper_takes_nothing_from_workers_and_they_wait_for_it(
     one.say("claim", key="k", call=0)
     assert one.heard() == answer(0, 1)
     with pytest.raises(WrongWorkerError):
-        keeper.claim("k")
-    keeper.claim("l")
+        keeper.acquire("k")
+    keeper.acquire("l")
     one.say("claim", key="l", call=1)
     assert one.heard_nothing()
-    keeper.give_up("l")
+    keeper.release("l")
     assert one.heard() == answer(1, 1)
 
 

@@ -14,9 +14,8 @@ from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.auth.shared_limits import AccountQuota, LocalLimits
 from ftpkit.storage import Store
-from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.api import SweepingStore, UploadSpec, offer_basis
 from ftpkit.storage.directory.filesystem import FileSystem
-from ftpkit.storage.quota_store import QuotaStore
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -54,7 +53,7 @@ class Home:
 
     def of(self, quota: int | None, under: str = "") -> Store:
         """Return the store of a user with ``quota`` bytes in ``under``."""
-        return QuotaStore(self.store, AccountQuota(self.limits.quotas, under, quota))
+        return self.store.with_quota(AccountQuota(self.limits.quotas, under, quota))
 
     def by_hand(self, name: str, size: int) -> Path:
         path = self.place.root / name
@@ -312,6 +311,7 @@ def test_an_upload_that_is_aborted_or_expires_is_freed(home: Home) -> None:
     assert home.left(100) == 100
     begin(store, "f", 100).release()
     assert home.left(100) == 0
+    assert isinstance(store, SweepingStore)
     store.sweep(uploads_s=-1.0, publications_s=1e9)
     assert home.left(100) == 100
 
@@ -434,7 +434,7 @@ def test_blocks_from_a_basis_count_for_an_upload_of_unknown_length(home: Home) -
     for quota, code in ((4 * BLOCK - 1, Code.QUOTA_EXCEEDED), (4 * BLOCK, None)):
         limited = home.of(quota)
         upload = begin(limited, "f")
-        limited.offer_basis(upload, "blake3", ignore)
+        offer_basis(limited, upload, "blake3", ignore)
         send(upload, 0, b"x" * BLOCK)
         with refused(code) if code else contextlib.nullcontext():
             commit(upload, 2 * BLOCK)

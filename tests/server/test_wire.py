@@ -1206,7 +1206,7 @@ def test_a_long_begin_with_basis_is_pending_and_is_joined(
     assert pending(raw.ask("begin", **keys))
     opened(server, gated)
     assert records(raw.granted("begin", **keys)) == [record(0, b"abc")]
-    assert gated.begun == ["offer_basis"]
+    assert gated.begun == ["read"]
 
 
 def test_a_begin_with_basis_whose_connection_ended_is_joined_over_another(
@@ -1224,7 +1224,7 @@ def test_a_begin_with_basis_whose_connection_ended_is_joined_over_another(
     assert pending(two.ask("begin", **keys))
     opened(server, gated)
     assert records(two.granted("begin", **keys)) == [record(0, b"abc")]
-    assert gated.begun == ["offer_basis"]
+    assert gated.begun == ["read"]
 
 
 def test_a_basis_that_nobody_asked_for_again_is_offered_anew(

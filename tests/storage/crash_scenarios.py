@@ -3,6 +3,7 @@
 from typing import Final
 
 from ftpkit.protocol.digest import DEFAULT
+from ftpkit.storage.api import offer_basis
 from tests.storage.crash_explore import Run, Scenario
 from tests.storage.crash_promise import BLOCK, OWNER, ignore
 
@@ -101,7 +102,7 @@ def _standing(run: Run) -> None:
 
 def _delta(run: Run) -> None:
     upload = run.begin("large", AGAIN)
-    run.store.offer_basis(upload, DEFAULT, ignore)
+    offer_basis(run.store, upload, DEFAULT, ignore)
     run.send(upload, AGAIN, BLOCK, 2 * BLOCK)
     run.commit(upload)
 

@@ -19,7 +19,6 @@ from ftpkit.storage.api import UploadSpec
 from ftpkit.storage.directory import filesystem
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.prefix_store import PrefixStore
-from ftpkit.storage.quota_store import QuotaStore
 from tests.support.portable import sitecustomize
 
 BLOCK = 64 * 1024
@@ -140,7 +139,7 @@ class Place:
         house = LocalLimits(store.used_bytes)
         self._stack.callback(house.close)
         return PrefixStore(
-            QuotaStore(store, AccountQuota(house.quotas, self._under, _QUOTA)), self._under
+            store.with_quota(AccountQuota(house.quotas, self._under, _QUOTA)), self._under
         )
 
     def __enter__(self) -> Self:

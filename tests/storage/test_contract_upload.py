@@ -10,7 +10,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, split_digest
 from ftpkit.storage import Store, Upload
-from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.api import UploadSpec, offer_basis
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -481,7 +481,7 @@ def test_a_huge_total_costs_nothing(store: Store, place: Place) -> None:
             begin(store, "f", total)
         upload = begin(store, "f", None)
         assert held(upload) == []
-        store.offer_basis(upload, "blake3", ignore)
+        offer_basis(store, upload, "blake3", ignore)
         with refused(Code.INCOMPLETE):
             commit(upload, total)
         upload.release()
@@ -511,7 +511,7 @@ def test_blocks_that_are_not_sent_are_taken_from_the_standing_file(
     standing = CHANGES[change]()
     stage(store, "f", standing)
     upload = begin(store, "f", total)
-    store.offer_basis(upload, "blake3", ignore)
+    offer_basis(store, upload, "blake3", ignore)
     offered = {r.offset: r.digest for r in upload.records("blake3")}
     for offset, digest in offered.items():
         assert digest == digest_of(standing[offset : offset + BLOCK])
@@ -526,7 +526,7 @@ def test_blocks_that_are_not_sent_are_taken_from_the_standing_file(
 
 def test_without_a_standing_file_there_is_no_basis(store: Store) -> None:
     upload = begin(store, "f", len(DATA))
-    store.offer_basis(upload, "blake3", ignore)
+    offer_basis(store, upload, "blake3", ignore)
     assert held(upload) == []
     with refused(Code.INCOMPLETE):
         commit(upload, len(DATA))
@@ -536,7 +536,7 @@ def test_without_a_standing_file_there_is_no_basis(store: Store) -> None:
 def test_a_basis_stays_the_file_it_was(store: Store) -> None:
     stage(store, "f", DATA)
     upload = begin(store, "f", len(DATA))
-    store.offer_basis(upload, "blake3", ignore)
+    offer_basis(store, upload, "blake3", ignore)
     stage(store, "f", bytes(len(DATA)))
     send(upload, 0, bytes(BLOCK))
     commit(upload, len(DATA))
@@ -548,7 +548,7 @@ def test_a_basis_offered_twice_is_the_newer_file(store: Store) -> None:
     upload = begin(store, "f", 5)
     for standing in (b"first", b"later"):
         stage(store, "f", standing)
-        store.offer_basis(upload, "blake3", ignore)
+        offer_basis(store, upload, "blake3", ignore)
     assert [record.digest for record in upload.records("blake3")] == [digest_of(b"later")]
     upload.release()
 
@@ -556,7 +556,7 @@ def test_a_basis_offered_twice_is_the_newer_file(store: Store) -> None:
 def test_a_basis_is_not_kept_for_another_begin(store: Store) -> None:
     stage(store, "f", DATA)
     upload = begin(store, "f", len(DATA))
-    store.offer_basis(upload, "blake3", ignore)
+    offer_basis(store, upload, "blake3", ignore)
     upload.release()
     again = begin(store, "f", len(DATA))
     assert held(again) == []

@@ -15,7 +15,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.api import UploadSpec
+from ftpkit.storage.api import UploadSpec, offer_basis
 from ftpkit.storage.directory.filesystem import DirHandle, is_hard_linked
 from tests.storage.stores import (
     OWNER,
@@ -80,7 +80,7 @@ def test_a_file_with_a_name_outside_is_no_basis(place: Place, outside: Path) -> 
     store = place.open()
     (place.root / "f").hardlink_to(outside)
     upload = begin(store, "f", len(SECRET))
-    store.offer_basis(upload, "blake3", ignore)
+    offer_basis(store, upload, "blake3", ignore)
     assert offsets(upload) == []
     upload.release()
 

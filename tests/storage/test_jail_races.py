@@ -15,6 +15,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore
+from ftpkit.storage.api import offer_basis
 from tests.storage.stores import (
     OWNER,
     Place,
@@ -121,7 +122,7 @@ class Visitor:
     def _upload(self, name: str) -> None:
         upload = begin(self.store, name, len(MINE[1]))
         try:
-            self.store.offer_basis(upload, "blake3", ignore)
+            offer_basis(self.store, upload, "blake3", ignore)
             assert digest_of(SECRET) not in [each.digest for each in upload.records("blake3")]
             send(upload, 0, MINE[1])
             commit(upload, len(MINE[1]))

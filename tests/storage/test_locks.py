@@ -13,7 +13,6 @@ from ftpkit.errors import Code, WrongWorkerError
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.api import UploadSpec
-from ftpkit.storage.directory.locks import RootLease
 from tests.storage.stores import (
     BLOCK,
     OWNER,
@@ -49,12 +48,12 @@ class Seat:
     table: Table
     number: int
 
-    def claim(self, key: str) -> None:
+    def acquire(self, key: str) -> None:
         holder = self.table.holders.setdefault(key, self.number)
         if holder != self.number:
             raise WrongWorkerError(holder)
 
-    def give_up(self, key: str) -> None:
+    def release(self, key: str) -> None:
         assert self.table.holders.pop(key) == self.number
 
 
@@ -69,7 +68,8 @@ def table() -> Table:
 @pytest.fixture
 def keeper(tmp_path: Path, table: Table) -> Iterator[DirectoryStore]:
     """The store of the process that opened the root."""
-    with DirectoryStore(tmp_path / "root", QuickFiles(), locks=table.of(KEEPER)) as store:
+    with DirectoryStore(tmp_path / "root", QuickFiles()) as store:
+        store.use_locks(table.of(KEEPER))
         yield store
 
 
@@ -79,8 +79,10 @@ def join(keeper: DirectoryStore, table: Table) -> Iterator[Join]:
     with ExitStack() as stack:
 
         def open_share(number: int) -> DirectoryStore:
-            lease = RootLease(os.dup(keeper.lock), number, table.of(number))
-            return stack.enter_context(DirectoryStore(keeper.root.path, QuickFiles(), lease=lease))
+            lease = keeper.lease(number)
+            store = lease.open([os.dup(fd) for fd in lease.descriptors], table.of(number))
+            assert isinstance(store, DirectoryStore)
+            return stack.enter_context(store)
 
         yield open_share
 
@@ -166,8 +168,8 @@ def test_the_keeper_tidies_up_behind_a_process_that_is_gone(
     lost.write(memoryview(b"abc"))
     staged = other.stage(UploadSpec(name="kept", total=3), None)
     staged.write(memoryview(b"xyz"))
-    keeper.tidy(1)
-    keeper.tidy(7)
+    keeper.reclaim(1)
+    keeper.reclaim(7)
     staging = Path(keeper.root.path, ".ftpkit", "staging")
     assert [path.name for path in staging.iterdir()] == ["2"]
     staged.commit()

@@ -32,10 +32,6 @@ class Gated:
         self._pass("delete")
         self._store.delete(name, **keys)
 
-    def offer_basis(self, *args: Any) -> None:
-        self._pass("offer_basis")
-        self._store.offer_basis(*args)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 

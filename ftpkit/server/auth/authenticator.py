@@ -8,7 +8,6 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.server.auth.shared_limits import AccountQuota, SharedLimits
 from ftpkit.storage.api import QuotaAwareStore, Store
 from ftpkit.storage.prefix_store import PrefixStore
-from ftpkit.storage.quota_store import QuotaStore
 from ftpkit.tokens import Grant, Tokens
 
 # Interval between checks of open sessions: one whose token was removed ends within a second.
@@ -27,7 +26,7 @@ class Authenticator:
         self,
         tokens: Tokens,
         shared_limits: SharedLimits,
-        store: QuotaAwareStore,
+        store: Store,
         stopping: threading.Event,
     ) -> None:
         self._tokens, self._shared_limits, self._store = tokens, shared_limits, store
@@ -57,8 +56,14 @@ class Authenticator:
 
     def store_for(self, grant: Grant) -> Store:
         """Return the store as a user sees it."""
-        quota = AccountQuota(self._shared_limits.quotas, grant.under, grant.quota)
-        store = QuotaStore(self._store, quota)
+        store = self._store
+        if isinstance(store, QuotaAwareStore):
+            quota = AccountQuota(self._shared_limits.quotas, grant.under, grant.quota)
+            store = store.with_quota(quota)
+        elif grant.quota is not None:
+            raise RefusedError(
+                Code.UNSUPPORTED, "this token has a quota, which the server's store cannot enforce"
+            )
         return PrefixStore(store, grant.under) if grant.under else store
 
     def open_home(self, grant: Grant) -> Store:

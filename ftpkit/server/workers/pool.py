@@ -282,17 +282,17 @@ class WorkerPool:
 
 
 class SupervisorLocks:
-    """The claims of the supervisor itself."""
+    """The upload locks of the supervisor itself."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
 
-    def claim(self, key: str) -> None:
-        """Have an upload, unless a worker has it."""
+    def acquire(self, key: str) -> None:
+        """Lock an upload, unless a worker has it."""
         holder = self._pool.claim(SUPERVISOR, key)
         if holder != SUPERVISOR:
             raise WrongWorkerError(holder or SUPERVISOR)
 
-    def give_up(self, key: str) -> None:
-        """Let workers have it again."""
+    def release(self, key: str) -> None:
+        """Unlock an upload."""
         self._pool.give_up(SUPERVISOR, key)

@@ -37,7 +37,7 @@ from ftpkit.server.workers.scheduler_server import SchedulerServer
 from ftpkit.server.workers.status import StatusAggregator
 from ftpkit.server.workers.worker import work
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.directory.filesystem import FileSystem
+from ftpkit.storage.api import StoreLease
 
 # A worker that has no more time to end, or to start.
 _ENDING_S: Final = 5.0
@@ -145,9 +145,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Listen, open the root, and serve; OSError says why that is impossible."""
-        claims = SupervisorLocks(self._pool)
-        files = FileSystem(durable=self._config.durable)
-        store = self._store = DirectoryStore(self._root, files, locks=claims)
+        store = self._store = DirectoryStore(self._root, durable=self._config.durable)
+        store.use_locks(SupervisorLocks(self._pool))
         self._turns.start()
         try:
             self._relays = [
@@ -273,16 +272,22 @@ class Supervisor:
 
     def _start_worker(self, config: WorkerConfig) -> WorkerHandle:
         number = next(self._numbers)
+        if self._store is None:
+            raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
+        lease = self._store.lease(number)
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
             process = _SPAWN.Process(
-                target=work, args=(theirs, number, config.on_start), name=str(number), daemon=True
+                target=work,
+                args=(theirs, number, lease.open, config.on_start),
+                name=str(number),
+                daemon=True,
             )
             process.start()
             undo.pop_all()
         worker = WorkerHandle(number, IpcChannel(ours))
-        self._tell_plan(worker, config)
+        self._tell_plan(worker, config, lease)
         self._pool.join(worker)
         thread = threading.Thread(
             target=self._receive, args=(worker,), name="ftpkit-broker", daemon=True
@@ -291,12 +296,10 @@ class Supervisor:
         thread.start()
         return worker
 
-    def _tell_plan(self, worker: WorkerHandle, config: WorkerConfig) -> None:
+    def _tell_plan(self, worker: WorkerHandle, config: WorkerConfig, lease: StoreLease) -> None:
         """Tell a worker what it is to do, and give it the lock and its side of each UDP port."""
-        if self._store is None:
-            return
         with contextlib.ExitStack() as stack:
-            fds = [self._store.lock]
+            fds = list(lease.descriptors)
             for relay in self._relays:
                 inbox, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
                 inbox.setblocking(False)
@@ -307,8 +310,7 @@ class Supervisor:
                 "plan",
                 body=b"" if identity is None else identity.certificate + identity.key,
                 fds=fds,
-                root=self._store.root.path,
-                durable=config.durable,
+                descriptors=len(lease.descriptors),
                 limits=asdict(config.limits),
                 certificate=None if identity is None else len(identity.certificate),
                 plain=config.plain,
@@ -365,8 +367,7 @@ class Supervisor:
         expected = worker.state is State.ENDED or self._stopping.is_set()
         self._pool.reap(worker)
         if self._store is not None:
-            with contextlib.suppress(OSError):
-                self._store.tidy(worker.number)
+            self._store.reclaim(worker.number)
         if not expected:
             now = time.monotonic()
             self._delay_s = next_delay(self._delay_s, now - held.since)

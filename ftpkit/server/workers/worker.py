@@ -30,9 +30,7 @@ from ftpkit.server.udp.demux import DemultiplexedPort, session_of
 from ftpkit.server.udp.listener import UdpListener
 from ftpkit.server.workers.ipc import IpcChannel, close_all
 from ftpkit.server.workers.limits_server import RemoteLimits
-from ftpkit.storage import DirectoryStore
-from ftpkit.storage.directory.filesystem import FileSystem
-from ftpkit.storage.directory.locks import RootLease
+from ftpkit.storage.api import OpenStore
 from ftpkit.tokens import Tokens, decode_grant, encode_grant
 
 # Longer than the supervisor waits for all workers, and less than a client does.
@@ -41,7 +39,9 @@ _STATUS_S: Final = 3.0
 log = logging.getLogger("ftpkit.server")
 
 
-def work(sock: socket.socket, number: int, on_start: Callable[[], None]) -> None:
+def work(
+    sock: socket.socket, number: int, open_store: OpenStore, on_start: Callable[[], None]
+) -> None:
     """Do what a worker process does, from its start to its end; ``sock`` leads to the supervisor.
 
     A signal to the whole group of processes is the supervisor's to answer, which then
@@ -53,14 +53,15 @@ def work(sock: socket.socket, number: int, on_start: Callable[[], None]) -> None
     if parent is not None and parent.pid is not None:
         os_process.die_with_parent(parent.pid)
     on_start()
-    Worker(IpcChannel(sock), number).run()
+    Worker(IpcChannel(sock), number, open_store).run()
 
 
 class Worker:
     """Follows what the supervisor says, and asks it what concerns the other workers."""
 
-    def __init__(self, channel: IpcChannel, number: int) -> None:
+    def __init__(self, channel: IpcChannel, number: int, open_store: OpenStore) -> None:
         self.channel, self.number = channel, number
+        self._open_store = open_store
         self.leaving = False
         self.doors: list[UdpListener] = []
         self._connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
@@ -72,11 +73,8 @@ class Worker:
     def run(self) -> None:
         """Serve until we are told to end, or the supervisor is gone."""
         config, secrets, fds = self.channel.receive()
-        store = DirectoryStore(
-            config["root"],
-            FileSystem(durable=config["durable"]),
-            lease=RootLease(fds[0], self.number, self),
-        )
+        shared = config["descriptors"]
+        store = self._open_store(fds[:shared], self)
         limits = Limits(**config["limits"])
         size = config["certificate"]
         tokens = None if config["tokens"] is None else Tokens(config["tokens"])
@@ -95,7 +93,7 @@ class Worker:
             plain=config["plain"],
         )
         service.change(limits)
-        sockets = [socket.socket(fileno=fd) for fd in fds[1:]]
+        sockets = [socket.socket(fileno=fd) for fd in fds[shared:]]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
             relayed = DemultiplexedPort(DatagramSocket(port), inbox)
             self.doors.append(UdpListener(relayed, lambda: session_of(self.number)))
@@ -112,14 +110,14 @@ class Worker:
                 os._exit(1)
             self._follow(service, header, body, fds)
 
-    def claim(self, key: str) -> None:
-        """Have an upload; WrongWorkerError says which worker has it."""
+    def acquire(self, key: str) -> None:
+        """Lock an upload for this worker; WrongWorkerError says which worker has it."""
         header, _ = self._ask("claim", key=key)
         if header["holder"] != self.number:
             raise WrongWorkerError(header["holder"])
 
-    def give_up(self, key: str) -> None:
-        """Let other workers have an upload."""
+    def release(self, key: str) -> None:
+        """Unlock an upload."""
         self.tell("give_up", key=key)
 
     def status(self) -> ServerStatus:

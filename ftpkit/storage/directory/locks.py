@@ -1,35 +1,26 @@
 """How the processes of one server share a root: each upload is open in one of them at a time."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
-
-class UploadLocks(Protocol):
-    """Knows which process of this server has which upload."""
-
-    def claim(self, key: str) -> None:
-        """Have an upload to ourselves until ``give_up``; WrongWorkerError says who has it."""
-
-    def give_up(self, key: str) -> None:
-        """Let others have an upload again."""
+from ftpkit.storage.api import UploadLocks
 
 
 class LocalUploadLocks:
-    """The claims of the only process: it has everything."""
+    """The locks of a server with one process."""
 
-    def claim(self, key: str) -> None:
-        """Have an upload, as ever."""
+    def acquire(self, key: str) -> None:
+        pass
 
-    def give_up(self, key: str) -> None:
-        """Go on having it."""
+    def release(self, key: str) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
 class RootLease:
-    """A place in a root that another process has opened, and keeps tidy, for all.
+    """The right to use a root that another process has opened and keeps in order.
 
-    ``lock`` is a descriptor of that process's lock on the root, which is held until the
-    last one is closed; it belongs to who is given it. ``number`` is not that of another place.
+    ``lock`` is a descriptor of that process's lock on the root, which holds until the last
+    copy is closed; it belongs to the store. ``number`` differs from that of every other lease.
     """
 
     lock: int

@@ -6,18 +6,20 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Self
 
 from ftpkit.errors import Code, RefusedError, WrongWorkerError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.protocol.names import RESERVED, split_name
-from ftpkit.storage.api import FileInfo, Progress, Upload, UploadSpec
+from ftpkit.storage.api import FileInfo, Progress, StoreLease, UploadLocks, UploadSpec
 from ftpkit.storage.directory import journal
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, is_hard_linked
-from ftpkit.storage.directory.locks import LocalUploadLocks, RootLease, UploadLocks
+from ftpkit.storage.directory.locks import LocalUploadLocks, RootLease
 from ftpkit.storage.directory.staged_file import FileReader, StagedFile
 from ftpkit.storage.directory.tree import Tree
 from ftpkit.storage.directory.upload import (
@@ -42,10 +44,11 @@ _IDENTITY: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 
 
 class DirectoryStore:
-    """Keeps files in a directory, which it has for itself until ``close``.
+    """Keeps files in a directory, which no other server can use until ``close``.
 
-    ``root`` is made if it is missing. OSError says that it cannot be used. Other
-    processes may have a ``lease`` in it; ``locks`` then keep each upload in one of them.
+    ``root`` is made if it is missing; OSError says why it cannot be used. Unless ``durable``,
+    acknowledged files survive the death of the process, but not that of the machine. The
+    store offers all optional powers of ``ftpkit.storage.api``.
 
     ============================  ==================================================
     ``.ftpkit/staging/``          files that arrive in one piece; emptied at start
@@ -59,11 +62,12 @@ class DirectoryStore:
         root: str | os.PathLike[str],
         files: FileSystem | None = None,
         *,
-        locks: UploadLocks | None = None,
+        durable: bool = True,
         lease: RootLease | None = None,
     ) -> None:
-        self._files = files or FileSystem()
-        self._locks = lease.locks if lease else locks or LocalUploadLocks()
+        self._files = files or FileSystem(durable=durable)
+        self._quota: QuotaScope = UNLIMITED
+        self._locks: UploadLocks = lease.locks if lease else LocalUploadLocks()
         self._lock = threading.Lock()
         self._open: dict[str, tuple[DirectoryUpload, int]] = {}
         self._stack = contextlib.ExitStack()
@@ -71,7 +75,7 @@ class DirectoryStore:
             self.root = stack.enter_context(self._open_root(os.path.realpath(root)))
             self._private = stack.enter_context(self._make(self.root, RESERVED))
             _check_owner(self._private)
-            self.lock = stack.enter_context(self._shared(lease) if lease else self._alone())
+            self._root_lock = stack.enter_context(self._shared(lease) if lease else self._alone())
             self._staging = stack.enter_context(self._make(self._private, _STAGING))
             self._uploads = stack.enter_context(self._make(self._private, _UPLOADS))
             self._published = stack.enter_context(self._make(self._private, _PUBLISHED))
@@ -132,9 +136,26 @@ class DirectoryStore:
         finally:
             os.close(lease.lock)
 
-    def tidy(self, number: int) -> None:
-        """Remove what is staged in the share ``number``, whose process is gone."""
-        self._tree.purge(self._staging, str(number), _ignore)
+    def use_locks(self, locks: UploadLocks) -> None:
+        """Lock uploads in ``locks`` from now on; no upload may be open."""
+        self._locks = locks
+
+    def lease(self, number: int) -> StoreLease:
+        """Return what the process ``number`` needs to open the same root."""
+        return StoreLease(
+            partial(_open_lease, self.root.path, self._files, number), (self._root_lock,)
+        )
+
+    def reclaim(self, number: int) -> None:
+        """Delete what the process ``number``, which has ended, left in staging."""
+        with contextlib.suppress(OSError):  # what has to stay is invisible
+            self._tree.purge(self._staging, str(number), _ignore)
+
+    def with_quota(self, quota: QuotaScope) -> Self:
+        """Return the same store, with every change reserved from and reported to ``quota``."""
+        store = copy(self)
+        store._quota = quota
+        return store
 
     def close(self) -> None:
         """Checkpoint and close what is open, and give the root free."""
@@ -166,12 +187,19 @@ class DirectoryStore:
         self._tree.mkdir(name)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
-        """Move a file or directory."""
-        self._tree.rename(name, to, overwrite=overwrite)
+        """Rename a file or directory."""
+        try:
+            self._tree.rename(name, to, overwrite=overwrite)
+        finally:
+            # A rename that failed may have happened in part.
+            self._quota.note_renamed(name, to)
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
         """Delete a file or directory."""
-        self._tree.delete(name, recursive=recursive, trash=self._staging, progress=progress)
+        try:
+            self._tree.delete(name, recursive=recursive, trash=self._staging, progress=progress)
+        finally:
+            self._quota.note_deleted(name)
 
     def read(self, name: str) -> FileReader:
         """Open a file; it stays the same file whatever happens to its name."""
@@ -193,25 +221,21 @@ class DirectoryStore:
 
     # Files that arrive
 
-    def stage(
-        self, spec: UploadSpec, digest: str | None, quota: QuotaScope = UNLIMITED
-    ) -> StagedFile:
+    def stage(self, spec: UploadSpec, digest: str | None) -> StagedFile:
         """Open a place for a file that arrives in one piece."""
         self._tree.check_target(spec.name, overwrite=spec.overwrite)
         return StagedFile(
-            spec, digest, self._staging, self._tree, self._files, self._unfinished(), quota
+            spec, digest, self._staging, self._tree, self._files, self._unfinished(), self._quota
         )
 
-    def begin(
-        self, spec: UploadSpec, *, owner: str, block: int, quota: QuotaScope = UNLIMITED
-    ) -> DirectoryUpload:
+    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> DirectoryUpload:
         """Open an upload, or continue the owner's unfinished one of this name, total, block."""
         self._tree.check_target(spec.name, overwrite=spec.overwrite)
         key = _key(owner, spec, block)
         upload = self._continue(key, spec)
         if upload is None:
             # Not with the lock held: it may take long.
-            reservation = quota.reserve(spec.name, spec.total or 0)
+            reservation = self._quota.reserve(spec.name, spec.total or 0)
             try:
                 with translate_os_errors(spec.name), self._lock, self._claimed(key):
                     upload = self._hold(key) or self._reopen(key)
@@ -220,7 +244,7 @@ class DirectoryStore:
                         reservation.commit()
             finally:
                 reservation.cancel()
-        upload.quota = quota
+        upload.quota = self._quota
         try:
             upload.renew(spec)
         except BaseException:
@@ -232,23 +256,7 @@ class DirectoryStore:
         with translate_os_errors(spec.name), self._lock, self._claimed(key):
             return self._hold(key) or self._reopen(key)
 
-    def offer_basis(self, upload: Upload, algorithm: str, progress: Progress) -> None:
-        """Offer the blocks of the file that stands under the upload's name, if there is one."""
-        try:
-            reader = self.read(upload.spec.name)
-        except RefusedError as error:
-            if error.code is Code.NOT_FOUND:
-                return
-            raise
-        try:
-            upload.offer_basis(reader, algorithm, progress)
-        except BaseException:
-            reader.close()
-            raise
-
-    def upload(
-        self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED
-    ) -> DirectoryUpload:
+    def upload(self, identity: str, *, owner: str) -> DirectoryUpload:
         """Take hold of an upload that was begun."""
         match = _IDENTITY.fullmatch(identity)
         if match is not None:
@@ -256,14 +264,14 @@ class DirectoryStore:
                 upload = self._hold(match[1]) or self._reopen(match[1])
             if upload is not None:
                 if upload.id == identity and _key(owner, upload.spec, upload.block) == match[1]:
-                    upload.quota = quota
+                    upload.quota = self._quota
                     return upload
                 upload.release()
         raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
 
-    def abort(self, identity: str, *, owner: str, quota: QuotaScope = UNLIMITED) -> None:
+    def abort(self, identity: str, *, owner: str) -> None:
         """Throw an unfinished upload away."""
-        upload = self.upload(identity, owner=owner, quota=quota)
+        upload = self.upload(identity, owner=owner)
         try:
             upload.abort()
             key = identity.partition("-")[0]
@@ -272,7 +280,7 @@ class DirectoryStore:
                 self._open.pop(key, None)
                 self._tree.purge(self._uploads, key, _ignore)
         finally:
-            quota.note_deleted(upload.spec.name)
+            self._quota.note_deleted(upload.spec.name)
             upload.release()
 
     def published(self, identity: str, *, owner: str) -> FileInfo | None:
@@ -318,6 +326,7 @@ class DirectoryStore:
             with contextlib.suppress(OSError):
                 if now - self._published.stat(part).st_mtime > publications_s:
                     self._files.unlink(self._published, part)
+        self._quota.note_deleted("")
 
     def _touched(self, key: str) -> float:
         """Return when something was last written to an upload, in seconds since 1970."""
@@ -331,17 +340,17 @@ class DirectoryStore:
     def _claimed(self, key: str) -> Iterator[None]:
         """Keep other processes off an upload until the block ends, and while it is open here."""
         if key not in self._open:
-            self._locks.claim(key)
+            self._locks.acquire(key)
         try:
             yield
         finally:
             if key not in self._open:
-                self._locks.give_up(key)
+                self._locks.release(key)
 
     def _forget(self, key: str) -> None:
         """Let any process open an upload again that is not open here any more."""
         if self._open.pop(key, None) is not None:
-            self._locks.give_up(key)
+            self._locks.release(key)
 
     def _hold(self, key: str) -> DirectoryUpload | None:
         if key not in self._open:
@@ -472,6 +481,13 @@ class DirectoryStore:
             # Nobody may open the same files anew before these are closed.
             upload.close()
             self._forget(key)
+
+
+def _open_lease(
+    root: str, files: FileSystem, number: int, descriptors: Sequence[int], locks: UploadLocks
+) -> DirectoryStore:
+    """Open a root that another process has opened."""
+    return DirectoryStore(root, files, lease=RootLease(descriptors[0], number, locks))
 
 
 def _check_owner(directory: DirHandle) -> None:
