@@ -89,7 +89,7 @@ class DatagramSocket:
         ``local`` is the source address, on Linux only: elsewhere the system selects one, which
         on a machine of several addresses may not be the one that the peer sent to.
         """
-        source = os_sockets.from_address(self._sock.family, local) if local else []
+        source = os_sockets.source_ancillary(self._sock.family, local) if local else []
         with _losses():
             self._sock.sendmsg(parts, source, 0, address)
 

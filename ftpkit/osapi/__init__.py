@@ -1,1 +1,1 @@
-"""What the operating system offers beyond plain Python, each with its plain fallback."""
+"""System calls beyond portable Python, each with its fallback."""

@@ -1,4 +1,4 @@
-"""Files and descriptors: what the operating system offers beyond plain Python, with fallbacks."""
+"""System calls on files and descriptors, with portable fallbacks."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]  # probed below
 
-# Held directory descriptors: without them paths are joined and checked part by part.
+# The *at() calls, relative to a directory descriptor.
 HAS_DIR_FD: Final = {
     os.open,
     os.stat,
@@ -25,10 +25,9 @@ HAS_DIR_FD: Final = {
     os.rename,
     os.link,
 } <= os.supports_dir_fd and os.scandir in os.supports_fd
-# Blocks reserved before they are written; without it promises are counted.
 HAS_ALLOCATE: Final = hasattr(os, "posix_fallocate")
 HAS_LOCKS: Final = fcntl is not None
-# Files belong to somebody, and say who else may read them.
+# Files have an owner and permission bits.
 HAS_OWNERS: Final = hasattr(os, "geteuid")
 HAS_NOFOLLOW: Final = hasattr(os, "O_NOFOLLOW")
 O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
@@ -38,22 +37,22 @@ O_NOCTTY: Final = getattr(os, "O_NOCTTY", 0)
 O_BINARY: Final = getattr(os, "O_BINARY", 0)
 O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _RENAME_NOREPLACE: Final = 1
-# What is said by a kernel or a disk that cannot do that.
-_CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Errors of a kernel or a file system without renameat2.
+_UNSUPPORTED: Final = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-# Where there is no pread, a file's position is shared by its readers and writers.
+# Without pread and pwrite, threads share the file's position.
 _POSITION: Final = threading.Lock()
 
 
 def lazy_memory(length: int) -> memoryview:
-    """Return zeros that take no memory before something else is written there, where possible."""
+    """Return ``length`` zero bytes: mmap(2), which allocates pages when written, or a bytearray."""
     if hasattr(mmap, "MAP_PRIVATE"):
         return memoryview(mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     return memoryview(bytearray(length))
 
 
 def read_at(fd: int, view: memoryview, offset: int) -> int:
-    """Fill ``view`` from ``offset`` of a file; return how many bytes there were (0: the end)."""
+    """Read into ``view`` from ``offset``, return how many bytes: preadv(2), or lseek and read."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
     with _POSITION:
@@ -64,7 +63,7 @@ def read_at(fd: int, view: memoryview, offset: int) -> int:
 
 
 def write_at(fd: int, view: memoryview, offset: int) -> None:
-    """Write all of ``view`` at ``offset`` of a file."""
+    """Write all of ``view`` at ``offset``: pwrite(2), or lseek and write."""
     while view:
         if hasattr(os, "pwrite"):
             done = os.pwrite(fd, view, offset)
@@ -76,22 +75,22 @@ def write_at(fd: int, view: memoryview, offset: int) -> None:
 
 
 def append(fd: int, data: bytes) -> None:
-    """Write ``data`` at the end of a file in one call."""
+    """Append ``data`` to a file with one write(2); OSError if it is not written whole."""
     with _POSITION:
         os.lseek(fd, 0, os.SEEK_END)
-        write = os.write(fd, data)
-    if write != len(data):
-        raise OSError(f"only {write} of {len(data)} bytes were written")
+        written = os.write(fd, data)
+    if written != len(data):
+        raise OSError(f"only {written} of {len(data)} bytes were written")
 
 
 def preallocate(fd: int, size: int, promised: int = 0) -> None:
-    """Make sure that a file can grow to ``size`` bytes, or raise OSError with ENOSPC.
+    """Allocate ``size`` bytes for a file: posix_fallocate(3); OSError with ENOSPC if full.
 
-    Where blocks can be allocated ahead they are; elsewhere the free space is
-    looked at, less what was ``promised`` to other files.
+    First checks the free space, fstatvfs(3), less the bytes ``promised`` to other files. Without
+    posix_fallocate it then only sets the file's length.
     """
     if hasattr(os, "fstatvfs"):
-        # Asked for too much, some file systems allocate all there is before they say no.
+        # Some file systems allocate all free space before they report that it is not enough.
         space = os.fstatvfs(fd)
         if size > space.f_bavail * space.f_frsize - promised:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -103,24 +102,24 @@ def preallocate(fd: int, size: int, promised: int = 0) -> None:
                 os.ftruncate(fd, 0)
                 raise
     else:
-        # Its length tells what was promised to it; see ``unallocated``.
+        # The length records what is promised to this file; see ``unallocated``.
         os.ftruncate(fd, size)
 
 
 def unallocated(status: os.stat_result) -> int:
-    """Return how many bytes of a file have no block on the disk yet, as far as that is told."""
+    """Return how many bytes of a file have no disk block yet (st_blocks); 0 if unknown."""
     return max(0, status.st_size - getattr(status, "st_blocks", status.st_size) * 512)
 
 
 def set_xattr(fd: int, key: str, value: bytes) -> None:
-    """Keep a short note with a file, as an extended attribute, where there are such."""
+    """Set the extended attribute ``user.KEY``: setxattr(2); does nothing if not supported."""
     if hasattr(os, "setxattr"):
         with contextlib.suppress(OSError):
             os.setxattr(fd, f"user.{key}", value)
 
 
 def get_xattr(fd: int, key: str) -> bytes | None:
-    """Return the note that was kept with a file, if it was and still is."""
+    """Return the extended attribute ``user.KEY``: getxattr(2); None if unset or not supported."""
     if hasattr(os, "getxattr"):
         with contextlib.suppress(OSError):
             return os.getxattr(fd, f"user.{key}")
@@ -129,7 +128,7 @@ def get_xattr(fd: int, key: str) -> bytes | None:
 
 @contextlib.contextmanager
 def secret_file(data: bytes) -> Iterator[str]:
-    """Hold ``data`` in a file for those who read nothing else; yield its path."""
+    """Yield the path of a private file of ``data``: memfd_create(2), or a temporary file."""
     with contextlib.ExitStack() as stack:
         if hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd"):
             fd = os.memfd_create("ftpkit", os.MFD_CLOEXEC)
@@ -144,12 +143,12 @@ def secret_file(data: bytes) -> Iterator[str]:
 
 
 def sync_data(fd: int) -> None:
-    """Bring a file's bytes and length to stable storage."""
+    """Flush a file's bytes and length to stable storage: fdatasync(2), or fsync."""
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
 def sync_directory(path: str) -> None:
-    """Bring the names in a directory to stable storage, where directories can be opened."""
+    """Flush a directory's entries to stable storage: fsync(2); nothing without O_DIRECTORY."""
     if O_DIRECTORY:
         fd = os.open(path, os.O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         try:
@@ -159,13 +158,14 @@ def sync_directory(path: str) -> None:
 
 
 def rename_noreplace(source_fd: int, part: str, target_fd: int, to: str) -> None:
-    """Move ``part`` of one directory to a free name in another, in one step.
+    """Rename ``part`` in one directory to ``to`` in another unless that exists: renameat2(2).
 
-    NotImplementedError says that the system cannot, or not on this disk.
+    Raises FileExistsError, or NotImplementedError if the system or file system does not
+    support it; there is no fallback.
     """
     if sys.platform != "linux":
         raise NotImplementedError
-    import ctypes  # os has no such call
+    import ctypes  # os does not offer the call
 
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
@@ -173,42 +173,42 @@ def rename_noreplace(source_fd: int, part: str, target_fd: int, to: str) -> None
         raise NotImplementedError from None
     if call(source_fd, os.fsencode(part), target_fd, os.fsencode(to), _RENAME_NOREPLACE):
         number = ctypes.get_errno()
-        if number in _CANNOT:
+        if number in _UNSUPPORTED:
             raise NotImplementedError
         raise OSError(number, os.strerror(number), part)
 
 
 def start_writeback(fd: int, offset: int, size: int) -> None:
-    """Ask for these bytes to be written to the disk soon, without waiting for it."""
+    """Start writing a range to the disk: posix_fadvise(2) DONTNEED; nothing without it."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def start_readahead(fd: int, offset: int, size: int) -> None:
-    """Ask for these bytes to be read from the disk soon, without waiting for it."""
+    """Start reading a range from the disk: posix_fadvise(2) WILLNEED; nothing without it."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def set_mode(fd: int, path: str, mode: int) -> None:
-    """Set the permission bits, of ``fd`` where that works, else of ``path``."""
+    """Set the permission bits: fchmod(2), or chmod of ``path``."""
     os.chmod(fd if os.chmod in os.supports_fd else path, mode)
 
 
 def set_mtime(fd: int, path: str, mtime: int) -> None:
-    """Set the modification time in nanoseconds, of ``fd`` where that works, else of ``path``."""
+    """Set the modification time in nanoseconds: futimens(3), or utime of ``path``."""
     os.utime(fd if os.utime in os.supports_fd else path, ns=(mtime, mtime))
 
 
 def is_owned(status: os.stat_result) -> bool:
-    """Whether what has this status belongs to us, as far as that is told; root has everything."""
+    """Whether the effective user owns the file or is root; True on systems without owners."""
     return not HAS_OWNERS or os.geteuid() in (0, status.st_uid)
 
 
 def chown_to_directory_owner(fd: int, directory: str) -> None:
-    """Let a file that root has made in a directory belong to the owner of that directory."""
+    """If root, give a new file to the owner of its directory: fchown(2)."""
     if HAS_OWNERS and os.geteuid() == 0:
         status = os.stat(directory)
         os.fchown(fd, status.st_uid, status.st_gid)
@@ -216,9 +216,9 @@ def chown_to_directory_owner(fd: int, directory: str) -> None:
 
 @contextlib.contextmanager
 def lock(fd: int, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock on an open file until the block ends; False says that another process does.
+    """Hold an exclusive flock(2) until the block ends; yield False if another process holds it.
 
-    With ``wait`` the other one is waited for.
+    With ``wait`` the call blocks instead. Without flock nothing is locked, and True is yielded.
     """
     if not HAS_LOCKS:
         yield True
@@ -233,9 +233,9 @@ def lock(fd: int, *, wait: bool = False) -> Iterator[bool]:
 
 
 def is_locked(fd: int) -> bool:
-    """Whether another process holds ``lock`` on an open file; there must be locks."""
+    """Whether another process holds ``lock`` on an open file; only if HAS_LOCKS."""
     try:
-        # Shared, so that two who ask are not in each other's way.
+        # A shared lock, so that two callers do not see each other.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,4 +1,4 @@
-"""Processes and cores: what the operating system offers beyond plain Python, with fallbacks."""
+"""System calls on processes, with portable fallbacks."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Final
 
-# What a terminal, a session or a service manager sends to all processes of a group.
+# Signals that a terminal or a service manager sends to a whole process group.
 GROUP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -14,32 +14,32 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process; True where that cannot be asked."""
-    if os.name != "posix":  # os.kill would do something to it
+    """Whether a process exists: kill(2) with signal 0; True on systems other than POSIX."""
+    if os.name != "posix":  # there os.kill terminates the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # it is somebody else's
+        pass  # a process of another user
     return True
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use: sched_getaffinity(2), or all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process, by SIGKILL, when the thread that started it ends, if the system can.
+    """Have SIGKILL end this process when the thread that started it ends: prctl(2), Linux only.
 
-    ``parent`` is the process of that thread: it may be gone already.
+    ``parent`` is that thread's process; if it has ended already, exit at once.
     """
     if sys.platform == "linux":
-        import ctypes  # nobody else has a use for it
+        import ctypes  # os does not offer the call
 
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

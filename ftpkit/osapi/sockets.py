@@ -1,4 +1,4 @@
-"""Sockets: what the operating system offers beyond plain Python, with fallbacks."""
+"""System calls on sockets, with portable fallbacks."""
 
 import contextlib
 import errno
@@ -12,15 +12,14 @@ from typing import Any, Final
 from ftpkit.osapi.files import read_at
 
 MSG_MORE: Final = getattr(socket, "MSG_MORE", 0)
-# Fewer wake-ups while a large body streams in.
+# Wakes up less often while a large body arrives.
 MSG_WAITALL: Final = getattr(socket, "MSG_WAITALL", 0)
 MSG_CMSG_CLOEXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-# Connections can be handed to another process.
+# Whether sockets can be sent to another process (SCM_RIGHTS).
 HAS_FD_PASSING: Final = hasattr(socket, "send_fds")
 
-# Several datagrams in one call; Python does not name Linux's options.
+# Several datagrams in one call; Python has no names for these options of Linux.
 HAS_UDP_SEGMENTS: Final = sys.platform == "linux" and hasattr(socket, "SOL_UDP")
-# A second socket on a port, for one address alone.
 HAS_SHARED_PORTS: Final = hasattr(socket, "SO_REUSEPORT")
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -41,22 +40,23 @@ _COPY: Final = 256 * 1024
 
 
 def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
-    """Send up to ``count`` bytes of a file; return how many went out (0: the file has ended)."""
-    if hasattr(os, "sendfile") and sock.gettimeout() is None:
+    """Send up to ``count`` bytes of a file; return how many, 0 at its end.
+
+    sendfile(2), or a read and a send of up to 256 KiB.
+    """
+    if _has_sendfile(sock):
         return os.sendfile(sock.fileno(), fd, offset, count)
-    buffer = memoryview(bytearray(min(count, _COPY)))
-    got = read_at(fd, buffer, offset)
-    sock.sendall(buffer[:got])
-    return got
+    data = _read_copy(fd, offset, count)
+    sock.sendall(data)
+    return len(data)
 
 
 def send_file_now(sock: socket.socket, fd: int, offset: int, count: int) -> int:
-    """As ``send_file`` to a socket that is writable, but raise BlockingIOError and do not wait."""
-    if not hasattr(os, "sendfile") or sock.gettimeout() is not None:
-        buffer = memoryview(bytearray(min(count, _COPY)))
-        got = read_at(fd, buffer, offset)
-        return send_now(sock, buffer[:got]) if got else 0
-    # A flag of the call would do, but sendfile has none.
+    """As ``send_file``, but raise BlockingIOError instead of waiting."""
+    if not _has_sendfile(sock):
+        data = _read_copy(fd, offset, count)
+        return send_now(sock, data) if data else 0
+    # sendfile has no flag for it.
     os.set_blocking(sock.fileno(), False)
     try:
         return os.sendfile(sock.fileno(), fd, offset, count)
@@ -64,13 +64,29 @@ def send_file_now(sock: socket.socket, fd: int, offset: int, count: int) -> int:
         os.set_blocking(sock.fileno(), True)
 
 
+def _has_sendfile(sock: socket.socket) -> bool:
+    # With a timeout in Python the descriptor is non-blocking.
+    return hasattr(os, "sendfile") and sock.gettimeout() is None
+
+
+def _read_copy(fd: int, offset: int, count: int) -> memoryview:
+    buffer = memoryview(bytearray(min(count, _COPY)))
+    return buffer[: read_at(fd, buffer, offset)]
+
+
 def send_now(sock: socket.socket, data: memoryview) -> int:
-    """Send what a socket that is writable takes without waiting; BlockingIOError for nothing."""
+    """Send without waiting, return how many bytes: send(2) with MSG_DONTWAIT.
+
+    Raises BlockingIOError for none. Without the flag the socket must be writable.
+    """
     return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
 
 
 def receive_now(sock: socket.socket, view: memoryview) -> int:
-    """Receive what is there without waiting; BlockingIOError for nothing."""
+    """Receive without waiting, return how many bytes: recv(2) with MSG_DONTWAIT, or after a poll.
+
+    Raises BlockingIOError for none.
+    """
     # With a timeout Python itself would wait.
     if sock.gettimeout() is not None and not wait_readable(sock, 0):
         raise BlockingIOError
@@ -78,9 +94,10 @@ def receive_now(sock: socket.socket, view: memoryview) -> int:
 
 
 def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let a call that moves no byte for ``seconds`` fail with BlockingIOError or TimeoutError.
+    """Make calls that move no byte for ``seconds`` raise BlockingIOError or TimeoutError.
 
-    The kernel's own timeouts keep the socket blocking underneath, as ``sendfile`` needs it.
+    SO_RCVTIMEO and SO_SNDTIMEO, which keep the descriptor blocking for sendfile(2), or
+    Python's timeout.
     """
     if _HAS_TIMEO:
         sock.settimeout(None)
@@ -91,7 +108,7 @@ def set_socket_timeout(sock: socket.socket, seconds: float) -> None:
 
 
 def set_send_timeout(sock: socket.socket, seconds: float) -> None:
-    """Let sending alone fail where no byte leaves for ``seconds``, if the system can."""
+    """As ``set_socket_timeout``, for sending only: SO_SNDTIMEO; nothing without it."""
     if _HAS_TIMEO:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
@@ -102,19 +119,19 @@ def _timeval(seconds: float) -> bytes:
 
 
 def wait_readable(sock: socket.socket, seconds: float) -> bool:
-    """Wait until something, or the end, can be read; False says that ``seconds`` have passed."""
+    """Wait until data, or the end, can be read; False after ``seconds``: poll(2), or select."""
     return _wait(sock, seconds, to_write=False)
 
 
 def wait_writable(sock: socket.socket, seconds: float) -> bool:
-    """Wait until something can be sent, or has failed; False says that ``seconds`` have passed."""
+    """Wait until data can be sent, or fails to; False after ``seconds``: poll(2), or select."""
     return _wait(sock, seconds, to_write=True)
 
 
 def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    if hasattr(select, "poll"):  # unlike select, it takes any descriptor
+    if hasattr(select, "poll"):  # unlike select, for descriptors over 1023 too
         poll = select.poll()
         poll.register(sock, select.POLLOUT if to_write else select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -123,9 +140,9 @@ def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
 
 
 def wait_any(readers: list[socket.socket], writers: list[socket.socket]) -> set[socket.socket]:
-    """Wait until one of them can go on, or is broken; return the readers that can.
+    """Wait until any socket is ready or has failed; return the readers that are: poll(2).
 
-    For systems on which connections can be handed over.
+    There is no fallback: only for systems with HAS_FD_PASSING.
     """
     poll = select.poll()
     for sock in {*readers, *writers}:
@@ -135,7 +152,7 @@ def wait_any(readers: list[socket.socket], writers: list[socket.socket]) -> set[
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Let the kernel probe an idle peer, and end the connection of one that is gone."""
+    """Detect dead peers after about 30 s: SO_KEEPALIVE, and its intervals where they can be set."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
@@ -143,12 +160,12 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def segment_ancillary(size: int) -> list[tuple[int, int, bytes]]:
-    """Return what tells sendmsg that its bytes are a row of datagrams of ``size`` bytes."""
+    """Return the ancillary data that makes sendmsg(2) split into ``size`` bytes: UDP_SEGMENT."""
     return [(socket.SOL_UDP, _UDP_SEGMENT, _U16.pack(size))]
 
 
 def segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """Return of what size the datagrams are that recvmsg gave in one; 0 if it was a single one."""
+    """Return the size of the datagrams that recvmsg(2) joined (UDP_GRO); 0 for a single one."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_UDP, _UDP_GRO):
             return int(_INT.unpack_from(data)[0])
@@ -156,14 +173,14 @@ def segment_size(ancillary: list[tuple[int, int, bytes]]) -> int:
 
 
 def join_segments(sock: socket.socket) -> None:
-    """Let datagrams of one size arrive joined, where the system can."""
+    """Receive datagrams of equal size joined: UDP_GRO; nothing without it."""
     if HAS_UDP_SEGMENTS:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
 
 
 def disable_fragmentation(sock: socket.socket) -> None:
-    """Let datagrams that are too large for the path be lost, where the system can."""
+    """Drop datagrams larger than the path's MTU: IP_MTU_DISCOVER, Linux only."""
     if sys.platform == "linux":
         for level, option in _IP_MTU_DISCOVER.items():
             with contextlib.suppress(OSError):
@@ -171,15 +188,15 @@ def disable_fragmentation(sock: socket.socket) -> None:
 
 
 def path_mtu(sock: socket.socket) -> int:
-    """Return how long a packet a connected socket's first device carries; 0 if unknown."""
+    """Return the MTU of a connected socket's route: IP_MTU, Linux only; 0 if unknown."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             return sock.getsockopt(*_IP_MTU[sock.family])
     return 0
 
 
-def from_address(family: int, address: tuple[Any, ...]) -> list[tuple[int, int, bytes]]:
-    """Return what tells sendmsg which of our addresses to send from, where the system can."""
+def source_ancillary(family: int, address: tuple[Any, ...]) -> list[tuple[int, int, bytes]]:
+    """Return the ancillary data that sets sendmsg(2)'s source: IP_PKTINFO; empty without it."""
     if sys.platform != "linux":
         return []
     raw = socket.inet_pton(family, address[0].partition("%")[0])
@@ -189,5 +206,5 @@ def from_address(family: int, address: tuple[Any, ...]) -> list[tuple[int, int, 
 
 
 def share_port(sock: socket.socket) -> None:
-    """Let several sockets of this user be bound to one port."""
+    """Let several sockets of this user bind to one port: SO_REUSEPORT; if HAS_SHARED_PORTS."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -1,4 +1,4 @@
-"""The keyboard of a terminal, where the operating system has terminals."""
+"""The keyboard of a terminal, on systems with termios."""
 
 import contextlib
 import os
@@ -11,24 +11,23 @@ try:
     import tty
 except ImportError:  # not a Unix
     termios = None  # type: ignore[assignment]  # probed below
-# Terminals whose keys are heard one by one.
 HAS_TERMINALS: Final = termios is not None
 
 
 @contextlib.contextmanager
 def unbuffered_keys(fd: int) -> Iterator[None]:
-    """Hear the keys of a terminal one by one, and do not show them, until the block ends."""
+    """Read keys one by one without echo until the block ends: tcsetattr(3); if HAS_TERMINALS."""
     before = termios.tcgetattr(fd)
     tty.setcbreak(fd)
     try:
         yield
     finally:
-        with contextlib.suppress(termios.error):  # nobody is there any more
+        with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)
 
 
 def read_keys(fd: int, seconds: float) -> bytes:
-    """Return what is typed within ``seconds``, perhaps nothing; EOFError where that has ended."""
+    """Return the keys typed within ``seconds``, b"" for none; EOFError at the end: select, read."""
     if not select.select([fd], [], [], seconds)[0]:
         return b""
     if not (typed := os.read(fd, 64)):
