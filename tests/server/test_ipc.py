@@ -1,4 +1,4 @@
-"""Messages between the processes of one server, and the descriptors that travel with them."""
+"""Messages between the processes of one server, with descriptors."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.workers.ipc import IpcChannel, close_all
 
 pytestmark = pytest.mark.skipif(
-    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
 )
 
 Ends = tuple[IpcChannel, IpcChannel]
@@ -36,12 +36,12 @@ def test_messages_keep_their_order_their_bodies_and_their_descriptors(
     files = [os.open(tmp_path / str(at), os.O_RDWR | os.O_CREAT) for at in range(3)]
     with_files = {1: files[:1], 2: [], 4: files[1:]}
 
-    def talk() -> None:
+    def send() -> None:
         for at, body in enumerate(bodies):
             here.send(body, with_files.get(at, []), op="x", at=at)
 
-    talking = threading.Thread(target=talk)
-    talking.start()
+    sending = threading.Thread(target=send)
+    sending.start()
     for at, sent in enumerate(bodies):
         header, body, fds = there.receive()
         assert (header["op"], header["at"], body) == ("x", at, sent)
@@ -49,18 +49,18 @@ def test_messages_keep_their_order_their_bodies_and_their_descriptors(
         assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(fd).st_ino for fd in expected]
         assert not any(map(os.get_inheritable, fds))
         close_all(fds)
-    talking.join()
+    sending.join()
     close_all(files)
 
 
-def test_threads_may_send_at_once(ends: Ends) -> None:
+def test_threads_can_send_concurrently(ends: Ends) -> None:
     here, there = ends
 
-    def talk() -> None:
+    def send() -> None:
         for _ in range(50):
             here.send(b"x" * 5000, op="x")
 
-    threads = [threading.Thread(target=talk) for _ in range(4)]
+    threads = [threading.Thread(target=send) for _ in range(4)]
     for thread in threads:
         thread.start()
     for _ in range(200):
@@ -69,35 +69,35 @@ def test_threads_may_send_at_once(ends: Ends) -> None:
         thread.join()
 
 
-def test_an_offer_waits_for_nobody(ends: Ends) -> None:
+def test_try_send_does_not_block(ends: Ends) -> None:
     here, there = ends
     count = 0
-    while here.offer(op="x", at=count):
+    while here.try_send(op="x", at=count):
         count += 1
     for at in range(count):
         assert there.receive()[0]["at"] == at
     with here._sending:
-        assert not here.offer(op="x")
-    assert here.offer(op="y")
+        assert not here.try_send(op="x")
+    assert here.try_send(op="y")
     assert there.receive()[0]["op"] == "y"
     there.close()
     with pytest.raises(ConnectionLostError):
-        here.offer(op="x")
+        here.try_send(op="x")
 
 
-def test_the_end_of_one_side_is_told_to_the_other(ends: Ends) -> None:
+def test_closing_one_side_ends_the_other(ends: Ends) -> None:
     here, there = ends
     here.send(op="last")
     here.close()
     assert there.receive()[0]["op"] == "last"
     with pytest.raises(ConnectionLostError):
         there.receive()
-    with pytest.raises(ConnectionLostError, match="is gone"):
+    with pytest.raises(ConnectionLostError, match="has ended"):
         there.send(op="x")
 
 
 @pytest.mark.parametrize("kept", [3, 8, -1])
-def test_a_message_that_is_cut_is_none(kept: int) -> None:
+def test_a_truncated_message_is_not_received(kept: int) -> None:
     raw, sock = socket.socketpair()
     there, sink = IpcChannel(sock), socket.socketpair()
     IpcChannel(sink[0]).send(b"body", op="x")
@@ -110,7 +110,7 @@ def test_a_message_that_is_cut_is_none(kept: int) -> None:
         each.close()
 
 
-def test_descriptors_that_cannot_be_opened_are_missed_by_their_message_alone(ends: Ends) -> None:
+def test_descriptors_over_the_limit_are_missing_in_one_message_alone(ends: Ends) -> None:
     here, there = ends
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for at in range(2):
@@ -119,20 +119,20 @@ def test_descriptors_that_cannot_be_opened_are_missed_by_their_message_alone(end
     os.close(spare)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
-        lost = there.receive()
+        received = there.receive()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert (lost[0]["at"], lost[2]) == (0, [])
+    assert (received[0]["at"], received[2]) == (0, [])
     header, _, fds = there.receive()
     assert (header["at"], len(fds)) == (1, 1)
     close_all(fds)
 
 
-@pytest.mark.skipif(not os_sockets._HAS_TIMEO, reason="sending has no time limit here")
-def test_who_takes_nothing_is_given_up(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not os_sockets._HAS_TIMEO, reason="no SO_SNDTIMEO on this system")
+def test_a_peer_that_does_not_read_times_out(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = ends
     os_sockets.set_send_timeout(here._sock, 0.05)
-    with pytest.raises(ConnectionLostError, match="is gone"):
+    with pytest.raises(ConnectionLostError, match="has ended"):
         here.send(bytes(10_000_000), op="x")
     with pytest.raises(ConnectionLostError):
         here.receive()

@@ -22,7 +22,7 @@ from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
 from tests.storage.stores import refused
 
 pytestmark = pytest.mark.skipif(
-    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
 )
 
 LONG_S = 20.0
@@ -35,7 +35,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         self.handle, self.channel = WorkerHandle(number, IpcChannel(ours)), IpcChannel(theirs)
         self.received: queue.SimpleQueue[Header] = queue.SimpleQueue()
-        self.limits = RemoteLimits(self._ask, self._tell, lambda: True)
+        self.limits = RemoteLimits(self._request, self._send, lambda: True)
         self._pool = pool
         self._calls: dict[int, queue.SimpleQueue[Header]] = {}
         self._numbers = count()
@@ -46,8 +46,8 @@ class Worker:
         ]
         for thread in self._threads:
             thread.start()
-        self._tell_op("ready")
-        assert self.handle.settled.wait(LONG_S)
+        self._send_op("ready")
+        assert self.handle.started.wait(LONG_S)
 
     def die(self) -> None:
         """End without a message, and be reaped."""
@@ -66,27 +66,27 @@ class Worker:
         with socket.socket() as sock:
             self.handle.count("host", 1)
             self.channel.send(
-                op="pass",
+                op="handoff",
                 fds=[sock.fileno()],
                 to=to,
                 user=user,
-                lent=False,
+                proxied=False,
                 host="host",
                 peer="host:1",
-                at=0,
-                moved={},
+                index=0,
+                handoff={},
             )
 
-    def _ask(self, **message: Any) -> Header:
-        call, answer = next(self._numbers), queue.SimpleQueue[Header]()
-        self._calls[call] = answer
-        self._tell(call=call, **message)
-        return answer.get(timeout=LONG_S)
+    def _request(self, **message: Any) -> Header:
+        call, reply = next(self._numbers), queue.SimpleQueue[Header]()
+        self._calls[call] = reply
+        self._send(call=call, **message)
+        return reply.get(timeout=LONG_S)
 
-    def _tell(self, **message: Any) -> None:
-        self._tell_op("shared_limits", **message)
+    def _send(self, **message: Any) -> None:
+        self._send_op("shared_limits", **message)
 
-    def _tell_op(self, op: str, **message: Any) -> None:
+    def _send_op(self, op: str, **message: Any) -> None:
         self.channel.send(op=op, **message)
 
     def _receive_there(self) -> None:
@@ -100,7 +100,7 @@ class Worker:
                 header, _, fds = self.channel.receive()
                 for fd in fds:
                     socket.close(fd)
-                if header["op"] == "answer":
+                if header["op"] == "reply":
                     self._calls[header["call"]].put(header)
                 else:
                     self.received.put(header)

@@ -15,7 +15,8 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
+from ftpkit.server.workers.processes import WorkerConfig
+from ftpkit.server.workers.supervisor import Supervisor
 from ftpkit.tokens import Grant, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
@@ -182,7 +183,7 @@ def test_the_bytes_of_a_killed_worker_are_freed(
     one, two = connect("a"), connect("a")
     begin_put(one, root)
     assert put(two, "f", 1).code == "quota-exceeded"
-    first = next(held.process.pid for held in server._processes.values())
+    first = next(held.process.pid for held in server._processes._running.values())
     assert first is not None
     os.kill(first, signal.SIGKILL)
     log.wait_for("worker died")

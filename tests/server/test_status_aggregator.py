@@ -1,4 +1,4 @@
-"""One status out of several workers', some of which do not answer, or end meanwhile."""
+"""The status of several workers, some of which do not reply, or end meanwhile."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ import pytest
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.server.status import nothing
-from ftpkit.server.workers import status as survey_module
+from ftpkit.server.workers import status as status_module
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.pool import WorkerHandle
 from ftpkit.server.workers.status import StatusAggregator
@@ -21,21 +21,21 @@ Join = Callable[[int], WorkerHandle]
 
 
 @pytest.fixture
-def survey() -> StatusAggregator:
+def aggregator() -> StatusAggregator:
     return StatusAggregator()
 
 
 @pytest.fixture
-def join(survey: StatusAggregator) -> Iterator[Join]:
-    """Let workers join that say nothing by themselves."""
+def join(aggregator: StatusAggregator) -> Iterator[Join]:
+    """Let workers join that send nothing by themselves."""
     ends: list[IpcChannel] = []
 
     def start(number: int) -> WorkerHandle:
         ours, theirs = socket.socketpair()
-        member = WorkerHandle(number, IpcChannel(ours))
-        ends.extend((member.channel, IpcChannel(theirs)))
-        survey.join(member)
-        return member
+        worker = WorkerHandle(number, IpcChannel(ours))
+        ends.extend((worker.channel, IpcChannel(theirs)))
+        aggregator.join(worker)
+        return worker
 
     yield start
     for end in ends:
@@ -43,21 +43,21 @@ def join(survey: StatusAggregator) -> Iterator[Join]:
 
 
 @pytest.fixture
-def asked(survey: StatusAggregator) -> Iterator[Callable[[int], "Future[ServerStatus]"]]:
-    """Ask, and return once so many workers have heard of it."""
+def ask(aggregator: StatusAggregator) -> Iterator[Callable[[int], "Future[ServerStatus]"]]:
+    """Request a status; return when so many workers have received the request."""
     with ThreadPoolExecutor() as threads:
 
         def start(workers: int) -> "Future[ServerStatus]":
-            heard = threading.Semaphore(0)
-            future = threads.submit(survey.status, lambda member, call: heard.release())
+            received = threading.Semaphore(0)
+            future = threads.submit(aggregator.status, lambda worker, call: received.release())
             for _ in range(workers):
-                assert heard.acquire(timeout=LONG_S)
+                assert received.acquire(timeout=LONG_S)
             return future
 
         yield start
 
 
-Asked = Callable[[int], "Future[ServerStatus]"]
+Ask = Callable[[int], "Future[ServerStatus]"]
 
 
 def part(name: str, uploads: int = 1) -> ServerStatus:
@@ -68,64 +68,66 @@ def names(whole: ServerStatus) -> set[str]:
     return {each["name"] for each in whole["transfers"]}
 
 
-def test_all_parts_are_one_status(survey: StatusAggregator, join: Join, asked: Asked) -> None:
+def test_the_statuses_of_all_workers_are_merged(
+    aggregator: StatusAggregator, join: Join, ask: Ask
+) -> None:
     one, other = join(3), join(5)
-    answer = asked(2)
-    survey.heard(one, 0, part("a"))
-    assert not answer.done()
-    survey.heard(other, 0, part("b"))
-    whole = answer.result(LONG_S)
+    future = ask(2)
+    aggregator.receive(one, 0, part("a"))
+    assert not future.done()
+    aggregator.receive(other, 0, part("b"))
+    whole = future.result(LONG_S)
     assert names(whole) == {"a", "b"}
     assert [worker["number"] for worker in whole["workers"]] == [3, 5]
     assert whole["totals"]["uploads"] == 2
 
 
-def test_one_that_ends_keeps_nobody_waiting_and_counts_with_what_it_last_told(
-    survey: StatusAggregator, join: Join, asked: Asked
+def test_a_worker_that_ends_is_not_waited_for_and_keeps_its_latest_totals(
+    aggregator: StatusAggregator, join: Join, ask: Ask
 ) -> None:
     one, other = join(1), join(2)
-    survey.heard(other, None, part("b", uploads=7))
-    answer = asked(2)
-    survey.heard(one, 0, part("a"))
-    survey.leave(other)
-    whole = answer.result(LONG_S)
+    aggregator.receive(other, None, part("b", uploads=7))
+    future = ask(2)
+    aggregator.receive(one, 0, part("a"))
+    aggregator.leave(other)
+    whole = future.result(LONG_S)
     assert names(whole) == {"a"}
     assert whole["totals"]["uploads"] == 8
-    survey.leave(other)
-    survey.heard(other, 0, part("b", uploads=7))
-    answer = asked(1)
-    survey.heard(one, 1, part("a"))
-    assert answer.result(LONG_S)["totals"]["uploads"] == 8, "counted once"
+    aggregator.leave(other)
+    aggregator.receive(other, 0, part("b", uploads=7))
+    future = ask(1)
+    aggregator.receive(one, 1, part("a"))
+    assert future.result(LONG_S)["totals"]["uploads"] == 8, "counted once"
 
 
-def test_one_that_is_silent_is_left_out(
-    survey: StatusAggregator, join: Join, asked: Asked, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_does_not_reply_is_left_out(
+    aggregator: StatusAggregator, join: Join, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey_module, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(status_module, "_TIMEOUT_S", 0.05)
     one, silent = join(1), join(2)
-    answer = asked(2)
-    survey.heard(one, 0, part("a"))
-    assert names(answer.result(LONG_S)) == {"a"}
-    survey.heard(silent, 0, part("b"))  # too late for that one
+    future = ask(2)
+    aggregator.receive(one, 0, part("a"))
+    assert names(future.result(LONG_S)) == {"a"}
+    aggregator.receive(silent, 0, part("b"))  # after the timeout
 
 
-def test_where_nobody_answers_it_is_refused(
-    survey: StatusAggregator, join: Join, asked: Asked
+def test_without_any_reply_it_is_refused(
+    aggregator: StatusAggregator, join: Join, ask: Ask
 ) -> None:
-    member = join(1)
-    answer = asked(1)
-    survey.leave(member)
+    worker = join(1)
+    future = ask(1)
+    aggregator.leave(worker)
     with pytest.raises(RefusedError) as caught:
-        answer.result(LONG_S)
+        future.result(LONG_S)
     assert caught.value.code == Code.BUSY
 
 
-def test_two_questions_at_a_time_get_their_own_answers(
-    survey: StatusAggregator, join: Join, asked: Asked
+def test_concurrent_requests_get_their_own_replies(
+    aggregator: StatusAggregator, join: Join, ask: Ask
 ) -> None:
-    member = join(1)
-    first, second = asked(1), asked(1)
-    survey.heard(member, 1, part("b"))
+    worker = join(1)
+    first, second = ask(1), ask(1)
+    aggregator.receive(worker, 1, part("b"))
     assert names(second.result(LONG_S)) == {"b"}
-    survey.heard(member, 0, part("a"))
+    aggregator.receive(worker, 0, part("a"))
     assert names(first.result(LONG_S)) == {"a"}

@@ -1,4 +1,4 @@
-"""Workers and TLS: a conversation whose keys cannot be given away is lent, and all else holds."""
+"""Workers and TLS: the worker with the keys proxies a connection to another."""
 
 import os
 import random
@@ -14,7 +14,8 @@ import pytest
 
 from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
+from ftpkit.server.workers.processes import WorkerConfig
+from ftpkit.server.workers.supervisor import Supervisor
 from tests.server import test_workers
 from tests.server.test_workers import (
     BLOCK,
@@ -38,7 +39,7 @@ from tests.support.tls import secure
 from tests.support.trees import published
 
 pytestmark = pytest.mark.skipif(
-    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
 )
 
 IDENTITY = Identity.make()
@@ -48,17 +49,17 @@ Serve = Callable[..., Supervisor]
 
 @pytest.fixture(autouse=True, scope="module")
 def _tracker() -> None:
-    """Start what multiprocessing keeps for the rest of this process's life."""
+    """Start the resource tracker, which multiprocessing keeps until this process ends."""
     resource_tracker.ensure_running()
 
 
 @pytest.fixture
 def serve(root: Path) -> Iterator[Serve]:
-    """Start servers of two workers, which speak TLS alone."""
+    """Start servers of two workers, which require TLS."""
     with ExitStack() as stack:
 
-        def start(**plan: Any) -> Supervisor:
-            server = Supervisor(root, WorkerConfig(workers=2, identity=IDENTITY, **plan), port=0)
+        def start(**config: Any) -> Supervisor:
+            server = Supervisor(root, WorkerConfig(workers=2, identity=IDENTITY, **config), port=0)
             server.start()
             stack.callback(server.stop, 0.0)
             return server
@@ -79,7 +80,7 @@ def connect(workers: Supervisor) -> Iterator[Callable[[], Raw]]:
         yield lambda: stack.enter_context(secure(Raw(workers.address)))
 
 
-def test_connections_of_one_upload_meet_in_one_worker(
+def test_connections_of_one_upload_are_proxied_to_one_worker(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -99,13 +100,13 @@ def test_connections_of_one_upload_meet_in_one_worker(
 @pytest.mark.parametrize(
     "test",
     [
-        test_workers.test_what_one_worker_has_published_the_other_serves,
-        test_workers.test_what_was_read_ahead_moves_with_its_connection,
-        test_workers.test_a_begin_takes_over_what_a_silent_connection_in_another_worker_holds,
-        test_workers.test_a_connection_may_go_from_one_worker_to_the_other_and_back,
+        test_workers.test_a_file_published_by_one_worker_is_served_by_the_other,
+        test_workers.test_bytes_read_ahead_are_handed_over,
+        test_workers.test_a_begin_takes_over_an_upload_of_a_silent_connection_in_another_worker,
+        test_workers.test_a_connection_can_be_handed_over_and_back,
     ],
 )
-def test_what_holds_of_workers_holds_over_tls(
+def test_a_test_of_workers_passes_over_tls(
     test: Callable[[Supervisor, Callable[[], Raw], Path], None],
     workers: Supervisor,
     connect: Callable[[], Raw],
@@ -114,21 +115,21 @@ def test_what_holds_of_workers_holds_over_tls(
     test(workers, connect, root)
 
 
-@pytest.mark.parametrize("killed", ["lender", "heir"])
-def test_a_killed_worker_ends_what_was_lent_and_nothing_else(
+@pytest.mark.parametrize("killed", ["proxy", "successor"])
+def test_a_killed_worker_ends_its_proxied_connections_alone(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log, killed: str
 ) -> None:
     one, other = two(connect, workers)
     upload = begin(one)["upload"]
     assert write(other, upload, 0).ok
     (holder,) = holders(workers)
-    members = workers._pool.serving()
-    victim = next(each for each in members if (each.number == holder) == (killed == "heir"))
-    os.kill(workers._processes[victim].process.pid or 0, signal.SIGKILL)
+    serving = workers._pool.serving()
+    victim = next(each for each in serving if (each.number == holder) == (killed == "successor"))
+    os.kill(workers._processes._running[victim].process.pid or 0, signal.SIGKILL)
     assert log.wait_for("worker died")["number"] == victim.number
     with pytest.raises(OSError, match=r"ended|reset|EOF"):
         other.granted("ping")
-    again = one if killed == "lender" else connect()
+    again = one if killed == "proxy" else connect()
     assert [record[0] for record in records(begin(again))] == [0]
     for offset in range(BLOCK, len(DATA), BLOCK):
         assert write(again, upload, offset).ok
@@ -136,7 +137,7 @@ def test_a_killed_worker_ends_what_was_lent_and_nothing_else(
     assert published(root) == {"f": DATA}
 
 
-def test_after_a_reload_who_is_here_stays_and_who_comes_finds_the_other_key(
+def test_after_a_reload_new_connections_find_the_new_key_and_open_ones_stay(
     workers: Supervisor, connect: Callable[[], Raw], tmp_path: Path, log: Log
 ) -> None:
     one, other = two(connect, workers)
@@ -154,7 +155,7 @@ def test_after_a_reload_who_is_here_stays_and_who_comes_finds_the_other_key(
     gone(workers, old)
 
 
-def test_the_holder_of_a_token_is_counted_once(serve: Serve, tmp_path: Path) -> None:
+def test_a_proxied_connection_counts_once_for_its_user(serve: Serve, tmp_path: Path) -> None:
     path = str(tmp_path / "tokens.json")
     tokens = Tokens(path)
     token = tokens.add(Grant(user="ada", connections=2))
@@ -164,42 +165,42 @@ def test_the_holder_of_a_token_is_counted_once(serve: Serve, tmp_path: Path) -> 
         def connect() -> Raw:
             return stack.enter_context(secure(Raw(server.address)))
 
-        lines = [connect(), connect()]
-        for line in lines:
-            line.granted("auth", token=token)
-        upload = begin(lines[0])["upload"]
+        raws = [connect(), connect()]
+        for raw in raws:
+            raw.granted("auth", token=token)
+        upload = begin(raws[0])["upload"]
         for at, offset in enumerate(range(0, len(DATA), BLOCK)):
-            assert write(lines[at % 2], upload, offset).ok
+            assert write(raws[at % 2], upload, offset).ok
         assert connect().refused("auth", token=token) == "too-many-connections"
-        lines[1].close()
+        raws[1].close()
         assert server.connection_limiter.wait_for(lambda count: count == 1, WAIT_S)
-        lines.append(connect())
-        lines[2].granted("auth", token=token)
-        assert write(lines[2], upload, 0).ok
+        raws.append(connect())
+        raws[2].granted("auth", token=token)
+        assert write(raws[2], upload, 0).ok
         tokens.remove("ada")
-        for line in (lines[0], lines[2]):
-            assert line.receive().code == "auth-required"
+        for raw in (raws[0], raws[2]):
+            assert raw.receive().code == "auth-required"
     assert server.connection_limiter.wait_for(lambda count: count == 0, WAIT_S)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes descriptors from others")
-@pytest.mark.parametrize("without", ["lender", "heir"])
-def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit of another process needs Linux")
+@pytest.mark.parametrize("without", ["proxy", "successor"])
+def test_a_connection_that_cannot_be_proxied_is_released(
     serve: Serve, tmp_path: Path, without: str
 ) -> None:
     path = str(tmp_path / "tokens.json")
     token = Tokens(path).add(Grant(user="ada", connections=2))
     server = serve(tokens=path)
     with ExitStack() as stack:
-        lines = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
-        for line in lines:
-            line.granted("auth", token=token)
-        upload = begin(lines[0])["upload"]
-        assert write(lines[0], upload, 0).ok
+        raws = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
+        for raw in raws:
+            raw.granted("auth", token=token)
+        upload = begin(raws[0])["upload"]
+        assert write(raws[0], upload, 0).ok
         (holder,) = holders(server)
-        members = server._pool.serving()
-        poor = next(each for each in members if (each.number == holder) == (without == "heir"))
-        pid = server._processes[poor].process.pid or 0
+        serving = server._pool.serving()
+        poor = next(each for each in serving if (each.number == holder) == (without == "successor"))
+        pid = server._processes._running[poor].process.pid or 0
         import resource  # not everywhere
 
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -207,7 +208,7 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         free = min(set(range(len(used) + 1)) - used)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
         with pytest.raises(OSError, match=r"ended|reset|EOF"):
-            write(lines[1], upload, BLOCK)
+            write(raws[1], upload, BLOCK)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         wait_until(lambda: server._shared_limits._connections["ada"] == 1)
         again = stack.enter_context(secure(Raw(server.address)))
@@ -216,8 +217,8 @@ def test_one_that_cannot_be_lent_keeps_no_place_of_its_user(
         wait_until(lambda: server._shared_limits._connections["ada"] == 2)
 
 
-@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="there are no datagrams here")
-def test_datagrams_of_a_conversation_that_is_lent_find_their_way(
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no shared UDP ports on this system")
+def test_datagrams_of_a_proxied_session_arrive(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -232,18 +233,18 @@ def test_datagrams_of_a_conversation_that_is_lent_find_their_way(
         assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
-def test_a_quota_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -> None:
+def test_a_quota_applies_to_all_workers_together(serve: Serve, tmp_path: Path) -> None:
     path = str(tmp_path / "tokens.json")
     token = Tokens(path).add(Grant(user="ada", quota=BLOCK))
     server = serve(tokens=path)
     with ExitStack() as stack:
-        lines = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
-        for line in lines:
-            line.granted("auth", token=token)
+        raws = [stack.enter_context(secure(Raw(server.address))) for _ in range(2)]
+        for raw in raws:
+            raw.granted("auth", token=token)
         assert counts(server) == [1, 1]
-        lines[0].granted("put", bytes(BLOCK - 1), name="a")
-        assert lines[1].refused("put", bytes(2), name="b") == "quota-exceeded"
-        lines[1].granted("put", bytes(1), name="b")
-        assert lines[0].refused("put", bytes(1), name="c") == "quota-exceeded"
-        lines[1].granted("delete", name="a")
-        lines[0].granted("put", bytes(BLOCK - 1), name="c")
+        raws[0].granted("put", bytes(BLOCK - 1), name="a")
+        assert raws[1].refused("put", bytes(2), name="b") == "quota-exceeded"
+        raws[1].granted("put", bytes(1), name="b")
+        assert raws[0].refused("put", bytes(1), name="c") == "quota-exceeded"
+        raws[1].granted("delete", name="a")
+        raws[0].granted("put", bytes(BLOCK - 1), name="c")

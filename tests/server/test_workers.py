@@ -1,4 +1,4 @@
-"""A server of several processes: who serves whom, what holds for all, who comes and goes."""
+"""A server of several processes: dispatch, shared limits, failures and reloads."""
 
 import json
 import os
@@ -20,15 +20,16 @@ import pytest
 from ftpkit import Client, UdpMode
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.limits import Limits
-from ftpkit.server.workers import supervisor as workers_module
-from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig, next_delay
+from ftpkit.server.workers import processes as processes_module
+from ftpkit.server.workers.processes import WorkerConfig, next_delay
+from ftpkit.server.workers.supervisor import Supervisor
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
 from tests.support.trees import published, staged
 
 pytestmark = pytest.mark.skipif(
-    not os_sockets.HAS_FD_PASSING, reason="connections cannot be handed to another process"
+    not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
 )
 
 BLOCK = 64 * 1024
@@ -39,7 +40,7 @@ WAIT_S = 20.0
 
 @pytest.fixture(autouse=True, scope="module")
 def _tracker() -> None:
-    """Start what multiprocessing keeps for the rest of this process's life."""
+    """Start the resource tracker, which multiprocessing keeps until this process ends."""
     resource_tracker.ensure_running()
 
 
@@ -87,12 +88,12 @@ def write(raw: Raw, upload: str, offset: int, data: bytes = DATA) -> Reply:
 
 
 def counts(server: Supervisor) -> list[int]:
-    """How many connections each worker has."""
-    return [member.connections for member in server._pool.serving()]
+    """Return the number of connections of each worker."""
+    return [worker.connections for worker in server._pool.serving()]
 
 
 def pids(server: Supervisor) -> list[int]:
-    return [held.process.pid or 0 for held in server._processes.values()]
+    return [each.process.pid or 0 for each in server._processes._running.values()]
 
 
 def two(connect: Callable[[], Raw], server: Supervisor) -> tuple[Raw, Raw]:
@@ -107,34 +108,34 @@ def two(connect: Callable[[], Raw], server: Supervisor) -> tuple[Raw, Raw]:
 # Connections
 
 
-def test_each_connection_goes_to_the_worker_that_has_fewest(
+def test_each_connection_goes_to_the_worker_with_the_fewest(
     workers: Supervisor, connect: Callable[[], Raw]
 ) -> None:
-    lines = [connect() for _ in range(10)]
-    for line in lines:
-        line.granted("ping")
+    raws = [connect() for _ in range(10)]
+    for raw in raws:
+        raw.granted("ping")
     assert counts(workers) == [5, 5]
-    for line in lines[:4]:
-        line.close()
+    for raw in raws[:4]:
+        raw.close()
     workers.connection_limiter.wait_for(lambda count: count == 6)
     for _ in range(4):
         connect().granted("ping")
     assert counts(workers) == [5, 5]
 
 
-def test_the_limits_on_connections_hold_for_all_workers_together(serve: Serve) -> None:
+def test_connection_limits_apply_to_all_workers_together(serve: Serve) -> None:
     server = serve(max_connections=3)
     with ExitStack() as stack:
-        lines = [stack.enter_context(Raw(server.address)) for _ in range(4)]
-        for line in lines[:3]:
-            line.granted("ping")
-        assert lines[3].receive().code == "too-many-connections"
-        lines[0].close()
+        raws = [stack.enter_context(Raw(server.address)) for _ in range(4)]
+        for raw in raws[:3]:
+            raw.granted("ping")
+        assert raws[3].receive().code == "too-many-connections"
+        raws[0].close()
         server.connection_limiter.wait_for(lambda count: count == 2)
         stack.enter_context(Raw(server.address)).granted("ping")
 
 
-def test_what_one_worker_has_published_the_other_serves(
+def test_a_file_published_by_one_worker_is_served_by_the_other(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -148,7 +149,7 @@ def test_what_one_worker_has_published_the_other_serves(
 # Uploads
 
 
-def test_connections_of_one_upload_meet_in_one_worker(
+def test_connections_of_one_upload_are_handed_to_one_worker(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -162,7 +163,7 @@ def test_connections_of_one_upload_meet_in_one_worker(
     assert unfinished(root) == []
 
 
-def test_what_was_read_ahead_moves_with_its_connection(
+def test_bytes_read_ahead_are_handed_over(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -178,7 +179,7 @@ def test_what_was_read_ahead_moves_with_its_connection(
     assert [record[0] for record in records(begin(one))] == [0]
 
 
-def test_the_digest_that_hello_settled_moves_too(
+def test_the_digest_chosen_by_hello_is_handed_over(
     workers: Supervisor, connect: Callable[[], Raw]
 ) -> None:
     one, other = two(connect, workers)
@@ -191,14 +192,14 @@ def test_the_digest_that_hello_settled_moves_too(
     assert third.refused("hello", version=1, agent="t") == "bad-request"
 
 
-def test_a_begin_takes_over_what_a_silent_connection_in_another_worker_holds(
+def test_a_begin_takes_over_an_upload_of_a_silent_connection_in_another_worker(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     silent, other = two(connect, workers)
     upload = begin(silent)["upload"]
     body = DATA[:BLOCK]
     head = {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(body)}
-    # Answered, the ping tells that what came with it is being read.
+    # The reply to the ping shows that the rest is being read.
     silent.sock.sendall(frames({"op": "ping"}) + frame(head, body[: BLOCK // 2]))
     assert silent.receive().ok
     assert begin(other)["upload"] == upload
@@ -210,7 +211,7 @@ def test_a_begin_takes_over_what_a_silent_connection_in_another_worker_holds(
     assert published(root) == {"f": DATA}
 
 
-def test_a_connection_may_go_from_one_worker_to_the_other_and_back(
+def test_a_connection_can_be_handed_over_and_back(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -224,7 +225,7 @@ def test_a_connection_may_go_from_one_worker_to_the_other_and_back(
     assert published(root) == {"a": DATA, "b": DATA}
 
 
-def test_uploads_that_are_over_belong_to_nobody(
+def test_uploads_that_ended_are_released(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -236,11 +237,11 @@ def test_uploads_that_are_over_belong_to_nobody(
     begin(one, "b")
     one.close()
     workers.connection_limiter.wait_for(lambda count: count == 0)
-    assert workers._pool._holders == {}
+    assert workers._pool._uploads == {}
 
 
-@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="there are no datagrams here")
-def test_datagrams_find_the_worker_that_has_their_session(
+@pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no shared UDP ports on this system")
+def test_datagrams_reach_the_worker_of_their_session(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, tmp_path: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -259,7 +260,7 @@ def test_datagrams_find_the_worker_that_has_their_session(
 # Status
 
 
-def test_each_worker_asks_for_a_token_and_knows_whose_conversation_it_takes_over(
+def test_each_worker_requires_a_token_and_keeps_the_user_of_a_handoff(
     root: Path, tmp_path: Path
 ) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
@@ -290,29 +291,29 @@ def test_each_worker_asks_for_a_token_and_knows_whose_conversation_it_takes_over
     assert published(root) == {"d/f": DATA}
 
 
-def test_any_worker_tells_what_all_do(
+def test_any_worker_returns_the_status_of_all(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
     write(one, begin(one, "a")["upload"], 0)
     begin(other, "b")
     other.granted("put", DATA, name="c")
-    for line in (one, other):
-        told = status(line)
-        assert {(each["name"], each["moved"]) for each in told["transfers"]} == {
+    for raw in (one, other):
+        whole = status(raw)
+        assert {(each["name"], each["moved"]) for each in whole["transfers"]} == {
             ("a", BLOCK),
             ("b", 0),
         }
-        assert [(each["number"], each["connections"]) for each in told["workers"]] == [
+        assert [(each["number"], each["connections"]) for each in whole["workers"]] == [
             (1, 1),
             (2, 1),
         ]
-        assert [each["pid"] for each in told["workers"]] == pids(workers)
-        assert (told["connections"], told["totals"]["uploads"]) == (2, 1)
+        assert [each["pid"] for each in whole["workers"]] == pids(workers)
+        assert (whole["connections"], whole["totals"]["uploads"]) == (2, 1)
     assert workers.status()["connections"] == 2
 
 
-def test_status_during_a_reload_and_after_counts_what_old_workers_did(
+def test_the_status_keeps_the_totals_of_old_workers_after_a_reload(
     workers: Supervisor, connect: Callable[[], Raw], log: Log
 ) -> None:
     one, other = two(connect, workers)
@@ -322,18 +323,18 @@ def test_status_during_a_reload_and_after_counts_what_old_workers_did(
     workers.change(WorkerConfig(workers=2, limits=Limits(max_connections=77)))
     while log.so_far("reloaded") == []:
         assert {each["name"] for each in status(one)["transfers"]} == {"a"}
-    told = status(other)
-    assert (told["max_connections"], told["totals"]["uploads"]) == (77, 1)
-    assert {each["name"] for each in told["transfers"]} == {"a"}
+    whole = status(other)
+    assert (whole["max_connections"], whole["totals"]["uploads"]) == (77, 1)
+    assert {each["name"] for each in whole["transfers"]} == {"a"}
     one.granted("abort", upload=upload)
     one.granted("ping")
     gone(workers, old)
-    told = status(one)
-    assert [each["number"] for each in told["workers"]] == [3, 4]
-    assert (told["totals"]["uploads"], told["totals"]["unfinished"]) == (1, 1)
+    whole = status(one)
+    assert [each["number"] for each in whole["workers"]] == [3, 4]
+    assert (whole["totals"]["uploads"], whole["totals"]["unfinished"]) == (1, 1)
 
 
-def test_a_worker_that_is_killed_or_stands_still_leaves_nobody_waiting(
+def test_the_status_does_not_wait_for_a_killed_or_stopped_worker(
     workers: Supervisor, connect: Callable[[], Raw], log: Log
 ) -> None:
     one, other = two(connect, workers)
@@ -352,7 +353,7 @@ def test_a_worker_that_is_killed_or_stands_still_leaves_nobody_waiting(
 # Limits
 
 
-def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -> None:
+def test_the_rate_limit_applies_to_all_workers_together(serve: Serve, tmp_path: Path) -> None:
     rate = 16 * MIB
     server = serve(bytes_per_s=rate)
     started = time.monotonic()
@@ -361,26 +362,28 @@ def test_the_rate_holds_for_all_workers_together(serve: Serve, tmp_path: Path) -
     seconds = time.monotonic() - started
     assert 1.2 * rate * seconds >= 4 * 4 * MIB, "that many bytes need more time"
     assert server.status()["totals"]["uploads"] == 4
-    wait_until(lambda: not server._turns._flows)
+    wait_until(lambda: not server._scheduler._flows)
 
 
-def test_one_slot_lets_one_of_all_workers_move_at_a_time(serve: Serve, tmp_path: Path) -> None:
+def test_one_slot_is_shared_by_all_workers(serve: Serve, tmp_path: Path) -> None:
     server = serve(slots=1, bytes_per_s=8 * MIB, schedule="rr")
-    places = set()
+    positions = set()
     with uploads(server, tmp_path, count=4, size=2 * MIB) as done:
         while not all(each.done() for each in done):
-            told = server.status()
-            states = [each["state"] for each in told["transfers"]]
-            assert states.count("running") <= 2, "one, and one that another worker told of before"
-            assert server._turns._schedule._running <= 1
-            places |= {each["position"] for each in told["transfers"]}
-            if len(told["transfers"]) == 4:
-                assert [each["connections"] for each in told["workers"]] == [2, 2]
-    assert {1, 2} < places
+            whole = server.status()
+            states = [each["state"] for each in whole["transfers"]]
+            assert states.count("running") <= 2, (
+                "one, and one of a status of another worker that is older"
+            )
+            assert server._scheduler._scheduler._running <= 1
+            positions |= {each["position"] for each in whole["transfers"]}
+            if len(whole["transfers"]) == 4:
+                assert [each["connections"] for each in whole["workers"]] == [2, 2]
+    assert {1, 2} < positions
     assert server.status()["totals"]["uploads"] == 4
 
 
-def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
+def test_limits_of_a_reload_apply_to_open_connections(
     workers: Supervisor, connect: Callable[[], Raw], log: Log
 ) -> None:
     one, other = two(connect, workers)
@@ -391,22 +394,22 @@ def test_limits_that_come_with_a_reload_hold_for_who_is_here_already(
     log.wait_for("reloaded")
     wait_until(lambda: bool(status(one)["policy"] == "fcfs"))
     write(one, upload, BLOCK)
-    lanes = workers._turns._flows
-    wait_until(lambda: [lane.transfer.moved for lane in lanes.values()] == [2 * BLOCK])
+    flows = workers._scheduler._flows
+    wait_until(lambda: [flow.transfer.moved for flow in flows.values()] == [2 * BLOCK])
     workers.change(WorkerConfig(workers=2))
     log.wait_for("reloaded")
     wait_until(lambda: status(one)["policy"] is None)
     assert write(one, upload, 2 * BLOCK).ok
     other.granted("put", DATA, name="b")
     one.granted("abort", upload=upload)
-    wait_until(lambda: not lanes)
+    wait_until(lambda: not flows)
 
 
 @contextmanager
 def uploads(
     server: Supervisor, here: Path, *, count: int, size: int
 ) -> Iterator[list["Future[None]"]]:
-    """Let clients upload at a time, and wait for the end of all."""
+    """Let ``count`` clients upload concurrently, and wait for all."""
 
     def put(number: int) -> None:
         source = here / f"{number}"
@@ -425,17 +428,17 @@ def status(raw: Raw) -> Any:
     return json.loads(raw.granted("status").body)
 
 
-# Workers that come and go
+# Failures and reloads
 
 
-def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_free(
+def test_a_killed_worker_is_replaced_and_its_uploads_are_released(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log
 ) -> None:
     one, other = two(connect, workers)
     upload = begin(one)["upload"]
     write(one, upload, 0)
     lost = next(m for m in workers._pool.serving() if m.number in holders(workers))
-    os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
+    os.kill(workers._processes._running[lost].process.pid or 0, signal.SIGKILL)
     assert log.wait_for("worker died")["number"] == lost.number
     with pytest.raises(OSError, match=r"ended|reset"):
         one.granted("ping")
@@ -450,7 +453,7 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_had_is_free(
     third.granted("ping")
 
 
-def test_new_workers_take_over_and_old_ones_finish(
+def test_new_workers_take_over_and_old_workers_drain(
     workers: Supervisor, connect: Callable[[], Raw], root: Path, log: Log
 ) -> None:
     one, other = two(connect, workers)
@@ -463,13 +466,13 @@ def test_new_workers_take_over_and_old_ones_finish(
     assert counts(workers) == [0, 0, 0]
     third.granted("hello", version=1, agent="t")
 
-    def moved() -> bool:
-        # They do not notice; it is with the first request after their worker knows of it.
+    def handed_over() -> bool:
+        # They are handed over with the first request after their worker was whole to drain.
         other.granted("ping")
         third.granted("ping")
         return sum(counts(workers)) == 2
 
-    wait_until(moved)
+    wait_until(handed_over)
     for offset in range(BLOCK, len(DATA), BLOCK):
         assert write(one, upload, offset).ok
     assert [record[0] for record in records(begin(third))][:2] == [0, BLOCK]
@@ -482,33 +485,33 @@ def test_new_workers_take_over_and_old_ones_finish(
     gone(workers, old)
 
 
-def test_workers_that_do_not_start_replace_nobody(
+def test_workers_that_do_not_start_do_not_replace_the_present_ones(
     workers: Supervisor, connect: Callable[[], Raw], log: Log
 ) -> None:
     one, _ = two(connect, workers)
     before = pids(workers)
     workers.change(WorkerConfig(workers=2, on_start=fail))
-    assert "do not start" in log.wait_for("error")["error"]
+    assert "did not start" in log.wait_for("error")["error"]
     one.granted("ping")
     assert pids(workers)[:2] == before
     assert counts(workers)[:2] == [1, 1]
 
 
-def test_a_system_without_room_for_processes_costs_nobody_a_connection(
+def test_a_system_that_cannot_start_processes_loses_no_connection(
     workers: Supervisor, connect: Callable[[], Raw], log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
         def Process(self, **args: Any) -> None:
-            raise OSError("no process is left")
+            raise OSError("no more processes")
 
     one, other = two(connect, workers)
     with monkeypatch.context() as patch:
-        patch.setattr(workers_module, "_SPAWN", Full())
+        patch.setattr(processes_module, "_SPAWN", Full())
         workers.change(WorkerConfig(workers=2))
-        log.wait_for("error", error="the new workers do not start")
+        log.wait_for("error", error="the new workers did not start")
         one.granted("ping")
         lost = workers._pool.serving()[0]
-        os.kill(workers._processes[lost].process.pid or 0, signal.SIGKILL)
+        os.kill(workers._processes._running[lost].process.pid or 0, signal.SIGKILL)
         log.wait_for("worker died")
         log.wait_for("error")
     connect().granted("ping")
@@ -523,13 +526,13 @@ def one_alive(raw: Raw) -> bool:
         return False
 
 
-def test_a_server_whose_workers_do_not_start_does_not(root: Path) -> None:
+def test_a_server_whose_workers_do_not_start_raises(root: Path) -> None:
     server = Supervisor(root, WorkerConfig(workers=2, on_start=fail), port=0)
-    with pytest.raises(OSError, match="do not start"):
+    with pytest.raises(OSError, match="did not start"):
         server.start()
 
 
-def test_a_worker_that_dies_at_once_is_started_again_more_and_more_slowly() -> None:
+def test_the_delay_before_a_restart_grows_while_workers_die_at_once() -> None:
     delay, delays = 0.0, []
     for _ in range(8):
         delay = next_delay(delay, 0.2)
@@ -538,7 +541,7 @@ def test_a_worker_that_dies_at_once_is_started_again_more_and_more_slowly() -> N
     assert next_delay(2.0, 3600.0) == 0.0
 
 
-def test_a_stop_lets_transfers_end(
+def test_a_stop_lets_running_transfers_finish(
     workers: Supervisor, connect: Callable[[], Raw], root: Path
 ) -> None:
     one, other = two(connect, workers)
@@ -559,7 +562,7 @@ def test_a_stop_lets_transfers_end(
 
 
 def unfinished(root: Path) -> list[str]:
-    """What is staged, beside the empty directories of workers."""
+    """Return the staged files, without the directories of the workers."""
     return [name for name in staged(root) if not (root / ".ftpkit" / name).is_dir()]
 
 
@@ -576,11 +579,11 @@ def records(reply: Reply) -> list[tuple[int, int]]:
 
 
 def holders(server: Supervisor) -> set[int]:
-    return set(server._pool._holders.values())
+    return set(server._pool._uploads.values())
 
 
 def gone(server: Supervisor, old: list[int]) -> None:
-    """Wait until processes have ended and were joined."""
+    """Wait until processes were joined."""
     wait_until(lambda: not set(old) & {*pids(server)})
 
 

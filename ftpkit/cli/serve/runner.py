@@ -29,7 +29,8 @@ from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
 from ftpkit.server.limits import Limits
 from ftpkit.server.sockets import ListeningSocket, adopt, bind
-from ftpkit.server.workers.supervisor import Supervisor, WorkerConfig
+from ftpkit.server.workers.processes import WorkerConfig
+from ftpkit.server.workers.supervisor import Supervisor
 from ftpkit.tokens import Tokens
 
 _logger: Final = logging.getLogger("ftpkit.cli")

@@ -1,7 +1,6 @@
-"""What the processes of one server tell each other: frames over a Unix socket, descriptors beside.
+"""Messages between the processes of one server, with descriptors, over a Unix socket.
 
-The frames are those of the protocol. ``fds`` in a header counts the descriptors that
-travel with it.
+They are frames of the protocol; ``fds`` in a header counts the descriptors that come with it.
 """
 
 import contextlib
@@ -17,37 +16,37 @@ from ftpkit.errors import ConnectionLostError, TruncatedError
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.frame import Decoder, Header, encode_header
 
-_READ: Final = 64 * 1024
+_READ_SIZE: Final = 64 * 1024
 _INT: Final = Struct("@i")
-_NOTES: Final = 1024
-# Whoever takes nothing for so long is as good as dead.
-_STUCK_S: Final = 5.0
+_MAX_ANCILLARY: Final = 1024
+# A process that reads nothing for so long hangs, and must not block this one.
+_SEND_TIMEOUT_S: Final = 5.0
 
 
 class IpcChannel:
-    """One end; any thread may send, one receives."""
+    """One side of a channel; any thread may send, one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
         self._decoder = Decoder()
         self._ahead = memoryview(b"")
-        self._arrived: deque[list[int]] = deque()
-        os_sockets.set_send_timeout(sock, _STUCK_S)
+        self._fds: deque[list[int]] = deque()
+        os_sockets.set_send_timeout(sock, _SEND_TIMEOUT_S)
 
     def send(self, body: bytes = b"", fds: Sequence[int] = (), **header: Any) -> None:
-        """Send a message; raises ConnectionLostError if the peer is gone or does not read."""
+        """Send a message; ConnectionLostError if the peer has ended or reads nothing for 5 s."""
         data = encode_header({**header, "size": len(body), "fds": len(fds)}) + body
-        with self._sending, self._ended_if_it_fails():
+        with self._sending, self._interrupted_on_error():
             sent = socket.send_fds(self._sock, [data], fds) if fds else 0
             self._sock.sendall(data[sent:])
 
-    def offer(self, **header: Any) -> bool:
-        """Send a short message if that takes no wait; False says that nothing was sent."""
+    def try_send(self, **header: Any) -> bool:
+        """Send a short message, unless that would block; False if nothing was sent."""
         if not self._sending.acquire(blocking=False):
             return False
         try:
-            with self._ended_if_it_fails():
+            with self._interrupted_on_error():
                 data = encode_header({**header, "size": 0, "fds": 0})
                 try:
                     sent = os_sockets.send_now(self._sock, memoryview(data))
@@ -60,62 +59,64 @@ class IpcChannel:
             self._sending.release()
 
     def receive(self) -> tuple[Header, bytes, list[int]]:
-        """Return the next message: its header, its body and its descriptors.
+        """Return the header, body and descriptors of the next message.
 
-        Of those none may be left, where this process could not open them. ConnectionLostError says
-        that the other side is gone.
+        There are no descriptors if this process has reached its limit. ConnectionLostError
+        if the peer has ended.
         """
-        while (header := self._decoder.feed(self._take(self._decoder.wanted))) is None:
+        while (header := self._decoder.feed(self._next(self._decoder.wanted))) is None:
             pass
         body = bytearray()
-        while more := self._take(header["size"] - len(body)):
+        while more := self._next(header["size"] - len(body)):
             body += more
         if len(body) < header["size"]:
             raise TruncatedError(len(body), header["size"])
-        return header, bytes(body), self._arrived.popleft() if header["fds"] else []
+        return header, bytes(body), self._fds.popleft() if header["fds"] else []
 
     def interrupt(self) -> None:
-        """Let both sides find that the channel has ended; safe from another thread."""
+        """Make both sides find the channel closed; any thread may call this."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close it, and what has arrived and was not received."""
+        """Close the socket, and descriptors that arrived and were not received."""
         self._sock.close()
-        while self._arrived:
-            close_all(self._arrived.popleft())
+        while self._fds:
+            close_all(self._fds.popleft())
 
     @contextlib.contextmanager
-    def _ended_if_it_fails(self) -> Iterator[None]:
+    def _interrupted_on_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            # Half a frame may have left: nothing can follow it.
+            # Half a frame may have been sent, so nothing can follow it.
             self.interrupt()
-            raise ConnectionLostError(f"a process of this server is gone: {error}") from None
+            raise ConnectionLostError(f"a process of this server has ended: {error}") from None
 
-    def _take(self, most: int) -> memoryview:
-        """Return some bytes, ``most`` at most; none if none are wanted, or none will come."""
-        if not self._ahead and most:
+    def _next(self, count: int) -> memoryview:
+        """Return up to ``count`` bytes; none if ``count`` is 0 or the channel is closed."""
+        if not self._ahead and count:
             self._ahead = memoryview(self._read())
-        taken = self._ahead[:most]
-        self._ahead = self._ahead[len(taken) :]
-        return taken
+        data = self._ahead[:count]
+        self._ahead = self._ahead[len(data) :]
+        return data
 
     def _read(self) -> bytes:
         try:
-            # Not recv_fds, which forgets the flags in some versions of Python.
-            data, notes, flags, _ = self._sock.recvmsg(_READ, _NOTES, os_sockets.MSG_CMSG_CLOEXEC)
+            # Not recv_fds, which ignores the flags in some versions of Python.
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                _READ_SIZE, _MAX_ANCILLARY, os_sockets.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             return b""
-        fds = [fd for _, _, raw in notes for (fd,) in _INT.iter_unpack(raw)]
-        # A read ends behind the message whose descriptors it has brought, or lost.
+        fds = [fd for _, _, raw in ancillary for (fd,) in _INT.iter_unpack(raw)]
+        # A read ends with the message whose descriptors it returned, or could not open.
         if fds or flags & socket.MSG_CTRUNC:
-            self._arrived.append(fds)
+            self._fds.append(fds)
         return data
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that nobody wants."""
+    """Close descriptors."""
     for fd in fds:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""What holds for all workers together: who is connected, who serves whom, who has which upload."""
+"""The workers of a server: which gets the next connection, and which has which upload."""
 
 import contextlib
 import logging
@@ -17,67 +17,67 @@ from ftpkit.server.udp.demux import is_session_of
 from ftpkit.server.workers.ipc import IpcChannel, close_all
 from ftpkit.server.workers.limits_server import SharedLimitsServer
 
-# The number of the supervisor itself, which only ever has uploads to sweep them.
+# The number of the supervisor itself, which holds uploads only to sweep them.
 SUPERVISOR: Final = 0
-# In place of a host: the connection has its place where its keys are.
-_LENT: Final = ""
+# In place of a host: the worker with the TLS keys of a proxied connection counts it.
+_PROXIED: Final = ""
 
 log = logging.getLogger("ftpkit.server")
 
 
 class State(Enum):
-    """What may be given to a worker."""
+    """What may be dispatched to a worker."""
 
     STARTING = auto()
     SERVING = auto()
-    LEAVING = auto()  # it finishes what it has, and gets what belongs to that
+    DRAINING = auto()  # only connections that belong to its uploads
     ENDED = auto()
 
 
 class WorkerHandle:
-    """A worker as the broker knows it."""
+    """A worker as the supervisor sees it."""
 
     def __init__(self, number: int, channel: IpcChannel) -> None:
         self.number, self.channel = number, channel
         self.inboxes: list[socket.socket] = []
-        """Where datagrams for its sessions go, one for each port."""
+        """Where datagrams for its sessions are sent, one socket for each port."""
         self.state = State.STARTING
-        self.settled = threading.Event()
-        """Set when it serves, or never will."""
+        self.started = threading.Event()
+        """Set when it serves, or when its start has failed."""
         self.connections = 0
         self.hosts: Counter[str] = Counter()
 
     def count(self, host: str, change: int) -> None:
-        """Note a connection that has come, or gone."""
+        """Count a connection from ``host`` more or less."""
         self.connections += change
         self.hosts[host] += change
         if not self.hosts[host]:
             del self.hosts[host]
 
-    def tell(self, op: str, **message: Any) -> None:
-        """Send a message; that it is gone, who receives from it will find."""
+    def send(self, op: str, **message: Any) -> None:
+        """Send a message; the thread that receives from the worker notices if it has ended."""
         with contextlib.suppress(ConnectionLostError):
             self.channel.send(op=op, **message)
 
-    def offer(self, op: str, **message: Any) -> bool:
-        """Send a message as ``tell`` does, if that takes no wait; False says that it would."""
+    def try_send(self, op: str, **message: Any) -> bool:
+        """Send a message as ``send`` does, unless that would block; False if it was not sent."""
         try:
-            return self.channel.offer(op=op, **message)
+            return self.channel.try_send(op=op, **message)
         except ConnectionLostError:
             return True
 
     def close(self) -> None:
-        """Close what leads to it."""
+        """Close the channel and the inboxes."""
         self.channel.close()
         for inbox in self.inboxes:
             inbox.close()
 
 
 class WorkerPool:
-    """Hands connections to workers, and answers what they ask about each other.
+    """Dispatches connections to workers, and handles what they ask about each other.
 
-    Every new connection goes to the worker that has fewest. One that names an upload
-    which another worker has open is passed on to that one.
+    A new connection goes to the worker with the fewest. One that names an upload which
+    another worker has open is handed over to that worker.
     """
 
     def __init__(
@@ -85,200 +85,205 @@ class WorkerPool:
     ) -> None:
         self._connection_limiter, self._limits_server = connection_limiter, limits_server
         self._changed = threading.Condition()
-        self._members: dict[int, WorkerHandle] = {}
-        self._holders: dict[str, int] = {}
+        self._workers: dict[int, WorkerHandle] = {}
+        self._uploads: dict[str, int] = {}
         self._waiting: list[tuple[str, int, int]] = []
         self._stopping = False
 
     def join(self, worker: WorkerHandle) -> None:
-        """Receive from a worker that starts."""
+        """Add a worker that starts."""
         self._limits_server.join(worker.number)
         with self._changed:
-            self._members[worker.number] = worker
+            self._workers[worker.number] = worker
 
     def replace(self, workers: list[WorkerHandle]) -> None:
-        """Let these alone get new connections; the others finish what they have."""
+        """Dispatch new connections to ``workers`` alone; the others drain, and end."""
         with self._changed:
             old = [each for each in self.serving() if each not in workers]
             for worker in old:
-                worker.state = State.LEAVING
+                worker.state = State.DRAINING
         for worker in old:
-            worker.tell("leave")
-            self._let_end(worker)
+            worker.send("drain")
+            self._stop_if_drained(worker)
+
+    def workers(self) -> list[WorkerHandle]:
+        """Return all workers that were not reaped."""
+        with self._changed:
+            return list(self._workers.values())
 
     def serving(self) -> list[WorkerHandle]:
-        """Return the workers that get new connections, or soon will."""
-        with self._changed:
-            return [
-                worker
-                for worker in self._members.values()
-                if worker.state in (State.STARTING, State.SERVING)
-            ]
+        """Return the workers that get new connections, or will when they have started."""
+        return [each for each in self.workers() if each.state in (State.STARTING, State.SERVING)]
 
     def stop(self) -> None:
-        """Hand out nothing more, and let nobody wait for a worker."""
+        """Dispatch nothing more, and wake the threads that wait for a worker."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            workers = list(self._members.values())
-        for worker in workers:
-            worker.settled.set()
+        for worker in self.workers():
+            worker.started.set()
 
-    def dispatch(self, sock: socket.socket, address: tuple[Any, ...], at: int) -> None:
-        """Give a connection that was admitted to a worker; without any, wait for one."""
+    def dispatch(self, sock: socket.socket, address: tuple[Any, ...], index: int) -> None:
+        """Send a connection that listener ``index`` accepted to a worker; wait for one if needed.
+
+        It was counted by the connection limiter, which it leaves when it is closed.
+        """
         host = address[0]
         with sock:
             while (worker := self._next(host)) is not None:
                 with contextlib.suppress(ConnectionLostError):
                     worker.channel.send(
-                        op="serve", fds=[sock.fileno()], peer=peer_name(address), host=host, at=at
+                        op="serve",
+                        fds=[sock.fileno()],
+                        peer=peer_name(address),
+                        host=host,
+                        index=index,
                     )
                     return
-                if not self._take_back(worker, host):
+                if not self._uncount(worker, host):
                     return
         self._connection_limiter.release(host)
 
     def receive(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
-        """Do what a worker asks for."""
+        """Handle one message of a worker."""
         match header["op"]:
             case "ready":
                 with self._changed:
                     if worker.state is State.STARTING:
                         worker.state = State.SERVING
                     self._changed.notify_all()
-                worker.settled.set()
-            case "claim":
-                self._answer(header["key"], worker.number, header["call"])
-            case "give_up":
-                self.give_up(worker.number, header["key"])
+                worker.started.set()
+            case "acquire_upload":
+                self._reply_holder(header["key"], worker.number, header["call"])
+            case "release_upload":
+                self.release_upload(worker.number, header["key"])
             case "shared_limits":
-                answer = partial(worker.tell, "answer", call=header.get("call"))
-                self._limits_server.receive(worker.number, header, answer)
-            case "pass":
-                self._pass(worker, header, body, fds)
-            case "left":
-                if self._take_back(worker, header["host"]):
-                    self._leave(header["host"])
-        self._let_end(worker)
+                reply = partial(worker.send, "reply", call=header.get("call"))
+                self._limits_server.receive(worker.number, header, reply)
+            case "handoff":
+                self._hand_over(worker, header, body, fds)
+            case "closed":
+                if self._uncount(worker, header["host"]):
+                    self._release(header["host"])
+        self._stop_if_drained(worker)
 
     def reap(self, worker: WorkerHandle) -> None:
-        """Forget a worker whose process has ended, and all that it had."""
+        """Remove a worker whose process has ended, and release all that it had."""
         with self._changed:
-            del self._members[worker.number]
+            del self._workers[worker.number]
             worker.state = State.ENDED
             hosts, worker.hosts, worker.connections = worker.hosts, Counter(), 0
-            free = [key for key, holder in self._holders.items() if holder == worker.number]
-            for key in free:
-                del self._holders[key]
+            keys = [key for key, holder in self._uploads.items() if holder == worker.number]
+            for key in keys:
+                del self._uploads[key]
         for host in hosts.elements():
-            self._leave(host)
+            self._release(host)
         self._limits_server.leave(worker.number)
-        for key in free:
-            self._answer_waiting(key)
+        for key in keys:
+            self._reply_waiting(key)
 
-    def inbox(self, at: int, session: int) -> socket.socket | None:
-        """Return where datagrams for a session go that arrived at port number ``at``."""
+    def inbox(self, index: int, session: int) -> socket.socket | None:
+        """Return where to send a datagram of a UDP session that arrived at port ``index``."""
         with self._changed:
-            for worker in self._members.values():
+            for worker in self._workers.values():
                 if is_session_of(worker.number, session):
-                    return worker.inboxes[at]
+                    return worker.inboxes[index]
         return None
 
-    def claim(self, number: int, key: str) -> int | None:
-        """Return which worker has an upload from now on; None is told as soon as one is free."""
+    def acquire_upload(self, number: int, key: str) -> int | None:
+        """Return the worker that now has an upload; None if it is known only later."""
         with self._changed:
-            holder = self._holders.get(key)
+            holder = self._uploads.get(key)
             if holder is not None:
-                ended = holder != SUPERVISOR and self._members[holder].state is State.ENDED
+                ended = holder != SUPERVISOR and self._workers[holder].state is State.ENDED
                 return None if ended or holder == SUPERVISOR != number else holder
-            worker = self._members.get(number)
-            if worker is not None and worker.state is State.LEAVING:
-                successor = self._fewest()
+            worker = self._workers.get(number)
+            if worker is not None and worker.state is State.DRAINING:
+                successor = self._least_loaded()
                 if successor is not None:
                     return successor.number
-            self._holders[key] = number
+            self._uploads[key] = number
             return number
 
-    def give_up(self, number: int, key: str) -> None:
-        """Note that an upload is open in no worker."""
+    def release_upload(self, number: int, key: str) -> None:
+        """Note that worker ``number`` has closed an upload."""
         with self._changed:
-            if self._holders.get(key) == number:
-                del self._holders[key]
-        self._answer_waiting(key)
+            if self._uploads.get(key) == number:
+                del self._uploads[key]
+        self._reply_waiting(key)
 
-    def _answer(self, key: str, number: int, call: int) -> None:
+    def _reply_holder(self, key: str, number: int, call: int) -> None:
         with self._changed:
-            holder = self.claim(number, key)
+            holder = self.acquire_upload(number, key)
             if holder is None:
                 self._waiting.append((key, number, call))
                 return
-            worker = self._members.get(number)
+            worker = self._workers.get(number)
         if worker is not None:
-            worker.tell("answer", call=call, holder=holder)
+            worker.send("reply", call=call, holder=holder)
 
-    def _answer_waiting(self, key: str) -> None:
+    def _reply_waiting(self, key: str) -> None:
         with self._changed:
             found = [each for each in self._waiting if each[0] == key]
             self._waiting = [each for each in self._waiting if each[0] != key]
         for each in found:
-            self._answer(*each)
+            self._reply_holder(*each)
 
     def _next(self, host: str) -> WorkerHandle | None:
-        """Return who gets the next connection, and count it there; None while we stop."""
+        """Return the worker for a connection, which is counted there; None while stopping."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._fewest() is not None)
-            worker = None if self._stopping else self._fewest()
+            self._changed.wait_for(lambda: self._stopping or self._least_loaded() is not None)
+            worker = None if self._stopping else self._least_loaded()
             if worker is not None:
                 worker.count(host, 1)
             return worker
 
-    def _fewest(self) -> WorkerHandle | None:
-        serving = [each for each in self._members.values() if each.state is State.SERVING]
+    def _least_loaded(self) -> WorkerHandle | None:
+        serving = [each for each in self._workers.values() if each.state is State.SERVING]
         return min(serving, key=lambda worker: worker.connections, default=None)
 
-    def _take_back(self, worker: WorkerHandle, host: str) -> bool:
-        """Count a connection at a worker no more; False: that was done when it was buried."""
+    def _uncount(self, worker: WorkerHandle, host: str) -> bool:
+        """Count a connection of a worker less; False if ``reap`` has done it."""
         with self._changed:
             if not worker.hosts[host]:
                 return False
             worker.count(host, -1)
             return True
 
-    def _pass(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
-        """Give a connection that one worker had to another; one that is lent stays there, too."""
-        host = _LENT if header["lent"] else header["host"]
+    def _hand_over(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
+        """Send a connection of one worker to another; a proxied one stays with both."""
+        host = _PROXIED if header["proxied"] else header["host"]
         with self._changed:
-            if not header["lent"]:
+            if not header["proxied"]:
                 worker.count(host, -1)
-            successor = self._members.get(header["to"])
-            if successor is None or successor.state not in (State.SERVING, State.LEAVING):
-                successor = self._fewest()
+            successor = self._workers.get(header["to"])
+            if successor is None or successor.state not in (State.SERVING, State.DRAINING):
+                successor = self._least_loaded()
             if successor is not None:
                 successor.count(host, 1)
             if header["user"]:
-                # Before the heir can be buried, or say that the connection has ended.
+                # Before the successor can be reaped, or report that the connection was closed.
                 self._limits_server.move(
                     header["user"], worker.number, successor.number if successor else None
                 )
         if successor is None:
-            self._leave(host)
+            self._release(host)
         else:
-            rest = {key: header[key] for key in ("peer", "at", "moved")}
-            successor.tell("serve", body=body, fds=fds, host=host, **rest)
+            rest = {key: header[key] for key in ("peer", "index", "handoff")}
+            successor.send("serve", body=body, fds=fds, host=host, **rest)
         close_all(fds)
 
-    def _leave(self, host: str) -> None:
-        """Give the place of a connection free, if it has one of its own."""
-        if host != _LENT:
+    def _release(self, host: str) -> None:
+        """Release a connection in the limiter, unless another worker does it."""
+        if host != _PROXIED:
             self._connection_limiter.release(host)
 
-    def _let_end(self, worker: WorkerHandle) -> None:
-        """Tell a worker that was to leave to end, once it serves nobody."""
+    def _stop_if_drained(self, worker: WorkerHandle) -> None:
         with self._changed:
-            if worker.state is not State.LEAVING or worker.connections:
+            if worker.state is not State.DRAINING or worker.connections:
                 return
             worker.state = State.ENDED
-        worker.tell("stop", grace_s=0.0)
+        worker.send("stop", grace_s=0.0)
 
 
 class SupervisorLocks:
@@ -288,11 +293,11 @@ class SupervisorLocks:
         self._pool = pool
 
     def acquire(self, key: str) -> None:
-        """Lock an upload, unless a worker has it."""
-        holder = self._pool.claim(SUPERVISOR, key)
+        """Lock an upload; WrongWorkerError if a worker has it."""
+        holder = self._pool.acquire_upload(SUPERVISOR, key)
         if holder != SUPERVISOR:
             raise WrongWorkerError(holder or SUPERVISOR)
 
     def release(self, key: str) -> None:
         """Unlock an upload."""
-        self._pool.give_up(SUPERVISOR, key)
+        self._pool.release_upload(SUPERVISOR, key)

@@ -1,4 +1,4 @@
-"""What all workers do, in one status: each is asked for its part."""
+"""The status of all workers as one."""
 
 import threading
 import time
@@ -11,63 +11,62 @@ from ftpkit.protocol.status import ServerStatus
 from ftpkit.server.status import added, merged, nothing
 from ftpkit.server.workers.pool import WorkerHandle
 
-# One that has not answered by then is left out.
-_PATIENCE_S: Final = 2.0
+# A worker that has not replied by then is left out.
+_TIMEOUT_S: Final = 2.0
+
+Replies = dict[WorkerHandle, ServerStatus | None]
 
 
 class StatusAggregator:
-    """Gathers the status of a server from its workers; what those counted that end is kept."""
+    """Merges the statuses of the workers, and keeps the totals of those that ended."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
         self._changed = threading.Condition()
-        self._last: dict[WorkerHandle, ServerStatus | None] = {}
-        self._before = nothing()
+        self._latest: Replies = {}
+        self._ended = nothing()
         self._calls = count()
-        self._asked: dict[int, dict[WorkerHandle, ServerStatus | None]] = {}
+        self._pending: dict[int, Replies] = {}
 
     def join(self, worker: WorkerHandle) -> None:
-        """Ask this worker from now on."""
+        """Include a worker."""
         with self._changed:
-            self._last[worker] = None
+            self._latest[worker] = None
 
     def leave(self, worker: WorkerHandle) -> None:
-        """Ask it no more: it has ended."""
+        """Remove a worker that has ended; keep its latest totals."""
         with self._changed:
-            last = self._last.pop(worker, None)
-            if last is not None:
-                self._before = added(self._before, last["totals"])
-            for parts in self._asked.values():
-                parts.pop(worker, None)
+            latest = self._latest.pop(worker, None)
+            if latest is not None:
+                self._ended = added(self._ended, latest["totals"])
+            for replies in self._pending.values():
+                replies.pop(worker, None)
             self._changed.notify_all()
 
-    def heard(self, worker: WorkerHandle, call: int | None, part: ServerStatus) -> None:
-        """Take what a worker tells of itself; unasked, without ``call``, before it ends."""
+    def receive(self, worker: WorkerHandle, call: int | None, status: ServerStatus) -> None:
+        """Accept the status of a worker, in reply to ``call``; None is the one before it ends."""
         with self._changed:
-            if worker in self._last:
-                self._last[worker] = part
-            if call in self._asked and worker in self._asked[call]:
-                self._asked[call][worker] = part
+            if worker in self._latest:
+                self._latest[worker] = status
+            if call in self._pending and worker in self._pending[call]:
+                self._pending[call][worker] = status
                 self._changed.notify_all()
 
-    def status(self, ask: Callable[[WorkerHandle, int], None]) -> ServerStatus:
-        """Return the status of the whole; ``ask`` passes on the number of a call to a worker.
+    def status(self, request: Callable[[WorkerHandle, int], None]) -> ServerStatus:
+        """Return the merged status; ``request`` sends the number of a call to a worker.
 
-        RefusedError says that none answers.
+        RefusedError if no worker replies within 2 seconds.
         """
         with self._changed:
-            call, parts = (
-                next(self._calls),
-                dict[WorkerHandle, ServerStatus | None].fromkeys(self._last),
-            )
-            self._asked[call] = parts
-        for worker in list(parts):
-            ask(worker, call)
+            call, replies = next(self._calls), Replies.fromkeys(self._latest)
+            self._pending[call] = replies
+        for worker in list(replies):
+            request(worker, call)
         with self._changed:
-            self._changed.wait_for(lambda: None not in parts.values(), _PATIENCE_S)
-            del self._asked[call]
-            heard = {worker.number: part for worker, part in parts.items() if part is not None}
-            before = self._before
-        if not heard:
-            raise RefusedError(Code.BUSY, "no process of the server tells what it does")
-        return merged(heard, uptime_s=round(time.monotonic() - self._since, 3), before=before)
+            self._changed.wait_for(lambda: None not in replies.values(), _TIMEOUT_S)
+            del self._pending[call]
+            found = {worker.number: each for worker, each in replies.items() if each is not None}
+            ended = self._ended
+        if not found:
+            raise RefusedError(Code.BUSY, "no worker process answers; try again")
+        return merged(found, uptime_s=round(time.monotonic() - self._since, 3), before=ended)

@@ -1,4 +1,4 @@
-"""A worker: a process that serves the connections which its supervisor hands to it."""
+"""A worker process: serves the connections that the supervisor sends it."""
 
 import contextlib
 import json
@@ -33,19 +33,18 @@ from ftpkit.server.workers.limits_server import RemoteLimits
 from ftpkit.storage.api import OpenStore
 from ftpkit.tokens import Tokens, decode_grant, encode_grant
 
-# Longer than the supervisor waits for all workers, and less than a client does.
-_STATUS_S: Final = 3.0
+# More than the supervisor waits for all workers, and less than a client waits.
+_STATUS_TIMEOUT_S: Final = 3.0
 
 log = logging.getLogger("ftpkit.server")
 
 
-def work(
+def run_worker(
     sock: socket.socket, number: int, open_store: OpenStore, on_start: Callable[[], None]
 ) -> None:
-    """Do what a worker process does, from its start to its end; ``sock`` leads to the supervisor.
+    """Run a worker process from its start to its end; ``sock`` is the channel to the supervisor.
 
-    A signal to the whole group of processes is the supervisor's to answer, which then
-    tells us; should it die, so do we.
+    It ignores the signals of its process group, which the supervisor handles, and ends with it.
     """
     for each in os_process.GROUP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
@@ -57,49 +56,49 @@ def work(
 
 
 class Worker:
-    """Follows what the supervisor says, and asks it what concerns the other workers."""
+    """Handles the messages of the supervisor, and asks it for what concerns all workers."""
 
     def __init__(self, channel: IpcChannel, number: int, open_store: OpenStore) -> None:
         self.channel, self.number = channel, number
         self._open_store = open_store
-        self.leaving = False
-        self.doors: list[UdpListener] = []
+        self.draining = False
+        self.udp_listeners: list[UdpListener] = []
         self._connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
-        self._remote = RemoteScheduler(Limits().new_scheduler(), partial(self.tell, "schedule"))
-        self._calls: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
+        self._remote = RemoteScheduler(Limits().new_scheduler(), partial(self.send, "schedule"))
+        self._replies: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
         self._numbers = count()
         self._ended = False
 
     def run(self) -> None:
-        """Serve until we are told to end, or the supervisor is gone."""
+        """Serve until the supervisor says to stop, or ends."""
         config, secrets, fds = self.channel.receive()
-        shared = config["descriptors"]
-        store = self._open_store(fds[:shared], self)
+        store_fds = config["store_fds"]
+        store = self._open_store(fds[:store_fds], self)
         limits = Limits(**config["limits"])
         size = config["certificate"]
         tokens = None if config["tokens"] is None else Tokens(config["tokens"])
-        service = ConnectionHandler(
+        handler = ConnectionHandler(
             store,
             self._connection_limiter,
             limits,
             self._remote,
             tokens=tokens,
             shared_limits=RemoteLimits(
-                self._request_limits,
-                partial(self.tell, "shared_limits"),
+                lambda **message: self._request("shared_limits", **message)[0],
+                partial(self.send, "shared_limits"),
                 lambda: tokens is not None and tokens.has_quotas,
             ),
             identity=None if size is None else Identity(secrets[:size], secrets[size:]),
             plain=config["plain"],
         )
-        service.change(limits)
-        sockets = [socket.socket(fileno=fd) for fd in fds[shared:]]
+        handler.change(limits)
+        sockets = [socket.socket(fileno=fd) for fd in fds[store_fds:]]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
-            relayed = DemultiplexedPort(DatagramSocket(port), inbox)
-            self.doors.append(UdpListener(relayed, lambda: session_of(self.number)))
-        for udp_listener in self.doors:
+            demultiplexed = DemultiplexedPort(DatagramSocket(port), inbox)
+            self.udp_listeners.append(UdpListener(demultiplexed, lambda: session_of(self.number)))
+        for udp_listener in self.udp_listeners:
             udp_listener.start()
-        self.tell("ready")
+        self.send("ready")
         while True:
             try:
                 header, body, fds = self.channel.receive()
@@ -108,70 +107,69 @@ class Worker:
                     self.channel.close()
                     return
                 os._exit(1)
-            self._follow(service, header, body, fds)
+            self._handle(handler, header, body, fds)
 
     def acquire(self, key: str) -> None:
-        """Lock an upload for this worker; WrongWorkerError says which worker has it."""
-        header, _ = self._ask("claim", key=key)
+        """Lock an upload; WrongWorkerError names the worker that has it."""
+        header, _ = self._request("acquire_upload", key=key)
         if header["holder"] != self.number:
             raise WrongWorkerError(header["holder"])
 
     def release(self, key: str) -> None:
         """Unlock an upload."""
-        self.tell("give_up", key=key)
+        self.send("release_upload", key=key)
 
     def status(self) -> ServerStatus:
-        """Tell what all workers do."""
+        """Return the status of all workers; RefusedError if there is no reply in time."""
         try:
-            header, body = self._ask("status", timeout_s=_STATUS_S)
+            header, body = self._request("server_status", timeout_s=_STATUS_TIMEOUT_S)
         except queue.Empty:
-            raise RefusedError(Code.BUSY, "the server does not tell what it does") from None
+            raise RefusedError(Code.BUSY, "the supervisor does not answer; try again") from None
         if "refused" in header:
             raise RefusedError(Code.BUSY, header["refused"])
         return decode_status(body)
 
-    def tell(self, op: str, **message: Any) -> None:
-        """Send a message; where nobody takes it any more, this process is about to end."""
+    def send(self, op: str, **message: Any) -> None:
+        """Send a message; if the supervisor has ended, this process is about to end, too."""
         with contextlib.suppress(ConnectionLostError):
             self.channel.send(op=op, **message)
 
-    def _ask(self, op: str, timeout_s: float | None = None, **message: Any) -> tuple[Header, bytes]:
-        """Send a message and return the answer to it; queue.Empty says that none came."""
-        call, answer = next(self._numbers), queue.SimpleQueue[tuple[Header, bytes]]()
-        self._calls[call] = answer
+    def _request(
+        self, op: str, timeout_s: float | None = None, **message: Any
+    ) -> tuple[Header, bytes]:
+        """Send a message and return the reply; queue.Empty if none comes within ``timeout_s``."""
+        call, reply = next(self._numbers), queue.SimpleQueue[tuple[Header, bytes]]()
+        self._replies[call] = reply
         try:
-            self.tell(op, call=call, **message)
-            return answer.get(timeout=timeout_s)
+            self.send(op, call=call, **message)
+            return reply.get(timeout=timeout_s)
         finally:
-            del self._calls[call]
+            del self._replies[call]
 
-    def _request_limits(self, **message: Any) -> Header:
-        return self._ask("shared_limits", **message)[0]
-
-    def _follow(
-        self, service: ConnectionHandler, header: Header, body: bytes, fds: list[int]
+    def _handle(
+        self, handler: ConnectionHandler, header: Header, body: bytes, fds: list[int]
     ) -> None:
         match header["op"]:
             case "serve":
-                self._start(_WorkerConnection(self, service, header, body), fds)
-            case "answer":
-                answer = self._calls.get(header["call"])
-                if answer is not None:
-                    answer.put((header, body))
+                self._start(_WorkerConnection(self, handler, header, body), fds)
+            case "reply":
+                reply = self._replies.get(header["call"])
+                if reply is not None:
+                    reply.put((header, body))
             case "status":
-                # Not in this thread: it must go on receiving while a long message leaves.
+                # Not in this thread, which has to receive while a long message is sent.
                 self._remote.positions = {int(order): at for order, at in json.loads(body)}
-                args = (service, header["call"])
-                threading.Thread(target=self._tell_part, args=args, name="ftpkit-status").start()
+                args = (handler, header["call"])
+                threading.Thread(target=self._send_status, args=args, name="ftpkit-status").start()
             case "grant":
                 self._remote.granted(header["flow"], header["quantum"])
-                service.registry.scheduler.grant_due()
+                handler.registry.scheduler.grant_due()
             case "limits":
-                service.change(Limits(**header["limits"]))
-            case "leave":
-                self.leaving = True
+                handler.change(Limits(**header["limits"]))
+            case "drain":
+                self.draining = True
             case "stop":
-                stop = (service, header["grace_s"])
+                stop = (handler, header["grace_s"])
                 threading.Thread(target=self._stop, args=stop, name="ftpkit-stop").start()
 
     def _start(self, connection: "_WorkerConnection", fds: list[int]) -> None:
@@ -186,103 +184,102 @@ class Worker:
         except (OSError, RuntimeError) as error:
             log.warning("error", extra={"fields": {"error": str(error), "peer": connection.peer}})
             close_all(fds)
-            connection.turn_away()
+            connection.drop()
 
-    def leave(self, host: str) -> None:
-        """Note that a connection has gone from here."""
+    def connection_closed(self, host: str) -> None:
+        """Count a connection less."""
         self._connection_limiter.release(host)
 
-    def _tell_part(self, service: ConnectionHandler, call: int | None = None) -> None:
-        self.tell("part", body=encode_status(service.status()), call=call)
+    def _send_status(self, handler: ConnectionHandler, call: int | None = None) -> None:
+        self.send("worker_status", body=encode_status(handler.status()), call=call)
 
-    def _stop(self, service: ConnectionHandler, grace_s: float) -> None:
-        service.stop(grace_s)
-        self._tell_part(service)
-        for udp_listener in self.doors:
+    def _stop(self, handler: ConnectionHandler, grace_s: float) -> None:
+        handler.stop(grace_s)
+        self._send_status(handler)
+        for udp_listener in self.udp_listeners:
             udp_listener.close()
-        service.close()
+        handler.close()
         self._ended = True
         self.channel.interrupt()
 
 
 class _WorkerConnection:
-    """A connection while this worker has it."""
+    """A connection while this worker serves it."""
 
     def __init__(
-        self, worker: Worker, service: ConnectionHandler, header: Header, body: bytes
+        self, worker: Worker, handler: ConnectionHandler, header: Header, body: bytes
     ) -> None:
-        self.host, self.peer, self._at = header["host"], header["peer"], header["at"]
-        self._worker, self._service = worker, service
-        self._moved = unpack(header["moved"], body) if "moved" in header else None
+        self.host, self.peer, self._index = header["host"], header["peer"], header["index"]
+        self._worker, self._handler = worker, handler
+        self._handoff = unpack(header["handoff"], body) if "handoff" in header else None
         self._handed_over = False
 
     @property
     def leaving(self) -> bool:
-        """Whether the others are to serve what is not begun here."""
-        return self._worker.leaving
+        """Whether other workers are to serve the next requests."""
+        return self._worker.draining
 
     def run(self, fd: int) -> None:
-        """Serve it."""
+        """Serve the connection."""
         try:
-            doors = self._worker.doors
+            udp_listeners = self._worker.udp_listeners
             with socket.socket(fileno=fd) as sock:
-                udp_listener = doors[self._at] if doors else None
-                self._service.handle(sock, self.peer, udp_listener, self, self._moved)
-        except Exception:  # of which the other connections of this worker must hear nothing
+                udp_listener = udp_listeners[self._index] if udp_listeners else None
+                self._handler.handle(sock, self.peer, udp_listener, self, self._handoff)
+        except Exception:  # of this connection; the others are served
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
-            self.leave()
+            self._close()
 
-    def turn_away(self) -> None:
-        """Leave unserved, and let another connection of its user have its place."""
-        if self._moved is not None and self._moved.grant is not None:
-            self._worker.tell("shared_limits", what="release", user=self._moved.grant.user)
-        self.leave()
+    def drop(self) -> None:
+        """Release a connection that cannot be served."""
+        if self._handoff is not None and self._handoff.grant is not None:
+            self._worker.send("shared_limits", what="release", user=self._handoff.grant.user)
+        self._close()
 
-    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
-        """Let another worker go on with it."""
+    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, lent: bool) -> None:
+        """Send the connection to worker ``to``."""
         self._handed_over = not lent
-        fields, body = pack(moved)
-        self._worker.tell(
-            "pass",
+        fields, body = pack(handoff)
+        self._worker.send(
+            "handoff",
             body=body,
             fds=[sock.fileno()],
             to=to,
-            lent=lent,
-            user=moved.grant.user if moved.grant else "",
+            proxied=lent,
+            user=handoff.grant.user if handoff.grant else "",
             host=self.host,
             peer=self.peer,
-            at=self._at,
-            moved=fields,
+            index=self._index,
+            handoff=fields,
         )
 
     def status(self) -> ServerStatus:
-        """Tell what all workers do."""
+        """Return the status of all workers; RefusedError if there is no reply in time."""
         return self._worker.status()
 
-    def leave(self) -> None:
-        """Let its place be free."""
+    def _close(self) -> None:
         if not self._handed_over:
-            self._worker.tell("left", host=self.host)
-        self._worker.leave(self.host)
+            self._worker.send("closed", host=self.host)
+        self._worker.connection_closed(self.host)
 
 
-def pack(moved: Handoff) -> tuple[dict[str, Any], bytes]:
-    """Return what can travel as a header, and what is too much for one."""
-    header, grant = json.dumps(moved.header).encode(), moved.grant
+def pack(handoff: Handoff) -> tuple[dict[str, Any], bytes]:
+    """Return a handoff as fields of a message, and as its body what may be too long for them."""
+    header, grant = json.dumps(handoff.header).encode(), handoff.grant
     fields = {
         "header": len(header),
         "grant": grant and encode_grant(grant),
-        "algorithm": moved.algorithm,
-        "requests": moved.requests,
-        "since": moved.since,
-        "local": moved.local,
+        "algorithm": handoff.algorithm,
+        "requests": handoff.requests,
+        "since": handoff.since,
+        "local": handoff.local,
     }
-    return fields, header + moved.ahead
+    return fields, header + handoff.ahead
 
 
 def unpack(fields: dict[str, Any], body: bytes) -> Handoff:
-    """Return what was packed."""
+    """Return the handoff that ``pack`` encoded."""
     size, grant, (family, address) = fields["header"], fields["grant"], fields["local"]
     own = {
         "header": json.loads(body[:size]),
