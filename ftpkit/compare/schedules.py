@@ -48,7 +48,7 @@ def simulate(
     trace: Sequence[Arrival], policy: Policy, bytes_per_s: float, line_bytes_per_s: float = LINE_BPS
 ) -> list[float]:
     """Return when each file is through, in simulated time, on a server that is shaped."""
-    schedule = Scheduler(policy, bytes_per_s_by_direction={Direction.UP: bytes_per_s})
+    schedule = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
     through_s = [math.inf] * len(trace)
     numbers: dict[Transfer, int] = {}

@@ -358,18 +358,15 @@ class FrameStream:
                 if not self._transport.wait_readable(idle_s):
                     raise StallTimeoutError("the peer sent nothing for too long")
             else:
-                self._check_header_time()
+                # A header byte by byte must be complete within the time of one stall.
+                now = time.monotonic()
+                self._header_since_s = self._header_since_s or now
+                if now - self._header_since_s > self._stall_timeout_s:
+                    raise StallTimeoutError("the header took too long to arrive")
             data = self._transport.receive(self._read_size)
         full = len(data) == self._read_size
         self._read_size = _AHEAD_READ if full and not self.unauthenticated else _IDLE_READ
         return data
-
-    def _check_header_time(self) -> None:
-        """Limit a header that arrives byte by byte to the time of one stall."""
-        now = time.monotonic()
-        self._header_since_s = self._header_since_s or now
-        if now - self._header_since_s > self._stall_timeout_s:
-            raise StallTimeoutError("the header took too long to arrive")
 
 
 def _read_all(fd: int, view: memoryview, offset: int) -> None:

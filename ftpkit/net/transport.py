@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 from ftpkit.errors import HandshakeError
 from ftpkit.osapi import files as os_files
@@ -30,8 +30,8 @@ Accept = Callable[[bytes], None]
 """Checks the peer's certificate (DER); raises to refuse it."""
 
 
-class Transport(Protocol):
-    """Bytes to and from one peer, with the errors of a socket.
+class TcpTransport:
+    """A socket without encryption, and the interface of ``TlsTransport`` as well.
 
     Methods whose names end with ``_now`` do not block: they move what is possible, and raise
     BlockingIOError if that is nothing. Call them after ``wait_readable`` or ``wait_writable``.
@@ -39,77 +39,50 @@ class Transport(Protocol):
     socket's timeout. All raise OSError if the connection fails.
     """
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
     def receive(self, most: int) -> bytes:
         """Return the next bytes, at most ``most``; b"" at the end."""
+        return self._sock.recv(most)
 
     def receive_into(self, view: memoryview) -> int:
         """Fill ``view``, or its start if the peer is slow or ends; return how many bytes."""
+        return self._sock.recv_into(view, 0, os_sockets.MSG_WAITALL)
 
     def receive_now(self, view: memoryview) -> int:
         """Fill the start of ``view`` with what has arrived; return how many bytes, 0 at the end."""
+        return os_sockets.receive_now(self._sock, view)
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Send all of ``data``; with ``more`` it may wait for the data of the next send."""
+        self._sock.sendall(data, os_sockets.MSG_MORE if more else 0)
 
     def send_now(self, data: memoryview) -> int:
         """Send the start of ``data``; return how many bytes of it."""
+        return os_sockets.send_now(self._sock, data)
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
+        return os_sockets.send_file(self._sock, fd, offset, count)
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
         """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
+        return os_sockets.send_file_now(self._sock, fd, offset, count)
 
     def flush(self) -> None:
         """Send what is left of the data that ``send_now`` accepted."""
 
     def wait_readable(self, seconds: float) -> bool:
         """Wait until something can be received; False after ``seconds``."""
-
-    def wait_writable(self, seconds: float) -> bool:
-        """Wait until something can be sent; False after ``seconds``."""
-
-    def shutdown_write(self) -> None:
-        """Tell the peer that nothing follows."""
-
-
-class TcpTransport:
-    """A socket without encryption."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def receive(self, most: int) -> bytes:
-        return self._sock.recv(most)
-
-    def receive_into(self, view: memoryview) -> int:
-        return self._sock.recv_into(view, 0, os_sockets.MSG_WAITALL)
-
-    def receive_now(self, view: memoryview) -> int:
-        return os_sockets.receive_now(self._sock, view)
-
-    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
-        self._sock.sendall(data, os_sockets.MSG_MORE if more else 0)
-
-    def send_now(self, data: memoryview) -> int:
-        return os_sockets.send_now(self._sock, data)
-
-    def send_file(self, fd: int, offset: int, count: int) -> int:
-        return os_sockets.send_file(self._sock, fd, offset, count)
-
-    def send_file_now(self, fd: int, offset: int, count: int) -> int:
-        return os_sockets.send_file_now(self._sock, fd, offset, count)
-
-    def flush(self) -> None:
-        pass
-
-    def wait_readable(self, seconds: float) -> bool:
         return os_sockets.wait_readable(self._sock, seconds)
 
     def wait_writable(self, seconds: float) -> bool:
+        """Wait until something can be sent; False after ``seconds``."""
         return os_sockets.wait_writable(self._sock, seconds)
 
     def shutdown_write(self) -> None:
+        """Tell the peer that nothing follows."""
         self._sock.shutdown(socket.SHUT_WR)
 
 
@@ -328,3 +301,6 @@ class TlsTransport:
         data = self._sock.recv(min(max(wanted, _LEAST), _MOST))
         self._incoming.write(data)
         return bool(data)
+
+
+Transport: TypeAlias = TcpTransport | TlsTransport

@@ -52,22 +52,18 @@ class BlockingScheduler:
                 self, self._scheduler.add_flow(transfer), threading.Condition(self._lock)
             )
 
-    def configure(
-        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates
-    ) -> None:
+    def configure(self, policy: Policy, *, slots: int | None, bytes_per_s: Rates) -> None:
         """Change the policy and the limits, also for threads that wait."""
         with self._lock:
             now = self._clock()
-            self._scheduler.configure(
-                policy, slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction, now=now
-            )
+            self._scheduler.configure(policy, slots=slots, bytes_per_s=bytes_per_s, now=now)
             self._grant_due(now)
 
-    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates) -> None:
+    def set_rates(self, account: Account, bytes_per_s: Rates) -> None:
         """Change the limits of ``account``, also for its threads that wait."""
         with self._lock:
             now = self._clock()
-            self._scheduler.set_rates(account, bytes_per_s_by_direction, now)
+            self._scheduler.set_rates(account, bytes_per_s, now)
             self._grant_due(now)
 
     def grant_due(self) -> None:

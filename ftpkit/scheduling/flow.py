@@ -35,22 +35,20 @@ class Account:
     """A user; all transfers of a user must share one object, and with it the limits.
 
     ``weight`` is its share relative to other accounts under policies that share;
-    ``bytes_per_s_by_direction`` limits all its transfers together.
+    ``bytes_per_s`` limits all its transfers together.
     """
 
     __slots__ = ("__weakref__", "queues", "user", "weight")
 
-    def __init__(
-        self, user: str, *, weight: float = 1.0, bytes_per_s_by_direction: Rates | None = None
-    ) -> None:
+    def __init__(self, user: str, *, weight: float = 1.0, bytes_per_s: Rates | None = None) -> None:
         if not weight > 0:
             raise ValueError("a weight must be greater than 0")
         self.user, self.weight = user, weight
-        rates = bytes_per_s_by_direction or {}
+        rates = bytes_per_s or {}
         self.queues = {direction: AccountQueue(rates.get(direction)) for direction in Direction}
 
     @property
-    def bytes_per_s_by_direction(self) -> Rates:
+    def bytes_per_s(self) -> Rates:
         """The limits of this account alone."""
         return {
             direction: rate
@@ -61,7 +59,7 @@ class Account:
     @property
     def has_limits(self) -> bool:
         """Whether this account has a limit of its own in either direction."""
-        return bool(self.bytes_per_s_by_direction)
+        return bool(self.bytes_per_s)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

@@ -86,17 +86,15 @@ class RemoteScheduler:
         self._local.remove(flow, now)
 
     def configure(
-        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
+        self, policy: Policy, *, slots: int | None, bytes_per_s: Rates, now: float
     ) -> None:
         """Change the policy and the limits, as the other process does by itself."""
-        self._local.configure(
-            policy, slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction, now=now
-        )
+        self._local.configure(policy, slots=slots, bytes_per_s=bytes_per_s, now=now)
 
-    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
+    def set_rates(self, account: Account, bytes_per_s: Rates, now: float) -> None:
         """Change the limits of ``account`` in both processes."""
-        self._local.set_rates(account, bytes_per_s_by_direction, now)
-        self._send(call="set_rates", user=account.user, bytes_per_s=bytes_per_s_by_direction)
+        self._local.set_rates(account, bytes_per_s, now)
+        self._send(call="set_rates", user=account.user, bytes_per_s=bytes_per_s)
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
         """Return the state of this process's transfers, in the order of their arrival."""
@@ -118,7 +116,7 @@ class RemoteScheduler:
                 order=transfer.order,
                 user=account.user,
                 weight=account.weight,
-                bytes_per_s=account.bytes_per_s_by_direction,
+                bytes_per_s=account.bytes_per_s,
                 name=transfer.name,
                 direction=transfer.direction,
                 total=transfer.total,

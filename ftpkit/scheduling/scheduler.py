@@ -38,20 +38,16 @@ class TransferSnapshot:
 class Scheduler:
     """Grants quanta of bytes to flows, in the order of a policy.
 
-    At most ``slots`` flows hold a quantum at once, and each direction keeps to
-    ``bytes_per_s_by_direction``; None and a missing direction are no limit. After every
-    change call ``grant_next`` until it returns None, and again at ``next_at``.
+    At most ``slots`` flows hold a quantum at once, and each direction keeps to ``bytes_per_s``;
+    None and a missing direction are no limit. After every change call ``grant_next`` until it
+    returns None, and again at ``next_at``.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        *,
-        slots: int | None = None,
-        bytes_per_s_by_direction: Rates | None = None,
+        self, policy: Policy, *, slots: int | None = None, bytes_per_s: Rates | None = None
     ) -> None:
         self._policy, self._slots = policy, slots
-        rates = bytes_per_s_by_direction or {}
+        rates = bytes_per_s or {}
         self._fair_queues = {each: FairQueue(policy, rates.get(each)) for each in Direction}
         # The direction that was granted last comes last.
         self._rotation = list(self._fair_queues.values())
@@ -135,18 +131,18 @@ class Scheduler:
             del self._transfers[transfer]
 
     def configure(
-        self, policy: Policy, *, slots: int | None, bytes_per_s_by_direction: Rates, now: float
+        self, policy: Policy, *, slots: int | None, bytes_per_s: Rates, now: float
     ) -> None:
         """Change the policy and the limits, also for flows that wait."""
         self._policy, self._slots = policy, slots
         for direction, fair_queue in self._fair_queues.items():
-            fair_queue.limit.set_rate(bytes_per_s_by_direction.get(direction), now)
+            fair_queue.limit.set_rate(bytes_per_s.get(direction), now)
             fair_queue.reorder(policy, now)
 
-    def set_rates(self, account: Account, bytes_per_s_by_direction: Rates, now: float) -> None:
+    def set_rates(self, account: Account, bytes_per_s: Rates, now: float) -> None:
         """Change the limits of ``account``, also for its flows that wait."""
         for direction, account_queue in account.queues.items():
-            account_queue.limit.set_rate(bytes_per_s_by_direction.get(direction), now)
+            account_queue.limit.set_rate(bytes_per_s.get(direction), now)
             self._fair_queues[direction].reorder(self._policy, now)
         self._limited_flows = sum(
             len(each.flows) for each in self._transfers if each.account.has_limits

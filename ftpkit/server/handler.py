@@ -106,7 +106,7 @@ class ConnectionHandler:
         self.registry.scheduler.configure(
             limits.policy,
             slots=limits.slots,
-            bytes_per_s_by_direction=limits.bytes_per_s_by_direction,
+            bytes_per_s=limits.bytes_per_s_by_direction,
         )
 
     def handle(

@@ -40,9 +40,7 @@ class Limits:
 
     def new_scheduler(self) -> Scheduler:
         """Return a scheduler that keeps these limits."""
-        return Scheduler(
-            self.policy, slots=self.slots, bytes_per_s_by_direction=self.bytes_per_s_by_direction
-        )
+        return Scheduler(self.policy, slots=self.slots, bytes_per_s=self.bytes_per_s_by_direction)
 
 
 DEFAULT_LIMITS: Final = Limits()

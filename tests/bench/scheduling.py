@@ -21,7 +21,7 @@ _THREADS: Final = 8
 
 def decision_s(policy: Policy, transfers: int, users: int, turns: int) -> float:
     """Return the seconds of one turn, with so many ``transfers`` of so many ``users`` ready."""
-    schedule, now = Scheduler(policy, slots=1, bytes_per_s_by_direction=_RATES), 0.0
+    schedule, now = Scheduler(policy, slots=1, bytes_per_s=_RATES), 0.0
     accounts = [Account(f"user {number}") for number in range(users)]
     for number in range(transfers):
         account = accounts[number % users]

@@ -37,12 +37,10 @@ def dispatcher(threads: ThreadPoolExecutor) -> Iterator[Make]:
         policy: str = "rr",
         *,
         slots: int | None = None,
-        bytes_per_s_by_direction: Rates | None = None,
+        bytes_per_s: Rates | None = None,
         longest_wait_s: float = LONG_S,
     ) -> BlockingScheduler:
-        schedule = Scheduler(
-            POLICIES[policy], slots=slots, bytes_per_s_by_direction=bytes_per_s_by_direction
-        )
+        schedule = Scheduler(POLICIES[policy], slots=slots, bytes_per_s=bytes_per_s)
         made.append(BlockingScheduler(schedule, longest_wait_s=longest_wait_s))
         return made[-1]
 
@@ -98,7 +96,7 @@ def test_the_next_is_woken_when_a_turn_ends(dispatcher: Make, threads: ThreadPoo
 def test_who_waits_for_a_rate_goes_on_when_it_is_due(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(bytes_per_s_by_direction={UP: 2e6})
+    turns = dispatcher(bytes_per_s={UP: 2e6})
     flows = [join(turns) for _ in range(4)]
 
     def carry(flow: TurnHandle) -> int:
@@ -131,7 +129,7 @@ def test_a_cut_connection_waits_no_longer(dispatcher: Make, threads: ThreadPoolE
 def test_another_watches_the_clock_when_the_watch_is_cut(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(bytes_per_s_by_direction={UP: 1e6})
+    turns = dispatcher(bytes_per_s={UP: 1e6})
     spender, watch, other = (join(turns) for _ in range(3))
     spender.release(300_000)
     cut = threads.submit(watch.acquire)
@@ -168,19 +166,19 @@ def test_stopping_refuses_all_who_wait_and_who_come_later(
 def test_other_limits_wake_who_may_go_on_now(
     dispatcher: Make, slots: int | None, rates: Rates, threads: ThreadPoolExecutor
 ) -> None:
-    turns = dispatcher(slots=slots, bytes_per_s_by_direction=rates)
+    turns = dispatcher(slots=slots, bytes_per_s=rates)
     first, second = join(turns), join(turns)
     first.acquire()
     future = threads.submit(second.acquire)
     waiting(turns, 1)
-    turns.configure(POLICIES["sjf"], slots=2, bytes_per_s_by_direction={UP: 1e9})
+    turns.configure(POLICIES["sjf"], slots=2, bytes_per_s={UP: 1e9})
     assert future.result(LONG_S) == 2_000_000
 
 
 def test_another_limit_of_an_account_wakes_its_transfers(
     dispatcher: Make, threads: ThreadPoolExecutor
 ) -> None:
-    turns, account = dispatcher(), Account("slow", bytes_per_s_by_direction={UP: 0.001})
+    turns, account = dispatcher(), Account("slow", bytes_per_s={UP: 0.001})
     flow, other = join(turns, account), join(turns)
     flow.release(1000)
     future = threads.submit(flow.acquire)
@@ -196,7 +194,7 @@ def test_a_limit_on_a_running_server_holds_for_who_took_no_turns(dispatcher: Mak
     flow = join(turns)
     assert not turns.has_limits
     flow.release(5000)
-    turns.configure(POLICIES["rr"], slots=1, bytes_per_s_by_direction={})
+    turns.configure(POLICIES["rr"], slots=1, bytes_per_s={})
     assert turns.has_limits
     assert flow.acquire() == 4 * MIB
     assert turns.snapshot()[0].moved == 5000
@@ -232,8 +230,8 @@ def test_no_wake_up_is_lost(dispatcher: Make, policy: str, threads: ThreadPoolEx
 
 def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecutor) -> None:
     """Many short turns, of an account that is over its limit now and then, and of others."""
-    turns = dispatcher("fair", slots=3, bytes_per_s_by_direction={UP: 5e9})
-    accounts = [Account("slow", bytes_per_s_by_direction={UP: 5e8}), Account("quick")]
+    turns = dispatcher("fair", slots=3, bytes_per_s={UP: 5e9})
+    accounts = [Account("slow", bytes_per_s={UP: 5e8}), Account("quick")]
 
     def carry(account: Account) -> None:
         for _ in range(40):
@@ -252,8 +250,8 @@ def test_no_wake_up_is_lost_at_a_rate(dispatcher: Make, threads: ThreadPoolExecu
     "limits",
     [
         {"slots": 1},
-        {"bytes_per_s_by_direction": {UP: 1.0}},
-        {"slots": 1, "bytes_per_s_by_direction": {UP: 1.0}},
+        {"bytes_per_s": {UP: 1.0}},
+        {"slots": 1, "bytes_per_s": {UP: 1.0}},
     ],
 )
 def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ def transfer(account: Account | None = None) -> Transfer:
 
 def test_a_lane_asks_and_is_given() -> None:
     turns, told = remote()
-    flow = turns.add_flow(transfer(Account("ann", weight=2.0, bytes_per_s_by_direction={UP: 5.0})))
+    flow = turns.add_flow(transfer(Account("ann", weight=2.0, bytes_per_s={UP: 5.0})))
     assert told == [], "it may never want a turn"
     turns.ready(flow, 1.0)
     assert told == [
@@ -83,7 +83,7 @@ def test_without_a_limit_nothing_is_told() -> None:
     other = turns.add_flow(transfer())
     turns.remove(other, 1.0)
     assert told == []
-    turns.configure(POLICIES["fcfs"], slots=1, bytes_per_s_by_direction={}, now=2.0)
+    turns.configure(POLICIES["fcfs"], slots=1, bytes_per_s={}, now=2.0)
     turns.release(flow, 50, 2.0)
     assert turns.has_limits
     assert [each["call"] for each in told] == ["add_flow", "release"], (

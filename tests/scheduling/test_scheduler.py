@@ -17,11 +17,9 @@ RATE = 50e6
 QUANTUM = 100_000
 
 
-def trip(
-    policy: str, *, slots: int | None = None, bytes_per_s_by_direction: Rates | None = None
-) -> Trip:
-    rates = {UP: RATE} if bytes_per_s_by_direction is None else bytes_per_s_by_direction
-    return Trip(Scheduler(POLICIES[policy], slots=slots, bytes_per_s_by_direction=rates))
+def trip(policy: str, *, slots: int | None = None, bytes_per_s: Rates | None = None) -> Trip:
+    rates = {UP: RATE} if bytes_per_s is None else bytes_per_s
+    return Trip(Scheduler(POLICIES[policy], slots=slots, bytes_per_s=rates))
 
 
 def names(turns: Trip) -> list[str]:
@@ -166,7 +164,7 @@ def met(line: Trip, bytes_per_s: float, *accounts: Account, until: float = 20.0)
 @pytest.mark.parametrize("rate", [10e3, 1e6, 50e6, 1e9])
 def test_the_rate_is_met(policy: str, rate: float) -> None:
     line, ann, bob = (
-        trip(policy, bytes_per_s_by_direction={UP: rate}),
+        trip(policy, bytes_per_s={UP: rate}),
         Account("ann"),
         Account("bob"),
     )
@@ -177,7 +175,7 @@ def test_the_rate_is_met(policy: str, rate: float) -> None:
 
 
 def test_both_directions_have_a_rate_of_their_own() -> None:
-    line, ann = trip("fair", bytes_per_s_by_direction={UP: 20e6, DOWN: 5e6}), Account("ann")
+    line, ann = trip("fair", bytes_per_s={UP: 20e6, DOWN: 5e6}), Account("ann")
     line.send(ann, None)
     line.send(ann, None, direction=DOWN)
     line.run(5.0)
@@ -190,7 +188,7 @@ def test_both_directions_have_a_rate_of_their_own() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_account_keeps_to_its_rate_and_stands_in_nobodys_way(policy: str) -> None:
     line = trip(policy)
-    slow, quick = Account("slow", bytes_per_s_by_direction={UP: 5e6}), Account("quick")
+    slow, quick = Account("slow", bytes_per_s={UP: 5e6}), Account("quick")
     line.send(slow, 10**10)
     line.send(slow, 10**10 + 1)
     line.send(quick, 10**12, at=0.01)
@@ -200,14 +198,14 @@ def test_an_account_keeps_to_its_rate_and_stands_in_nobodys_way(policy: str) -> 
 
 
 def test_an_account_under_its_limit_loses_nothing_to_it() -> None:
-    line, ann = trip("rr"), Account("ann", bytes_per_s_by_direction={UP: 2 * RATE, DOWN: 1})
+    line, ann = trip("rr"), Account("ann", bytes_per_s={UP: 2 * RATE, DOWN: 1})
     line.send(ann, None)
     line.run(5.0)
     met(line, RATE, until=5.0)
 
 
 def test_an_account_of_files_without_end_keeps_to_its_rate() -> None:
-    line, ann = trip("sjf"), Account("ann", bytes_per_s_by_direction={UP: 1e6})
+    line, ann = trip("sjf"), Account("ann", bytes_per_s={UP: 1e6})
     for i in range(3000):
         line.send(ann, 10_000, at=i / 1000)
     line.run(10.0)
@@ -215,7 +213,7 @@ def test_an_account_of_files_without_end_keeps_to_its_rate() -> None:
 
 
 def test_the_best_lane_of_a_limited_account_goes_first() -> None:
-    line, ann = trip("sjf"), Account("ann", bytes_per_s_by_direction={UP: 1e6})
+    line, ann = trip("sjf"), Account("ann", bytes_per_s={UP: 1e6})
     line.send(ann, 10_000_000)
     small = line.send(ann, 10_000, at=1.0)
     line.run(2.0)
@@ -224,7 +222,7 @@ def test_the_best_lane_of_a_limited_account_goes_first() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_more_than_the_slots_have_a_turn(policy: str) -> None:
-    line, ann = trip(policy, slots=3, bytes_per_s_by_direction={}), Account("ann")
+    line, ann = trip(policy, slots=3, bytes_per_s={}), Account("ann")
     line.line_bps = 1e8
     for i in range(20):
         line.send(ann, 10 * MIB, direction=(UP, DOWN)[i % 2])
@@ -233,7 +231,7 @@ def test_no_more_than_the_slots_have_a_turn(policy: str) -> None:
 
 
 def test_the_directions_take_turns_for_a_slot() -> None:
-    line, ann = trip("sjf", slots=1, bytes_per_s_by_direction={}), Account("ann")
+    line, ann = trip("sjf", slots=1, bytes_per_s={}), Account("ann")
     for _ in range(4):
         line.send(ann, 8 * MIB)
         line.send(ann, 80 * MIB, direction=DOWN)
@@ -243,7 +241,7 @@ def test_the_directions_take_turns_for_a_slot() -> None:
 
 
 def test_without_limits_all_run_at_once() -> None:
-    line, ann = trip("fcfs", bytes_per_s_by_direction={}), Account("ann")
+    line, ann = trip("fcfs", bytes_per_s={}), Account("ann")
     for _ in range(50):
         line.send(ann, MIB)
     line.run()
@@ -278,7 +276,7 @@ def favour(schedule: Scheduler, favourite: Transfer, turns: int, now: float) -> 
 
 def test_what_waits_longest_has_a_twentieth_of_the_bytes() -> None:
     schedule, ann = (
-        Scheduler(POLICIES["mlfq"], slots=1, bytes_per_s_by_direction={UP: RATE}),
+        Scheduler(POLICIES["mlfq"], slots=1, bytes_per_s={UP: RATE}),
         Account("ann"),
     )
     starving = [
@@ -294,7 +292,7 @@ def test_what_waits_longest_has_a_twentieth_of_the_bytes() -> None:
 
 def test_a_turn_that_comes_by_rank_counts_as_well() -> None:
     schedule, ann = (
-        Scheduler(POLICIES["mlfq"], slots=1, bytes_per_s_by_direction={UP: RATE}),
+        Scheduler(POLICIES["mlfq"], slots=1, bytes_per_s={UP: RATE}),
         Account("ann"),
     )
     large = [Transfer(ann, "large", UP, 10**9, 0.0, moved=10**8) for _ in range(2)]
@@ -324,7 +322,7 @@ def test_all_ends_and_no_time_is_lost(
     accounts = [
         Account("a"),
         Account("b", weight=3),
-        Account("c", bytes_per_s_by_direction={UP: RATE / 2}),
+        Account("c", bytes_per_s={UP: RATE / 2}),
     ]
     for size, at, user, flows in row:
         line.send(accounts[user], size, at=at, flows=flows, known=known)
@@ -351,8 +349,8 @@ def test_another_rate_holds_at_once() -> None:
 
 def test_a_limit_that_is_taken_away_is_gone() -> None:
     line, ann = (
-        trip("rr", slots=1, bytes_per_s_by_direction={UP: 1}),
-        Account("ann", bytes_per_s_by_direction={UP: 1}),
+        trip("rr", slots=1, bytes_per_s={UP: 1}),
+        Account("ann", bytes_per_s={UP: 1}),
     )
     line.send(ann, 10_000)
     line.at(1.0, lambda: configure(line, "rr", {}))
@@ -395,25 +393,25 @@ def test_shares_begin_anew_with_a_policy(before: str) -> None:
 @pytest.mark.parametrize("policy", ["rr", "fair"])
 def test_what_moved_without_turns_is_not_held_against_anybody(policy: str) -> None:
     line, ann, bob = (
-        trip(policy, slots=1, bytes_per_s_by_direction={}),
+        trip(policy, slots=1, bytes_per_s={}),
         Account("ann"),
         Account("bob"),
     )
     old = Transfer(ann, "old", UP, None, 0.0)
     flow = line.schedule.add_flow(old)
     line.schedule.release(flow, 10**12, 0.0)
-    line.schedule.configure(POLICIES[policy], slots=1, bytes_per_s_by_direction={UP: RATE}, now=0.0)
+    line.schedule.configure(POLICIES[policy], slots=1, bytes_per_s={UP: RATE}, now=0.0)
     line.send(bob, None)
     line.at(0.1, lambda: line.schedule.ready(flow, line.now))
     line.run(5.0)
     assert line.moved(0.1, 5, ann) == pytest.approx(line.moved(0.1, 5, bob), rel=0.02)
 
 
-def configure(line: Trip, policy: str, bytes_per_s_by_direction: Rates) -> None:
+def configure(line: Trip, policy: str, bytes_per_s: Rates) -> None:
     line.schedule.configure(
         POLICIES[policy],
         slots=None,
-        bytes_per_s_by_direction=bytes_per_s_by_direction,
+        bytes_per_s=bytes_per_s,
         now=line.now,
     )
 
@@ -455,7 +453,7 @@ def test_a_transfer_runs_if_one_of_its_lanes_does() -> None:
 @pytest.mark.parametrize("running", [False, True])
 def test_who_leaves_gives_back_slot_share_and_rate(running: bool) -> None:
     schedule, ann = (
-        Scheduler(POLICIES["fair"], slots=1, bytes_per_s_by_direction={UP: 1000}),
+        Scheduler(POLICIES["fair"], slots=1, bytes_per_s={UP: 1000}),
         Account("ann"),
     )
     gone = schedule.add_flow(Transfer(ann, "gone", UP, None, 0.0))
@@ -488,7 +486,7 @@ def test_a_lane_that_leaves_gives_back_the_share_of_its_transfer() -> None:
 
 
 def test_bytes_moved_after_leaving_or_without_a_turn_are_charged() -> None:
-    schedule, ann = Scheduler(POLICIES["fair"], bytes_per_s_by_direction={UP: 1000}), Account("ann")
+    schedule, ann = Scheduler(POLICIES["fair"], bytes_per_s={UP: 1000}), Account("ann")
     transfer = Transfer(ann, "a", UP, None, 0.0)
     flow = schedule.add_flow(transfer)
     schedule.release(flow, 530, 1.0)
@@ -520,10 +518,8 @@ def test_a_transfer_that_comes_back_keeps_its_place() -> None:
     ],
 )
 def test_any_limit_shapes(slots: int | None, rates: Rates, account: Rates, shaped: bool) -> None:
-    schedule = Scheduler(POLICIES["fair"], slots=slots, bytes_per_s_by_direction=rates)
-    flow = schedule.add_flow(
-        Transfer(Account("ann", bytes_per_s_by_direction=account), "a", UP, None, 0.0)
-    )
+    schedule = Scheduler(POLICIES["fair"], slots=slots, bytes_per_s=rates)
+    flow = schedule.add_flow(Transfer(Account("ann", bytes_per_s=account), "a", UP, None, 0.0))
     assert schedule.has_limits is shaped
     schedule.remove(flow, 0.0)
     assert schedule.has_limits is (shaped and not account)

@@ -36,11 +36,9 @@ class TransferRegistry:
         with self._lock:
             account = self._accounts.get(user)
             if account is None:
-                account = self._accounts[user] = Account(
-                    user, weight=weight, bytes_per_s_by_direction=rates
-                )
+                account = self._accounts[user] = Account(user, weight=weight, bytes_per_s=rates)
             account.weight = weight
-            if account.bytes_per_s_by_direction != rates:
+            if account.bytes_per_s != rates:
                 self.scheduler.set_rates(account, rates)
             return account
 

@@ -53,7 +53,7 @@ class SchedulerServer:
             self._scheduler.configure(
                 limits.policy,
                 slots=limits.slots,
-                bytes_per_s_by_direction=limits.bytes_per_s_by_direction,
+                bytes_per_s=limits.bytes_per_s_by_direction,
                 now=self._clock(),
             )
             self._grant_due()
@@ -92,8 +92,8 @@ class SchedulerServer:
         worker, user = key[0], header["user"]
         account = self._accounts.get(user)
         if account is None:
-            account = self._accounts[user] = Account(user, bytes_per_s_by_direction=_rates(header))
-        elif account.bytes_per_s_by_direction != _rates(header):
+            account = self._accounts[user] = Account(user, bytes_per_s=_rates(header))
+        elif account.bytes_per_s != _rates(header):
             self._scheduler.set_rates(account, _rates(header), now)
         account.weight = header["weight"]
         transfer = self._transfers.get((worker, header["order"]))
