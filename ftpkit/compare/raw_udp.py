@@ -16,7 +16,7 @@ from ftpkit.protocol.udp.packet import (
     pack_header,
     read_ack,
 )
-from ftpkit.protocol.udp.sender import Fill, Sent
+from ftpkit.protocol.udp.sender import Fill, SentBytes
 
 # As the sender that it is compared with.
 _BURST_S: Final = 0.001
@@ -48,7 +48,7 @@ class RawSender:
         rtt_s: float,
         now: float,
     ) -> None:
-        self.sent = Sent()
+        self.sent = SentBytes()
         """What left; what was lost is known once ``told``."""
         self.told = False
         """Whether the receiver has said how much arrived of all that left."""
@@ -92,7 +92,7 @@ class RawSender:
             size = len(payload) + OVERHEAD
             datagrams.append(self._datagram(self._block, self._offset, payload))
             self._offset += len(payload)
-            self.sent.once += len(payload)
+            self.sent.first += len(payload)
             self._due += size / self._rate.bytes_per_s
             room -= size
         return datagrams
@@ -100,12 +100,12 @@ class RawSender:
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
         """Take the count of what arrived from an acknowledgement; ProtocolError if it is none."""
         ack = read_ack(payload)
-        if ack.largest > self._numbers.last or ack.received > self.sent.once:
+        if ack.largest > self._numbers.last or ack.received > self.sent.first:
             raise ProtocolError("an acknowledgement of what was never sent")
         self._received = max(self._received, ack.received)
         if ack.largest >= self._first_question:
             self.told = True
-            self.sent.lost = self.sent.once - self._received
+            self.sent.lost = self.sent.first - self._received
 
     def _open_next(self) -> None:
         self._block, size = self._waiting.popleft()

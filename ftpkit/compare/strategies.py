@@ -172,9 +172,9 @@ class UdpStrategy:
     def spent(self) -> Spent:
         """Return what the sender counted, without what datagrams add to their pieces."""
         sent = [sender.sent for sender in self._senders]
-        again = sum(each.again for each in sent)
+        again = sum(each.resent for each in sent)
         return Spent(
-            sum(each.once for each in sent) + again, again, sum(each.lost for each in sent)
+            sum(each.first for each in sent) + again, again, sum(each.lost for each in sent)
         )
 
     def _count(self, moved: int) -> None:
@@ -208,7 +208,7 @@ class RawUdpStrategy:
         told = all(sender.told for sender in self._senders)
         sent = [sender.sent for sender in self._senders]
         return Spent(
-            sum(each.once for each in sent), 0, sum(each.lost for each in sent) if told else None
+            sum(each.first for each in sent), 0, sum(each.lost for each in sent) if told else None
         )
 
     def _start(self, sizes: Mapping[int, int], row: BlockUpload) -> SessionStart:

@@ -65,7 +65,7 @@ def receiver_into(taken: dict[int, bytes]) -> Receiver:
     def take(block: int, data: memoryview, raw: bytes) -> None:
         taken[block] = bytes(data) + raw
 
-    return Receiver(7, SIZES, take, most_open=16, direction=FROM_SERVER)
+    return Receiver(7, SIZES, take, max_open=16, direction=FROM_SERVER)
 
 
 def test_every_piece_leaves_once_and_at_the_rate() -> None:
@@ -79,7 +79,7 @@ def test_every_piece_leaves_once_and_at_the_rate() -> None:
         # What leaves at once is a millisecond's, and a piece more.
         size = sum(len(payload) + OVERHEAD for _, _, payload in left[:behind])
         assert size <= RATE_BPS * (left[behind - 1][0] + 0.002) + PIECE
-    assert (sender.sent.once, sender.sent.again, sender.sent.lost) == (WHOLE, 0, 0)
+    assert (sender.sent.first, sender.sent.resent, sender.sent.lost) == (WHOLE, 0, 0)
     assert sender.moved == sum(SIZES.values())
 
 
@@ -89,7 +89,7 @@ def test_what_is_lost_stays_lost_and_is_counted() -> None:
     assert list(taken) == [1]
     gone = sum(len(payload) for _, header, payload in left if header.number in {2, 3, 12})
     assert sender.told
-    assert (sender.sent.once, sender.sent.again, sender.sent.lost) == (WHOLE, 0, gone)
+    assert (sender.sent.first, sender.sent.resent, sender.sent.lost) == (WHOLE, 0, gone)
     assert sender.moved == sum(SIZES.values()) - gone
 
 

@@ -19,7 +19,7 @@ from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
 from ftpkit.protocol.udp.congestion import BbrControl
 from ftpkit.protocol.udp.packet import KEY, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.udp.path_probe import PathProber
-from ftpkit.protocol.udp.receiver import Receiver, Take
+from ftpkit.protocol.udp.receiver import OnBlock, Receiver
 from ftpkit.protocol.udp.sender import Fill, Sender
 from ftpkit.protocol.udp.session import ClientDatagramSession, DatagramTransfer
 
@@ -60,7 +60,7 @@ def receive_blocks(
     name: str,
     version: str,
     sizes: Mapping[int, int],
-    hold: Take,
+    hold: OnBlock,
 ) -> int:
     """Receive blocks of the file ``name``; ``hold`` is called with each that has arrived."""
     ranges = _ranges(islice(sizes, MAX_BLOCKS))
@@ -73,7 +73,7 @@ def receive_blocks(
             session,
             sizes,
             hold,
-            most_open=max_open_blocks(BLOCK),
+            max_open=max_open_blocks(BLOCK),
             direction=0,
             allocate=os_files.lazy_memory,
         )
@@ -93,7 +93,7 @@ def upload_starter(
             sizes,
             fill,
             BbrControl(piece + OVERHEAD, rtt_s, now, bytes_per_s),
-            most_open=max_open_blocks(BLOCK),
+            max_open=max_open_blocks(BLOCK),
             direction=0,
             rtt_s=rtt_s,
             now=now,
@@ -187,7 +187,7 @@ class _Watchdog:
         if now >= self._next_check:
             self._next_check = now + _CHECK_S
             self._check(now)
-        return not self._session.done and not self._session.ended
+        return not self._session.done and not self._session.closed_by_server
 
     def _check(self, now: float) -> None:
         connection, path = self._connection, self._session.path

@@ -1,1 +1,1 @@
-"""The UDP mode without a socket: packets, sessions, congestion control (WIRE.md section 11)."""
+"""The UDP mode without sockets: packets, sessions, congestion control (WIRE.md section 11)."""

@@ -1,8 +1,6 @@
-"""The UDP mode's datagrams to the byte, and who may send to whom (WIRE.md section 11).
+"""The layout of the UDP mode's datagrams, and packet numbers (WIRE.md section 11).
 
-Nothing here moves or seals a datagram: what is made and taken here is a
-header, which travels readable but sealed, and a payload, which travels
-encrypted. Times are seconds of one clock, given as arguments.
+A datagram here is its header, which is authenticated, and its payload before encryption.
 """
 
 from collections.abc import Callable
@@ -13,22 +11,22 @@ from typing import Final, NamedTuple
 from ftpkit.errors import ProtocolError
 
 HEADER: Final = Struct("!IIIIB")
-# What AES-GCM adds.
+# In bytes: what AES-128-GCM appends, and its key.
 TAG: Final = 16
-OVERHEAD: Final = HEADER.size + TAG
 KEY: Final = 16
+OVERHEAD: Final = HEADER.size + TAG
 MAX_NUMBER: Final = 2**32 - 1
-# The highest bit of the kind tells the direction: each kind has its numbers, in each direction.
+# The highest bit of the kind is the direction; each kind in each direction has its own numbers.
 FROM_SERVER: Final = 0x80
 
-# So many blocks, and bytes of them, may be on their way at once: a receiver keeps them in memory.
+# Limits on the incomplete blocks of a session, which a receiver holds in memory.
 _MAX_OPEN: Final = 16
 _MAX_OPEN_BYTES: Final = 64 * 1024 * 1024
-# So many blocks are wanted of one session: each takes memory before it comes.
+# The most blocks of one session: each takes some memory from the start.
 MAX_BLOCKS: Final = 65_536
-# Shorter pieces, but for the last of a block, are refused: each takes memory to remember.
+# The least bytes of a piece except a block's last: a receiver remembers each piece.
 MIN_PIECE: Final = 512
-# How far back an acknowledgement tells, and a replay is noticed.
+# How many of the newest numbers an acknowledgement and the replay check cover.
 REMEMBERED: Final = 4096
 
 _NONCE: Final = Struct("!B7xI")
@@ -37,25 +35,24 @@ _PROBE: Final = Struct("!QHI")
 _REMEMBERED_BITS: Final = (1 << REMEMBERED) - 1
 
 MIN_DATAGRAM: Final = OVERHEAD + _PROBE.size
-# What IPv6 carries without asking (RFC 8200), with its headers of 48 bytes.
+# IPv6's minimum MTU (RFC 8200, section 5) without the IPv6 and UDP headers.
 SAFE_DATAGRAM: Final = 1280 - 48
 
 
 class Kind(IntEnum):
-    """What a datagram is."""
+    """The kind of a datagram."""
 
     DATA = 0  # a piece of a block
     ACK = 1  # which datagrams have arrived
-    PROBE = 2  # is this path open, and for how large a datagram?
-    ECHO = 3  # it is, for one as large as this
-    END = 4  # nobody listens here any more; the conversation says why
+    PROBE = 2  # from the client: does a datagram of this size pass?
+    ECHO = 3  # from the server: the reply to a probe, of the same size
+    END = 4  # from the server: the session is over
 
 
 class Header(NamedTuple):
-    """``number`` is never used twice for one kind in one direction of a session.
+    """``number`` is unique per kind and direction of a session, from 1 on.
 
-    ``block`` and ``offset`` say which bytes of which block a piece is; they are 0 in
-    any other kind.
+    ``block`` and ``offset`` locate a piece (DATA); other kinds have 0.
     """
 
     session: int
@@ -66,16 +63,16 @@ class Header(NamedTuple):
 
 
 class Datagram(NamedTuple):
-    """A header as it travels, and the payload that is to be sealed with it."""
+    """A packed header, and the payload to encrypt with it."""
 
     header: bytes
     payload: bytes | memoryview
 
 
 class Ack(NamedTuple):
-    """``largest`` of the numbers that arrived, ``received`` bytes of pieces in all.
+    """The ``largest`` number received, and the bytes of all pieces ``received``.
 
-    Bit ``k`` of ``bits`` says that number ``largest - k`` arrived.
+    Bit ``k`` of ``bits`` stands for number ``largest - k``.
     """
 
     largest: int
@@ -84,10 +81,10 @@ class Ack(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What client and server agree on; each is 0 as long as it is not known.
+    """The payload of PROBE and ECHO; each field is 0 while it is unknown.
 
-    ``proof`` is what the server last echoed to this address, ``piece`` how many bytes of a
-    block a datagram carries, ``rtt_us`` the microseconds that the first echo took.
+    ``proof`` is the server's last to this address, ``piece`` the bytes of a block in one
+    datagram, ``rtt_us`` the round-trip time in microseconds.
     """
 
     proof: int
@@ -96,12 +93,12 @@ class Probe(NamedTuple):
 
 
 def pack_header(session: int, number: int, kind: int, block: int = 0, offset: int = 0) -> bytes:
-    """Return a header as it travels."""
+    """Return the wire bytes of a header."""
     return HEADER.pack(session, number, block, offset, kind)
 
 
 def read_header(raw: bytes | memoryview) -> Header | None:
-    """Return the header at the start of a datagram, or None if that is none of ours."""
+    """Return the header of a datagram, or None if it is not one of this protocol."""
     if len(raw) < OVERHEAD:
         return None
     header = Header._make(HEADER.unpack_from(raw))
@@ -110,40 +107,40 @@ def read_header(raw: bytes | memoryview) -> Header | None:
 
 
 Allocate = Callable[[int], memoryview]
-"""Returns so many bytes of memory, with whatever is in them."""
+"""Returns this many bytes of memory, with arbitrary content."""
 
 
 def plain_memory(length: int) -> memoryview:
-    """Return memory as Python gives it."""
+    """Return zeroed memory."""
     return memoryview(bytearray(length))
 
 
 class BlockBuffers:
-    """Memory for blocks, used again: fresh pages cost more than what is done with them."""
+    """Memory for blocks, reused because page faults on new memory are expensive."""
 
     def __init__(self, allocate: Allocate = plain_memory) -> None:
         self._spare: list[memoryview] = []
         self._allocate = allocate
 
     def borrow(self, length: int) -> memoryview:
-        """Lend ``length`` bytes, with whatever is in them."""
+        """Return ``length`` bytes of memory, with arbitrary content."""
         for index, memory in enumerate(self._spare):
             if len(memory) == length:
                 return self._spare.pop(index)
         return self._allocate(length)
 
     def release(self, memory: memoryview) -> None:
-        """Keep what was lent for the next."""
+        """Take back memory that was borrowed."""
         self._spare.append(memory)
 
 
 def max_open_blocks(block: int) -> int:
-    """Return how many blocks of ``block`` bytes may be on their way at once."""
+    """Return how many blocks of ``block`` bytes may be incomplete at once."""
     return max(1, min(_MAX_OPEN, _MAX_OPEN_BYTES // block))
 
 
 def nonce_of(header: bytes | memoryview) -> bytes:
-    """Return the 12 bytes that never repeat under one key: direction, kind and number."""
+    """Return the AES-GCM nonce, 12 bytes unique under one key: direction, kind and number."""
     _, number, _, _, kind = HEADER.unpack_from(header)
     return _NONCE.pack(kind, number)
 
@@ -155,9 +152,9 @@ def pack_ack(ack: Ack) -> bytes:
 
 
 def read_ack(payload: bytes | memoryview) -> Ack:
-    """Return what an acknowledgement says; ProtocolError if it is none."""
+    """Return the acknowledgement in a payload; ProtocolError if its length is wrong."""
     if not _ACK.size <= len(payload) <= _ACK.size + REMEMBERED // 8:
-        raise ProtocolError("an acknowledgement has another length")
+        raise ProtocolError("an acknowledgement has the wrong length")
     largest, received = _ACK.unpack_from(payload)
     return Ack(largest, received, int.from_bytes(payload[_ACK.size :], "big"))
 
@@ -168,38 +165,38 @@ def pack_probe(probe: Probe, size: int) -> bytes:
 
 
 def read_probe(payload: bytes | memoryview) -> Probe:
-    """Return what a probe says; ProtocolError if it is none."""
+    """Return the probe in a payload; ProtocolError if it is too short."""
     if len(payload) < _PROBE.size:
         raise ProtocolError("a probe is too short")
     return Probe._make(_PROBE.unpack_from(payload))
 
 
 class ReceivedPackets:
-    """Which numbers of one direction have arrived: each counts once, and not for ever."""
+    """The set of the newest numbers received, for acknowledgements and the replay check."""
 
     def __init__(self) -> None:
         self.largest = 0
         self.bits = 0
 
     def is_new(self, number: int) -> bool:
-        """Whether a datagram of this number may still count."""
+        """Whether a number was not received, and is not too old to tell."""
         age = self.largest - number
         return age < 0 or (age < REMEMBERED and not self.bits >> age & 1)
 
     def add(self, number: int) -> None:
-        """Note a number that ``is_new``."""
+        """Add a number that ``is_new``."""
         self.merge(number, 1)
 
     def since(self, largest: int) -> int:
-        """Return the bits as they are when ``largest`` is the number of the lowest one."""
+        """Return the bits shifted so that bit 0 stands for ``largest``."""
         ahead = largest - self.largest
         if abs(ahead) >= REMEMBERED:
-            # Numbers are the peer's to choose: a shift by all of 32 bits would take 512 MiB.
+            # The peer chooses numbers: a shift by up to 2^32 bits would take 512 MiB.
             return 0
         return self.bits << ahead & _REMEMBERED_BITS if ahead > 0 else self.bits >> -ahead
 
     def merge(self, largest: int, bits: int) -> None:
-        """Note all of ``bits``, the lowest of which is number ``largest``."""
+        """Add the numbers in ``bits``, of which bit 0 stands for ``largest``."""
         if largest >= self.largest:
             self.bits, self.largest = self.since(largest) | bits, largest
         elif self.largest - largest < REMEMBERED:
@@ -207,14 +204,14 @@ class ReceivedPackets:
 
 
 class PacketNumbers:
-    """The numbers of one kind in one direction of a session, from 1 on."""
+    """Generates the numbers of one kind in one direction of a session, from 1 on."""
 
     def __init__(self) -> None:
         self.last = 0
 
     def next(self) -> int:
-        """Return a number that was never used; ProtocolError when there is none left."""
+        """Return the next number; ProtocolError after the last one, 2^32-1."""
         if self.last == MAX_NUMBER:
-            raise ProtocolError("the session's numbers are used up")
+            raise ProtocolError("the UDP session has used up its packet numbers")
         self.last += 1
         return self.last

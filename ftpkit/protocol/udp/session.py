@@ -1,4 +1,4 @@
-"""Both ends of a session of datagrams: the path, and the row of blocks that moves over it."""
+"""Both sides of a UDP session: path probing and the transfer of blocks."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -16,55 +16,55 @@ from ftpkit.protocol.udp.receiver import Receiver
 
 
 class BlockSender(Protocol):
-    """The sending half of a row of blocks: ``Sender``, or another that is compared with it."""
+    """Sends the blocks of a session: ``Sender``, or a strategy to compare it with."""
 
     @property
     def moved(self) -> int:
-        """Bytes of blocks that have arrived."""
+        """Bytes of blocks acknowledged."""
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to do."""
+        """Whether nothing is left to send."""
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
-        """Take an acknowledgement in; ProtocolError if it is none."""
+        """Process an acknowledgement; ProtocolError if it is malformed."""
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now."""
+        """Return the datagrams to send now."""
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do, if nothing arrives before."""
+        """Return the time of the next call, if nothing arrives before."""
 
 
 DatagramTransfer = BlockSender | Receiver
 
 StartTransfer = Callable[[int, float, float], DatagramTransfer]
-"""Makes one half of a row: bytes a piece, seconds a round trip, the time now."""
+"""Makes a sender or receiver from bytes per piece, round-trip time in seconds, and now."""
 
 AnswerProbe = Callable[[Header, bytes | memoryview], Datagram | None]
 
 
 class DatagramSession(Protocol):
-    """One end of a session: takes what arrives, and gives what is to leave."""
+    """One side of a session; times are seconds of one clock."""
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
-        """Take a datagram in; ProtocolError if a peer that holds the key sent nonsense."""
+        """Process a decrypted datagram; ProtocolError if the peer violates the protocol."""
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now."""
+        """Return the datagrams to send now."""
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do, if nothing arrives before."""
+        """Return the time of the next call, if nothing arrives before."""
 
 
 class ClientDatagramSession:
-    """The client's end: finds a path, and lets ``start`` make what moves over it."""
+    """The client's side: probes the path, then makes the transfer with ``start``."""
 
     def __init__(self, path: PathProber, start: StartTransfer) -> None:
         self.path, self._start = path, start
         self.transfer: DatagramTransfer | None = None
-        self.ended = False
-        """Whether the server said that it goes on no further."""
+        self.closed_by_server = False
+        """Whether the server has ended the session."""
 
     @property
     def done(self) -> bool:
@@ -72,7 +72,6 @@ class ClientDatagramSession:
         return self.transfer is not None and self.transfer.done
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
-        """Take a datagram in."""
         if not header.kind & FROM_SERVER:
             return
         if header.kind & ~FROM_SERVER == Kind.ECHO:
@@ -80,47 +79,45 @@ class ClientDatagramSession:
             return
         self.path.note_received(now)
         if header.kind & ~FROM_SERVER == Kind.END:
-            self.ended = True
+            self.closed_by_server = True
         elif self.transfer is not None:
             _dispatch(self.transfer, header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now: probes first, for nothing else is heard before them."""
+        # Probes first: the server drops everything else from an unproven address.
         datagrams = self.path.datagrams_to_send(now)
         if self.transfer is None and self.path.piece:
             self.transfer = self._start(self.path.piece, self.path.rtt_s, now)
         return datagrams + (self.transfer.datagrams_to_send(now) if self.transfer else [])
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do, if nothing arrives before."""
         at = self.path.next_event(now)
         return min(at, self.transfer.next_event(now)) if self.transfer else at
 
 
 class ServerDatagramSession:
-    """The server's end, from when the client's address is proven.
+    """The server's side, once the client's address is proven.
 
-    ``answer`` returns the echo of a probe, or None for one that is not to be answered.
+    ``answer`` returns the echo of a probe, or None to drop it.
     """
 
     def __init__(self, session: int, transfer: DatagramTransfer, answer: AnswerProbe) -> None:
         self.transfer = transfer
-        self.heard_at = 0.0
-        """When a datagram arrived last."""
+        self.last_received_at = 0.0
+        """When the last datagram arrived."""
         self._session, self._answer = session, answer
         self._numbers = PacketNumbers()
         self._echoes: list[Datagram] = []
 
     @property
-    def finished(self) -> bool:
-        """Whether there is nothing more to do; a receiver stays, for its last words may be lost."""
+    def done(self) -> bool:
+        """Whether nothing is left to do: never for a receiver, whose last ACK may be lost."""
         return not isinstance(self.transfer, Receiver) and self.transfer.done
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
-        """Take a datagram in."""
         if header.kind & FROM_SERVER:
             return
-        self.heard_at = now
+        self.last_received_at = now
         if header.kind == Kind.PROBE:
             echo = self._answer(header, payload)
             self._echoes += [echo] if echo else []
@@ -128,16 +125,14 @@ class ServerDatagramSession:
             _dispatch(self.transfer, header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now."""
         echoes, self._echoes = self._echoes, []
         return echoes + self.transfer.datagrams_to_send(now)
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do, if nothing arrives before."""
         return now if self._echoes else self.transfer.next_event(now)
 
     def end_datagram(self) -> Datagram:
-        """Return what tells the client that this end goes on no further."""
+        """Return the datagram that ends the session."""
         number = self._numbers.next()
         return Datagram(pack_header(self._session, number, Kind.END | FROM_SERVER), b"")
 
@@ -145,7 +140,6 @@ class ServerDatagramSession:
 def _dispatch(
     transfer: DatagramTransfer, header: Header, payload: bytes | memoryview, now: float
 ) -> None:
-    """Give a row what concerns it."""
     kind = header.kind & ~FROM_SERVER
     if isinstance(transfer, Receiver):
         if kind == Kind.DATA:

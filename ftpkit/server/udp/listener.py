@@ -276,8 +276,8 @@ class UdpConversation:
 
     def _run(self, session: ServerDatagramSession, sock: DatagramSocket) -> None:
         def goes_on(now: float) -> bool:
-            silence_s = now - max(session.heard_at, self._heard_at)
-            return not self._stopped and not session.finished and silence_s < _SILENCE_S
+            silence_s = now - max(session.last_received_at, self._heard_at)
+            return not self._stopped and not session.done and silence_s < _SILENCE_S
 
         cipher = DatagramCipher(self.key)
         try:
@@ -308,7 +308,7 @@ class UdpConversation:
 
 def _passed(transfer: DatagramTransfer) -> int:
     """Return how many bytes have passed here: what has left counts before it has arrived."""
-    return transfer.sent.once if isinstance(transfer, Sender) else transfer.moved
+    return transfer.sent.first if isinstance(transfer, Sender) else transfer.moved
 
 
 def bound(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -32,7 +32,7 @@ def push(context: SessionContext, request: m.Push) -> Result:
             session,
             missing,
             lambda number, data, raw: _take(upload, number, data, raw, context.algorithm),
-            most_open=max_open_blocks(block),
+            max_open=max_open_blocks(block),
             direction=FROM_SERVER,
             allocate=os_files.lazy_memory,
         )
@@ -59,7 +59,7 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
                 sizes,
                 _filler(reader, block, context.algorithm),
                 BbrControl(piece + OVERHEAD, rtt_s, now, request.rate),
-                most_open=max_open_blocks(block),
+                max_open=max_open_blocks(block),
                 direction=FROM_SERVER,
                 rtt_s=rtt_s,
                 now=now,

@@ -38,11 +38,11 @@ class Line:
                 bytes_per_s=bytes_per_s,
                 delivered=self.delivered,
                 lost=self.lost,
-                delivered_before=before,
+                prior_delivered=before,
                 in_flight=in_flight,
                 quiet_acked=arrived if quiet else 0,
                 quiet_lost=lost if quiet else 0,
-                starved=starved,
+                app_limited=starved,
             )
         )
 

@@ -27,10 +27,10 @@ SIZES = {0: 2000, 1: 2000, 2: 700}
 class Here:
     """A receiver, and what it has taken."""
 
-    def __init__(self, sizes: dict[int, int] = SIZES, most_open: int = 16) -> None:
+    def __init__(self, sizes: dict[int, int] = SIZES, max_open: int = 16) -> None:
         self.blocks: dict[int, bytes] = {}
         self.refuse = False
-        self.receiver = Receiver(7, sizes, self._take, most_open=most_open, direction=FROM_SERVER)
+        self.receiver = Receiver(7, sizes, self._take, max_open=max_open, direction=FROM_SERVER)
 
     def _take(self, block: int, data: memoryview, raw: bytes) -> None:
         if self.refuse:
@@ -109,7 +109,7 @@ def test_nonsense_of_a_peer_that_holds_the_key(offset: int, data: bytes) -> None
 def test_overlapping_pieces_make_no_block_that_matches_its_digest() -> None:
     taken: list[bytes] = []
     receiver = Receiver(
-        7, {0: 2000}, lambda block, data, raw: taken.append(raw), most_open=1, direction=0
+        7, {0: 2000}, lambda block, data, raw: taken.append(raw), max_open=1, direction=0
     )
     body = data_of(0) + DIGEST
     for number, offset in enumerate((0, 700, 1000), start=1):
@@ -120,7 +120,7 @@ def test_overlapping_pieces_make_no_block_that_matches_its_digest() -> None:
 
 
 def test_no_more_blocks_are_open_than_agreed_on() -> None:
-    here = Here(most_open=2)
+    here = Here(max_open=2)
     here.piece(1, 0, 0, data_of(0)[:1000])
     here.piece(2, 1, 0, data_of(1)[:1000])
     here.piece(3, 2, 0, data_of(2)[:600])

@@ -70,7 +70,7 @@ class Copy:
             self.sizes,
             self.fill,
             BbrControl(piece + OVERHEAD, rtt_s, now),
-            most_open=MOST_OPEN,
+            max_open=MOST_OPEN,
             direction=0 if self.up else FROM_SERVER,
             rtt_s=rtt_s,
             now=now,
@@ -79,7 +79,7 @@ class Copy:
 
     def receive(self, *_: float) -> Receiver:
         direction = FROM_SERVER if self.up else 0
-        return Receiver(1, self.sizes, self.take, most_open=MOST_OPEN, direction=direction)
+        return Receiver(1, self.sizes, self.take, max_open=MOST_OPEN, direction=direction)
 
     def ends(self) -> tuple[ClientDatagramSession, Doorway]:
         path = PathProber(1, [1472, 1232], 0.0)
@@ -100,7 +100,7 @@ class Copy:
     def again(self) -> float:
         """What left again, as a share of what left."""
         assert self.sender is not None
-        return self.sender.sent.again / self.sender.sent.once
+        return self.sender.sent.resent / self.sender.sent.first
 
 
 def noise(size: int) -> bytes:
@@ -168,7 +168,7 @@ def test_the_end_takes_no_more_than_3_round_trips() -> None:
 
     def over(now: float) -> bool:
         total = len(copy.data) + len(copy.sizes) * DIGEST_BYTES
-        if copy.sender is not None and copy.sender.sent.once == total:
+        if copy.sender is not None and copy.sender.sent.first == total:
             left_at.append(now)
         return near.done
 
@@ -183,7 +183,7 @@ def test_a_cap_is_kept() -> None:
         rate = BbrControl(piece + OVERHEAD, rtt_s, now, max_bytes_per_s=500_000.0)
         copy.sender = Sender(
             1, piece, copy.sizes, copy.fill, rate,
-            most_open=MOST_OPEN, direction=0, rtt_s=rtt_s, now=now,
+            max_open=MOST_OPEN, direction=0, rtt_s=rtt_s, now=now,
         )  # fmt: skip
         return copy.sender
 
@@ -198,7 +198,7 @@ def test_an_end_of_the_server_is_heard() -> None:
     near, _ = copy.ends()
     datagram = ServerDatagramSession(1, copy.receive(), lambda header, payload: None).end_datagram()
     near.receive(Header(1, 1, 0, 0, Kind.END | FROM_SERVER), datagram.payload, 0.0)
-    assert near.ended
+    assert near.closed_by_server
     assert not near.done
 
 
@@ -206,7 +206,7 @@ def test_an_end_of_the_server_is_heard() -> None:
 def test_the_client_takes_nothing_that_a_client_sent(kind: Kind) -> None:
     near, _ = Copy(b"x" * 5000).ends()
     near.receive(Header(1, 1, 0, 0, kind), b"\0" * 14, 1.0)
-    assert not near.ended
+    assert not near.closed_by_server
     assert not near.path.is_open
 
 
@@ -215,7 +215,7 @@ def test_the_server_takes_nothing_that_a_server_sent() -> None:
     end = ServerDatagramSession(1, copy.receive(), lambda header, payload: None)
     end.receive(Header(1, 1, 0, 0, Kind.DATA | FROM_SERVER), b"x" * 1000, 1.0)
     assert end.transfer.moved == 0
-    assert end.heard_at == 0.0
+    assert end.last_received_at == 0.0
 
 
 def test_the_server_answers_probes_as_it_is_told_to() -> None:
@@ -227,15 +227,13 @@ def test_the_server_answers_probes_as_it_is_told_to() -> None:
     assert end.datagrams_to_send(1.0) == [echo]
     end.receive(Header(1, 2, 0, 0, Kind.PROBE), b"", 2.0)
     assert end.datagrams_to_send(2.0) == []
-    assert (end.heard_at, end.finished) == (2.0, False)
+    assert (end.last_received_at, end.done) == (2.0, False)
 
 
 def test_a_server_that_has_sent_all_is_done() -> None:
     copy = Copy(b"x" * 5000, up=False)
     near, far = copy.ends()
-    converse(
-        near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.finished
-    )
+    converse(near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.done)
     assert near.done
 
 
