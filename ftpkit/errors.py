@@ -1,10 +1,13 @@
-"""Every exception of ftpkit, and the wire's words for "no"."""
+"""Every exception of ftpkit, and the codes of refusals on the wire."""
 
 from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Why a request was refused (WIRE.md section 6); codes are added, never renamed."""
+    """Why the server refused a request; WIRE.md section 8 explains each code.
+
+    Codes are added, never renamed.
+    """
 
     BAD_FRAME = "bad-frame"
     BAD_REQUEST = "bad-request"
@@ -33,29 +36,38 @@ class Code(StrEnum):
 
 
 class FtpkitError(Exception):
-    """The root of everything that ftpkit raises on purpose.
+    """The base of all exceptions that ftpkit raises on purpose.
 
-    ``code`` is a stable word for programs; ``str(error)`` is one sentence for a person.
+    ``code`` is a stable word for programs; ``str(error)`` is a sentence for people.
     """
 
     code: str = "failed"
 
 
 class ProtocolError(FtpkitError):
-    """The peer sent what WIRE.md calls ``bad-frame``, or a reply that fits no request."""
+    """The peer violated the protocol (WIRE.md): a malformed frame, or an invalid reply.
+
+    The connection is out of step and must be closed; check the peer's version.
+    """
 
     code = Code.BAD_FRAME
 
 
 class HeaderTooLongError(ProtocolError):
-    """A header is longer than the reader takes from a peer that may be anybody."""
+    """A peer that has not authenticated announced a header over the limit for such peers.
+
+    Close the connection.
+    """
 
     def __init__(self, length: int, most: int) -> None:
-        super().__init__(f"a header of {length:,} bytes is longer than {most:,}")
+        super().__init__(f"a header of {length:,} bytes exceeds the limit of {most:,}")
 
 
 class RefusedError(FtpkitError):
-    """The server said no: raised by an operation there, and again by the client here."""
+    """The server refused a request: raised by its operations, and by the client that asked.
+
+    ``code`` says why (WIRE.md section 8); the connection remains usable.
+    """
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -63,44 +75,55 @@ class RefusedError(FtpkitError):
 
 
 class WrongWorkerError(FtpkitError):
-    """Another process of this server is to do it: the one with the number ``holder``."""
+    """Another worker of this server, number ``holder``, holds the upload or file.
+
+    Hand the connection over to that worker.
+    """
 
     code = Code.BUSY
 
     def __init__(self, holder: int) -> None:
-        super().__init__(f"process {holder} of this server does that")
+        super().__init__(f"worker {holder} holds it")
         self.holder = holder
 
 
 class CorruptDataError(FtpkitError):
-    """Bytes arrived that do not match their digest; they were thrown away."""
+    """Received bytes do not match their digest, also after repeated attempts.
+
+    They were discarded; transfer the file again, and check the hardware if it persists.
+    """
 
     code = Code.DIGEST_MISMATCH
 
 
 class SourceChangedError(FtpkitError):
-    """A file changed while it was being sent; nothing of it was published."""
+    """A local file changed while it was being uploaded; nothing was published.
+
+    Upload it again when it no longer changes.
+    """
 
     code = "source-changed"
 
 
 class LocalFileError(FtpkitError):
-    """A file on this side cannot be read or written."""
+    """A local file cannot be read or written; the message names it and the reason."""
 
     code = "local-file"
 
 
 class ConnectionLostError(FtpkitError):
-    """The connection failed; what was not acknowledged may or may not have happened."""
+    """The connection failed: requests without a reply may or may not have taken effect.
+
+    Connect and try again; unfinished transfers resume.
+    """
 
     code = "connection-lost"
 
 
 class CannotConnectError(ConnectionLostError):
-    """Nobody that speaks the ftpkit protocol answers there.
+    """No ftpkit server answers at the address.
 
-    ``permanent`` says that trying again is of no use: there is no such host,
-    or it is somebody else's server.
+    ``permanent``: retrying is useless, as the host does not exist or is another kind of server.
     """
 
     code = "cannot-connect"
@@ -111,7 +134,7 @@ class CannotConnectError(ConnectionLostError):
 
 
 class UdpBlockedError(CannotConnectError):
-    """No datagram gets through, though the server answers over TCP."""
+    """The server answers over TCP, but no datagram passes: transfer without UDP."""
 
     code = "udp-blocked"
 
@@ -120,7 +143,10 @@ class UdpBlockedError(CannotConnectError):
 
 
 class UntrustedError(CannotConnectError):
-    """The server is another one than is meant, or nobody knows; nothing was sent to it."""
+    """The server's identity does not match, or cannot be verified; nothing was sent to it.
+
+    Log in with a login URL from the server's administrator.
+    """
 
     code = "untrusted"
 
@@ -129,32 +155,35 @@ class UntrustedError(CannotConnectError):
 
 
 class HandshakeError(ConnectionLostError):
-    """The peer speaks no TLS, or none that we do; ``reason`` is OpenSSL's word for ``fault``."""
+    """The TLS handshake failed; ``reason`` is OpenSSL's name for ``fault``.
+
+    Check whether the server uses TLS, and version 1.3.
+    """
 
     code = "tls-failed"
 
     def __init__(self, reason: str, fault: str) -> None:
-        super().__init__(f"no TLS 1.3: {fault}")
+        super().__init__(f"TLS 1.3 handshake failed: {fault}")
         self.reason, self.fault = reason, fault
 
 
 class StallTimeoutError(ConnectionLostError):
-    """The peer moved no byte for too long."""
+    """The peer sent or accepted no byte within the timeout: connect and try again."""
 
     code = Code.TIMEOUT
 
 
 class EndOfStreamError(ConnectionLostError, EOFError):
-    """The peer ended the conversation at a frame border."""
+    """The peer closed the connection between two frames."""
 
     def __init__(self) -> None:
-        super().__init__("the peer ended the conversation")
+        super().__init__("the peer closed the connection")
 
 
 class TruncatedError(ConnectionLostError):
-    """The peer vanished in the middle of a frame.
+    """The connection was lost within a frame.
 
-    ``got`` and ``expected`` count bytes of the part that was being read: prefix, header or body.
+    ``got`` and ``expected`` count bytes of the part being read: prefix, header or body.
     """
 
     def __init__(self, got: int, expected: int) -> None:

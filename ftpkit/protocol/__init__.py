@@ -1,4 +1,4 @@
-"""The ftpkit protocol without a socket: bytes in, headers out, and what they may say."""
+"""The ftpkit protocol without I/O: frames, messages and both sides of a session (WIRE.md)."""
 
 from ftpkit.errors import EndOfStreamError, ProtocolError, RefusedError, TruncatedError
 from ftpkit.protocol.frame import MAX_HEADER, Decoder, encode_header

@@ -1,4 +1,4 @@
-"""Frames: a four-byte length, a JSON header, and the body whose length the header tells."""
+"""Frames: a four-byte length, a JSON header and a body of ``size`` bytes (WIRE.md section 1)."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from ftpkit.protocol.digest import looks_like_algorithm, looks_like_digest
 
 PREFIX = Struct("!I")
 
-# A header names one file and a few numbers. The cap is what stops a hostile
-# prefix from making us allocate 4 GiB, and it keeps a frame's first byte 0x00.
+# In bytes. The cap stops a hostile prefix from making us allocate 4 GiB, and keeps the
+# first byte of a frame 0x00, which tells it from TLS.
 MAX_HEADER = 64 * 1024
 MIN_HEADER = 2
 MAX_SIZE = 2**63 - 1
@@ -22,12 +22,11 @@ Header = dict[str, Any]
 
 
 class Decoder:
-    """Turns bytes into headers, asking for exactly what it needs (WIRE.md section 1).
+    """Decodes headers from a stream of bytes, however it is split.
 
-    Invariant: the caller never hands over more than ``wanted`` bytes, so the
-    first byte of a body is never swallowed here. After a header has been
-    returned, the next ``header.get("size", 0)`` bytes of the stream are its
-    body: read them elsewhere, then feed again.
+    Invariant: the caller never feeds more than ``wanted`` bytes, so the decoder never
+    consumes a byte of a body. After ``feed`` has returned a header, the next
+    ``header.get("size", 0)`` bytes of the stream are its body: read them, then feed again.
     """
 
     def __init__(self, max_header: int = MAX_HEADER) -> None:
@@ -38,36 +37,36 @@ class Decoder:
 
     @property
     def wanted(self) -> int:
-        """How many bytes, at most, may be fed next; always positive."""
+        """The most bytes that may be fed next; at least 1."""
         target = PREFIX.size if self._length is None else self._length
         return target - len(self._buffer)
 
     @property
     def at_border(self) -> bool:
-        """Whether no byte of an unfinished frame has been fed."""
+        """Whether the bytes fed so far end between two frames."""
         return self._length is None and not self._buffer
 
     def feed(self, data: bytes | bytearray | memoryview) -> Header | None:
         """Take 1 to ``wanted`` bytes; return the header that they complete, or None.
 
-        ``b""`` says that the stream has ended: EndOfStreamError at a frame
-        border, TruncatedError anywhere else. Bytes that no header can begin
-        with or consist of raise ProtocolError, and so does every later call.
+        ``b""`` means the end of the stream: it raises EndOfStreamError between frames and
+        TruncatedError within one. Bytes that cannot be a header raise ProtocolError, then
+        and at every later call. ValueError for more than ``wanted`` bytes.
         """
         if self._failed is not None:
             raise self._failed
         if len(data) == 0:
             self._end()
         if len(data) > self.wanted:
-            raise ValueError(f"fed {len(data)} bytes where {self.wanted} were wanted")
+            raise ValueError(f"feed takes at most {self.wanted} bytes now, not {len(data)}")
         self._buffer += data
         try:
-            return self._take()
+            return self._decode()
         except ProtocolError as error:
             self._failed = error
             raise
 
-    def _take(self) -> Header | None:
+    def _decode(self) -> Header | None:
         if self._length is None:
             if len(self._buffer) < PREFIX.size:
                 return None
@@ -86,11 +85,13 @@ class Decoder:
         if MIN_HEADER <= length <= self._max_header:
             return int(length)
         if self._buffer.isascii() and self._buffer.decode().isprintable():
-            stranger = self._buffer.decode()
-            raise ProtocolError(f"the ftpkit protocol does not begin with {stranger!r}")
+            start = self._buffer.decode()
+            raise ProtocolError(f"not the ftpkit protocol: the stream begins with {start!r}")
         if length < MIN_HEADER:
-            raise ProtocolError(f"a header of {length} bytes is shorter than {MIN_HEADER}")
-        raise ProtocolError(f"a header of {length:,} bytes is longer than {self._max_header:,}")
+            raise ProtocolError(f"a header of {length} bytes is below the minimum of {MIN_HEADER}")
+        raise ProtocolError(
+            f"a header of {length:,} bytes exceeds the limit of {self._max_header:,}"
+        )
 
     def _end(self) -> NoReturn:
         if self.at_border:
@@ -100,26 +101,26 @@ class Decoder:
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
-    """Return the length prefix and the JSON of ``header``, ready to be sent before its body.
+    """Return the wire bytes of ``header``: length prefix and JSON.
 
-    Raises ValueError where a peer would refuse the frame, TypeError where a
-    value is not JSON.
+    Raises ValueError for a header that a peer would refuse, TypeError for a value that
+    JSON does not have.
     """
     try:
         raw = _ENCODE({**header}).encode()
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
     if len(raw) > MAX_HEADER:
-        raise ValueError(f"a header of {len(raw):,} bytes is longer than {MAX_HEADER:,}")
+        raise ValueError(f"a header of {len(raw):,} bytes exceeds the limit of {MAX_HEADER:,}")
     try:
-        decode_header(raw)  # the reader is the judge, so that both sides can never differ
+        decode_header(raw)  # so that what we send is what a peer accepts
     except ProtocolError as error:
         raise ValueError(str(error)) from None
     return PREFIX.pack(len(raw)) + raw
 
 
 def decode_header(raw: bytes | bytearray) -> Header:
-    """Return the header that ``raw`` (JSON, without its prefix) is, or raise ProtocolError."""
+    """Return the header in ``raw``, JSON without the prefix; raises ProtocolError."""
     try:
         text = raw.decode()
         header = _DECODER.decode(text)
@@ -138,12 +139,12 @@ def decode_header(raw: bytes | bytearray) -> Header:
 
 
 def _fault(header: Header, text: str) -> str | None:
-    """Say what is wrong with a header whose JSON is ``text``, or None."""
+    """Return what is wrong with a header whose JSON is ``text``, or None."""
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(header) > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH}"
-    # Raw UTF-8 holds no surrogate, so only an escape can bring one in.
+    # UTF-8 has no surrogates, so one can only come from an escape.
     if "\\u" in text and _has_surrogate(header):
-        return "a string holds half of a surrogate pair"
+        return "a string has an unpaired surrogate"
     if "size" in header:
         size = header["size"]
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
@@ -154,10 +155,7 @@ def _fault(header: Header, text: str) -> str | None:
 
 
 def _digest_fits(value: object, *, has_body: bool) -> bool:
-    """Whether ``value`` may stand as ``digest``.
-
-    A frame without a body may hold an algorithm's name or null there: so ``get`` asks for a digest.
-    """
+    """Whether ``value`` is valid as ``digest``: without a body, also an algorithm or null."""
     if looks_like_digest(value):
         return True
     return not has_body and (value is None or looks_like_algorithm(value))
@@ -185,23 +183,23 @@ def _has_surrogate(value: object) -> bool:
 def _pairs(pairs: list[tuple[str, Any]]) -> Header:
     header = dict(pairs)
     if len(header) < len(pairs):
-        raise ProtocolError("a key occurs twice")
+        raise ProtocolError("duplicate key")
     return header
 
 
 def _integer(digits: str) -> int:
-    # The length comes first: converting thousands of digits is quadratic work.
+    # Length first: converting thousands of digits takes quadratic time.
     if len(digits) <= 20:
         value = int(digits)
         if -(2**63) <= value < 2**64:
             return value
-    raise ProtocolError("a number is beyond 64 bits")
+    raise ProtocolError("a number exceeds 64 bits")
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise ProtocolError("a number is beyond 64 bits")
+        raise ProtocolError("a number exceeds 64 bits")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What may be a name: a relative path that cannot leave the root (WIRE.md section 3)."""
+"""Names: relative paths that cannot leave the server's root (WIRE.md section 4)."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ MAX_NAME: Final = 4096
 MAX_PART: Final = 255
 RESERVED: Final = ".ftpkit"
 
-# Unicode's Default_Ignorable_Code_Point, as far as it is not category Cf anyway.
+# Unicode's Default_Ignorable_Code_Point without category Cf, which is tested separately.
 _IGNORABLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
     "\U000e0000-\U000e0fff]"
@@ -18,7 +18,7 @@ _IGNORABLE = re.compile(
 
 
 def check_name(name: str, *, root: bool = False) -> str:
-    """Return ``name`` if it is a name, else refuse it as ``bad-name``; ``root`` admits ""."""
+    """Return ``name``, or raise RefusedError ``bad-name``; ``root`` allows "", the root."""
     if not name:
         if root:
             return name
@@ -30,20 +30,20 @@ def check_name(name: str, *, root: bool = False) -> str:
 
 
 def split_name(name: str) -> list[str]:
-    """Return the parts of a checked name; the root has none."""
+    """Return the parts of a checked name; none for the root."""
     return name.split("/") if name else []
 
 
 def is_in(top: str, name: str) -> bool:
-    """Whether ``name`` is ``top`` or lies in it; in the root, "", lies everything."""
+    """Whether ``name`` is ``top`` or below it; everything is below the root, ""."""
     return top in ("", name) or name.startswith(f"{top}/")
 
 
 def is_reserved(part: str) -> bool:
-    """Whether ``part`` begins with ``.ftpkit``, also to a file system that folds case or forms.
+    """Whether a file system that folds case or normalizes could take ``part`` for ``.ftpkit…``.
 
-    What Unicode calls ignorable is dropped first, as ext4 does where it folds case, and so are
-    accents: a dotted capital I is an i with a dot, and a dotless i has no other capital than I.
+    Ignorable characters are dropped, as ext4 does where it folds case, and so are accents:
+    a dotted capital I decomposes to an i with a dot, and a dotless i has the capital I.
     """
     if part.isascii():
         return part.lower().startswith(RESERVED)
@@ -56,27 +56,27 @@ def _fault(name: str) -> str | None:
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
-        return "it is not Unicode text"
+        return "it has an unpaired surrogate"
     if length > MAX_NAME:
-        return f"longer than {MAX_NAME:,} bytes"
+        return f"it is longer than {MAX_NAME:,} bytes"
     if name.startswith("/"):
-        return "it is absolute"
+        return "it begins with a slash"
     if "\\" in name:
-        return "a backslash is in it"
+        return "it contains a backslash"
     if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
-        return "a control character is in it"
+        return "it contains a control character"
     return next((fault for part in name.split("/") if (fault := _part_fault(part))), None)
 
 
 def _part_fault(part: str) -> str | None:
     if part == "":
-        return "a part of it is empty"
+        return "it has an empty part"
     if part in (".", ".."):
-        return f"a part of it is {part!r}"
+        return f"it has a part {part!r}"
     if len(part) * 4 > MAX_PART and len(part.encode()) > MAX_PART:
-        return f"a part of it is longer than {MAX_PART} bytes"
+        return f"it has a part of more than {MAX_PART} bytes"
     if is_reserved(part):
-        return f"names that begin with {RESERVED} are the server's own"
+        return f"names that begin with {RESERVED} are reserved"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a server tells of itself: the JSON object in the reply to ``status`` (WIRE.md section 6)."""
+"""The status of a server: the JSON body of the reply to ``status`` (WIRE.md section 6)."""
 
 import json
 from functools import cache
@@ -8,12 +8,12 @@ from typing import Any, Final, TypedDict, get_args, get_origin, get_type_hints, 
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.frame import MAX_SIZE, decode_header
 
-# Thousands of transfers with the longest names; more are left out.
+# In bytes: thousands of transfers with the longest names. Further ones are omitted.
 MAX_STATUS: Final = 16 * 1024 * 1024
 
 
 class WorkerStatus(TypedDict):
-    """One process of the server."""
+    """One worker process."""
 
     number: int
     pid: int
@@ -22,7 +22,7 @@ class WorkerStatus(TypedDict):
 
 
 class Totals(TypedDict):
-    """What has ended since the start: in good order or ``unfinished``, and the bytes moved."""
+    """Transfers that ended since the start, completed or ``unfinished``, and bytes moved."""
 
     uploads: int
     downloads: int
@@ -32,10 +32,11 @@ class Totals(TypedDict):
 
 
 class TransferStatus(TypedDict):
-    """A transfer that goes on, over one connection or several.
+    """A running transfer, over one connection or several.
 
-    ``state`` is "ready", "running" or "blocked", ``position`` its place among those that are
-    ready, ``rate_bps`` bytes a second of late, and ``left_s`` the seconds that it then still takes.
+    ``state`` is "ready", "running" or "blocked"; ``position`` is its place in the queue of
+    ready transfers, from 1. ``rate_bps`` is the current rate in bytes per second, and
+    ``left_s`` the estimate of the remaining seconds.
     """
 
     user: str
@@ -53,7 +54,7 @@ class TransferStatus(TypedDict):
 
 
 class ServerStatus(TypedDict):
-    """The whole server; ``policy``, ``slots`` and ``rate_bps`` are None where none is set."""
+    """The whole server; ``policy``, ``slots`` and ``rate_bps`` (bytes per second) may be unset."""
 
     version: str
     uptime_s: float
@@ -68,7 +69,7 @@ class ServerStatus(TypedDict):
 
 
 def encode_status(status: ServerStatus) -> bytes:
-    """Return the body that carries ``status``; of too many transfers it has the first ones."""
+    """Return the body for ``status``; it has at most MAX_STATUS bytes, so maybe fewer transfers."""
     while len(body := _json(status)) > MAX_STATUS:
         transfers = status["transfers"]
         status = {**status, "transfers": transfers[: len(transfers) // 2]}
@@ -76,12 +77,12 @@ def encode_status(status: ServerStatus) -> bytes:
 
 
 def decode_status(body: bytes) -> ServerStatus:
-    """Return the status that ``body`` carries, or raise ProtocolError; it may have more keys."""
+    """Return the status in ``body``, which may have more keys; raises ProtocolError."""
     status: Any = decode_header(body)
     for key, kind in _keys(ServerStatus).items():
         if not (key in status and _fits(status[key], kind)):
-            raise ProtocolError(f"the server's status has no good {key!r}")
-    return status  # type: ignore[no-any-return]  # its keys were looked at
+            raise ProtocolError(f"bad status: {key!r} is missing or invalid")
+    return status  # type: ignore[no-any-return]  # its keys are checked above
 
 
 def _json(status: ServerStatus) -> bytes:
@@ -94,7 +95,7 @@ def _keys(kind: type) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of ``kind``; no number is negative or beyond 63 bits."""
+    """Whether a JSON value is of ``kind``; numbers are in the range from 0 to 2^63-1."""
     if is_typeddict(kind):
         keys = _keys(kind)
         return type(value) is dict and all(

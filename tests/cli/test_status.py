@@ -92,7 +92,7 @@ def test_a_server_that_talks_nonsense(run: Run) -> None:
     with hostile(script) as address:
         result = run("status", "--to", f"{address[0]}:{address[1]}")
     assert result.exit_code == 1
-    assert result.stderr == "ftpkit: the server's status has no good 'version'\n"
+    assert result.stderr == "ftpkit: bad status: 'version' is missing or invalid\n"
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -108,7 +108,7 @@ def test_a_line_of_a_list_is_small_and_may_know_more() -> None:
         (b'{"name":5}', "bad list: name must be a string"),
         (b'{"name":"a","kind":"dir","total":-1,"mtime":0}', "bad list: total must be"),
         (b'{"name":"a","kind":"dir","total":0,"mtime":0.5}', "bad list: mtime must be"),
-        (b'{"name":"a","name":"b","kind":"dir","total":0,"mtime":0}', "twice"),
+        (b'{"name":"a","name":"b","kind":"dir","total":0,"mtime":0}', "duplicate key"),
     ],
 )
 def test_bad_lines_of_a_list(line: bytes, why: str) -> None:
