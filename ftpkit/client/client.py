@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from ftpkit.client.cancel import CancelToken
-from ftpkit.client.connection import UrlProvider
+from ftpkit.client.connection import R, UrlProvider
 from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.transfer.blocks import OnProgress
@@ -19,31 +18,15 @@ from ftpkit.client.transfer.upload import Upload
 from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
+from ftpkit.protocol import messages as m
 from ftpkit.protocol.codec import list_entry_from_json
 from ftpkit.protocol.digest import digest_of
-from ftpkit.protocol.messages import (
-    MAX_PAGE,
-    Delete,
-    DigestRequest,
-    FileReply,
-    List,
-    ListEntry,
-    ListReply,
-    Mkdir,
-    NameReply,
-    OkReply,
-    Ping,
-    Rename,
-    Stat,
-    StatReply,
-    Status,
-    StatusReply,
-)
 from ftpkit.protocol.names import check_name
 from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status
 
 if TYPE_CHECKING:
     from ftpkit.client.pool import Pool, TransferFuture
+    from ftpkit.client.transfer.download import Download
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,19 +153,17 @@ class Client:
         """Start ``get`` in the background, as ``submit_put`` starts ``put``."""
         return self._submit(partial(self._get, name, path, overwrite, on_progress, on_retry))
 
-    def list(self, name: str = "", *, recursive: bool = False) -> Iterator[ListEntry]:
+    def list(self, name: str = "", *, recursive: bool = False) -> Iterator[m.ListEntry]:
         """Yield the entries of a directory in the byte order of their full names, page by page."""
         check_name(name, root=True)
         after: str | None = None
         while True:
             with self._connection.acquire() as connection:
                 reply = connection.request(
-                    List(name=name, recursive=recursive, after=after), ListReply
+                    m.List(name=name, recursive=recursive, after=after), m.ListReply
                 )
-                if reply.size > MAX_PAGE:
-                    raise ProtocolError(
-                        f"invalid list reply: a page of more than {MAX_PAGE:,} bytes"
-                    )
+                if reply.size > m.MAX_PAGE:
+                    raise ProtocolError(f"invalid list reply: more than {m.MAX_PAGE:,} bytes")
                 page = connection.stream.read_body()
                 if digest_of(page, connection.algorithm) != connection.check_algorithm(
                     reply.digest
@@ -195,36 +176,31 @@ class Client:
                 raise ProtocolError("invalid list reply: the page cursor did not advance")
             after = reply.next
 
-    def stat(self, name: str = "") -> StatReply:
+    def stat(self, name: str = "") -> m.StatReply:
         """Return the kind, size, times and version of ``name``; by default of the root."""
         check_name(name, root=True)
-        with self._connection.acquire() as connection:
-            return connection.request(Stat(name=name), StatReply)
+        return self._request(m.Stat(name=name), m.StatReply)
 
     def mkdir(self, name: str) -> None:
         """Create a directory and its parents; it may exist."""
         check_name(name)
-        with self._connection.acquire() as connection:
-            connection.request(Mkdir(name=name), NameReply)
+        self._request(m.Mkdir(name=name), m.NameReply)
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> None:
         """Rename or move a file or directory; ``to`` is replaced only with ``overwrite``."""
         check_name(name)
         check_name(to)
-        with self._connection.acquire() as connection:
-            connection.request(Rename(name=name, to=to, overwrite=overwrite), NameReply)
+        self._request(m.Rename(name=name, to=to, overwrite=overwrite), m.NameReply)
 
     def delete(self, name: str, *, recursive: bool = False) -> None:
         """Delete a file or an empty directory; with ``recursive`` also one with content."""
         check_name(name)
-        with self._connection.acquire() as connection:
-            connection.request(Delete(name=name, recursive=recursive), NameReply)
+        self._request(m.Delete(name=name, recursive=recursive), m.NameReply)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
         """Have the server read a file, and return the digest of its content."""
         check_name(name)
-        with self._connection.acquire() as connection:
-            reply = connection.request(DigestRequest(name=name, digest=algorithm), FileReply)
+        reply = self._request(m.DigestRequest(name=name, digest=algorithm), m.FileReply)
         if reply.content_digest is None:
             raise ProtocolError("invalid digest reply: it has no digest")
         return reply.content_digest
@@ -233,13 +209,13 @@ class Client:
         """Return the round-trip time of a request, in seconds."""
         with self._connection.acquire() as connection:
             started = time.monotonic()
-            connection.request(Ping(), OkReply)
+            connection.request(m.Ping(), m.OkReply)
             return time.monotonic() - started
 
     def status(self) -> ServerStatus:
         """Return the state of the server and its transfers (WIRE.md section 6)."""
         with self._connection.acquire() as connection:
-            reply = connection.request(Status(), StatusReply)
+            reply = connection.request(m.Status(), m.StatusReply)
             if reply.size > MAX_STATUS:
                 raise ProtocolError(f"invalid status reply: more than {MAX_STATUS:,} bytes")
             return decode_status(connection.stream.read_body())
@@ -265,6 +241,10 @@ class Client:
     def address(self) -> Address:
         """The server's host and port."""
         return self._url_provider().address
+
+    def _request(self, request: m.Request, expected: type[R]) -> R:
+        with self._connection.acquire() as connection:
+            return connection.request(request, expected)
 
     def _connect(self) -> ReconnectingConnection:
         return ReconnectingConnection(
@@ -293,28 +273,16 @@ class Client:
     ) -> TransferResult:
         path = os.fspath(path)
         name = check_name(os.path.basename(path) if name is None else name)
-        on_retry = on_retry or _ignore_retry
-        started = time.monotonic()
-        backoff = self._backoff(connection)
         with Source(path) as source:
-            upload = Upload(
+            upload = partial(
+                Upload,
                 source,
                 name,
                 overwrite=overwrite,
                 digest_cache=self._digest_cache,
-                on_progress=_progress(backoff, connection.cancel_token, on_progress),
-                on_retry=on_retry,
                 udp_transfer=self._udp_transfer,
             )
-            reply = connection.run(upload.run, backoff, on_retry)
-        return TransferResult(
-            name=name,
-            path=path,
-            total=source.total,
-            seconds=time.monotonic() - started,
-            version=reply.version,
-            content_digest=reply.content_digest,
-        )
+            return self._run(upload, path, on_progress, on_retry, connection)
 
     def _get(
         self,
@@ -333,26 +301,45 @@ class Client:
         path = os.curdir if path is None else os.fspath(path)
         if os.path.isdir(path):
             path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
-        on_retry = on_retry or _ignore_retry
-        started = time.monotonic()
-        backoff = self._backoff(connection)
         with DownloadTarget(path, overwrite=overwrite) as target:
-            progress = _progress(backoff, connection.cancel_token, on_progress)
-            download = Download(
-                name, str(self.address), target, progress, on_retry, self._udp_transfer
+            download = partial(
+                Download, name, str(self.address), target, udp_transfer=self._udp_transfer
             )
-            reply, info = connection.run(download.run, backoff, on_retry)
+            return self._run(download, path, on_progress, on_retry, connection)
+
+    def _run(
+        self,
+        make: "Callable[..., Upload | Download]",
+        path: str,
+        on_progress: OnProgress | None,
+        on_retry: OnRetry | None,
+        connection: ReconnectingConnection,
+    ) -> TransferResult:
+        """Run the transfer that ``make`` returns, given its callbacks, until it is complete."""
+        cancel_token = connection.cancel_token
+        backoff = Backoff(self._retry_for_s, sleep=cancel_token.sleep)
+
+        def progress(moved: int, total: int) -> None:
+            cancel_token.check()
+            backoff.progress(moved)
+            if on_progress is not None:
+                on_progress(moved, total)
+
+        def retry(error: FtpkitError, delay: float) -> None:
+            if on_retry is not None:
+                on_retry(error, delay)
+
+        started = time.monotonic()
+        transfer = make(on_progress=progress, on_retry=retry)
+        reply = connection.run(transfer.run, backoff, retry)
         return TransferResult(
-            name=name,
+            name=reply.name,
             path=path,
             total=reply.total,
             seconds=time.monotonic() - started,
             version=reply.version,
-            content_digest=info.content_digest,
+            content_digest=reply.content_digest,
         )
-
-    def _backoff(self, connection: ReconnectingConnection) -> Backoff:
-        return Backoff(self._retry_for_s, sleep=connection.cancel_token.sleep)
 
 
 def _url_provider(url: str | Url | Address | UrlProvider) -> UrlProvider:
@@ -363,21 +350,3 @@ def _url_provider(url: str | Url | Address | UrlProvider) -> UrlProvider:
     elif isinstance(url, Address):
         url = Url(url)
     return lambda: url
-
-
-def _progress(
-    backoff: Backoff, cancel_token: CancelToken, on_progress: OnProgress | None
-) -> OnProgress:
-    """Return a callback that ends a cancelled transfer, resets the backoff and reports progress."""
-
-    def report(moved: int, total: int) -> None:
-        cancel_token.check()
-        backoff.progress(moved)
-        if on_progress is not None:
-            on_progress(moved, total)
-
-    return report
-
-
-def _ignore_retry(error: FtpkitError, delay: float) -> None:
-    pass

@@ -18,23 +18,14 @@ from ftpkit.net.address import Address, Url
 from ftpkit.net.frame_stream import FrameStream
 from ftpkit.net.local import is_local_connection
 from ftpkit.net.token_bucket import TokenBucket
+from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import ALGORITHMS, DEFAULT, split_digest
-from ftpkit.protocol.messages import (
-    PROTOCOL_VERSION,
-    Auth,
-    AuthReply,
-    Hello,
-    HelloReply,
-    Pending,
-    Reply,
-    Request,
-)
 from ftpkit.protocol.state import ClientProtocol, Response
 
 if TYPE_CHECKING:
     from ftpkit.net.trust import ConfirmPin
 
-R = TypeVar("R", bound=Reply)
+R = TypeVar("R", bound=m.Reply)
 
 SendBody = Callable[[bytes], None]
 """Called with an encoded header; sends it, and the body behind it."""
@@ -67,7 +58,7 @@ class Connection:
         self._url_provider, self.timeout_s = url_provider, timeout_s
         self.algorithm = DEFAULT
         self.features: list[str] = []
-        self.auth: AuthReply | None = None
+        self.auth: m.AuthReply | None = None
         """The user and the permissions of the token; None if the server requires no token."""
         self.url = url_provider()
         try:
@@ -102,64 +93,45 @@ class Connection:
         tls: bool,
     ) -> None:
         """Connect and greet; ``tls`` says that the server refused plaintext before."""
-        sock = _connect(self.address, self.timeout_s, on_socket)
-        self.sock = sock
-        """The socket below ``stream``, to tune and to measure it."""
-        self.stream = FrameStream(sock, stall_timeout_s=self.timeout_s, limiter=limiter)
-        self._protocol = ClientProtocol()
-        try:
-            # On this computer nothing can intercept the connection: plaintext is safe.
-            unknown = not tls and self.url == Url(self.address)
-            self._local_plaintext = unknown and is_local_connection(sock)
-            if not self.url.plain and not self._local_plaintext:
-                self._start_tls(confirm_pin)
-            self._greet()
-        except BaseException:
-            self.close()
-            raise
+        with _connect_errors(self.address):
+            self.sock = _connect(self.address, self.timeout_s, on_socket)
+            """The socket below ``stream``, to tune and to measure it."""
+            self.stream = FrameStream(self.sock, stall_timeout_s=self.timeout_s, limiter=limiter)
+            self._protocol = ClientProtocol()
+            try:
+                # On this computer nothing can intercept the connection: plaintext is safe.
+                unknown = not tls and self.url == Url(self.address)
+                self._local_plaintext = unknown and is_local_connection(self.sock)
+                if not self.url.plain and not self._local_plaintext:
+                    # Imported here, because a plaintext connection needs none of it.
+                    from ftpkit.net import trust
 
-    def _start_tls(self, confirm_pin: "ConfirmPin | None") -> None:
-        # Imported here, because a plaintext connection needs none of it.
-        from ftpkit.net.trust import connect
-
-        try:
-            connect(self.stream, self.address.host, self.url.pin, confirm_pin, self.timeout_s)
-        except CannotConnectError:
-            raise
-        except ConnectionLostError as error:
-            raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
+                    host, pin = self.address.host, self.url.pin
+                    trust.connect(self.stream, host, pin, confirm_pin, self.timeout_s)
+                self._greet()
+            except BaseException:
+                self.close()
+                raise
 
     def _greet(self) -> None:
-        hello = Hello(
-            version=PROTOCOL_VERSION, agent=f"ftpkit/{__version__}", digests=list(ALGORITHMS)
+        hello = m.Hello(
+            version=m.PROTOCOL_VERSION, agent=f"ftpkit/{__version__}", digests=list(ALGORITHMS)
         )
         token = self.url.token
-        try:
-            self.send(hello)
-            if token is not None:
-                # Sent before the server asks for it: that saves a round trip.
-                self.send(Auth(token=token))
-            reply = self._receive(HelloReply)
-            if reply.digest not in ALGORITHMS:
-                raise ProtocolError(f"unknown digest algorithm {reply.digest!a}")
-            if reply.auth:
-                self.auth = self._authenticate()
-            elif token is not None:
-                self.receive()
-        except ProtocolError:
-            raise CannotConnectError(
-                f"{self.address} is not an ftpkit server", permanent=True
-            ) from None
-        except StallTimeoutError:
-            # An HTTP server, for example, waits for the end of a line.
-            raise CannotConnectError(
-                f"{self.address} does not answer; is it an ftpkit server?"
-            ) from None
-        except ConnectionLostError as error:
-            raise CannotConnectError(f"cannot connect to {self.address}: {error}") from None
+        self.send(hello)
+        if token is not None:
+            # Sent before the server asks for it: that saves a round trip.
+            self.send(m.Auth(token=token))
+        reply = self._receive(m.HelloReply)
+        if reply.digest not in ALGORITHMS:
+            raise ProtocolError(f"unknown digest algorithm {reply.digest!a}")
+        if reply.auth:
+            self.auth = self._authenticate()
+        elif token is not None:
+            self.receive()
         self.algorithm, self.features = reply.digest, reply.features
 
-    def _authenticate(self) -> AuthReply:
+    def _authenticate(self) -> m.AuthReply:
         """Return the reply to ``auth``, which was sent behind ``hello``."""
         if self.url.token is None:
             raise RefusedError(
@@ -168,7 +140,7 @@ class Connection:
                 " (ftpkit login URL)",
             )
         try:
-            return self._receive(AuthReply)
+            return self._receive(m.AuthReply)
         except RefusedError as refusal:
             if refusal.code != Code.AUTH_FAILED:
                 raise
@@ -181,7 +153,7 @@ class Connection:
     def _receive(self, expected: type[R]) -> R:
         return _expect(self.receive().reply, expected)
 
-    def request(self, request: Request, expected: type[R]) -> R:
+    def request(self, request: m.Request, expected: type[R]) -> R:
         """Send a request without a body, again while its result is pending; return the reply.
 
         Raises RefusedError if the server refuses it.
@@ -189,10 +161,10 @@ class Connection:
         while True:
             self.send(request)
             reply = self.receive().reply
-            if not isinstance(reply, Pending):
+            if not isinstance(reply, m.Pending):
                 return _expect(reply, expected)
 
-    def send(self, request: Request, send: SendBody | None = None) -> None:
+    def send(self, request: m.Request, send: SendBody | None = None) -> None:
         """Send a request; ``send`` is called with its header if it has a body to send."""
         header = self._protocol.send_request(request)
         try:
@@ -216,7 +188,7 @@ class Connection:
         return True
 
     def pipeline(
-        self, requests: Iterable[tuple[Request, SendBody | None]], window: int
+        self, requests: Iterable[tuple[m.Request, SendBody | None]], window: int
     ) -> Iterator[Response]:
         """Send ``requests`` with up to ``window`` unanswered; yield the replies in order."""
         for request, send in requests:
@@ -266,7 +238,7 @@ class Connection:
         self.stream.close()
 
 
-def _expect(reply: Reply | Pending | RefusedError, expected: type[R]) -> R:
+def _expect(reply: m.Reply | m.Pending | RefusedError, expected: type[R]) -> R:
     if isinstance(reply, RefusedError):
         raise reply
     if not isinstance(reply, expected):
@@ -274,24 +246,30 @@ def _expect(reply: Reply | Pending | RefusedError, expected: type[R]) -> R:
     return reply
 
 
-def _connect(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
+@contextlib.contextmanager
+def _connect_errors(address: Address) -> Iterator[None]:
+    """Raise a CannotConnectError for every error but a refusal."""
+    permanent = False
     try:
-        return _connect_to_first(address, timeout_s, on_socket)
+        yield
+        return
+    except CannotConnectError:
+        raise
+    except ProtocolError:
+        message, permanent = f"{address} is not an ftpkit server", True
+    except StallTimeoutError:  # an HTTP server, for example, waits for the end of a line
+        message = f"{address} does not answer; is it an ftpkit server?"
+    except ConnectionLostError as error:
+        message = f"cannot connect to {address}: {error}"
     except OSError as error:
-        reason = error.strerror or str(error)
-        unknown = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
-        raise CannotConnectError(
-            f"cannot connect to {address}: {reason}", permanent=unknown
-        ) from None
+        message = f"cannot connect to {address}: {error.strerror or error}"
+        permanent = isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
     except UnicodeError:  # from IDNA, for an empty label or one of more than 63 letters
-        raise CannotConnectError(
-            f"cannot connect to {address}: invalid host name", permanent=True
-        ) from None
+        message, permanent = f"cannot connect to {address}: invalid host name", True
+    raise CannotConnectError(message, permanent=permanent)
 
 
-def _connect_to_first(
-    address: Address, timeout_s: float, on_socket: OnSocket | None
-) -> socket.socket:
+def _connect(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
     """As ``socket.create_connection``, which has no ``on_socket``."""
     failure = OSError("the host has no address")
     for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
@@ -301,12 +279,11 @@ def _connect_to_first(
             if on_socket is not None:
                 on_socket(sock)
             sock.connect(to)
-        except OSError as error:
+        except BaseException as error:
             sock.close()
+            if not isinstance(error, OSError):
+                raise
             failure = error
-        except BaseException:
-            sock.close()
-            raise
         else:
             return sock
     raise failure

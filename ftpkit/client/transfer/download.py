@@ -10,8 +10,8 @@ from ftpkit.client.transfer.target import DownloadTarget
 from ftpkit.client.transfer.udp import UdpTransfer
 from ftpkit.errors import Code, CorruptDataError, ProtocolError, RefusedError
 from ftpkit.protocol.digest import digest_of, format_digest
-from ftpkit.protocol.messages import Get, GetReply, Stat, StatReply
-from ftpkit.storage.api import FileInfo, Upload, UploadSpec, hold_block
+from ftpkit.protocol.messages import FileReply, Get, GetReply, Stat, StatReply
+from ftpkit.storage.api import Upload, UploadSpec, hold_block
 
 WINDOW: Final = 4
 
@@ -31,6 +31,7 @@ class Download:
         name: str,
         server: str,
         target: DownloadTarget,
+        *,
         on_progress: OnProgress,
         on_retry: OnRetry,
         udp_transfer: UdpTransfer,
@@ -40,8 +41,8 @@ class Download:
         self._udp_transfer = udp_transfer
         self._buffer = memoryview(bytearray(_PIECE))
 
-    def run(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
-        """Fetch what is missing and publish it; return the server's reply and the local file."""
+    def run(self, connection: Connection) -> FileReply:
+        """Fetch what is missing and publish it; return what was downloaded."""
         for _ in range(TRIES):
             try:
                 return self._fetch(connection)
@@ -53,7 +54,7 @@ class Download:
                 connection.drain()
         raise last
 
-    def _fetch(self, connection: Connection) -> tuple[GetReply | StatReply, FileInfo]:
+    def _fetch(self, connection: Connection) -> FileReply:
         first = self._request_first(connection)
         if first.name != self._name:
             raise ProtocolError("the reply is about another file")
@@ -80,7 +81,12 @@ class Download:
                     f"{self._name!r} is damaged on the server: its content does not match"
                     " the stored digest. Upload it again"
                 ) from None
-        return first, info
+        return FileReply(
+            name=self._name,
+            total=total,
+            version=first.version,
+            content_digest=info.content_digest,
+        )
 
     def _request_first(self, connection: Connection) -> GetReply | StatReply:
         """Ask for the first block, or for the metadata alone if blocks are staged already."""
@@ -120,23 +126,22 @@ class BlockDownload:
         sizes = self._blocks.sizes(self._missing())
         if not sizes:
             return
+        # Imported here: only a transfer over UDP needs it.
+        from ftpkit.client.transfer.udp_session import receive_blocks
+
+        connection, file, on_moved = self._connection, self._file, self._blocks.count
 
         def hold(number: int, data: memoryview, raw: bytes) -> None:
-            offset, digest = number * BLOCK, format_digest(self._connection.algorithm, raw)
+            offset, digest = number * BLOCK, format_digest(connection.algorithm, raw)
             with self._target.errors():
                 # A damaged block stays missing, and is fetched over TCP.
                 if hold_block(self._upload, offset, data, digest):
                     self._held.add(offset)
 
-        udp_transfer.receive(
-            self._connection,
-            self._file.name,
-            self._file.version,
-            sizes,
-            hold,
-            self._blocks.count,
-            on_retry,
-        )
+        def receive(rate: float | None) -> int:
+            return receive_blocks(connection, file.name, file.version, sizes, hold, on_moved, rate)
+
+        udp_transfer.run(connection, receive, on_retry)
         self._blocks.count_missing(self._missing())
 
     def receive_first(self, reply: GetReply) -> None:

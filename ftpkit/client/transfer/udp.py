@@ -1,15 +1,13 @@
-"""Whether blocks are transferred as datagrams; the code that does it is imported on first use."""
+"""Whether blocks are transferred as datagrams, and what happens where UDP is blocked."""
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from functools import partial
 from typing import Final
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.transfer.blocks import OnMoved
 from ftpkit.errors import UdpBlockedError
 from ftpkit.protocol.messages import OkReply, Ping
 
@@ -26,7 +24,7 @@ class UdpMode(StrEnum):
 
 
 class UdpTransfer:
-    """Transfers blocks as datagrams for one client; remembers that UDP is blocked.
+    """Runs the UDP sessions of one client, and remembers that UDP is blocked.
 
     ``bytes_per_s`` limits the rate of each direction. Where several threads share a limited
     client, one transfer at a time has the whole rate.
@@ -42,52 +40,14 @@ class UdpTransfer:
         """Whether to try UDP."""
         return self._mode is not UdpMode.NO and not self._blocked
 
-    def send(
-        self,
-        connection: Connection,
-        upload: str,
-        sizes: Mapping[int, int],
-        fill: Callable[[int, memoryview], None],
-        on_moved: OnMoved,
-        on_retry: OnRetry,
+    def run(
+        self, connection: Connection, session: Callable[[float | None], int], on_retry: OnRetry
     ) -> int:
-        """Send blocks of ``upload``; return how many bytes of them have arrived for certain.
+        """Run ``session`` with the rate limit; return what it returns, the bytes that arrived.
 
-        ``sizes`` maps the number of a block to its bytes; ``fill`` puts the bytes of one into
-        memory, and its raw digest behind them. Where UDP is blocked, ``on_retry`` is called with
-        a UdpBlockedError; with UdpMode.ONLY that is raised.
+        Where UDP is blocked, return 0 after ``on_retry`` was called with a UdpBlockedError; with
+        UdpMode.ONLY that is raised.
         """
-        from ftpkit.client.transfer.udp_session import send_blocks
-
-        session = partial(send_blocks, upload=upload, sizes=sizes, fill=fill)
-        return self._run(connection, session, on_moved, on_retry)
-
-    def receive(
-        self,
-        connection: Connection,
-        name: str,
-        version: str,
-        sizes: Mapping[int, int],
-        hold: Callable[[int, memoryview, bytes], None],
-        on_moved: OnMoved,
-        on_retry: OnRetry,
-    ) -> None:
-        """Receive blocks of a version of the file ``name``; UDP may be blocked as in ``send``.
-
-        ``hold`` is called with the number of a block, its bytes and their raw digest, unchecked.
-        """
-        from ftpkit.client.transfer.udp_session import receive_blocks
-
-        session = partial(receive_blocks, name=name, version=version, sizes=sizes, hold=hold)
-        self._run(connection, session, on_moved, on_retry)
-
-    def _run(
-        self,
-        connection: Connection,
-        session: Callable[[Connection, OnMoved, float | None], int],
-        on_moved: OnMoved,
-        on_retry: OnRetry,
-    ) -> int:
         moved = 0
         with self._exclusive(connection):
             if not self.enabled:
@@ -95,7 +55,7 @@ class UdpTransfer:
             try:
                 if _FEATURE not in connection.features:
                     raise UdpBlockedError(f"{connection.address} does not accept UDP")
-                moved = session(connection, on_moved, self._bytes_per_s)
+                moved = session(self._bytes_per_s)
             except UdpBlockedError as error:
                 if self._mode is UdpMode.ONLY:
                     hint = "use --udp to continue over TCP"

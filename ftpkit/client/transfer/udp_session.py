@@ -39,14 +39,17 @@ SessionStart = Callable[[int, int, float, float], DatagramTransfer]
 
 def send_blocks(
     connection: Connection,
-    on_moved: OnMoved,
-    bytes_per_s: float | None,
-    *,
     upload: str,
     sizes: Mapping[int, int],
     fill: Fill,
+    on_moved: OnMoved,
+    bytes_per_s: float | None,
 ) -> int:
-    """Send blocks of ``upload`` as ``run_session`` does; return how many bytes arrived."""
+    """Send blocks of ``upload``; return how many bytes arrived.
+
+    ``sizes`` maps the number of a block to its bytes; ``fill`` puts the bytes of one into
+    memory, and its raw digest behind them. Errors as in ``run_session``.
+    """
     sizes = dict(islice(sizes.items(), MAX_BLOCKS))
     start = upload_starter(sizes, fill, bytes_per_s)
     return run_session(connection, Push(upload=upload), start, on_moved, bytes_per_s)
@@ -54,15 +57,17 @@ def send_blocks(
 
 def receive_blocks(
     connection: Connection,
-    on_moved: OnMoved,
-    bytes_per_s: float | None,
-    *,
     name: str,
     version: str,
     sizes: Mapping[int, int],
     hold: OnBlock,
+    on_moved: OnMoved,
+    bytes_per_s: float | None,
 ) -> int:
-    """Receive blocks of the file ``name``; ``hold`` is called with each that has arrived."""
+    """Receive blocks of a version of the file ``name``; return how many bytes arrived.
+
+    ``hold`` is called with a block's number, its bytes and its raw digest, unchecked.
+    """
     ranges = _ranges(islice(sizes, MAX_BLOCKS))
     sizes = {number: sizes[number] for first, end in ranges for number in range(first, end)}
     rate = None if bytes_per_s is None else max(1, int(bytes_per_s))

@@ -20,6 +20,7 @@ from ftpkit.errors import (
     SourceChangedError,
 )
 from ftpkit.osapi import files as os_files
+from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import (
     DIGEST_BYTES,
     digest_of,
@@ -28,18 +29,6 @@ from ftpkit.protocol.digest import (
     split_digest,
 )
 from ftpkit.protocol.fields import BLOCK_RECORD, unpack_block_records
-from ftpkit.protocol.messages import (
-    Abort,
-    Begin,
-    BeginReply,
-    Commit,
-    DigestRequest,
-    FileReply,
-    OkReply,
-    Put,
-    Request,
-    Write,
-)
 
 SMALL_FILE: Final = 1024 * 1024
 # Blocks sent ahead of their replies: enough to fill a path with a high bandwidth-delay product.
@@ -69,9 +58,9 @@ class Upload:
         self._on_progress, self._on_retry = on_progress, on_retry
         self._udp_transfer = udp_transfer
         self._put_sent = False
-        self._commit: Commit | None = None
+        self._commit: m.Commit | None = None
 
-    def run(self, connection: Connection) -> FileReply:
+    def run(self, connection: Connection) -> m.FileReply:
         """Send what is missing, and return what was published."""
         total = self._source.total
         self._on_progress(0, total)
@@ -86,9 +75,9 @@ class Upload:
             raise ProtocolError("the server published a file of another name or size than was sent")
         return published
 
-    def _put(self, connection: Connection) -> FileReply:
+    def _put(self, connection: Connection) -> m.FileReply:
         source = self._source
-        request = Put(
+        request = m.Put(
             name=self._name,
             size=source.total,
             digest=source.digest(0, source.total, connection.algorithm),
@@ -108,7 +97,7 @@ class Upload:
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # The file may be ours, and only the reply to an earlier put was lost.
                 reply = self._stored(connection, request) or reply
-            if isinstance(reply, FileReply):
+            if isinstance(reply, m.FileReply):
                 self._on_progress(source.total, source.total)
                 return reply
             if not isinstance(reply, RefusedError):
@@ -118,24 +107,19 @@ class Upload:
             source.check_unchanged()
         raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
 
-    def _stored(self, connection: Connection, request: Put) -> FileReply | None:
+    def _stored(self, connection: Connection, request: m.Put) -> m.FileReply | None:
         """Return what is stored under the name if it has the content of ``request``."""
-        reply = connection.request(DigestRequest(name=self._name), FileReply)
+        reply = connection.request(m.DigestRequest(name=self._name), m.FileReply)
         return reply if reply.content_digest == request.digest else None
 
-    def _send_blocks(self, connection: Connection) -> FileReply:
-        with closing(
-            DigestCache(
-                self._digest_cache,
-                self._source.status,
-                block=BLOCK,
-                algorithm=connection.algorithm,
-            )
-        ) as cache:
+    def _send_blocks(self, connection: Connection) -> m.FileReply:
+        status, algorithm = self._source.status, connection.algorithm
+        cache = DigestCache(self._digest_cache, status, block=BLOCK, algorithm=algorithm)
+        with closing(cache):
             for _ in range(TRIES):
                 self._commit = self._send_missing(connection, cache)
                 try:
-                    published = connection.request(self._commit, FileReply)
+                    published = connection.request(self._commit, m.FileReply)
                 except RefusedError as refusal:
                     # The server's disk lost blocks; the server no longer holds these.
                     if refusal.code is not Code.INCOMPLETE:
@@ -146,34 +130,30 @@ class Upload:
                     return published
         raise last
 
-    def _send_missing(self, connection: Connection, cache: DigestCache) -> Commit:
+    def _send_missing(self, connection: Connection, cache: DigestCache) -> m.Commit:
         """Send the blocks that the server does not hold; return the request to publish."""
+        source, name, overwrite = self._source, self._name, self._overwrite
         blocks = BlockUpload(
-            connection,
-            self._source,
-            self._name,
-            cache,
-            self._on_progress,
-            overwrite=self._overwrite,
+            connection, source, name, cache, self._on_progress, overwrite=overwrite
         )
         try:
             blocks.begin()
             if self._udp_transfer.enabled:
                 blocks.send_udp(self._udp_transfer, self._on_retry)
             blocks.send()
-            self._source.check_unchanged()
+            source.check_unchanged()
         except SourceChangedError:
             cache.clear()
             blocks.abort()
             raise
         return blocks.commit()
 
-    def _repeat_commit(self, connection: Connection) -> FileReply | None:
+    def _repeat_commit(self, connection: Connection) -> m.FileReply | None:
         """Ask again for a reply to ``commit`` that may have been lost."""
         if self._commit is None:
             return None
         try:
-            return connection.request(self._commit, FileReply)
+            return connection.request(self._commit, m.FileReply)
         except RefusedError as refusal:
             if refusal.code in (Code.NOT_FOUND, Code.INCOMPLETE):
                 return None
@@ -195,7 +175,7 @@ class BlockUpload:
     ) -> None:
         self.upload = ""
         self._connection, self._source, self._cache = connection, source, cache
-        self._begin = Begin(
+        self._begin = m.Begin(
             name=name,
             total=source.total,
             block=BLOCK,
@@ -209,7 +189,7 @@ class BlockUpload:
 
     def begin(self) -> None:
         """Begin the upload or continue it; learn which blocks the server holds."""
-        reply = self._connection.request(self._begin, BeginReply)
+        reply = self._connection.request(self._begin, m.BeginReply)
         if reply.block != BLOCK:
             raise ProtocolError("invalid begin reply: another block size than was requested")
         self.upload = reply.upload
@@ -238,13 +218,19 @@ class BlockUpload:
     def send_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
         """Send the missing blocks as datagrams, as many as arrive."""
         missing = self._plan()[0]
-        if missing:
-            self._blocks.count_missing(missing)
-            sizes = self._blocks.sizes(missing)
-            moved = udp_transfer.send(
-                self._connection, self.upload, sizes, self.fill, self._blocks.count, on_retry
-            )
-            self.count_arrived(sizes, moved)
+        if not missing:
+            return
+        # Imported here: only a transfer over UDP needs it.
+        from ftpkit.client.transfer.udp_session import send_blocks
+
+        self._blocks.count_missing(missing)
+        sizes = self._blocks.sizes(missing)
+        connection, on_moved = self._connection, self._blocks.count
+
+        def send(rate: float | None) -> int:
+            return send_blocks(connection, self.upload, sizes, self.fill, on_moved, rate)
+
+        self.count_arrived(sizes, udp_transfer.run(connection, send, on_retry))
 
     def missing(self) -> dict[int, int]:
         """Return the bytes of each block that must be sent, by its number."""
@@ -268,13 +254,13 @@ class BlockUpload:
         else:
             self.begin()
 
-    def commit(self) -> Commit:
+    def commit(self) -> m.Commit:
         """Return the request that publishes exactly the blocks of the source."""
         hasher = new_hasher(self._connection.algorithm)
         for _, digest in sorted(self._digests.items()):
             hasher.update(split_digest(digest)[1])
         blocks_digest = format_digest(self._connection.algorithm, hasher.digest())
-        return Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
+        return m.Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
 
     def abort(self) -> None:
         """Have the server discard the upload, if it can be reached.
@@ -285,10 +271,10 @@ class BlockUpload:
             return
         with contextlib.suppress(FtpkitError):
             if self._connection.usable:
-                self._connection.request(Abort(upload=self.upload), OkReply)
+                self._connection.request(m.Abort(upload=self.upload), m.OkReply)
                 return
             with closing(self._connection.reconnect()) as connection:
-                connection.request(Abort(upload=self.upload), OkReply)
+                connection.request(m.Abort(upload=self.upload), m.OkReply)
 
     def _plan(self) -> tuple[list[int], list[int]]:
         """Return which blocks must be sent, and which are held but not in the digest cache."""
@@ -322,10 +308,10 @@ class BlockUpload:
             if differs:
                 yield offset
 
-    def _request(self, offset: int) -> tuple[Request, SendBody]:
+    def _request(self, offset: int) -> tuple[m.Request, SendBody]:
         size = self._blocks.size(offset)
         digest = self._digests.get(offset) or self._read_digest(offset)
-        request = Write(upload=self.upload, offset=offset, size=size, digest=digest)
+        request = m.Write(upload=self.upload, offset=offset, size=size, digest=digest)
 
         def send(header: bytes) -> None:
             self._connection.stream.send_range(
