@@ -48,7 +48,7 @@ class Client:
     """Transfers files to and from the server at ``url``, and manages the files there.
 
     ``url`` is a login URL, ``ftpk://TOKEN:PIN@HOST:PORT``, as ``ftpkit serve`` prints it; an
-    address; or a function that returns one of these, which is called before each connection.
+    address; or a function that returns a Url, which is called before each connection.
     Without a pin the server's certificate must be valid under the system's authorities. A
     ``ftpk+plain://`` URL, and a server on this computer without pin and token, use no TLS.
 
