@@ -11,13 +11,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ftpkit.server import Server
+from ftpkit.server.limits import Limits
 
 
 def main(job: str) -> None:
-    """Serve as ``job`` tells: a JSON object of what ``Server`` is called with."""
+    """Run a server; ``job`` is a JSON object of its arguments, with its limits as another."""
+    settings = json.loads(job)
+    limits = Limits(**settings.pop("limits", {}))
     with (
         TemporaryDirectory(prefix="ftpkit-compare-") as root,
-        Server(root, port=0, **json.loads(job)) as server,
+        Server(root, port=0, limits=limits, **settings) as server,
     ):
         _say({"host": server.address.host, "port": server.address.port})
         for _ in sys.stdin:

@@ -59,13 +59,15 @@ def serve(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[flo
 def _job(policy: str, bytes_per_s: float) -> dict[str, Any]:
     return {
         "host": _HOST,
-        "schedule": policy,
-        "bytes_per_s": bytes_per_s,
         "durable": False,
         "datagrams": False,
-        "max_connections": _MOST_LINKS,
-        "max_connections_per_address": _MOST_LINKS,
-        "idle_timeout_s": _PATIENCE_S,
+        "limits": {
+            "schedule": policy,
+            "bytes_per_s": bytes_per_s,
+            "max_connections": _MOST_LINKS,
+            "max_connections_per_address": _MOST_LINKS,
+            "idle_timeout_s": _PATIENCE_S,
+        },
     }
 
 
