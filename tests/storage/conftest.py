@@ -7,19 +7,23 @@ import pytest
 
 from ftpkit.osapi import files as os_files
 from ftpkit.storage import Store
-from tests.storage.stores import JAIL, Place, take_powers
+from tests.storage.stores import JAIL, MemoryPlace, Place, take_powers
 
 HELD = "held-descriptors"
 JOINED = "joined-paths"
 UNDER = "under-a-directory"
+MEMORY = "memory"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what holds for every store with every kind, and the rest with directory stores."""
     if "place" in metafunc.fixturenames:
         name = metafunc.module.__name__
-        for_all = "contract" in name or name.endswith("test_jail")
-        kinds = [HELD, JOINED, UNDER] if for_all else [HELD, JOINED]
+        kinds = [HELD, JOINED]
+        if "contract" in name or name.endswith("test_jail"):
+            kinds.append(UNDER)
+        if "contract" in name:
+            kinds.append(MEMORY)
         metafunc.parametrize("place", kinds, indirect=True)
 
 
@@ -28,11 +32,15 @@ def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A place for each kind of store; one kind more is one parameter more."""
-    if request.param != JOINED and not os_files.HAS_DIR_FD:
+    if request.param not in (JOINED, MEMORY) and not os_files.HAS_DIR_FD:
         pytest.skip("there are no held directory descriptors here")
     if request.param == JOINED:
         take_powers(monkeypatch)
-    with Place(tmp_path / "root", JAIL if request.param == UNDER else "") as place:
+    top = tmp_path / "root"
+    if request.param == MEMORY:
+        yield MemoryPlace(top)
+        return
+    with Place(top, JAIL if request.param == UNDER else "") as place:
         yield place
 
 

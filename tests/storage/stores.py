@@ -14,7 +14,7 @@ from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of
 from ftpkit.server.auth.shared_limits import AccountQuota, LocalLimits
-from ftpkit.storage import DirectoryStore, FileInfo, Store, Upload
+from ftpkit.storage import DirectoryStore, FileInfo, MemoryStore, Store, Upload
 from ftpkit.storage.api import UploadSpec
 from ftpkit.storage.directory import filesystem
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
@@ -163,6 +163,23 @@ class Place:
         private = self.top / ".ftpkit"
         unfinished = [*(private / "staging").iterdir(), *(private / "uploads").iterdir()]
         return [path.name for path in unfinished]
+
+
+class MemoryPlace(Place):
+    """A place of which nothing is on the disk; its store outlives ``close``."""
+
+    def __init__(self, top: Path) -> None:
+        super().__init__(top)
+        self._memory = MemoryStore()
+
+    def store(self) -> Store:
+        return self._memory
+
+    def visible(self) -> list[str]:
+        return [info.name for info in list_files(self._memory)]
+
+    def private(self) -> list[str]:
+        return [upload.id for upload in self._memory._uploads.values()]
 
 
 def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:

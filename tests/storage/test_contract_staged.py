@@ -2,7 +2,6 @@
 
 import os
 import threading
-from contextlib import closing
 
 import pytest
 
@@ -83,16 +82,6 @@ def test_nothing_stands_under_the_name_before_commit(store: Store) -> None:
     with refused(Code.NOT_FOUND):
         store.stat("d/f")
     staged.discard()
-
-
-def test_what_was_staged_when_a_server_died_is_gone_at_the_next_start(place: Place) -> None:
-    with closing(place.store()) as store:
-        (place.top / ".ftpkit" / "staging" / "rest").write_bytes(b"half")
-        (place.top / ".ftpkit" / "staging" / "tree" / "inner").mkdir(parents=True)
-        stage(store, "f", b"one")
-    with closing(place.store()) as store:
-        assert place.private() == []
-        assert fetch(store, "f") == b"one"
 
 
 # What stands under the name already

@@ -330,10 +330,3 @@ def test_a_reader_stays_with_the_file_it_opened(store: Store) -> None:
         assert buffer[:3] == b"old"
         assert reader.unchanged()
         assert reader.info.total == 3
-
-
-def test_a_name_too_long_for_the_disk_is_a_bad_name(store: Store) -> None:
-    with refused(Code.BAD_NAME):
-        store.stat("x" * 256)
-    with refused(Code.BAD_NAME):
-        stage(store, "x" * 256, b"")

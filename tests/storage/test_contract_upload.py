@@ -314,22 +314,6 @@ def test_an_unknown_upload_is_not_found(store: Store, identity: str) -> None:
     assert store.published(identity, owner=OWNER) is None
 
 
-def test_a_journal_grows_with_blocks_and_not_with_what_is_wished(store: Store) -> None:
-    name = "/".join(["é" * 120] * 16)
-
-    def spec(mtime: int) -> str:
-        upload = store.begin(UploadSpec(name=name, total=3, mtime=mtime), owner=OWNER, block=BLOCK)
-        upload.release()
-        return upload.id
-
-    identity = spec(0)
-    with refused(Code.BUSY):
-        for mtime in range(1000):
-            spec(mtime)
-    store.abort(identity, owner=OWNER)
-    assert spec(0) != identity
-
-
 def test_a_later_begin_may_wish_for_another_mtime_and_overwrite(store: Store) -> None:
     stage(store, "f", b"old")
     upload = begin(store, "f", 3)

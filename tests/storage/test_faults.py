@@ -3,6 +3,7 @@
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -366,3 +367,21 @@ def test_a_begin_during_an_abort_gets_an_upload_of_its_own(place: Place) -> None
         commit(again, 5)
         again.release()
         assert fetch(store, "f") == b"right"
+
+
+def test_what_was_staged_when_a_server_died_is_gone_at_the_next_start(place: Place) -> None:
+    with closing(place.store()) as store:
+        (place.top / ".ftpkit" / "staging" / "rest").write_bytes(b"half")
+        (place.top / ".ftpkit" / "staging" / "tree" / "inner").mkdir(parents=True)
+        stage(store, "f", b"one")
+    with closing(place.store()) as store:
+        assert place.private() == []
+        assert fetch(store, "f") == b"one"
+
+
+def test_a_name_too_long_for_the_disk_is_a_bad_name(place: Place) -> None:
+    store = place.open()
+    with refused(Code.BAD_NAME):
+        store.stat("x" * 256)
+    with refused(Code.BAD_NAME):
+        stage(store, "x" * 256, b"")

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
 from ftpkit.storage import DirectoryStore, Upload
+from ftpkit.storage.api import UploadSpec
 from ftpkit.storage.directory import journal
 from ftpkit.storage.directory.journal import JournalState, replay
 from ftpkit.storage.directory.upload import DirectoryUpload
-from tests.storage.stores import BLOCK, OWNER, Place, begin, commit, fetch, held, send
+from tests.storage.stores import BLOCK, OWNER, Place, begin, commit, fetch, held, refused, send
 
 WISH = {"id": "x", "name": "ä\n", "total": None}
 A, B, C = (digest_of(word) for word in (b"a", b"b", b"c"))
 
 RECORDS = [
-    journal.encode_wish(WISH),
+    journal.encode_spec(WISH),
     journal.encode_block(0, 10, A),
     journal.encode_block(1 << 62, 20, digest_of(b"b", "sha256")),
     journal.encode_forget(0),
@@ -264,3 +265,20 @@ def test_an_upload_whose_journal_says_nothing_is_begun_anew(place: Place, conten
         assert again.id != upload.id
         assert held(again) == []
         assert store.published(upload.id, owner=OWNER) is None
+
+
+def test_a_journal_grows_with_blocks_and_not_with_changed_metadata(place: Place) -> None:
+    store = place.open()
+    name = "/".join(["é" * 120] * 16)
+
+    def spec(mtime: int) -> str:
+        upload = store.begin(UploadSpec(name=name, total=3, mtime=mtime), owner=OWNER, block=BLOCK)
+        upload.release()
+        return upload.id
+
+    identity = spec(0)
+    with refused(Code.BUSY):
+        for mtime in range(1000):
+            spec(mtime)
+    store.abort(identity, owner=OWNER)
+    assert spec(0) != identity

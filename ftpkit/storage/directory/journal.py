@@ -69,7 +69,7 @@ def encode_checkpoint(covered: int) -> bytes:
     return _record(b"C", _OFFSET.pack(covered))
 
 
-def encode_wish(spec: dict[str, Any]) -> bytes:
+def encode_spec(spec: dict[str, Any]) -> bytes:
     """Return the record of what the upload is to be."""
     return _record(b"O", _json(spec))
 

@@ -1,0 +1,205 @@
+"""What all stores do alike with the blocks of an upload: check, verify, copy from a basis."""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.digest import (
+    Hasher,
+    digest_of,
+    format_digest,
+    new_hasher,
+    split_digest,
+)
+from ftpkit.protocol.frame import MAX_SIZE
+from ftpkit.storage.api import BlockRecord, Progress, Reader
+from ftpkit.storage.quota import NO_RESERVATION, Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGrid:
+    """The blocks of a file of ``total`` bytes (None: unknown), each of ``block`` bytes at most."""
+
+    block: int
+    total: int | None
+
+    def fits(self, offset: int, size: int) -> bool:
+        """Whether a block of the file can have this offset and size."""
+        if offset < 0 or offset % self.block:
+            return False
+        if self.total is None:
+            return 0 < size <= self.block and offset + size <= MAX_SIZE
+        return 0 < size == min(self.block, self.total - offset)
+
+    def check(self, offset: int, size: int) -> None:
+        """Raise RefusedError ``bad-request`` unless the block fits."""
+        if not self.fits(offset, size):
+            raise RefusedError(
+                Code.BAD_REQUEST,
+                f"{size} bytes at offset {offset} are not a block of this upload: its blocks have"
+                f" {self.block} bytes, and only the last may be shorter",
+            )
+
+    def missing(
+        self, total: int, held: Mapping[int, int], offered: Mapping[int, int]
+    ) -> dict[int, int]:
+        """Return the blocks of a file of ``total`` bytes that are offered, but not held.
+
+        All three map offset to length. RefusedError ``incomplete``: some are neither.
+        """
+        if self.total is not None and total != self.total:
+            raise RefusedError(
+                Code.BAD_REQUEST, f"the upload was begun with {self.total} bytes, not {total}"
+            )
+        # Counting comes first: a declared length alone must not cost work.
+        if len(held) + len(offered) < -(-total // self.block):
+            raise RefusedError(Code.INCOMPLETE, "the upload is not complete: blocks are missing")
+        missing, absent = dict[int, int](), 0
+        for offset in range(0, total, self.block):
+            length = min(self.block, total - offset)
+            if held.get(offset) != length:
+                missing[offset] = length
+                absent += offered.get(offset) != length
+        beyond = any(offset >= total for offset in held)
+        if absent or beyond:
+            what = "it has blocks beyond its end" if beyond else f"{absent} blocks are missing"
+            raise RefusedError(Code.INCOMPLETE, f"the upload is not complete: {what}")
+        return missing
+
+
+class Basis:
+    """A file whose blocks an upload may copy instead of receiving them."""
+
+    def __init__(self, reader: Reader, grid: BlockGrid, algorithm: str, progress: Progress) -> None:
+        self._reader, total = reader, reader.info.total
+        self.blocks: dict[int, BlockRecord] = {}
+        buffer = memoryview(bytearray(grid.block))
+        for offset in range(0, total, grid.block):
+            piece = buffer[: reader.read_into(buffer[: total - offset], offset)]
+            # The last block of a shorter file is not a block of this one.
+            if grid.fits(offset, len(piece)):
+                digest = digest_of(piece, algorithm)
+                self.blocks[offset] = BlockRecord(offset, len(piece), digest)
+            progress(offset + len(piece), total)
+
+    def read(self, offset: int) -> memoryview:
+        """Return the block at ``offset``; RefusedError ``changed`` if it is not as offered."""
+        block = self.blocks[offset]
+        piece = memoryview(bytearray(block.length))
+        got = self._reader.read_into(piece, offset)
+        if digest_of(piece[:got], split_digest(block.digest)[0]) != block.digest:
+            raise RefusedError(Code.CHANGED, "the existing file was changed during the upload")
+        return piece
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.__exit__()
+
+
+class BlockOwner(Protocol):
+    """The upload that a block belongs to."""
+
+    def put(self, view: memoryview, offset: int) -> None:
+        """Store bytes of a block."""
+
+    def hold(self, writer: "BlockFileWriter") -> None:
+        """Record a block that arrived whole and matches its digest."""
+
+    def leave(self, writer: "BlockFileWriter") -> None:
+        """Forget a writer that did not finish."""
+
+
+class BlockFileWriter:
+    """Receives one block, verifies it while it arrives, and has its upload hold it.
+
+    ``content_hasher`` hashes the same bytes for the digest of the whole file. Unless ``keep``,
+    the upload holds the block already, and the bytes are only verified.
+    """
+
+    def __init__(
+        self,
+        owner: BlockOwner,
+        block: BlockRecord,
+        *,
+        content_hasher: Hasher | None = None,
+        keep: bool = True,
+        reservation: Reservation = NO_RESERVATION,
+    ) -> None:
+        self.block, self.content_hasher = block, content_hasher
+        self.keep, self.reservation = keep, reservation
+        self._owner = owner
+        self._algorithm = split_digest(block.digest)[0]
+        self._hasher = new_hasher(self._algorithm)
+        self._at = block.offset
+        self._lock = threading.Lock()
+        self._revoked = False
+
+    def write(self, view: memoryview) -> None:
+        """Append the next bytes."""
+        self._hasher.update(view)
+        if self.content_hasher is not None:
+            self.content_hasher.update(view)
+        if self.keep:
+            with self._lock:
+                if self._revoked:
+                    raise block_taken_over()
+                self._owner.put(view, self._at)
+        self._at += len(view)
+
+    def finish(self) -> None:
+        """Hold the block, or raise RefusedError ``digest-mismatch``."""
+        if format_digest(self._algorithm, self._hasher.digest()) != self.block.digest:
+            raise RefusedError(
+                Code.DIGEST_MISMATCH, f"the block at {self.block.offset} does not match its digest"
+            )
+        self._owner.hold(self)
+
+    def release(self) -> None:
+        """End the write; without ``finish`` the block is not held."""
+        self._owner.leave(self)
+        self.reservation.cancel()
+
+    def revoke(self) -> None:
+        """Refuse all further bytes: a newer writer has the block, or the upload is closed."""
+        with self._lock:
+            self._revoked = True
+        self.reservation.cancel()
+
+
+def block_taken_over() -> RefusedError:
+    """Return the refusal for a writer whose block a newer writer has taken over."""
+    return RefusedError(Code.BUSY, "another connection is writing this block now")
+
+
+def being_committed() -> RefusedError:
+    """Return the refusal for a write that comes during the commit."""
+    return RefusedError(Code.BUSY, "the upload is being committed: no block can be written")
+
+
+def no_such_upload() -> RefusedError:
+    """Return the refusal for an upload that is unknown, ended, or another user's."""
+    return RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
+
+
+def check_blocks_digest(digests: Iterable[str], expected: str | None) -> None:
+    """Raise ``digest-mismatch`` unless ``expected`` is the digest of the blocks' raw digests."""
+    if expected is None:
+        return
+    algorithm = split_digest(expected)[0]
+    hasher = new_hasher(algorithm)
+    for digest in digests:
+        hasher.update(split_digest(digest)[1])
+    if format_digest(algorithm, hasher.digest()) != expected:
+        raise RefusedError(
+            Code.DIGEST_MISMATCH, "blocks differ from those of the sender: send the file again"
+        )
+
+
+def check_content_digest(actual: str, expected: str | None) -> None:
+    """Raise ``digest-mismatch`` unless ``expected``, if given, is the digest of the file."""
+    if expected not in (None, actual):
+        raise RefusedError(
+            Code.DIGEST_MISMATCH, f"the file has the digest {actual}, not {expected}"
+        )
