@@ -111,8 +111,7 @@ class TlsTransport:
 
     def greet(self) -> None:
         """Send the client's hello; a server sends nothing."""
-        with contextlib.suppress(ssl.SSLWantReadError):
-            self._tls.do_handshake()
+        self._handshake_step()
         self.flush()
 
     def handshake(self, limit_s: float, accept: Accept | None) -> None:
@@ -248,12 +247,11 @@ class TlsTransport:
 
         OpenSSL allocates the length that a hello claims, up to 128 KiB.
         """
-        record = self._handshake_bytes(_PREFIX, deadline)
-        while len(record) < _PREFIX:
-            record += self._handshake_bytes(_PREFIX - len(record), deadline)
-        end = _PREFIX + min(int.from_bytes(record[3:_PREFIX]), _LARGEST)
+        record, end = b"", _PREFIX
         while len(record) < end:
             record += self._handshake_bytes(end - len(record), deadline)
+            if len(record) == _PREFIX:
+                end += min(int.from_bytes(record[3:]), _LARGEST)
         if record[:1] == HANDSHAKE and end != _HELLO + int.from_bytes(record[6:_HELLO]):
             raise HandshakeError("", "the client's hello is not one record")
         return record

@@ -99,7 +99,7 @@ class RemoteScheduler:
     def snapshot(self, now: float) -> list[TransferSnapshot]:
         """Return the state of this process's transfers, in the order of their arrival."""
         return [
-            replace(each, position=self.positions.get(each.order))
+            replace(each, position=self.positions.get(each.transfer.order))
             for each in self._local.snapshot(now)
         ]
 

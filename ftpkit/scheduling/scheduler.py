@@ -8,7 +8,7 @@ from typing import Final
 
 from ftpkit.scheduling.fair_queue import FairQueue
 from ftpkit.scheduling.flow import Account, Flow, State, Transfer
-from ftpkit.scheduling.policies import Policy, level
+from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.rate_limit import Direction, Rates
 
 # Without quanta, a transfer that moved bytes so recently is shown as running.
@@ -21,17 +21,9 @@ _FORCED_QUANTUM: Final = 64 * 1024
 class TransferSnapshot:
     """State of one transfer; ``position`` is its place in its direction's queue, from 1."""
 
-    order: int | None
-    user: str
-    peer: str
-    name: str
-    direction: Direction
+    transfer: Transfer
     state: State
-    level: int
-    moved: int
-    total: int | None
     bytes_per_s: float
-    arrived_s: float
     position: int | None
 
 
@@ -153,17 +145,9 @@ class Scheduler:
         positions = self.positions()
         return [
             TransferSnapshot(
-                order=transfer.order,
-                user=transfer.account.user,
-                peer=transfer.peer,
-                name=transfer.name,
-                direction=transfer.direction,
+                transfer=transfer,
                 state=self._state(transfer, now),
-                level=level(transfer.moved),
-                moved=transfer.moved,
-                total=transfer.total,
                 bytes_per_s=transfer.meter.bytes_per_s(now),
-                arrived_s=transfer.arrived_s,
                 position=positions.get(transfer),
             )
             for transfer in self._transfers

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping
 
 from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
+from ftpkit.scheduling.policies import level
 from ftpkit.scheduling.scheduler import TransferSnapshot
 
 
@@ -51,19 +52,20 @@ def added(one: Totals, other: Totals) -> Totals:
 
 def told(standing: TransferSnapshot, now: float) -> TransferStatus:
     """Return what is told of a transfer."""
+    transfer = standing.transfer
     return {
-        "user": standing.user,
-        "peer": standing.peer,
-        "name": standing.name,
-        "direction": standing.direction,
+        "user": transfer.account.user,
+        "peer": transfer.peer,
+        "name": transfer.name,
+        "direction": transfer.direction,
         "state": standing.state,
-        "level": standing.level,
-        "moved": standing.moved,
-        "total": standing.total,
+        "level": level(transfer.moved),
+        "moved": transfer.moved,
+        "total": transfer.total,
         "rate_bps": round(standing.bytes_per_s, 1),
-        "left_s": left_s(standing.moved, standing.total, standing.bytes_per_s),
+        "left_s": left_s(transfer.moved, transfer.total, standing.bytes_per_s),
         "position": standing.position,
-        "seconds": round(now - standing.arrived_s, 3),
+        "seconds": round(now - transfer.arrived_s, 3),
     }
 
 

@@ -197,7 +197,7 @@ def test_a_limit_on_a_running_server_holds_for_who_took_no_turns(dispatcher: Mak
     turns.configure(POLICIES["rr"], slots=1, bytes_per_s={})
     assert turns.has_limits
     assert flow.acquire() == 4 * MIB
-    assert turns.snapshot()[0].moved == 5000
+    assert turns.snapshot()[0].transfer.moved == 5000
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -262,7 +262,7 @@ def test_nobody_waits_in_the_dark(dispatcher: Make, limits: dict[str, Any]) -> N
         assert 0 < second.acquire() <= 64 * 1024
         second.release(1)
     first.release(1)
-    assert turns.snapshot()[1].moved == 3
+    assert turns.snapshot()[1].transfer.moved == 3
 
 
 def test_turns_of_another_process_are_asked_for_and_handed_out(threads: ThreadPoolExecutor) -> None:

@@ -43,7 +43,7 @@ def test_a_lane_asks_and_is_given() -> None:
     turns.release(flow, 700, 2.0)
     assert told[2:] == [{"call": "release", "flow": 0, "moved": 700}]
     row = turns.snapshot(2.0)[0]
-    assert (row.state, row.moved) == (State.BLOCKED, 700)
+    assert (row.state, row.transfer.moved) == (State.BLOCKED, 700)
     turns.ready(flow, 2.0)
     turns.force_grant(flow, 6.0)
     assert flow.state is State.READY, "a small turn comes as others do"
@@ -79,7 +79,7 @@ def test_without_a_limit_nothing_is_told() -> None:
     turns, told = remote(slots=None)
     flow = turns.add_flow(transfer())
     turns.release(flow, 100, 1.0)
-    assert (turns.has_limits, turns.snapshot(1.0)[0].moved) == (False, 100)
+    assert (turns.has_limits, turns.snapshot(1.0)[0].transfer.moved) == (False, 100)
     other = turns.add_flow(transfer())
     turns.remove(other, 1.0)
     assert told == []
