@@ -15,8 +15,8 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers.processes import WorkerConfig
 from ftpkit.server.workers.supervisor import Supervisor
+from ftpkit.server.workers.worker import WorkerConfig
 from ftpkit.tokens import Grant, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame

@@ -13,8 +13,8 @@ from ftpkit import Client, Server, UdpMode
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.sockets import adopt, bind
-from ftpkit.server.workers.processes import WorkerConfig
 from ftpkit.server.workers.supervisor import Supervisor
+from ftpkit.server.workers.worker import WorkerConfig
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.trees import published

@@ -14,8 +14,8 @@ import pytest
 
 from ftpkit import Client, Grant, Identity, Tokens, UdpMode, Url
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.workers.processes import WorkerConfig
 from ftpkit.server.workers.supervisor import Supervisor
+from ftpkit.server.workers.worker import WorkerConfig
 from tests.server import test_workers
 from tests.server.test_workers import (
     BLOCK,

@@ -21,8 +21,9 @@ from ftpkit import Client, UdpMode
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.limits import Limits
 from ftpkit.server.workers import processes as processes_module
-from ftpkit.server.workers.processes import WorkerConfig, next_delay
+from ftpkit.server.workers.processes import next_delay
 from ftpkit.server.workers.supervisor import Supervisor
+from ftpkit.server.workers.worker import WorkerConfig
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame

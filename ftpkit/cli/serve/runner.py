@@ -29,8 +29,8 @@ from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server import Server
 from ftpkit.server.limits import Limits
 from ftpkit.server.sockets import ListeningSocket, adopt, bind
-from ftpkit.server.workers.processes import WorkerConfig
 from ftpkit.server.workers.supervisor import Supervisor
+from ftpkit.server.workers.worker import WorkerConfig
 from ftpkit.tokens import Tokens
 
 _logger: Final = logging.getLogger("ftpkit.cli")
@@ -110,7 +110,6 @@ class Settings:
             identity=identity,
             plain=self.plain,
             tokens=tokens,
-            durable=not self.no_fsync,
             on_start=self.logging(),
         )
 
@@ -280,7 +279,7 @@ def _server(
     if settings.workers > 1:
         tokens = None if access.tokens is None else access.tokens.path
         plan = settings.plan(access.identity, tokens)
-        return Supervisor(settings.root, plan, sockets=sockets)
+        return Supervisor(settings.root, plan, durable=not settings.no_fsync, sockets=sockets)
     return Server(
         settings.root,
         identity=access.identity,
@@ -313,9 +312,9 @@ def _reload(
         identity = new.identity()
     except click.ClickException as error:
         _logger.error("the certificate stays as it is: %s", error.format_message())
-    fixed = ["root", "host", "port", "user", "state", "plain", "open", "no_udp"]
+    fixed = ["root", "host", "port", "user", "state", "plain", "open", "no_fsync", "no_udp"]
     if isinstance(server, Server):
-        fixed += ["no_fsync", "workers"]
+        fixed += ["workers"]
     for name in fixed:
         if getattr(new, name) != getattr(old, name):
             _logger.warning("%s changes with the next start only", name.replace("_", "-"))

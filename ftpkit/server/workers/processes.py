@@ -16,12 +16,10 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
-from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import process as os_process
-from ftpkit.server.limits import DEFAULT_LIMITS, Limits
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
-from ftpkit.server.workers.worker import run_worker
+from ftpkit.server.workers.worker import WorkerConfig, run_worker
 from ftpkit.storage.api import ShareableStore, StoreLease
 
 # How long a worker may take to end after its grace period, and to start.
@@ -39,27 +37,6 @@ _SPAWN: Final = multiprocessing.get_context("spawn")
 log = logging.getLogger("ftpkit.server")
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
-    """The number of workers, and their settings; ``Server`` explains those that it has, too.
-
-    ``tokens`` is the path of a token file. ``on_start`` must be picklable, and is called in
-    each worker before it serves.
-    """
-
-    workers: int
-    limits: Limits = DEFAULT_LIMITS
-    identity: Identity | None = None
-    plain: bool = False
-    tokens: str | None = None
-    durable: bool = True
-    on_start: Callable[[], None] = _nothing
-
-
 def next_delay(delay_s: float, lived_s: float) -> float:
     """Return the delay before a worker replaces one that died after ``lived_s``."""
     if lived_s >= _HEALTHY_S:
@@ -72,7 +49,7 @@ class WorkerProcesses:
 
     All of them are started and joined in the thread of ``run``, as Linux ends a process with
     the thread that started it. Another thread calls ``receive`` for each worker, until that
-    has closed its channel. ``configure`` sends a new worker its settings.
+    has closed its channel. ``configure`` sends a new worker its descriptors.
     """
 
     def __init__(
@@ -81,12 +58,12 @@ class WorkerProcesses:
         pool: WorkerPool,
         stopping: threading.Event,
         *,
-        configure: Callable[[WorkerHandle, WorkerConfig, StoreLease], None],
+        connect: Callable[[WorkerHandle, StoreLease], None],
         receive: Callable[[WorkerHandle], None],
     ) -> None:
         self.config = config
         self._pool, self._stopping = pool, stopping
-        self._configure, self._receive = configure, receive
+        self._connect, self._receive = connect, receive
         self._numbers = count(1)
         self._running: dict[WorkerHandle, _Process] = {}
         self._todo: queue.SimpleQueue[Callable[[ShareableStore], object]] = queue.SimpleQueue()
@@ -152,12 +129,12 @@ class WorkerProcesses:
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo, theirs:
             undo.callback(ours.close)
-            args = (theirs, number, lease.open, config.on_start)
+            args = (theirs, number, lease.open, config)
             process = _SPAWN.Process(target=run_worker, args=args, name=str(number), daemon=True)
             process.start()
             undo.pop_all()
         worker = WorkerHandle(number, IpcChannel(ours))
-        self._configure(worker, config, lease)
+        self._connect(worker, lease)
         self._pool.join(worker)
         thread = threading.Thread(
             target=self._follow, args=(worker,), name="ftpkit-ipc", daemon=True

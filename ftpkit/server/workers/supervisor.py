@@ -23,9 +23,10 @@ from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.demux import Demultiplexer
 from ftpkit.server.workers.limits_server import SharedLimitsServer
 from ftpkit.server.workers.pool import SupervisorLocks, WorkerHandle, WorkerPool
-from ftpkit.server.workers.processes import WorkerConfig, WorkerProcesses
+from ftpkit.server.workers.processes import WorkerProcesses
 from ftpkit.server.workers.scheduler_server import SchedulerServer
 from ftpkit.server.workers.status import StatusAggregator
+from ftpkit.server.workers.worker import WorkerConfig
 from ftpkit.storage import DirectoryStore
 from ftpkit.storage.api import StoreLease
 
@@ -46,10 +47,11 @@ class Supervisor:
         *,
         host: str | None = None,
         port: int = DEFAULT_PORT,
+        durable: bool = True,
         datagrams: bool = True,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
-        self._root = root
+        self._root, self._durable = root, durable
         self._listeners = Listeners(
             host,
             port,
@@ -69,7 +71,7 @@ class Supervisor:
             config,
             self._pool,
             self._stopping,
-            configure=self._configure,
+            connect=self._connect,
             receive=self._receive,
         )
         self._store: DirectoryStore | None = None
@@ -97,7 +99,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Open the store, listen, and start the workers; raises OSError."""
-        store = self._store = DirectoryStore(self._root, durable=self.config.durable)
+        store = self._store = DirectoryStore(self._root, durable=self._durable)
         store.use_locks(SupervisorLocks(self._pool))
         self._scheduler.start()
         try:
@@ -174,8 +176,8 @@ class Supervisor:
             raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
         return self._store.used_bytes(name, go_on)
 
-    def _configure(self, worker: WorkerHandle, config: WorkerConfig, lease: StoreLease) -> None:
-        """Send a worker its settings, with the descriptors of its store and its UDP sockets."""
+    def _connect(self, worker: WorkerHandle, lease: StoreLease) -> None:
+        """Send a worker the descriptors of its store and, for each UDP port, two sockets."""
         with contextlib.ExitStack() as stack:
             fds = list(lease.descriptors)
             for demultiplexer in self._demultiplexers:
@@ -183,17 +185,7 @@ class Supervisor:
                 inbox.setblocking(False)
                 worker.inboxes.append(inbox)
                 fds += [demultiplexer.port.fileno(), stack.enter_context(theirs).fileno()]
-            identity = config.identity
-            worker.send(
-                "config",
-                body=b"" if identity is None else identity.certificate + identity.key,
-                fds=fds,
-                store_fds=len(lease.descriptors),
-                limits=asdict(config.limits),
-                certificate=None if identity is None else len(identity.certificate),
-                plain=config.plain,
-                tokens=config.tokens,
-            )
+            worker.send("connect", fds=fds, store_fds=len(lease.descriptors))
 
     def _receive(self, worker: WorkerHandle) -> None:
         """Handle the messages of a worker until it closes its channel."""

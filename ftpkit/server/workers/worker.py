@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -25,7 +26,7 @@ from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
 from ftpkit.server.handler import ConnectionHandler
-from ftpkit.server.limits import Limits
+from ftpkit.server.limits import DEFAULT_LIMITS, Limits
 from ftpkit.server.udp.demux import DemultiplexedPort, session_of
 from ftpkit.server.udp.listener import UdpListener
 from ftpkit.server.workers.ipc import IpcChannel, close_all
@@ -39,8 +40,24 @@ _STATUS_TIMEOUT_S: Final = 3.0
 log = logging.getLogger("ftpkit.server")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """The number of workers, and their settings; ``Server`` explains those that it has, too.
+
+    ``tokens`` is the path of a token file. ``on_start`` must be picklable, and is called in
+    each worker before it serves.
+    """
+
+    workers: int
+    limits: Limits = DEFAULT_LIMITS
+    identity: Identity | None = None
+    plain: bool = False
+    tokens: str | None = None
+    on_start: Callable[[], None] | None = None
+
+
 def run_worker(
-    sock: socket.socket, number: int, open_store: OpenStore, on_start: Callable[[], None]
+    sock: socket.socket, number: int, open_store: OpenStore, config: WorkerConfig
 ) -> None:
     """Run a worker process from its start to its end; ``sock`` is the channel to the supervisor.
 
@@ -51,68 +68,67 @@ def run_worker(
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         os_process.die_with_parent(parent.pid)
-    on_start()
-    Worker(IpcChannel(sock), number, open_store).run()
+    if config.on_start is not None:
+        config.on_start()
+    Worker(IpcChannel(sock), number, open_store, config).run()
 
 
 class Worker:
     """Handles the messages of the supervisor, and asks it for what concerns all workers."""
 
-    def __init__(self, channel: IpcChannel, number: int, open_store: OpenStore) -> None:
-        self.channel, self.number = channel, number
-        self._open_store = open_store
-        self.draining = False
-        self.udp_listeners: list[UdpListener] = []
-        self._connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
-        self._remote = RemoteScheduler(Limits().new_scheduler(), partial(self.send, "schedule"))
+    def __init__(
+        self, channel: IpcChannel, number: int, open_store: OpenStore, config: WorkerConfig
+    ) -> None:
+        self._channel, self._number = channel, number
         self._replies: dict[int, queue.SimpleQueue[tuple[Header, bytes]]] = {}
-        self._numbers = count()
+        self._calls = count()
         self._ended = False
-
-    def run(self) -> None:
-        """Serve until the supervisor says to stop, or ends."""
-        config, secrets, fds = self.channel.receive()
-        store_fds = config["store_fds"]
-        store = self._open_store(fds[:store_fds], self)
-        limits = Limits(**config["limits"])
-        size = config["certificate"]
-        tokens = None if config["tokens"] is None else Tokens(config["tokens"])
-        handler = ConnectionHandler(
-            store,
-            self._connection_limiter,
-            limits,
-            self._remote,
+        self.draining = False
+        self.connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
+        self._scheduler = RemoteScheduler(
+            config.limits.new_scheduler(), partial(self.send, "schedule")
+        )
+        header, _, fds = channel.receive()
+        store_fds, port_fds = fds[: header["store_fds"]], fds[header["store_fds"] :]
+        tokens = None if config.tokens is None else Tokens(config.tokens)
+        self.handler = ConnectionHandler(
+            open_store(store_fds, self),
+            self.connection_limiter,
+            config.limits,
+            self._scheduler,
             tokens=tokens,
             shared_limits=RemoteLimits(
                 lambda **message: self._request("shared_limits", **message)[0],
                 partial(self.send, "shared_limits"),
                 lambda: tokens is not None and tokens.has_quotas,
             ),
-            identity=None if size is None else Identity(secrets[:size], secrets[size:]),
-            plain=config["plain"],
+            identity=config.identity,
+            plain=config.plain,
         )
-        handler.change(limits)
-        sockets = [socket.socket(fileno=fd) for fd in fds[store_fds:]]
+        self.udp_listeners: list[UdpListener] = []
+        sockets = [socket.socket(fileno=fd) for fd in port_fds]
         for port, inbox in zip(sockets[::2], sockets[1::2], strict=True):
             demultiplexed = DemultiplexedPort(DatagramSocket(port), inbox)
-            self.udp_listeners.append(UdpListener(demultiplexed, lambda: session_of(self.number)))
+            self.udp_listeners.append(UdpListener(demultiplexed, lambda: session_of(number)))
+
+    def run(self) -> None:
+        """Serve until the supervisor says to stop, or ends."""
         for udp_listener in self.udp_listeners:
             udp_listener.start()
         self.send("ready")
         while True:
             try:
-                header, body, fds = self.channel.receive()
+                self._handle(*self._channel.receive())
             except ConnectionLostError:
                 if self._ended:
-                    self.channel.close()
+                    self._channel.close()
                     return
                 os._exit(1)
-            self._handle(handler, header, body, fds)
 
     def acquire(self, key: str) -> None:
         """Lock an upload; WrongWorkerError names the worker that has it."""
         header, _ = self._request("acquire_upload", key=key)
-        if header["holder"] != self.number:
+        if header["holder"] != self._number:
             raise WrongWorkerError(header["holder"])
 
     def release(self, key: str) -> None:
@@ -132,13 +148,13 @@ class Worker:
     def send(self, op: str, **message: Any) -> None:
         """Send a message; if the supervisor has ended, this process is about to end, too."""
         with contextlib.suppress(ConnectionLostError):
-            self.channel.send(op=op, **message)
+            self._channel.send(op=op, **message)
 
     def _request(
         self, op: str, timeout_s: float | None = None, **message: Any
     ) -> tuple[Header, bytes]:
         """Send a message and return the reply; queue.Empty if none comes within ``timeout_s``."""
-        call, reply = next(self._numbers), queue.SimpleQueue[tuple[Header, bytes]]()
+        call, reply = next(self._calls), queue.SimpleQueue[tuple[Header, bytes]]()
         self._replies[call] = reply
         try:
             self.send(op, call=call, **message)
@@ -146,34 +162,32 @@ class Worker:
         finally:
             del self._replies[call]
 
-    def _handle(
-        self, handler: ConnectionHandler, header: Header, body: bytes, fds: list[int]
-    ) -> None:
+    def _handle(self, header: Header, body: bytes, fds: list[int]) -> None:
         match header["op"]:
             case "serve":
-                self._start(_WorkerConnection(self, handler, header, body), fds)
+                self._start(_WorkerConnection(self, header, body), fds)
             case "reply":
                 reply = self._replies.get(header["call"])
                 if reply is not None:
                     reply.put((header, body))
             case "status":
                 # Not in this thread, which has to receive while a long message is sent.
-                self._remote.positions = {int(order): at for order, at in json.loads(body)}
-                args = (handler, header["call"])
+                self._scheduler.positions = {int(order): at for order, at in json.loads(body)}
+                args = (header["call"],)
                 threading.Thread(target=self._send_status, args=args, name="ftpkit-status").start()
             case "grant":
-                self._remote.granted(header["flow"], header["quantum"])
-                handler.registry.scheduler.grant_due()
+                self._scheduler.granted(header["flow"], header["quantum"])
+                self.handler.registry.scheduler.grant_due()
             case "limits":
-                handler.change(Limits(**header["limits"]))
+                self.handler.change(Limits(**header["limits"]))
             case "drain":
                 self.draining = True
             case "stop":
-                stop = (handler, header["grace_s"])
-                threading.Thread(target=self._stop, args=stop, name="ftpkit-stop").start()
+                args = (header["grace_s"],)
+                threading.Thread(target=self._stop, args=args, name="ftpkit-stop").start()
 
     def _start(self, connection: "_WorkerConnection", fds: list[int]) -> None:
-        self._connection_limiter.acquire(connection.host)
+        self.connection_limiter.acquire(connection.host)
         try:
             if not fds:
                 raise OSError("too many open files")
@@ -186,31 +200,25 @@ class Worker:
             close_all(fds)
             connection.drop()
 
-    def connection_closed(self, host: str) -> None:
-        """Count a connection less."""
-        self._connection_limiter.release(host)
+    def _send_status(self, call: int | None = None) -> None:
+        self.send("worker_status", body=encode_status(self.handler.status()), call=call)
 
-    def _send_status(self, handler: ConnectionHandler, call: int | None = None) -> None:
-        self.send("worker_status", body=encode_status(handler.status()), call=call)
-
-    def _stop(self, handler: ConnectionHandler, grace_s: float) -> None:
-        handler.stop(grace_s)
-        self._send_status(handler)
+    def _stop(self, grace_s: float) -> None:
+        self.handler.stop(grace_s)
+        self._send_status()
         for udp_listener in self.udp_listeners:
             udp_listener.close()
-        handler.close()
+        self.handler.close()
         self._ended = True
-        self.channel.interrupt()
+        self._channel.interrupt()
 
 
 class _WorkerConnection:
     """A connection while this worker serves it."""
 
-    def __init__(
-        self, worker: Worker, handler: ConnectionHandler, header: Header, body: bytes
-    ) -> None:
+    def __init__(self, worker: Worker, header: Header, body: bytes) -> None:
         self.host, self.peer, self._index = header["host"], header["peer"], header["index"]
-        self._worker, self._handler = worker, handler
+        self._worker, self.status = worker, worker.status
         self._handoff = unpack(header["handoff"], body) if "handoff" in header else None
         self._handed_over = False
 
@@ -225,7 +233,7 @@ class _WorkerConnection:
             udp_listeners = self._worker.udp_listeners
             with socket.socket(fileno=fd) as sock:
                 udp_listener = udp_listeners[self._index] if udp_listeners else None
-                self._handler.handle(sock, self.peer, udp_listener, self, self._handoff)
+                self._worker.handler.handle(sock, self.peer, udp_listener, self, self._handoff)
         except Exception:  # of this connection; the others are served
             log.exception("error", extra={"fields": {"peer": self.peer}})
         finally:
@@ -254,14 +262,10 @@ class _WorkerConnection:
             handoff=fields,
         )
 
-    def status(self) -> ServerStatus:
-        """Return the status of all workers; RefusedError if there is no reply in time."""
-        return self._worker.status()
-
     def _close(self) -> None:
         if not self._handed_over:
             self._worker.send("closed", host=self.host)
-        self._worker.connection_closed(self.host)
+        self._worker.connection_limiter.release(self.host)
 
 
 def pack(handoff: Handoff) -> tuple[dict[str, Any], bytes]:
