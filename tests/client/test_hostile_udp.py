@@ -174,7 +174,7 @@ def test_an_invalid_session_reply(source: Path, here: Path, wrong: dict[str, Any
         client.get("f", here / "f")
 
 
-# Datagrams that never end
+# Endless datagrams
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -233,7 +233,7 @@ def test_silence_over_udp_and_tcp_is_a_lost_connection(source: Path) -> None:
         client.put(source)
 
 
-# Nonsense
+# Invalid datagrams
 
 
 PUSHED: dict[str, tuple[int, bytes]] = {
@@ -307,7 +307,7 @@ def test_datagrams_that_a_client_ignores(source: Path, payload: bytes) -> None:
         client.put(source)
 
 
-# Ends
+# The end of a session
 
 
 def test_a_server_that_ends_the_session_with_a_refusal(source: Path, here: Path) -> None:

@@ -70,7 +70,7 @@ def through(relay: Relay, tmp_path: Path) -> Iterator[Client]:
         yield client
 
 
-# Moving
+# Transferring
 
 
 def test_files_go_up_and_come_down(client: Client, root: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_queued_transfer_that_is_cancelled_never_starts(
         last = client.submit_put(tmp_path / "f", "last")
         assert pause.reached.wait(WAIT_S)
         assert queued.cancel()
-        # Who waits for several hears of it at once, though the pool is busy.
+        # concurrent.futures.wait returns at once, though the pool is busy.
         assert wait([first, queued], WAIT_S, FIRST_COMPLETED).done == {queued}
         assert_cancelled(queued)
         pause.resume.set()
@@ -218,7 +218,7 @@ def test_a_running_put_is_cancelled_and_can_be_resumed(
     assert relay.up < (5 + 4) * BLOCK, "what had arrived was not sent again"
     assert published(root) == {"f": data}
     assert staged(root) == []
-    # What was held would have taken its block over, had it come between.
+    # A transfer that still ran would have taken its block over meanwhile.
     released.set()
 
 
@@ -306,7 +306,7 @@ def test_cancel_while_connecting(tmp_path: Path) -> None:
     made(tmp_path / "f", 3)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
         port = full.getsockname()[1]
-        # Who comes behind these is neither let in nor turned away.
+        # With the backlog full, another connection is neither accepted nor refused.
         for _ in range(3):
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
@@ -469,7 +469,7 @@ def test_background_transfers_share_one_rate(server: Server, tmp_path: Path, udp
 
 def test_udp_transfers_at_a_rate_run_one_by_one_and_stay_connected(tmp_path: Path) -> None:
     data = made(tmp_path / "f", 2_000_000)
-    # A server that hangs up on who says nothing for as long as one of them waits.
+    # The server closes connections that are silent for as long as one transfer waits.
     with (
         Server(tmp_path / "root", port=0, limits=Limits(idle_timeout_s=3.0)) as server,
         Client(server.address, bytes_per_s=500e3, udp=UdpMode.ONLY) as client,
@@ -478,7 +478,7 @@ def test_udp_transfers_at_a_rate_run_one_by_one_and_stay_connected(tmp_path: Pat
         assert [future.result().total for future in futures] == [len(data)] * 2
 
 
-# The stop itself
+# The token
 
 
 def test_a_cancel_token_shuts_down_only_the_attached_connection() -> None:

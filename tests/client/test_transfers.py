@@ -123,7 +123,7 @@ def test_get_without_overwrite_does_not_replace_a_file_created_meanwhile(
             on_progress=lambda moved, of: (tmp_path / "here/copy").touch(),
         )
     assert (tmp_path / "here/copy").read_bytes() == b""
-    # What was fetched is kept for another try.
+    # The blocks are kept for the next download.
     client.get("f", tmp_path / "here/copy")
     assert os.listdir(tmp_path / "here") == ["copy"]
 
@@ -223,7 +223,7 @@ def rewritten(path: Path) -> None:
 @pytest.mark.parametrize("how", [grown, shrunk, emptied, rewritten])
 @pytest.mark.parametrize(
     ("total", "share"),
-    # A small file tells of no progress before its end.
+    # A small file has no progress before its end.
     [(1000, 0.0), (64 * KIB + 1, 0.0), (MIB, 0.0), (9 * MIB, 0.0), (9 * MIB, 0.4)],
 )
 def test_a_source_that_changes_during_an_upload(
@@ -372,7 +372,7 @@ def test_a_changed_file_is_resumed_with_the_blocks_that_differ(
     assert log.wait_for("connection")["requests"] == 5
 
 
-# Pace
+# Rate
 
 
 @pytest.mark.parametrize("total", [100 * KIB, 3 * MIB])
@@ -394,7 +394,7 @@ def test_a_rate_limit_is_kept(
         client.put(tmp_path / "f")
     else:
         client.get("g", tmp_path / "copy")
-    # No time passes but in pauses: they are the duration.
+    # Time passes only in sleep.
     assert total / rate - 0.1 <= now[0] <= total / rate + 0.1
     assert max(pauses) < 0.2
     assert len(pauses) >= 5

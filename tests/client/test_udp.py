@@ -195,7 +195,7 @@ def test_a_limited_rate_is_not_exceeded(
             transfer = client.put(tmp_path / "f")
         else:
             transfer = client.get("f", tmp_path / "copy")
-    # A little may leave at once; slower is a matter of the machine.
+    # The first datagrams may leave at once; a busy machine is slower.
     assert transfer.seconds > 0.8 * total / rate
 
 
@@ -210,7 +210,7 @@ def test_the_smallest_rates_transfer_a_byte(
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
 
 
-# What a network does
+# Bad networks
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
@@ -349,10 +349,10 @@ def test_udp_blocked_from_the_start_continues_over_tcp(
         ((error, delay),) = retries
         assert isinstance(error, UdpBlockedError)
         assert delay == 0
-        # 2 s, and what a busy machine adds.
+        # 2 s, with a margin for a busy machine.
         assert when[0] - started < 6.0
         assert seen[-1] == (len(data), len(data))
-        # It is remembered: the next file does not try again.
+        # The client remembers it: the next file uses TCP at once.
         client.put(tmp_path / "f", "h", on_retry=on_retry)
         assert len(retries) == 1
     assert published(root)["h"] == data
@@ -417,7 +417,7 @@ def test_udp_blocked_during_a_transfer(
             with pytest.raises(UdpBlockedError, match="no longer"):
                 move(client)
             assert published(root) == {"f": data}
-            # What arrived is kept for the next.
+            # The blocks are kept for the next transfer.
             wire.tcp.expect()
             with Client(wire.address) as next_client:
                 move(next_client)
@@ -476,14 +476,14 @@ def test_a_server_without_udp(root: Path, tmp_path: Path) -> None:
                 client.put(tmp_path / "f")
             with pytest.raises(UdpBlockedError, match="does not accept UDP"):
                 client.get("f", tmp_path / "other")
-            # Where there is no block, nothing has to travel as a datagram.
+            # An empty file has no blocks, and needs no UDP.
             made(tmp_path / "empty", 0)
             client.put(tmp_path / "empty")
             client.get("empty", tmp_path / "other")
     assert (tmp_path / "copy").read_bytes() == data
 
 
-# What breaks off is continued
+# Resume
 
 
 def test_a_resumed_upload_sends_only_the_missing_blocks(
@@ -508,7 +508,7 @@ def test_a_resumed_upload_sends_only_the_missing_blocks(
     assert published(root) == {"f": data}
     assert wire.up - first < len(data) - 2 * BLOCK
     assert wire.tcp.up < HEADERS
-    # What is held already is no news.
+    # Blocks that are held are not transferred again.
     assert seen[1][0] >= 2 * BLOCK
     assert seen == sorted(seen)
 
@@ -630,7 +630,7 @@ def test_a_file_replaced_during_a_download_is_fetched_again(
     wire.fate = fate
     wired.get("f", tmp_path / "copy")
     assert replaced.is_set()
-    # The server read on in the file that it had opened; the second was another, or is.
+    # The server reads on in the file that it has open; the next request sees the new one.
     assert (tmp_path / "copy").read_bytes() in (
         (tmp_path / "other").read_bytes(),
         random.Random(1).randbytes(40 * BLOCK),
@@ -656,7 +656,7 @@ def test_a_file_written_to_during_a_download_is_fetched_again(
     assert (tmp_path / "copy").read_bytes() == (root / "f").read_bytes()
 
 
-# What fails at either end
+# Errors
 
 
 def test_a_target_that_cannot_be_written(

@@ -18,6 +18,13 @@ OnMoved = Callable[[int], None]
 """Called with how many more bytes have been transferred."""
 
 
+def damaged_error(what: str) -> CorruptDataError:
+    """Return the error for what was damaged in all its tries."""
+    return CorruptDataError(
+        f"{what} arrived damaged {TRIES} times. Check the network and the memory of both computers"
+    )
+
+
 class BlockTransfer:
     """Pipelines the requests of blocks, repeats those that arrived damaged, counts progress.
 
@@ -58,10 +65,7 @@ class BlockTransfer:
         """Take a damaged block back from the count; raise CorruptDataError the third time."""
         self._damaged[offset] += 1
         if self._damaged[offset] == TRIES:
-            raise CorruptDataError(
-                f"the block at offset {offset:,} arrived damaged {TRIES} times:"
-                " check the network and the memory of both computers"
-            )
+            raise damaged_error(f"the block at offset {offset:,}")
         self.count(-self.size(offset))
 
     def run(

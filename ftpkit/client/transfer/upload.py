@@ -8,12 +8,11 @@ from typing import Final
 from ftpkit.client.connection import Connection, SendBody
 from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress
+from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress, damaged_error
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpTransfer
 from ftpkit.errors import (
     Code,
-    CorruptDataError,
     FtpkitError,
     ProtocolError,
     RefusedError,
@@ -105,7 +104,7 @@ class Upload:
             if reply.code is not Code.DIGEST_MISMATCH:
                 raise reply
             source.check_unchanged()
-        raise CorruptDataError(f"{self._name!r} arrived damaged {TRIES} times in a row")
+        raise damaged_error(repr(self._name))
 
     def _stored(self, connection: Connection, request: m.Put) -> m.FileReply | None:
         """Return what is stored under the name if it has the content of ``request``."""
