@@ -55,14 +55,15 @@ class Connection:
         on_socket: OnSocket | None = None,
         confirm_pin: "ConfirmPin | None" = None,
     ) -> None:
-        self._url_provider, self.timeout_s = url_provider, timeout_s
+        self.timeout_s, self._limiter = timeout_s, limiter
+        self._on_socket, self._confirm_pin = on_socket, confirm_pin
         self.algorithm = DEFAULT
         self.features: list[str] = []
         self.auth: m.AuthReply | None = None
         """The user and the permissions of the token; None if the server requires no token."""
         self.url = url_provider()
         try:
-            self._open(limiter, on_socket, confirm_pin, tls=False)
+            self._open(tls=False)
         except RefusedError as refusal:
             tls_required = refusal.code == Code.TLS_REQUIRED
             missing = tls_required or refusal.code == Code.AUTH_REQUIRED
@@ -73,7 +74,7 @@ class Connection:
             if not tls_required and url == self.url:
                 raise
             self.url = url
-            self._open(limiter, on_socket, confirm_pin, tls=tls_required)
+            self._open(tls=tls_required)
 
     @property
     def address(self) -> Address:
@@ -84,19 +85,14 @@ class Connection:
         """Whether the token has a permission: "read", "write", "delete" or "admin"."""
         return self.auth is None or permission in self.auth.can
 
-    def _open(
-        self,
-        limiter: TokenBucket | None,
-        on_socket: OnSocket | None,
-        confirm_pin: "ConfirmPin | None",
-        *,
-        tls: bool,
-    ) -> None:
-        """Connect and greet; ``tls`` says that the server refused plaintext before."""
+    def _open(self, *, tls: bool) -> None:
+        """Connect and greet; ``tls`` forbids plaintext to a local server."""
         with _connect_errors(self.address):
-            self.sock = _connect(self.address, self.timeout_s, on_socket)
+            self.sock = _connect(self.address, self.timeout_s, self._on_socket)
             """The socket below ``stream``, to tune and to measure it."""
-            self.stream = FrameStream(self.sock, stall_timeout_s=self.timeout_s, limiter=limiter)
+            self.stream = FrameStream(
+                self.sock, stall_timeout_s=self.timeout_s, limiter=self._limiter
+            )
             self._protocol = ClientProtocol()
             try:
                 # On this computer nothing can intercept the connection: plaintext is safe.
@@ -107,7 +103,7 @@ class Connection:
                     from ftpkit.net import trust
 
                     host, pin = self.address.host, self.url.pin
-                    trust.connect(self.stream, host, pin, confirm_pin, self.timeout_s)
+                    trust.connect(self.stream, host, pin, self._confirm_pin, self.timeout_s)
                 self._greet()
             except BaseException:
                 self.close()
@@ -228,10 +224,10 @@ class Connection:
             raise ProtocolError("the reply uses another digest algorithm than the negotiated one")
         return digest
 
-    def reconnect(self) -> "Connection":
-        """Close this connection, and return a new one to the same server, without a rate limit."""
+    def reconnect(self) -> None:
+        """Close the connection, and open it again."""
         self.close()
-        return Connection(self._url_provider, timeout_s=self.timeout_s, limiter=None)
+        self._open(tls=not self._local_plaintext)
 
     def close(self) -> None:
         """Close the connection; safe to call twice."""

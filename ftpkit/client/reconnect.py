@@ -69,7 +69,7 @@ class ReconnectingConnection:
                 self._url_provider,
                 timeout_s=self._timeout_s,
                 limiter=self._limiter,
-                on_socket=self.cancel_token.attach,
+                on_socket=lambda sock: self.cancel_token.attach(sock),  # of the current transfer
             )
         else:
             self.cancel_token.attach(self._connection.sock)

@@ -264,16 +264,14 @@ class BlockUpload:
     def abort(self) -> None:
         """Have the server discard the upload, if it can be reached.
 
-        A connection that was interrupted within a frame cannot send that; a new one does.
+        A connection that was interrupted within a frame must be opened again for that.
         """
         if not self.upload:
             return
         with contextlib.suppress(FtpkitError):
-            if self._connection.usable:
-                self._connection.request(m.Abort(upload=self.upload), m.OkReply)
-                return
-            with closing(self._connection.reconnect()) as connection:
-                connection.request(m.Abort(upload=self.upload), m.OkReply)
+            if not self._connection.usable:
+                self._connection.reconnect()
+            self._connection.request(m.Abort(upload=self.upload), m.OkReply)
 
     def _plan(self) -> tuple[list[int], list[int]]:
         """Return which blocks must be sent, and which are held but not in the digest cache."""
