@@ -26,8 +26,8 @@ _LONGEST_WAIT_S: Final = 1.0
 
 # A receiver acknowledges pieces of blocks that it does not want: that is how it is asked.
 _NO_BLOCK: Final = MAX_NUMBER
-_ASK_AGAIN_S: Final = 0.05
-_QUESTIONS: Final = 40
+_RETRY_S: Final = 0.05
+_MAX_REQUESTS: Final = 40
 
 
 class RawSender:
@@ -43,24 +43,24 @@ class RawSender:
         piece: int,
         sizes: Mapping[int, int],
         fill: Fill,
-        rate: CongestionControl,
+        congestion: CongestionControl,
         *,
         rtt_s: float,
         now: float,
     ) -> None:
         self.sent = SentBytes()
         """What left; what was lost is known once ``told``."""
-        self.told = False
+        self.acked = False
         """Whether the receiver has said how much arrived of all that left."""
         self._session, self._piece = session, piece
-        self._waiting, self._fill, self._rate = deque(sizes.items()), fill, rate
+        self._pending, self._fill, self._congestion = deque(sizes.items()), fill, congestion
         self._numbers = PacketNumbers()
         self._body = memoryview(b"")
         self._block = self._offset = self._opened = 0
         self._received = 0
-        self._due, self._ask_again_s = now, max(rtt_s, _ASK_AGAIN_S)
-        self._first_question = MAX_NUMBER
-        self._questions = 0
+        self._next_send_at, self._retry_s = now, max(rtt_s, _RETRY_S)
+        self._first_request = MAX_NUMBER
+        self._requests = 0
 
     @property
     def moved(self) -> int:
@@ -70,31 +70,33 @@ class RawSender:
     @property
     def done(self) -> bool:
         """Whether it is known what arrived, or there is no hope to learn that."""
-        return self.told or self._questions > _QUESTIONS
+        return self.acked or self._requests > _MAX_REQUESTS
 
     def next_event(self, now: float) -> float:
         """Return when there is something to do, if nothing arrives before."""
-        return min(self._due, now + _LONGEST_WAIT_S)
+        return min(self._next_send_at, now + _LONGEST_WAIT_S)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """Return what is to leave now: pieces of one block, or the question at the end."""
-        if now < self._due:
+        if now < self._next_send_at:
             return []
         if self._offset >= len(self._body):
-            if not self._waiting:
-                return self._ask(now)
+            if not self._pending:
+                return self._request_ack(now)
             self._open_next()
-        self._due = max(self._due, now - _CREDIT_S)
-        room = min((now - self._due + _BURST_S) * self._rate.bytes_per_s, _MAX_BURST)
+        self._next_send_at = max(self._next_send_at, now - _CREDIT_S)
+        allowance = min(
+            (now - self._next_send_at + _BURST_S) * self._congestion.bytes_per_s, _MAX_BURST
+        )
         datagrams = []
-        while room > 0 and self._offset < len(self._body):
+        while allowance > 0 and self._offset < len(self._body):
             payload = self._body[self._offset : self._offset + self._piece]
             size = len(payload) + OVERHEAD
             datagrams.append(self._datagram(self._block, self._offset, payload))
             self._offset += len(payload)
             self.sent.first += len(payload)
-            self._due += size / self._rate.bytes_per_s
-            room -= size
+            self._next_send_at += size / self._congestion.bytes_per_s
+            allowance -= size
         return datagrams
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
@@ -103,23 +105,23 @@ class RawSender:
         if ack.largest > self._numbers.last or ack.received > self.sent.first:
             raise ProtocolError("an acknowledgement of what was never sent")
         self._received = max(self._received, ack.received)
-        if ack.largest >= self._first_question:
-            self.told = True
+        if ack.largest >= self._first_request:
+            self.acked = True
             self.sent.lost = self.sent.first - self._received
 
     def _open_next(self) -> None:
-        self._block, size = self._waiting.popleft()
+        self._block, size = self._pending.popleft()
         # Whatever left of the block before was sealed since, so its memory is free.
         if len(self._body) != size + DIGEST_BYTES:
             self._body = memoryview(bytearray(size + DIGEST_BYTES))
         self._fill(self._block, self._body)
         self._offset, self._opened = 0, self._opened + 1
 
-    def _ask(self, now: float) -> list[Datagram]:
-        self._due = now + self._ask_again_s
-        self._questions += 1
+    def _request_ack(self, now: float) -> list[Datagram]:
+        self._next_send_at = now + self._retry_s
+        self._requests += 1
         question = self._datagram(_NO_BLOCK, 0, b"?")
-        self._first_question = min(self._first_question, self._numbers.last)
+        self._first_request = min(self._first_request, self._numbers.last)
         return [question]
 
     def _datagram(self, block: int, offset: int, payload: bytes | memoryview) -> Datagram:

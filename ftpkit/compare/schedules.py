@@ -17,7 +17,7 @@ from ftpkit.scheduling.scheduler import Scheduler
 SMALL: Final = 100_000
 _LARGE_SHARE: Final = 0.01
 # What limits a turn is the rate that is shaped; the bytes of one pass as if over loopback.
-LINE_BPS: Final = 1e9
+LINE_BYTES_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,36 +45,39 @@ class Outcome:
 
 
 def simulate(
-    trace: Sequence[Arrival], policy: Policy, bytes_per_s: float, line_bytes_per_s: float = LINE_BPS
+    trace: Sequence[Arrival],
+    policy: Policy,
+    bytes_per_s: float,
+    line_bytes_per_s: float = LINE_BYTES_PER_S,
 ) -> list[float]:
     """Return when each file is through, in simulated time, on a server that is shaped."""
-    schedule = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
+    scheduler = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
     through_s = [math.inf] * len(trace)
     numbers: dict[Transfer, int] = {}
     ends: list[tuple[float, int, Flow]] = []
-    now, come, turns = 0.0, 0, 0
+    now, arrived, turns = 0.0, 0, 0
     while True:
-        while (lane := schedule.grant_next(now)) is not None:
+        while (flow := scheduler.grant_next(now)) is not None:
             turns += 1
-            heapq.heappush(ends, (now + lane.size / line_bytes_per_s, turns, lane))
-        arrives_s = trace[come].at_s if come < len(trace) else math.inf
+            heapq.heappush(ends, (now + flow.size / line_bytes_per_s, turns, flow))
+        arrives_s = trace[arrived].at_s if arrived < len(trace) else math.inf
         ends_s = ends[0][0] if ends else math.inf
-        now = min(arrives_s, ends_s, schedule.next_at())
+        now = min(arrives_s, ends_s, scheduler.next_at())
         if now == arrives_s < math.inf:
-            arrival = trace[come]
+            arrival = trace[arrived]
             transfer = Transfer(accounts[arrival.user], "", Direction.UP, arrival.size, now)
-            numbers[transfer] = come
-            come += 1
-            schedule.ready(schedule.add_flow(transfer), now)
+            numbers[transfer] = arrived
+            arrived += 1
+            scheduler.ready(scheduler.add_flow(transfer), now)
         elif now == ends_s < math.inf:
-            lane = heapq.heappop(ends)[2]
-            schedule.release(lane, lane.size, now)
-            if lane.transfer.left:
-                schedule.ready(lane, now)
+            flow = heapq.heappop(ends)[2]
+            scheduler.release(flow, flow.size, now)
+            if flow.transfer.left:
+                scheduler.ready(flow, now)
             else:
-                schedule.remove(lane, now)
-                through_s[numbers.pop(lane.transfer)] = now
+                scheduler.remove(flow, now)
+                through_s[numbers.pop(flow.transfer)] = now
         elif now == math.inf:
             return through_s
 
@@ -94,7 +97,9 @@ def outcomes(
     """
     quantum = RateLimiter(bytes_per_s).quantum
     flows = [
-        _Flow(each.size, end - each.at_s + min(each.size, quantum) / bytes_per_s, end, bytes_per_s)
+        _FlowTimes(
+            each.size, end - each.at_s + min(each.size, quantum) / bytes_per_s, end, bytes_per_s
+        )
         for each, end in zip(trace, through_s, strict=True)
     ]
     large = large_from(trace)
@@ -115,7 +120,7 @@ def large_from(trace: Sequence[Arrival]) -> int:
     return max(SMALL, sizes[math.floor(len(sizes) * (1 - _LARGE_SHARE))])
 
 
-class _Flow:
+class _FlowTimes:
     __slots__ = ("end_s", "flow_s", "size", "slowdown", "wait_s")
 
     def __init__(self, size: int, flow_s: float, end_s: float, bytes_per_s: float) -> None:
@@ -124,7 +129,7 @@ class _Flow:
         self.slowdown, self.wait_s = flow_s / alone_s, max(0.0, flow_s - alone_s)
 
 
-def _outcome(policy: str, load: float, name: str, flows: Sequence[_Flow]) -> Outcome:
+def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -> Outcome:
     times = sorted(flow.flow_s for flow in flows)
     slowdowns = sorted(flow.slowdown for flow in flows)
     speeds = [1 / slowdown for slowdown in slowdowns]

@@ -26,7 +26,7 @@ _TIMEOUT_S: Final = 30.0
 _RESET: Final = struct.pack("@ii", 1, 0)
 
 
-class Spent(NamedTuple):
+class Traffic(NamedTuple):
     """Bytes that left, those of them that left again, and those that never arrived.
 
     Each is None where nobody tells.
@@ -44,10 +44,10 @@ class Strategy(Protocol):
     def moved(self) -> int:
         """Bytes that have arrived, as far as that was acknowledged; safe from another thread."""
 
-    def move(self, connection: Connection, row: BlockUpload) -> float:
+    def move(self, connection: Connection, upload: BlockUpload) -> float:
         """Move them, and return when the last byte had arrived; what breaks the link passes."""
 
-    def spent(self) -> Spent:
+    def traffic(self) -> Traffic:
         """Return what that took; the links must still be open."""
 
 
@@ -57,12 +57,12 @@ class Connections:
     def __init__(self, url: Url, congestion: str | None) -> None:
         self.stopped = False
         self._url, self._congestion = url, congestion
-        self._links: list[Connection] = []
+        self._connections: list[Connection] = []
 
     def open(self) -> Connection:
         """Open another conversation; ConnectionLostError if there is to be no more."""
         connection = Connection(lambda: self._url, timeout_s=_TIMEOUT_S, limiter=None)
-        self._links.append(connection)
+        self._connections.append(connection)
         if self._congestion is not None:
             try:
                 use_congestion(connection.sock, self._congestion)
@@ -75,12 +75,12 @@ class Connections:
     def stop(self) -> None:
         """Break off whatever is under way; safe from another thread."""
         self.stopped = True
-        for connection in list(self._links):
+        for connection in list(self._connections):
             connection.stream.shutdown()
 
     def close(self) -> None:
         """Close them; nothing that is still buffered leaves."""
-        for connection in self._links:
+        for connection in self._connections:
             if self.stopped and connection.sock.fileno() >= 0:
                 connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             connection.close()
@@ -98,7 +98,7 @@ class TcpStrategy:
         streams: int,
         join: Callable[[Connection, BlockUpload], BlockUpload],
     ) -> None:
-        self._links, self._streams, self._join = connections, streams, join
+        self._connections, self._streams, self._join = connections, streams, join
         self._meters: list[_Meter] = []
 
     @property
@@ -106,42 +106,42 @@ class TcpStrategy:
         """Bytes that the kernel says are acknowledged, headers included."""
         return sum(meter.now.acked - meter.then.acked for meter in list(self._meters))
 
-    def move(self, connection: Connection, row: BlockUpload) -> float:
+    def move(self, connection: Connection, upload: BlockUpload) -> float:
         """Send what is missing."""
         if self._streams == 1:
             self._meters.append(_Meter(connection.sock))
         else:
-            self._share(connection, row)
+            self._share(connection, upload)
             # To the first connection, what came over the others is news.
-            row.begin()
-        row.send()
+            upload.begin()
+        upload.send()
         return time.monotonic()
 
-    def spent(self) -> Spent:
+    def traffic(self) -> Traffic:
         """Return what the kernel counted; what was lost it only guesses."""
         if not all(meter.known for meter in self._meters):
-            return Spent(None, None, None)
+            return Traffic(None, None, None)
         spans = [(meter.now, meter.then) for meter in self._meters]
-        return Spent(
+        return Traffic(
             sum(now.sent - then.sent for now, then in spans),
             sum(now.resent - then.resent for now, then in spans),
             None,
         )
 
-    def _share(self, connection: Connection, row: BlockUpload) -> None:
+    def _share(self, connection: Connection, upload: BlockUpload) -> None:
         # One step of a list's iterator is one step for threads, too: each block is taken once.
-        offsets = iter([number * BLOCK for number in row.missing()])
+        offsets = iter([number * BLOCK for number in upload.missing()])
 
-        def work(connection: Connection, row: BlockUpload) -> None:
+        def work(connection: Connection, upload: BlockUpload) -> None:
             self._meters.append(_Meter(connection.sock))
-            row.write(offsets)
+            upload.write(offsets)
 
         def join() -> None:
-            other = self._links.open()
-            work(other, self._join(other, row))
+            other = self._connections.open()
+            work(other, self._join(other, upload))
 
         with ThreadPoolExecutor(self._streams) as pool:
-            streams = [pool.submit(work, connection, row)]
+            streams = [pool.submit(work, connection, upload)]
             streams += [pool.submit(join) for _ in range(self._streams - 1)]
             for stream in streams:
                 stream.result()
@@ -154,26 +154,26 @@ class UdpStrategy:
         self.moved = 0
         self._senders: list[Sender] = []
 
-    def move(self, connection: Connection, row: BlockUpload) -> float:
+    def move(self, connection: Connection, upload: BlockUpload) -> float:
         """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
-        sizes = dict(islice(row.missing().items(), MAX_BLOCKS))
-        start = upload_starter(sizes, row.fill, None)
+        sizes = dict(islice(upload.missing().items(), MAX_BLOCKS))
+        start = upload_starter(sizes, upload.fill, None)
 
         def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             self._senders.append(start(session, piece, rtt_s, now))
             return self._senders[-1]
 
-        run_session(connection, Push(upload=row.upload), begin, self._count, None)
+        run_session(connection, Push(upload=upload.upload), begin, self._count, None)
         connection.drain()
-        row.count_arrived(sizes, self.moved)
-        row.send()
+        upload.count_arrived(sizes, self.moved)
+        upload.send()
         return time.monotonic()
 
-    def spent(self) -> Spent:
+    def traffic(self) -> Traffic:
         """Return what the sender counted, without what datagrams add to their pieces."""
         sent = [sender.sent for sender in self._senders]
         again = sum(each.resent for each in sent)
-        return Spent(
+        return Traffic(
             sum(each.first for each in sent) + again, again, sum(each.lost for each in sent)
         )
 
@@ -190,30 +190,34 @@ class RawUdpStrategy:
         self._moved_at = time.monotonic()
         self._senders: list[RawSender] = []
 
-    def move(self, connection: Connection, row: BlockUpload) -> float:
+    def move(self, connection: Connection, upload: BlockUpload) -> float:
         """Send each block once.
 
         A receiver keeps so many unfinished blocks and no more, and here most stay so:
         for those that follow there is a session of their own.
         """
-        for sizes in _batches(row.missing(), max_open_blocks(BLOCK)):
+        for sizes in _batches(upload.missing(), max_open_blocks(BLOCK)):
             run_session(
-                connection, Push(upload=row.upload), self._start(sizes, row), self._count, None
+                connection,
+                Push(upload=upload.upload),
+                self._start(sizes, upload),
+                self._count,
+                None,
             )
             connection.drain()
         return self._moved_at
 
-    def spent(self) -> Spent:
+    def traffic(self) -> Traffic:
         """Return what left, and what of it did not arrive if the server could say that."""
-        told = all(sender.told for sender in self._senders)
+        told = all(sender.acked for sender in self._senders)
         sent = [sender.sent for sender in self._senders]
-        return Spent(
+        return Traffic(
             sum(each.first for each in sent), 0, sum(each.lost for each in sent) if told else None
         )
 
-    def _start(self, sizes: Mapping[int, int], row: BlockUpload) -> SessionStart:
+    def _start(self, sizes: Mapping[int, int], upload: BlockUpload) -> SessionStart:
         def begin(session: int, piece: int, rtt_s: float, now: float) -> RawSender:
-            sender = RawSender(session, piece, sizes, row.fill, self._rate, rtt_s=rtt_s, now=now)
+            sender = RawSender(session, piece, sizes, upload.fill, self._rate, rtt_s=rtt_s, now=now)
             self._senders.append(sender)
             return sender
 

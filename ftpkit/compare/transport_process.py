@@ -42,13 +42,13 @@ class Job:
     possible), or repaired if that is None. After ``limit_s`` seconds it is broken off.
     """
 
-    connection: str
+    url: str
     path: str
     name: str
     limit_s: float
     streams: int = 0
     congestion: str | None = None
-    raw_bits_per_s: float | None = None
+    raw_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +90,12 @@ class _Attempt:
     """One upload: how far it came, and what it took."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self._url = job, Url.parse(job.connection)
-        self._links = Connections(self._url, job.congestion)
+        self._job, self._url = job, Url.parse(job.url)
+        self._connections = Connections(self._url, job.congestion)
         self._sources = ExitStack()
-        self._way = self._choose()
+        self._strategy = self._choose()
         # Shared by all rows, so that the first knows what the others have sent.
-        self._memory: DigestCache | None = None
+        self._digest_cache: DigestCache | None = None
         self._last_byte_at: float | None = None
         self._congestion: str | None = None
         self._verified = False
@@ -104,8 +104,8 @@ class _Attempt:
     def run(self) -> Result:
         """Send, measure, clean up."""
         cpu_s = time.process_time()
-        watch = _Watch(self._way, self._links, self._job.limit_s)
-        with Source(self._job.path) as source, closing(self._links), self._sources:
+        watch = _Watchdog(self._strategy, self._connections, self._job.limit_s)
+        with Source(self._job.path) as source, closing(self._connections), self._sources:
             with watch:
                 try:
                     self._send(source)
@@ -114,62 +114,62 @@ class _Attempt:
                     self._error = str(error)
             result = self._result(source.total, watch, time.process_time() - cpu_s)
             # What they still hold back must not leave beside what comes next.
-            self._links.close()
+            self._connections.close()
             self._clean_up(source)
         return result
 
     def _choose(self) -> Strategy:
         if self._job.streams:
-            return TcpStrategy(self._links, self._job.streams, self._join)
-        if self._job.raw_bits_per_s is None:
+            return TcpStrategy(self._connections, self._job.streams, self._join)
+        if self._job.raw_bytes_per_s is None:
             return UdpStrategy()
-        return RawUdpStrategy(self._job.raw_bits_per_s or math.inf)
+        return RawUdpStrategy(self._job.raw_bytes_per_s or math.inf)
 
     def _send(self, source: Source) -> None:
-        connection = self._links.open()
+        connection = self._connections.open()
         self._congestion = congestion_of(connection.sock) if self._job.streams else None
-        row = self._row(connection, source)
-        row.begin()
-        self._last_byte_at = self._way.move(connection, row)
-        if self._job.raw_bits_per_s is None:
+        upload = self._new_upload(connection, source)
+        upload.begin()
+        self._last_byte_at = self._strategy.move(connection, upload)
+        if self._job.raw_bytes_per_s is None:
             source.check_unchanged()
-            connection.request(row.commit(), FileReply)
+            connection.request(upload.commit(), FileReply)
             self._verified = True
 
-    def _row(self, connection: Connection, source: Source) -> BlockUpload:
-        if self._memory is None:
-            self._memory = DigestCache(
+    def _new_upload(self, connection: Connection, source: Source) -> BlockUpload:
+        if self._digest_cache is None:
+            self._digest_cache = DigestCache(
                 None, source.status, block=BLOCK, algorithm=connection.algorithm
             )
         return BlockUpload(
             connection,
             source,
             self._job.name,
-            self._memory,
+            self._digest_cache,
             lambda moved, total: None,
             overwrite=True,
         )
 
     def _join(self, connection: Connection, first: BlockUpload) -> BlockUpload:
         """Return another row of the upload that ``first`` has begun."""
-        row = self._row(connection, self._sources.enter_context(Source(self._job.path)))
-        row.upload = first.upload
-        return row
+        upload = self._new_upload(connection, self._sources.enter_context(Source(self._job.path)))
+        upload.upload = first.upload
+        return upload
 
-    def _result(self, total: int, watch: "_Watch", cpu_s: float) -> Result:
+    def _result(self, total: int, watch: "_Watchdog", cpu_s: float) -> Result:
         ended_at = self._last_byte_at or time.monotonic()
-        repaired = self._job.raw_bits_per_s is None and self._last_byte_at is not None
-        moved = total if repaired else min(self._way.moved, total)
+        repaired = self._job.raw_bytes_per_s is None and self._last_byte_at is not None
+        moved = total if repaired else min(self._strategy.moved, total)
         # The watch may come to look when all is over.
         first_byte_at = min(watch.first_byte_at or ended_at, ended_at) if moved else None
-        spent = self._way.spent()
+        traffic = self._strategy.traffic()
         return Result(
             bytes=moved,
             seconds=ended_at - watch.started,
             first_byte_s=None if first_byte_at is None else first_byte_at - watch.started,
-            sent_bytes=spent.sent,
-            resent_bytes=spent.resent,
-            lost_bytes=spent.lost,
+            sent_bytes=traffic.sent,
+            resent_bytes=traffic.resent,
+            lost_bytes=traffic.lost,
             verified=self._verified,
             client_cpu_s=cpu_s,
             congestion=self._congestion,
@@ -186,13 +186,13 @@ class _Attempt:
             connection = connections.open()
             if not self._verified:
                 # Perhaps only the reply to a request was lost: it is begun again to be aborted.
-                row = self._row(connection, source)
-                row.begin()
-                row.abort()
+                upload = self._new_upload(connection, source)
+                upload.begin()
+                upload.abort()
             connection.request(Delete(name=self._job.name), NameReply)
 
 
-class _Watch:
+class _Watchdog:
     """Follows an upload from another thread, and breaks it off when its time is up.
 
     So does the end of standard input, for then nobody waits for it any more.
@@ -203,7 +203,7 @@ class _Watch:
         self.first_byte_at: float | None = None
         self.stopped = False
         """Whether it broke the upload off."""
-        self._way, self._links, self._limit_s = strategy, connections, limit_s
+        self._strategy, self._connections, self._limit_s = strategy, connections, limit_s
         self._woken = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run)
@@ -232,8 +232,8 @@ class _Watch:
             looking = self.first_byte_at is None
             if self._woken.wait(min(left_s, _GRAIN_S) if looking else left_s):
                 break
-            if looking and self._way.moved > 0:
+            if looking and self._strategy.moved > 0:
                 self.first_byte_at = time.monotonic()
         if not self._ended:
             self.stopped = True
-            self._links.stop()
+            self._connections.stop()

@@ -77,7 +77,7 @@ class Comparison:
         limit_s: float,
     ) -> None:
         self._path, self._url, self._limit_s = path, url, limit_s
-        self._server, self._link = server, network
+        self._server, self._network = server, network
 
     def transports(self) -> list[Transport]:
         """Return the ways that there are here, TCP with the kernel's defaults first."""
@@ -99,7 +99,7 @@ class Comparison:
         """
         before_s = self._server_cpu_s()
         job = self._job(transport)
-        near = self._link.near if self._link else None
+        near = self._network.near if self._network else None
         with ChildProcess("ftpkit.compare.transport_process", asdict(job), near) as child:
             result = Result(**child.receive())
         after_s = self._server_cpu_s()
@@ -110,34 +110,40 @@ class Comparison:
             **asdict(result),
         )
 
-    def link_counts(self) -> NetworkCounts | None:
+    def network_counts(self) -> NetworkCounts | None:
         """Return what became of all packets, if there is a link."""
-        return self._link.counts() if self._link else None
+        return self._network.counts() if self._network else None
 
     def _job(self, transport: Transport) -> Job:
-        raw_bits_per_s = None
+        raw_bytes_per_s = None
         if not transport.repaired:
-            raw_bits_per_s = self._link.shape.bits_per_s / 8 * _RAW_SHARE if self._link else 0.0
+            raw_bytes_per_s = (
+                self._network.profile.bits_per_s / 8 * _RAW_SHARE if self._network else 0.0
+            )
         return Job(
-            connection=self._url.login_url(),
+            url=self._url.login_url(),
             path=self._path,
             name=f"ftpkit-compare-{secrets.token_hex(8)}",
             limit_s=self._limit_s,
             streams=transport.streams,
             congestion=transport.congestion,
-            raw_bits_per_s=raw_bits_per_s,
+            raw_bytes_per_s=raw_bytes_per_s,
         )
 
     def _server_cpu_s(self) -> float | None:
         if self._server is None:
             return None
-        seconds: float = self._server.ask()["cpu_s"]
+        seconds: float = self._server.request()["cpu_s"]
         return seconds
 
 
 @contextlib.contextmanager
 def comparing(
-    path: str, *, to: Url | None = None, shape: NetworkProfile | None = None, limit_s: float = 60.0
+    path: str,
+    *,
+    to: Url | None = None,
+    profile: NetworkProfile | None = None,
+    limit_s: float = 60.0,
 ) -> Iterator[Comparison]:
     """Compare ways to send the file ``path``; each is broken off after ``limit_s`` seconds.
 
@@ -157,7 +163,7 @@ def comparing(
                 client.ping()
             yield Comparison(absolute, to, None, None, limit_s)
             return
-        network = stack.enter_context(EmulatedNetwork(shape)) if shape else None
+        network = stack.enter_context(EmulatedNetwork(profile)) if profile else None
         server, url = _start_server(stack, network)
         yield Comparison(absolute, url, server, network, limit_s)
 

@@ -30,7 +30,7 @@ _MOST_LINKS: Final = 10_000
 _PATIENCE_S: Final = 86400.0
 
 
-def serve(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[float]:
+def upload_trace(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[float]:
     """Return when the reply to each upload came, in seconds, from a real server that is shaped.
 
     The server is a process of its own, and an upload a thread of this one: it begins at its time,
@@ -114,7 +114,7 @@ class _Uploads:
         first = IPv4Address(_HOST)
         self._hosts = {user: str(first + at) for at, user in enumerate(sorted(users))}
         self._idle: dict[str, list[tuple[Connection, str]]] = defaultdict(list)
-        self._links: list[Connection] = []
+        self._connections: list[Connection] = []
         self._stopped = False
 
     def upload(self, arrival: Arrival) -> None:
@@ -140,12 +140,12 @@ class _Uploads:
     def stop(self) -> None:
         """Break off whatever is under way."""
         self._stopped = True
-        for connection in list(self._links):
+        for connection in list(self._connections):
             connection.stream.shutdown()
 
     def close(self) -> None:
         """Hang up; nobody may be uploading."""
-        for connection in self._links:
+        for connection in self._connections:
             connection.close()
 
     def _open(self, user: str) -> tuple[Connection, str]:
@@ -155,7 +155,7 @@ class _Uploads:
             limiter=None,
             on_socket=partial(_come_from, self._hosts[user]),
         )
-        self._links.append(connection)
+        self._connections.append(connection)
         if self._stopped:
             raise ConnectionLostError("the uploads were stopped")
         return connection, "-".join(map(str, connection.sock.getsockname()))

@@ -1,1 +1,1 @@
-"""The emulated network and its processes, for comparisons and tests."""
+"""An emulated network and child processes, for comparisons and tests."""

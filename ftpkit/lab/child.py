@@ -1,38 +1,54 @@
-"""Processes of our own, so that what each of them costs can be told apart."""
+"""Child processes that run a module of ftpkit and exchange lines of JSON with their parent."""
 
 import contextlib
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import ftpkit
 from ftpkit.errors import FtpkitError
-from ftpkit.lab.network import NamespaceEnd
 
-# It finds ftpkit where we found it, and runs nothing from the working directory.
+# The child imports ftpkit from where we did, and nothing from the working directory.
 _START: Final = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from importlib import import_module; import_module(sys.argv[2]).main(sys.stdin.readline())"
 )
-_PATIENCE_S: Final = 20.0
+_EXIT_TIMEOUT_S: Final = 20.0
 
 
 class ChildError(FtpkitError):
-    """A process that was started for a comparison has ended before its work."""
+    """A child process has exited before it sent what was asked for; its stderr says why."""
 
     code = "child-ended"
 
 
-class ChildProcess:
-    """Runs ``main`` of a module of ours with ``job``, in an ``end`` of a link if one is given.
+@dataclass(frozen=True, slots=True)
+class NamespaceEnd:
+    """One end of an emulated network: a network namespace (the path of a file) and its addresses.
 
-    It says JSON objects, a line each, and ends when its standard input does: with
-    the block, or with this process, however that ends.
+    ``v6`` is None where the kernel has no IPv6.
+    """
+
+    namespace: str
+    v4: str
+    v6: str | None
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs ``argv`` in this namespace, as the same process."""
+        return ["nsenter", f"--net={self.namespace}", "--", *argv]
+
+
+class ChildProcess:
+    """Runs ``main(job)`` of a module of ftpkit, in the namespace of ``end`` if given.
+
+    ``job`` is sent as a line of JSON. The child writes JSON objects, one a line, and exits
+    when its standard input ends: at ``close``, or when this process exits in any way.
     """
 
     def __init__(self, module: str, job: dict[str, Any], end: NamespaceEnd | None = None) -> None:
@@ -40,33 +56,39 @@ class ChildProcess:
         argv = [sys.executable, "-P", "-c", _START, root, module]
         self._module = module
         with ExitStack() as stack:
-            with _uninterrupted():
+            with _sigint_blocked():
                 self._process = _start(end.command(argv) if end else argv)
                 stack.callback(self.close)
-                # Not on its command line, which others can see: there may be a token in it.
-                self._say(json.dumps(job))
+                # Not on the command line, which other users can read: it may hold a token.
+                self._send(json.dumps(job))
             stack.pop_all()
 
-    def ask(self) -> dict[str, Any]:
-        """Send an empty line, and return what the process answers."""
-        self._say("")
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._process.pid
+
+    def request(self, command: str = "") -> dict[str, Any]:
+        """Send a line, and return the reply; ChildError if the child has exited."""
+        self._send(command)
         return self.receive()
 
     def receive(self) -> dict[str, Any]:
-        """Return what the process says next; ChildError if it has ended instead."""
+        """Return the next object from the child; ChildError if it has exited."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise self._ended()
-        said: dict[str, Any] = json.loads(line)
-        return said
+            code = self._process.wait()
+            raise ChildError(f"child process {self._module} exited with status {code}")
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def close(self) -> None:
-        """Let the process end, and wait until it has."""
+        """End the child's standard input and wait until it exits; safe to call twice."""
         try:
-            # With its standard input; what it says meanwhile is read, so that it is not stuck.
+            # communicate also reads what the child still writes, so that it cannot block.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.communicate(timeout=_PATIENCE_S)
+                self._process.communicate(timeout=_EXIT_TIMEOUT_S)
         finally:
             self._process.kill()
             self._process.wait()
@@ -80,15 +102,11 @@ class ChildProcess:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as ``hear`` tells
+        with contextlib.suppress(BrokenPipeError):  # it has exited, as ``receive`` will report
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
-
-    def _ended(self) -> ChildError:
-        code = self._process.wait()
-        return ChildError(f"a process of this comparison has ended with {code}: {self._module}")
 
 
 def _start(argv: list[str]) -> "subprocess.Popen[str]":
@@ -97,14 +115,14 @@ def _start(argv: list[str]) -> "subprocess.Popen[str]":
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # A terminal's Ctrl-C is for us alone: we let them end, and they clean up.
+        # Ctrl-C goes to the parent only, which ends its children so that they clean up.
         start_new_session=True,
     )
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait for the end of the block: nobody would know of a process half started."""
+def _sigint_blocked() -> Iterator[None]:
+    """Delay Ctrl-C until the child is registered for clean-up."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""One direction of a test link: which packets get through, and when; time is an argument."""
+"""The model of one direction of a network: which packets pass, and when."""
 
 import heapq
 import random
@@ -6,39 +6,37 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-# A packet out of order is late by up to one more delay, and by this much even on a short link.
+# The least extra delay of a reordered packet, for networks without delay.
 _SHORTEST_HOLD_S: Final = 0.001
 
 
 @dataclass(slots=True)
 class NetworkStats:
-    """What became of the packets that entered one direction of a link.
+    """What became of the packets that entered one direction.
 
     ``packets + duplicated == forwarded + lost + dropped + too_long + cut + waiting``.
     """
 
-    packets: int = 0  # that entered
-    bytes: int = 0  # of these, IP headers included
-    forwarded: int = 0  # that left, copies included
+    packets: int = 0  # entered
+    bytes: int = 0  # entered, IP headers included
+    forwarded: int = 0  # duplicates included
     forwarded_bytes: int = 0
     lost: int = 0  # at random
-    dropped: int = 0  # because the queue was full
-    too_long: int = 0  # for the path
-    cut: int = 0  # because the link was cut, or the device at its end down
-    reordered: int = 0  # that were held back, so that later ones overtake them
-    duplicated: int = 0  # that leave twice
-    waiting: int = 0  # that are under way now
-    overrun: int = 0  # not in ``packets``: the sender was faster than the relay could read
-    latest_s: float = 0.0  # by how much the latest packet left too late
+    dropped: int = 0  # by a full queue
+    too_long: int = 0  # over the path MTU
+    cut: int = 0  # dropped while cut, or because the device was down
+    reordered: int = 0  # delayed so that later ones overtake them
+    duplicated: int = 0
+    waiting: int = 0  # in flight now
+    overrun: int = 0  # not in ``packets``: dropped by the device because the relay was late
+    latest_s: float = 0.0  # the largest lateness of a delivery
 
 
 class NetworkModel:
-    """A queue of ``queue_bytes``, a wire of ``bits_per_s``, and a delay of ``delay_s``.
+    """A queue of ``queue_bytes`` that drains at ``bits_per_s``, followed by ``delay_s``.
 
-    A packet that does not get lost leaves the queue once the bits before it
-    have left, at ``bits_per_s``, and arrives ``delay_s`` later. Which packets
-    are lost depends on ``seed`` and on their number alone. One longer than
-    ``path_mtu`` bytes never leaves, as where a narrower wire begins.
+    Which packets are lost depends only on ``seed`` and their number. Times are seconds of
+    one clock, given as arguments.
     """
 
     def __init__(
@@ -56,77 +54,77 @@ class NetworkModel:
         self._s_per_byte, self._delay_s = 8 / bits_per_s, delay_s
         self._loss, self._reorder, self._duplicate = loss, reorder, duplicate
         self.path_mtu = path_mtu
-        """How long a packet may be that enters from now on."""
-        # Half a byte more, for times are not exact.
-        self._longest_wait_s = (queue_bytes + 0.5) * self._s_per_byte
-        self._losing = random.Random(f"loss {seed}").random  # noqa: S311  # must be repeatable
-        self._disturbing = random.Random(f"order {seed}").random  # noqa: S311  # likewise
-        self._free_at = -inf  # when the last bit that was taken will be on the wire
-        self._under_way: list[tuple[float, int, bytes]] = []
+        """The longest packet in bytes that passes from now on."""
+        # Half a byte more, against rounding.
+        self._max_wait_s = (queue_bytes + 0.5) * self._s_per_byte
+        self._draw_loss = random.Random(f"loss {seed}").random  # noqa: S311  # must be repeatable
+        self._draw_order = random.Random(f"order {seed}").random  # noqa: S311  # likewise
+        self._free_at = -inf  # when the queue is empty
+        self._in_flight: list[tuple[float, int, bytes]] = []
         self._is_cut = False
-        self.count = NetworkStats()
+        self.stats = NetworkStats()
 
-    def take(self, packet: bytes, now: float) -> bool:
-        """Let ``packet`` enter at ``now`` seconds, which never go back.
+    def enqueue(self, packet: bytes, now: float) -> bool:
+        """Send ``packet`` at ``now``, which never decreases.
 
-        False says that it was refused for its length, as only a router would tell.
+        Return False if it is over the path MTU, which a router would report.
         """
-        count, size = self.count, len(packet)
-        count.packets += 1
-        count.bytes += size
+        stats, size = self.stats, len(packet)
+        stats.packets += 1
+        stats.bytes += size
         if self._is_cut:
-            count.cut += 1
+            stats.cut += 1
             return True
-        if self._losing() < self._loss:
-            count.lost += 1
+        if self._draw_loss() < self._loss:
+            stats.lost += 1
             return True
         if size > self.path_mtu:
-            count.too_long += 1
+            stats.too_long += 1
             return False
         start = max(now, self._free_at)
         free_at = start + size * self._s_per_byte
-        if free_at - now > self._longest_wait_s:
-            count.dropped += 1
+        if free_at - now > self._max_wait_s:
+            stats.dropped += 1
             return True
         self._free_at = free_at
         due = free_at + self._delay_s
-        # Decided only where asked for: a number drawn for every packet is time spent.
-        if self._reorder and self._disturbing() < self._reorder:
-            count.reordered += 1
-            due += max(_SHORTEST_HOLD_S, self._disturbing() * self._delay_s)
-        # The number keeps packets of the same moment in order.
-        heapq.heappush(self._under_way, (due, 2 * count.packets, packet))
-        if self._duplicate and self._disturbing() < self._duplicate:
-            count.duplicated += 1
-            heapq.heappush(self._under_way, (due, 2 * count.packets + 1, packet))
+        # Drawn only if enabled, to save time.
+        if self._reorder and self._draw_order() < self._reorder:
+            stats.reordered += 1
+            due += max(_SHORTEST_HOLD_S, self._draw_order() * self._delay_s)
+        # The number keeps packets with the same time in order.
+        heapq.heappush(self._in_flight, (due, 2 * stats.packets, packet))
+        if self._duplicate and self._draw_order() < self._duplicate:
+            stats.duplicated += 1
+            heapq.heappush(self._in_flight, (due, 2 * stats.packets + 1, packet))
         return True
 
     @property
-    def under_way(self) -> int:
-        """How many packets, copies included, have not arrived yet."""
-        return len(self._under_way)
+    def in_flight(self) -> int:
+        """How many packets, duplicates included, have not arrived yet."""
+        return len(self._in_flight)
 
     @property
     def next_due(self) -> float:
-        """When the next packet arrives; infinity if none is under way."""
-        return self._under_way[0][0] if self._under_way else inf
+        """When the next packet arrives; infinity if none is in flight."""
+        return self._in_flight[0][0] if self._in_flight else inf
 
     def arrived(self, now: float) -> list[bytes]:
-        """Return the packets that have arrived by ``now``, in their order."""
-        under_way, packets = self._under_way, []
+        """Return the packets that have arrived by ``now``, in order of arrival."""
+        under_way, packets = self._in_flight, []
         if under_way and under_way[0][0] <= now:
-            self.count.latest_s = max(self.count.latest_s, now - under_way[0][0])
+            self.stats.latest_s = max(self.stats.latest_s, now - under_way[0][0])
             while under_way and under_way[0][0] <= now:
                 packets.append(heapq.heappop(under_way)[2])
         return packets
 
     def cut(self) -> None:
-        """Let nothing enter from now on, and drop what is under way."""
+        """Drop all packets from now on, also those in flight."""
         self._is_cut = True
-        self.count.cut += len(self._under_way)
-        self._under_way.clear()
+        self.stats.cut += len(self._in_flight)
+        self._in_flight.clear()
         self._free_at = -inf
 
-    def mend(self) -> None:
-        """Let packets enter again."""
+    def restore(self) -> None:
+        """Forward packets again after ``cut``."""
         self._is_cut = False

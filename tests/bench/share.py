@@ -58,7 +58,7 @@ def _together(
         flows: list[ChildProcess] = []
         for kind in kinds:
             job = Job(
-                connection=url.login_url(),
+                url=url.login_url(),
                 path=source,
                 name=f"{len(flows)}",
                 limit_s=seconds,

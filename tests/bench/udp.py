@@ -101,7 +101,7 @@ def _ways(
     for control in ("bbr", "cubic"):
         if control in congestion_controls():
             transports.append(Transport(name=f"tcp {control}", streams=1, congestion=control))
-    with comparing(source, shape=shape, limit_s=options.limit) as comparison:
+    with comparing(source, profile=shape, limit_s=options.limit) as comparison:
         ways = {each.name: partial(_transport, comparison, each) for each in transports}
         if shape is None:
             ways["bare datagrams"] = partial(_bound, options.size, store=False)

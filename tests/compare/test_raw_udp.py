@@ -88,7 +88,7 @@ def test_what_is_lost_stays_lost_and_is_counted() -> None:
     left = run(sender, receiver_into(taken), {2, 3, 12})
     assert list(taken) == [1]
     gone = sum(len(payload) for _, header, payload in left if header.number in {2, 3, 12})
-    assert sender.told
+    assert sender.acked
     assert (sender.sent.first, sender.sent.resent, sender.sent.lost) == (WHOLE, 0, gone)
     assert sender.moved == sum(SIZES.values()) - gone
 
@@ -99,14 +99,14 @@ def test_the_question_is_asked_until_it_is_answered() -> None:
     asked = [now for now, header, _ in left if header.block not in SIZES]
     assert len(asked) == 4
     assert [later - now for now, later in pairwise(asked)] == pytest.approx([0.2] * 3)
-    assert sender.told
+    assert sender.acked
     assert sender.sent.lost == 0
 
 
 def test_nobody_is_asked_for_ever() -> None:
     sender = raw_sender()
     run(sender, receiver_into({}), set(range(1, 1000)))
-    assert not sender.told
+    assert not sender.acked
     assert (sender.moved, sender.sent.lost) == (0, 0)
 
 

@@ -53,7 +53,7 @@ def assert_adds_up(outcome: Outcome, total: int) -> None:
 def test_every_transport_of_this_machine_is_measured(path: str, tmp_path: Path) -> None:
     with comparing(path) as comparison:
         rows = measured(comparison)
-        assert comparison.link_counts() is None
+        assert comparison.network_counts() is None
     names = ["tcp", f"tcp-{STREAMS}", *(f"tcp-{name}" for name in congestion_controls()[1:])]
     assert list(rows) == [*names, "udp-raw", "udp"]
     raw = rows.pop("udp-raw")
@@ -154,11 +154,11 @@ def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
 def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(2_000_000))
-    with comparing(str(path), shape=NetworkProfile.parse("20M,10ms,1%")) as comparison:
+    with comparing(str(path), profile=NetworkProfile.parse("20M,10ms,1%")) as comparison:
         transports = {transport.name: transport for transport in comparison.transports()}
-        before = comparison.link_counts()
+        before = comparison.network_counts()
         raw = comparison.measure(transports["udp-raw"])
-        after = comparison.link_counts()
+        after = comparison.network_counts()
         repaired = comparison.measure(transports["udp"])
         plain = comparison.measure(transports["tcp"])
     for row in (raw, repaired, plain):
@@ -187,9 +187,9 @@ def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> Non
 def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(4_000_000))
-    with comparing(str(path), shape=NetworkProfile.parse("4M,5ms"), limit_s=0.5) as comparison:
+    with comparing(str(path), profile=NetworkProfile.parse("4M,5ms"), limit_s=0.5) as comparison:
         stopped = comparison.measure(Transport(name="tcp", streams=2))
-        counts = comparison.link_counts()
+        counts = comparison.network_counts()
     assert stopped.stopped
     assert 0 < stopped.bytes < 4_000_000
     assert stopped.sent_bytes is not None

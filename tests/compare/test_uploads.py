@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from ftpkit.compare.trace import Arrival
-from ftpkit.compare.uploads import serve
+from ftpkit.compare.uploads import upload_trace
 from ftpkit.errors import LocalFileError
 from ftpkit.lab.child import ChildError
 
@@ -27,7 +27,7 @@ def test_every_file_is_through_and_the_rate_is_kept(policy: str) -> None:
     # As one request and as blocks, at once and later, and one user more than once.
     sizes = [1, 300_000, 5_000_000, 20_000, 20_000]
     trace = [Arrival(at / 50, size, f"user{at % 3}") for at, size in enumerate(sizes)]
-    through_s = serve(trace, policy, RATE)
+    through_s = upload_trace(trace, policy, RATE)
     assert all(each.at_s < end for each, end in zip(trace, through_s, strict=True))
     # What was saved up, and the last turn, need no time; a slow machine needs more.
     assert max(through_s) > 0.9 * sum(sizes) / RATE
@@ -37,14 +37,14 @@ def test_every_file_is_through_and_the_rate_is_kept(policy: str) -> None:
 @pytest.mark.skipif(not has_more_loopback_addresses(), reason="loopback has one address here")
 def test_who_uploads_much_at_once_harms_no_other_user_under_fair() -> None:
     trace = [*(Arrival(0.0, 300_000, "ann") for _ in range(8)), Arrival(0.05, 300_000, "bob")]
-    assert serve(trace, "fair", RATE)[-1] < 0.7 * serve(trace, "rr", RATE)[-1]
+    assert upload_trace(trace, "fair", RATE)[-1] < 0.7 * upload_trace(trace, "rr", RATE)[-1]
 
 
 def test_a_size_that_no_file_can_have() -> None:
     with pytest.raises(LocalFileError, match=r"cannot make a file of 1,152,921,504,606,846,976"):
-        serve([Arrival(0.0, 2**60, "ann")], "rr", RATE)
+        upload_trace([Arrival(0.0, 2**60, "ann")], "rr", RATE)
 
 
 def test_a_server_that_does_not_start() -> None:
     with pytest.raises(ChildError, match=r"has ended with 1: ftpkit\.compare\.server_process"):
-        serve([Arrival(0.0, 1, "ann")], "lottery", RATE)
+        upload_trace([Arrival(0.0, 1, "ann")], "lottery", RATE)

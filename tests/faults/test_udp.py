@@ -139,7 +139,7 @@ def test_a_path_that_dies_for_five_seconds(ends: Ends, direction: str) -> None:
     far.in_the_middle(command)
     far.link.cut()
     threading.Event().wait(5.0)
-    far.link.mend()
+    far.link.restore()
     far.end(command)
     far.check(direction, data)
 
@@ -185,7 +185,7 @@ def test_a_path_that_becomes_narrower_in_the_middle_is_left_for_tcp(ends: Ends) 
     data = noise(12 * MIB, 9)
     command = far.begin("up", data, "--udp")
     far.in_the_middle(command)
-    far.link.narrow(1280)
+    far.link.set_path_mtu(1280)
     _, errors = command.communicate(timeout=WAIT_S)
     assert command.returncode == 0, errors
     assert "no longer gets through" in errors

@@ -1,4 +1,4 @@
-"""What a router answers, read as a host reads it."""
+"""ICMP errors, parsed as a host does."""
 
 import struct
 from ipaddress import ip_address
@@ -6,13 +6,13 @@ from ipaddress import ip_address
 from ftpkit.lab.icmp import too_big
 
 
-def sums_up(data: bytes) -> bool:
+def has_valid_checksum(data: bytes) -> bool:
     """Whether the words of ``data`` add up to all ones, as they do with a right checksum."""
     total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     return total % 0xFFFF == 0 and total > 0
 
 
-def test_the_sender_of_an_ipv4_packet_learns_what_would_pass() -> None:
+def test_the_sender_of_an_ipv4_packet_learns_the_mtu() -> None:
     here, there = ip_address("10.0.0.1").packed, ip_address("10.0.0.2").packed
     packet = bytes.fromhex("450005dc000040004011") + bytes(2) + here + there + b"rest" * 370
     answer = too_big(packet, 1280)
@@ -23,11 +23,11 @@ def test_the_sender_of_an_ipv4_packet_learns_what_would_pass() -> None:
     assert message[:2] == bytes([3, 4])
     assert struct.unpack_from("!H", message, 6) == (1280,)
     assert packet.startswith(message[8:])
-    assert sums_up(header)
-    assert sums_up(message)
+    assert has_valid_checksum(header)
+    assert has_valid_checksum(message)
 
 
-def test_the_sender_of_an_ipv6_packet_learns_what_would_pass() -> None:
+def test_the_sender_of_an_ipv6_packet_learns_the_mtu() -> None:
     here, there = ip_address("fd00::1").packed, ip_address("fd00::2").packed
     packet = bytes.fromhex("6000000005b41140") + here + there + b"rest" * 365
     answer = too_big(packet, 1400)
@@ -39,4 +39,4 @@ def test_the_sender_of_an_ipv6_packet_learns_what_would_pass() -> None:
     assert message[:2] == bytes([2, 0])
     assert struct.unpack_from("!I", message, 4) == (1400,)
     assert packet.startswith(message[8:])
-    assert sums_up(there + here + struct.pack("!II", len(message), 58) + message)
+    assert has_valid_checksum(there + here + struct.pack("!II", len(message), 58) + message)

@@ -1,4 +1,4 @@
-"""One direction of a link, at moments that the test chooses."""
+"""One direction of an emulated network, with simulated time."""
 
 from dataclasses import replace
 from math import inf
@@ -11,8 +11,8 @@ from ftpkit.lab.model import NetworkModel, NetworkStats
 SIZE = 1000
 
 
-def line(**options: Any) -> NetworkModel:
-    """1,000 bytes take a millisecond, and 50 more to arrive; 20 of them fit into the queue."""
+def new_model(**options: Any) -> NetworkModel:
+    """A packet takes 1 ms at this rate, then 50 ms of delay; the queue holds 20 packets."""
     plain: dict[str, Any] = {
         "bits_per_s": 8e6,
         "delay_s": 0.05,
@@ -41,139 +41,139 @@ def adds_up(count: NetworkStats) -> bool:
 
 
 def test_a_packet_arrives_after_its_own_bits_and_the_delay() -> None:
-    strategy = line()
-    assert strategy.next_due == inf
-    strategy.take(packet(1), 10.0)
-    assert strategy.next_due == pytest.approx(10.051)
-    assert strategy.arrived(10.0509) == []
-    assert numbers(strategy.arrived(10.0511)) == [1]
-    assert strategy.next_due == inf
+    model = new_model()
+    assert model.next_due == inf
+    model.enqueue(packet(1), 10.0)
+    assert model.next_due == pytest.approx(10.051)
+    assert model.arrived(10.0509) == []
+    assert numbers(model.arrived(10.0511)) == [1]
+    assert model.next_due == inf
 
 
-def test_packets_that_come_at_once_leave_at_the_rate() -> None:
-    strategy = line()
+def test_a_burst_leaves_at_the_rate() -> None:
+    model = new_model()
     for number in range(20):
-        strategy.take(packet(number), 0.0)
+        model.enqueue(packet(number), 0.0)
     for number in range(20):
-        due = strategy.next_due
+        due = model.next_due
         assert due == pytest.approx(0.051 + number * 0.001)
-        assert numbers(strategy.arrived(due)) == [number]
-    assert strategy.count.latest_s == 0.0
+        assert numbers(model.arrived(due)) == [number]
+    assert model.stats.latest_s == 0.0
 
 
-def test_a_line_that_was_idle_saves_nothing_up() -> None:
-    strategy = line()
-    strategy.take(packet(1), 0.0)
-    strategy.take(packet(2), 5.0)
-    assert numbers(strategy.arrived(5.0)) == [1]
-    assert strategy.count.latest_s == pytest.approx(4.949)
-    assert strategy.next_due == pytest.approx(5.051)
+def test_idle_time_is_not_saved_up() -> None:
+    model = new_model()
+    model.enqueue(packet(1), 0.0)
+    model.enqueue(packet(2), 5.0)
+    assert numbers(model.arrived(5.0)) == [1]
+    assert model.stats.latest_s == pytest.approx(4.949)
+    assert model.next_due == pytest.approx(5.051)
 
 
-def test_a_full_queue_drops_what_comes_last() -> None:
-    strategy = line()
+def test_a_full_queue_drops_the_newest() -> None:
+    model = new_model()
     for number in range(25):
-        strategy.take(packet(number), 0.0)
-    assert strategy.count.dropped == 5
-    strategy.take(packet(99), 0.0021)  # two have left
-    strategy.take(packet(99), 0.0021)
-    strategy.take(packet(99), 0.0021)
-    assert strategy.count.dropped == 6
-    assert numbers(strategy.arrived(1.0)) == [*range(20), 99, 99]
+        model.enqueue(packet(number), 0.0)
+    assert model.stats.dropped == 5
+    model.enqueue(packet(99), 0.0021)  # two have left
+    model.enqueue(packet(99), 0.0021)
+    model.enqueue(packet(99), 0.0021)
+    assert model.stats.dropped == 6
+    assert numbers(model.arrived(1.0)) == [*range(20), 99, 99]
 
 
-def test_which_packets_are_lost_depends_on_the_seed_and_on_nothing_else() -> None:
+def test_which_packets_are_lost_depends_only_on_the_seed() -> None:
     def kept(**options: Any) -> list[int]:
-        strategy = line(loss=0.1, queue_bytes=10**9, **options)
+        model = new_model(loss=0.1, queue_bytes=10**9, **options)
         for number in range(1000):
-            strategy.take(packet(number), number / 100)
-        assert strategy.count.lost == 1000 - strategy.under_way + strategy.count.duplicated
-        return sorted(set(numbers(strategy.arrived(inf))))
+            model.enqueue(packet(number), number / 100)
+        assert model.stats.lost == 1000 - model.in_flight + model.stats.duplicated
+        return sorted(set(numbers(model.arrived(inf))))
 
     assert kept() == kept(bits_per_s=1e9, reorder=0.5, duplicate=0.5)
     assert kept() != kept(seed="2")
     assert 850 < len(kept()) < 950
 
 
-def test_a_packet_that_is_held_back_is_overtaken_and_only_that() -> None:
-    strategy = line(reorder=0.1, queue_bytes=10**9)
+def test_only_reordered_packets_are_overtaken() -> None:
+    model = new_model(reorder=0.1, queue_bytes=10**9)
     for number in range(1000):
-        strategy.take(packet(number), 0.0)
-    order = numbers(strategy.arrived(inf))
+        model.enqueue(packet(number), 0.0)
+    order = numbers(model.arrived(inf))
     assert sorted(order) == list(range(1000))
     late = {number for at, number in enumerate(order) if number < max(order[: at + 1])}
     in_order = [number for number in order if number not in late]
     assert in_order == sorted(in_order)
-    assert 0.8 * strategy.count.reordered < len(late) <= strategy.count.reordered
-    assert 60 < strategy.count.reordered < 140
+    assert 0.8 * model.stats.reordered < len(late) <= model.stats.reordered
+    assert 60 < model.stats.reordered < 140
     # By one more delay at the most: 50 packets.
     assert all(order.index(number) - number <= 51 for number in late)
 
 
-def test_a_duplicate_follows_the_packet_and_takes_no_time_of_the_line() -> None:
-    strategy = line(duplicate=0.5, queue_bytes=10**9)
+def test_a_duplicate_follows_the_packet_and_takes_no_bandwidth() -> None:
+    model = new_model(duplicate=0.5, queue_bytes=10**9)
     for number in range(100):
-        strategy.take(packet(number), 0.0)
-    order = numbers(strategy.arrived(0.1501))
+        model.enqueue(packet(number), 0.0)
+    order = numbers(model.arrived(0.1501))
     assert order == sorted(order)
     assert sorted(set(order)) == list(range(100))
-    assert len(order) == 100 + strategy.count.duplicated
-    assert 30 < strategy.count.duplicated < 70
+    assert len(order) == 100 + model.stats.duplicated
+    assert 30 < model.stats.duplicated < 70
 
 
-def test_a_cut_drops_what_is_under_way_and_what_comes() -> None:
-    strategy = line()
+def test_a_cut_drops_packets_in_flight_and_new_ones() -> None:
+    model = new_model()
     for number in range(10):
-        strategy.take(packet(number), 0.0)
-    assert numbers(strategy.arrived(0.0515)) == [0]
-    strategy.cut()
-    strategy.take(packet(10), 0.1)
-    assert strategy.arrived(1.0) == []
-    assert strategy.count.cut == 10
-    strategy.mend()
-    strategy.take(packet(11), 2.0)
-    assert numbers(strategy.arrived(2.0511)) == [11]
+        model.enqueue(packet(number), 0.0)
+    assert numbers(model.arrived(0.0515)) == [0]
+    model.cut()
+    model.enqueue(packet(10), 0.1)
+    assert model.arrived(1.0) == []
+    assert model.stats.cut == 10
+    model.restore()
+    model.enqueue(packet(11), 2.0)
+    assert numbers(model.arrived(2.0511)) == [11]
 
 
-def test_what_is_longer_than_the_path_takes_never_leaves_and_takes_no_time() -> None:
-    strategy = line()
-    assert not strategy.take(packet(1) + b"!", 0.0)
-    assert strategy.take(packet(2), 0.0)
-    assert (strategy.count.packets, strategy.count.bytes, strategy.count.too_long) == (
+def test_a_packet_over_the_path_mtu_takes_no_bandwidth() -> None:
+    model = new_model()
+    assert not model.enqueue(packet(1) + b"!", 0.0)
+    assert model.enqueue(packet(2), 0.0)
+    assert (model.stats.packets, model.stats.bytes, model.stats.too_long) == (
         2,
         2 * SIZE + 1,
         1,
     )
-    assert numbers(strategy.arrived(0.0511)) == [2]
+    assert numbers(model.arrived(0.0511)) == [2]
 
 
-def test_a_path_that_becomes_narrower_keeps_what_is_under_way() -> None:
-    strategy = line()
-    strategy.take(packet(1), 0.0)
-    strategy.path_mtu = SIZE - 1
-    assert not strategy.take(packet(2), 0.0)
-    assert numbers(strategy.arrived(1.0)) == [1]
-    strategy.path_mtu = SIZE
-    assert strategy.take(packet(3), 2.0)
-    assert numbers(strategy.arrived(3.0)) == [3]
-    assert strategy.count.too_long == 1
+def test_a_smaller_path_mtu_keeps_packets_in_flight() -> None:
+    model = new_model()
+    model.enqueue(packet(1), 0.0)
+    model.path_mtu = SIZE - 1
+    assert not model.enqueue(packet(2), 0.0)
+    assert numbers(model.arrived(1.0)) == [1]
+    model.path_mtu = SIZE
+    assert model.enqueue(packet(3), 2.0)
+    assert numbers(model.arrived(3.0)) == [3]
+    assert model.stats.too_long == 1
 
 
 def test_every_packet_has_one_fate() -> None:
-    strategy = line(loss=0.1, reorder=0.1, duplicate=0.1)
+    model = new_model(loss=0.1, reorder=0.1, duplicate=0.1)
     forwarded = 0
     for number in range(3000):
-        now = number / 1500  # half as fast again as the line
-        strategy.take(packet(number), now)
-        forwarded += len(strategy.arrived(now))
+        now = number / 1500  # 1.5 times the rate
+        model.enqueue(packet(number), now)
+        forwarded += len(model.arrived(now))
         if number == 1500:
-            strategy.cut()
+            model.cut()
         elif number == 1600:
-            strategy.mend()
-            strategy.path_mtu = SIZE - 1
+            model.restore()
+            model.path_mtu = SIZE - 1
         elif number == 1700:
-            strategy.path_mtu = SIZE
-    count = replace(strategy.count, forwarded=forwarded, waiting=strategy.under_way)
+            model.path_mtu = SIZE
+    count = replace(model.stats, forwarded=forwarded, waiting=model.in_flight)
     assert adds_up(count)
     assert count.packets == 3000
     assert count.bytes == 3000 * SIZE

@@ -1,4 +1,4 @@
-"""A link between two namespaces does to real packets what its shape says, and leaves nothing."""
+"""An emulated network treats real packets as its profile says, and leaves nothing behind."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from ftpkit.lab.child import NamespaceEnd
 from ftpkit.lab.model import NetworkStats
 from ftpkit.lab.network import (
     EmulatedNetwork,
-    NamespaceEnd,
     NetworkProfile,
     NetworkUnavailableError,
 )
@@ -43,11 +43,11 @@ def address(end: NamespaceEnd, version: int) -> str:
     return end.v6
 
 
-# The shape
+# The profile
 
 
 @pytest.mark.parametrize(
-    ("text", "shape"),
+    ("text", "profile"),
     [
         ("100M,50ms,1%", NetworkProfile(100 * M, 0.05, 0.01)),
         ("100M,50ms", NetworkProfile(100 * M, 0.05)),
@@ -56,8 +56,8 @@ def address(end: NamespaceEnd, version: int) -> str:
         ("64K,100us,20%", NetworkProfile(64e3, 0.0001, 0.2)),
     ],
 )
-def test_a_shape_is_read_as_people_write_it(text: str, shape: NetworkProfile) -> None:
-    assert NetworkProfile.parse(text) == shape
+def test_a_profile_is_parsed(text: str, profile: NetworkProfile) -> None:
+    assert NetworkProfile.parse(text) == profile
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_a_shape_is_read_as_people_write_it(text: str, shape: NetworkProfile) ->
         "50ms,100M",
     ],
 )
-def test_what_is_no_shape_is_told_so(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no link: expected RATE,DELAY.* as in 100M,50ms,1%"):
+def test_an_invalid_profile_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^invalid network .* as in 100M,50ms,1%"):
         NetworkProfile.parse(text)
 
 
@@ -104,13 +104,13 @@ def test_what_is_no_shape_is_told_so(text: str) -> None:
         ({"queue_bytes": 1499}, "queue"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^a link's {message} "):
+def test_impossible_values_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^the {message} must "):
         NetworkProfile(**{"bits_per_s": 1e6, "delay_s": 0.0} | options)  # type: ignore[arg-type]
 
 
-def test_a_whole_loss_is_refused_in_a_text_too() -> None:
-    with pytest.raises(ValueError, match=r"^a link's loss is a share"):
+def test_a_loss_of_100_percent_is_refused_in_text_too() -> None:
+    with pytest.raises(ValueError, match=r"^the loss must be at least 0"):
         NetworkProfile.parse("1M,0ms,100%")
 
 
@@ -137,21 +137,21 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
             version, headers = 4, UDP_V4
         target = address(there, version)
         receivers.append(receiver := run(there, "receive", target))
-        port = receiver.hear()["port"]
+        port = receiver.receive()["port"]
         senders.append(run(here, "send", target, port, count, size - headers))
     for sender in senders:
-        assert sender.hear() == {"sent": count}
+        assert sender.receive() == {"sent": count}
     os.kill(network.relay_pid, signal.SIGCONT)
     counts = settled(network, count)
-    for receiver, passage in zip(receivers, counts, strict=True):
-        receiver.tell(passage.forwarded)
-        seen = receiver.hear()
+    for receiver, stats in zip(receivers, counts, strict=True):
+        receiver.send(stats.forwarded)
+        seen = receiver.receive()
         assert seen["numbers"] == list(range(count))
         bits_per_s = (count - 1) * size * 8 / (seen["last"] - seen["first"])
         assert bits_per_s == pytest.approx(20 * M, rel=0.05)
-        assert (passage.packets, passage.bytes) == (count, count * size)
-        assert (passage.forwarded, passage.forwarded_bytes) == (count, count * size)
-        assert_adds_up(passage)
+        assert (stats.packets, stats.bytes) == (count, count * size)
+        assert (stats.forwarded, stats.forwarded_bytes) == (count, count * size)
+        assert_adds_up(stats)
 
 
 @pytest.mark.net
@@ -163,8 +163,8 @@ def test_a_connection_flows_at_the_rate(
     network, size = make_network(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
     target = address(network.far, version)
     receiver = run(network.far, "accept", target)
-    run(network.near, "push", target, receiver.hear()["port"], size, "reno")
-    seen = receiver.hear()
+    run(network.near, "push", target, receiver.receive()["port"], size, "reno")
+    seen = receiver.receive()
     assert seen["bytes"] == size
     # Without the start, when the sender has still to find the rate.
     marks = seen["marks"][len(seen["marks"]) // 3 :]
@@ -182,12 +182,12 @@ def test_a_round_trip_takes_the_delay_twice(
 ) -> None:
     network = make_network(100 * M, 0.02)
     target = address(network.far, version)
-    port = run(network.far, "echo", target).hear()["port"]
-    took = run(network.near, "ask", target, port, 15).hear()["took"]
+    port = run(network.far, "echo", target).receive()["port"]
+    took = run(network.near, "ask", target, port, 15).receive()["took"]
     # What the programs need comes on top; the best of them was hardly kept waiting.
     assert 0.04 <= min(took) <= 0.045
-    # Nobody else sends anything over a link.
-    assert [passage.packets for passage in network.counts()] == [15, 15]
+    # Nothing else is sent over the network.
+    assert [stats.packets for stats in network.counts()] == [15, 15]
 
 
 # Loss
@@ -199,43 +199,43 @@ def test_datagrams_are_lost_at_random(make_network: MakeNetwork, run: Run, versi
     network, count = make_network(1000 * M, 0.001, loss=0.05, queue_bytes=8_000_000), 4000
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
-    run(network.near, "send", target, receiver.hear()["port"], count, 100).hear()
-    passage = settled(network, count).to_far
-    receiver.tell(passage.forwarded)
-    seen = receiver.hear()
-    assert_likely(passage.lost, count, 0.05)
-    assert len(seen["numbers"]) == count - passage.lost
+    run(network.near, "send", target, receiver.receive()["port"], count, 100).receive()
+    stats = settled(network, count).to_far
+    receiver.send(stats.forwarded)
+    seen = receiver.receive()
+    assert_likely(stats.lost, count, 0.05)
+    assert len(seen["numbers"]) == count - stats.lost
     assert not seen["more"]
     assert seen["numbers"] == sorted(seen["numbers"])
-    assert_adds_up(passage)
-    # One by one, not in runs.
+    assert_adds_up(stats)
+    # Independently, not in bursts.
     pairs = sum(b - a > 2 for a, b in zip(seen["numbers"], seen["numbers"][1:], strict=False))
     assert_likely(pairs, count, 0.05 * 0.05)
 
 
 @pytest.mark.net
-def test_what_is_neither_tcp_nor_udp_is_lost_alike(make_network: MakeNetwork, run: Run) -> None:
+def test_icmp_is_lost_alike(make_network: MakeNetwork, run: Run) -> None:
     network, count = make_network(1000 * M, 0.001, loss=0.1, queue_bytes=8_000_000), 3000
     pinger = run(network.near, "ping", network.far.v4, count)
-    assert pinger.hear() == {"sent": count}
+    assert pinger.receive() == {"sent": count}
     counts = settled(network, count)
-    pinger.tell(counts.to_near.forwarded)
-    assert pinger.hear() == {"answers": counts.to_near.forwarded}
+    pinger.send(counts.to_near.forwarded)
+    assert pinger.receive() == {"answers": counts.to_near.forwarded}
     assert_likely(counts.to_far.lost, count, 0.1)
     assert counts.to_near.packets == count - counts.to_far.lost
     assert_likely(counts.to_near.lost, counts.to_near.packets, 0.1)
 
 
 @pytest.mark.net
-def test_segments_are_lost_alike_and_come_again(make_network: MakeNetwork, run: Run) -> None:
+def test_tcp_segments_are_lost_alike_and_sent_again(make_network: MakeNetwork, run: Run) -> None:
     network, size = make_network(1000 * M, 0.0005, loss=0.02), 2_000_000
     receiver = run(network.far, "accept", network.far.v4)
-    run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno").hear()
-    assert receiver.hear()["bytes"] == size
+    run(network.near, "push", network.far.v4, receiver.receive()["port"], size, "reno").receive()
+    assert receiver.receive()["bytes"] == size
     counts = settled(network, 0)
-    for passage in counts:
-        assert_likely(passage.lost, passage.packets, 0.02)
-        assert_adds_up(passage)
+    for stats in counts:
+        assert_likely(stats.lost, stats.packets, 0.02)
+        assert_adds_up(stats)
     assert counts.to_far.packets > size / 1448
 
 
@@ -243,7 +243,7 @@ def test_segments_are_lost_alike_and_come_again(make_network: MakeNetwork, run: 
 
 
 @pytest.mark.net
-def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
+def test_packets_are_reordered_and_duplicated_at_the_given_rates(
     make_network: MakeNetwork, run: Run
 ) -> None:
     network, count = (
@@ -251,40 +251,40 @@ def test_packets_are_reordered_and_duplicated_as_often_as_asked_for(
         2500,
     )
     receiver = run(network.far, "receive", network.far.v4)
-    run(network.near, "send", network.far.v4, receiver.hear()["port"], count, 100).hear()
-    passage = settled(network, count).to_far
-    receiver.tell(passage.forwarded)
-    numbers = receiver.hear()["numbers"]
-    assert_likely(passage.reordered, count, 0.05)
-    assert_likely(passage.duplicated, count, 0.03)
+    run(network.near, "send", network.far.v4, receiver.receive()["port"], count, 100).receive()
+    stats = settled(network, count).to_far
+    receiver.send(stats.forwarded)
+    numbers = receiver.receive()["numbers"]
+    assert_likely(stats.reordered, count, 0.05)
+    assert_likely(stats.duplicated, count, 0.03)
     assert sorted(set(numbers)) == list(range(count))
-    assert len(numbers) == count + passage.duplicated
+    assert len(numbers) == count + stats.duplicated
     late, highest = set(), -1
     for number in numbers:
         if number < highest:
             late.add(number)
         highest = max(highest, number)
-    # The last of all has nothing that could overtake it.
-    assert 0.9 * passage.reordered <= len(late) <= passage.reordered
-    assert_adds_up(passage)
+    # The last packet has none that could overtake it.
+    assert 0.9 * stats.reordered <= len(late) <= stats.reordered
+    assert_adds_up(stats)
 
 
 @pytest.mark.net
-def test_what_finds_the_queue_full_is_dropped(make_network: MakeNetwork, run: Run) -> None:
+def test_a_full_queue_drops_packets(make_network: MakeNetwork, run: Run) -> None:
     network, count, size = make_network(1 * M, 60.0, queue_bytes=100_000), 3000, 1000
-    run(network.near, "send", network.far.v4, 9, count, size - UDP_V4).hear()
-    passage = settled_in_queue(network, count)
-    assert passage.waiting >= 100
-    assert passage.dropped == count - passage.waiting
-    assert_adds_up(passage)
+    run(network.near, "send", network.far.v4, 9, count, size - UDP_V4).receive()
+    stats = settled_in_queue(network, count)
+    assert stats.waiting >= 100
+    assert stats.dropped == count - stats.waiting
+    assert_adds_up(stats)
 
 
 def settled_in_queue(network: EmulatedNetwork, packets: int) -> NetworkStats:
     """Wait until as many packets have gone to the far end, if only into the queue."""
     pause = threading.Event()
-    while (passage := network.counts().to_far).packets < packets:
+    while (stats := network.counts().to_far).packets < packets:
         pause.wait(0.01)
-    return passage
+    return stats
 
 
 @pytest.mark.net
@@ -294,22 +294,22 @@ def test_counts_add_up_whatever_happens(make_network: MakeNetwork, run: Run) -> 
     )
     count = 1000
     receiver = run(network.far, "receive", network.far.v4)
-    port = receiver.hear()["port"]
-    run(network.near, "send", network.far.v4, port, count, 472).hear()
+    port = receiver.receive()["port"]
+    run(network.near, "send", network.far.v4, port, count, 472).receive()
     network.cut()
-    run(network.near, "send", network.far.v4, port, 50, 472).hear()
+    run(network.near, "send", network.far.v4, port, 50, 472).receive()
     settled(network, count + 50)
-    network.mend()
-    run(network.near, "send", network.far.v4, port, count, 472).hear()
-    passage = settled(network, 2 * count + 50).to_far
-    assert_adds_up(passage)
-    assert passage.packets == 2 * count + 50
-    assert passage.bytes == passage.packets * 500
-    assert passage.forwarded_bytes == passage.forwarded * 500
-    assert passage.cut >= 50
-    assert min(passage.lost, passage.dropped, passage.reordered, passage.duplicated) > 0
-    receiver.tell(passage.forwarded)
-    assert len(receiver.hear()["numbers"]) == passage.forwarded
+    network.restore()
+    run(network.near, "send", network.far.v4, port, count, 472).receive()
+    stats = settled(network, 2 * count + 50).to_far
+    assert_adds_up(stats)
+    assert stats.packets == 2 * count + 50
+    assert stats.bytes == stats.packets * 500
+    assert stats.forwarded_bytes == stats.forwarded * 500
+    assert stats.cut >= 50
+    assert min(stats.lost, stats.dropped, stats.reordered, stats.duplicated) > 0
+    receiver.send(stats.forwarded)
+    assert len(receiver.receive()["numbers"]) == stats.forwarded
 
 
 # MTU
@@ -317,104 +317,104 @@ def test_counts_add_up_whatever_happens(make_network: MakeNetwork, run: Run) -> 
 
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
-def test_what_is_larger_than_the_mtu_is_refused(
+def test_a_packet_over_the_mtu_is_refused(
     make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
     network = make_network(100 * M, 0.0, mtu=1280)
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
-    port = receiver.hear()["port"]
-    assert run(network.near, "fits", target, port, 1281 - headers).hear() == {
+    port = receiver.receive()["port"]
+    assert run(network.near, "fits", target, port, 1281 - headers).receive() == {
         "errno": errno.EMSGSIZE
     }
-    assert run(network.near, "fits", target, port, 1280 - headers).hear() == {"errno": None}
-    receiver.tell(1)
-    assert receiver.hear()["bytes"] == 1280 - headers
+    assert run(network.near, "fits", target, port, 1280 - headers).receive() == {"errno": None}
+    receiver.send(1)
+    assert receiver.receive()["bytes"] == 1280 - headers
     assert network.counts().to_far.bytes == 1280
 
 
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
-def test_what_is_too_long_for_a_black_hole_is_gone_without_a_word(
+def test_a_black_hole_drops_packets_over_the_path_mtu_silently(
     make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
     network = make_network(100 * M, 0.0, path_mtu=1400, black_hole=True)
     target = address(network.far, version)
     receiver = run(network.far, "receive", target)
-    port = receiver.hear()["port"]
+    port = receiver.receive()["port"]
     for size in (1401, 1400):
-        assert run(network.near, "fits", target, port, size - headers).hear() == {"errno": None}
+        assert run(network.near, "fits", target, port, size - headers).receive() == {"errno": None}
     assert settled(network, 2).to_far.too_long == 1
-    assert network.narrow(1300).to_far.packets == 2
+    assert network.set_path_mtu(1300).to_far.packets == 2
     for size in (1400, 1301, 1300):
-        assert run(network.near, "fits", target, port, size - headers).hear() == {"errno": None}
+        assert run(network.near, "fits", target, port, size - headers).receive() == {"errno": None}
     counts = settled(network, 5)
     assert (counts.to_far.too_long, counts.to_near.packets) == (3, 0)
     assert_adds_up(counts.to_far)
-    receiver.tell(2)
-    seen = receiver.hear()
+    receiver.send(2)
+    seen = receiver.receive()
     assert (seen["bytes"], seen["more"]) == (1400 + 1300 - 2 * headers, False)
 
 
 @pytest.mark.net
 @pytest.mark.parametrize(("version", "headers"), [(4, UDP_V4), (6, UDP_V6)])
-def test_who_sends_what_is_too_long_for_the_path_is_told_so(
+def test_the_sender_of_a_packet_over_the_path_mtu_gets_an_error(
     make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
     network = make_network(100 * M, 0.0, path_mtu=1400)
     target = address(network.far, version)
-    port = run(network.far, "receive", target).hear()["port"]
-    assert run(network.near, "told", target, port, 1401 - headers).hear() == {
+    port = run(network.far, "receive", target).receive()["port"]
+    assert run(network.near, "told", target, port, 1401 - headers).receive() == {
         "errno": errno.EMSGSIZE
     }
-    # Whoever sends next hears it from the kernel.
-    assert run(network.near, "fits", target, port, 1401 - headers).hear() == {
+    # The kernel has learned it for the next sender.
+    assert run(network.near, "fits", target, port, 1401 - headers).receive() == {
         "errno": errno.EMSGSIZE
     }
-    assert run(network.near, "fits", target, port, 1400 - headers).hear() == {"errno": None}
-    passage = settled(network, 2).to_far
-    assert (passage.too_long, passage.forwarded) == (1, 1)
+    assert run(network.near, "fits", target, port, 1400 - headers).receive() == {"errno": None}
+    stats = settled(network, 2).to_far
+    assert (stats.too_long, stats.forwarded) == (1, 1)
 
 
 @pytest.mark.net
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_connection_learns_what_the_path_takes(
+def test_a_connection_learns_the_path_mtu(
     make_network: MakeNetwork, run: Run, version: int
 ) -> None:
     network, size = make_network(100 * M, 0.001, path_mtu=1280), 300_000
     target = address(network.far, version)
     receiver = run(network.far, "accept", target)
-    run(network.near, "push", target, receiver.hear()["port"], size, "reno")
-    assert receiver.hear()["bytes"] == size
+    run(network.near, "push", target, receiver.receive()["port"], size, "reno")
+    assert receiver.receive()["bytes"] == size
     assert network.counts().to_far.too_long > 0
 
 
-# Cut and mend
+# Cut and restore
 
 
 @pytest.mark.net
-def test_nothing_passes_a_link_that_is_cut(make_network: MakeNetwork, run: Run) -> None:
+def test_nothing_passes_while_cut(make_network: MakeNetwork, run: Run) -> None:
     network = make_network(100 * M, 0.001)
     receiver = run(network.far, "receive", network.far.v4)
-    port = receiver.hear()["port"]
+    port = receiver.receive()["port"]
     assert network.cut().to_far.packets == 0
-    run(network.near, "send", network.far.v4, port, 50, 100).hear()
+    run(network.near, "send", network.far.v4, port, 50, 100).receive()
     assert settled(network, 50).to_far.cut == 50
-    network.mend()
-    run(network.near, "send", network.far.v4, port, 70, 100).hear()
-    passage = settled(network, 120).to_far
-    assert (passage.cut, passage.forwarded) == (50, 70)
-    receiver.tell(70)
-    assert receiver.hear()["numbers"] == list(range(70))
+    network.restore()
+    run(network.near, "send", network.far.v4, port, 70, 100).receive()
+    stats = settled(network, 120).to_far
+    assert (stats.cut, stats.forwarded) == (50, 70)
+    receiver.send(70)
+    assert receiver.receive()["numbers"] == list(range(70))
 
 
 @pytest.mark.net
-def test_what_is_under_way_when_a_link_is_cut_is_gone(make_network: MakeNetwork, run: Run) -> None:
+def test_a_cut_drops_packets_in_flight(make_network: MakeNetwork, run: Run) -> None:
     network = make_network(100 * M, 60.0)
-    run(network.near, "send", network.far.v4, 9, 50, 100).hear()
+    run(network.near, "send", network.far.v4, 9, 50, 100).receive()
     assert settled_in_queue(network, 50).waiting == 50
-    passage = network.cut().to_far
-    assert (passage.waiting, passage.cut) == (0, 50)
+    stats = network.cut().to_far
+    assert (stats.waiting, stats.cut) == (0, 50)
     assert settled(network, 50).to_near.packets == 0
 
 
@@ -422,16 +422,16 @@ def test_what_is_under_way_when_a_link_is_cut_is_gone(make_network: MakeNetwork,
 def test_a_connection_outlives_a_cut(make_network: MakeNetwork, run: Run) -> None:
     network, size = make_network(20 * M, 0.005), 1_000_000
     receiver = run(network.far, "accept", network.far.v4)
-    run(network.near, "push", network.far.v4, receiver.hear()["port"], size, "reno")
+    run(network.near, "push", network.far.v4, receiver.receive()["port"], size, "reno")
     settled_in_queue(network, 300)
     before = network.cut().to_far.forwarded
     after = settled_in_queue(network, network.counts().to_far.packets + 1)
     assert after.forwarded == before
-    network.mend()
-    assert receiver.hear()["bytes"] == size
+    network.restore()
+    assert receiver.receive()["bytes"] == size
 
 
-# What is left
+# Clean-up
 
 
 @contextmanager
@@ -484,7 +484,7 @@ def test_nothing_is_left_when_the_block_ends(
                 raise accident
     assert inhabitants(namespaces) == []
     assert not os.path.exists(f"/proc/{network.relay_pid}")
-    with pytest.raises(NetworkUnavailableError, match="the link is gone"):
+    with pytest.raises(NetworkUnavailableError, match="the emulated network is gone"):
         network.counts()
     network.close()
 
@@ -524,7 +524,7 @@ def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> N
 
 
 @pytest.mark.net
-def test_a_relay_that_has_died_is_told_of(make_network: MakeNetwork) -> None:
+def test_a_dead_relay_is_reported(make_network: MakeNetwork) -> None:
     network = make_network(100 * M, 0.0)
     with ending(network.relay_pid):
         os.kill(network.relay_pid, signal.SIGKILL)
@@ -532,12 +532,12 @@ def test_a_relay_that_has_died_is_told_of(make_network: MakeNetwork) -> None:
         network.counts()
 
 
-# Where there can be none
+# Where it is not available
 
 
 def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NetworkUnavailableError, match=r"^a test link needs (Linux|the command ip)"):
+    with pytest.raises(NetworkUnavailableError, match=r"needs (Linux|the command ip)"):
         EmulatedNetwork(NetworkProfile(1e6, 0.0))
 
 
@@ -545,16 +545,19 @@ def test_missing_commands_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.parametrize(
     ("without", "sentence"),
     [
-        (["setpriv", "--bounding-set=-sys_admin"], "a test link needs root: it makes network"),
+        (
+            ["setpriv", "--bounding-set=-sys_admin"],
+            "an emulated network needs root: it",
+        ),
         (
             ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"],
-            "a test link needs /dev/net/tun: No such file or directory",
+            "an emulated network needs /dev/net/tun: No such file or directory",
         ),
-        (["setpriv", "--bounding-set=-net_admin"], "a test link needs /dev/net/tun: "),
+        (["setpriv", "--bounding-set=-net_admin"], "an emulated network needs /dev/net/tun: "),
     ],
 )
 @pytest.mark.usefixtures("make_network")
-def test_what_is_missing_is_said_in_one_sentence(without: list[str], sentence: str) -> None:
+def test_a_missing_requirement_is_named(without: list[str], sentence: str) -> None:
     done = subprocess.run(
         [*without, sys.executable, "-c", _OWNER], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Links that are made for one test, and the programs in their ends."""
+"""Emulated networks for one test, and programs in their namespaces."""
 
 import json
 import subprocess
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import pytest
 
+from ftpkit.lab.child import NamespaceEnd
 from ftpkit.lab.model import NetworkStats
 from ftpkit.lab.network import (
     EmulatedNetwork,
-    NamespaceEnd,
     NetworkCounts,
     NetworkProfile,
     NetworkUnavailableError,
@@ -26,7 +26,7 @@ _PROGRAMS = Path(__file__).parent / "network_programs.py"
 
 
 class Program:
-    """One of the programs of network_programs.py, running in an end."""
+    """A program of network_programs.py, running in a namespace."""
 
     def __init__(self, end: NamespaceEnd, name: str, *args: object) -> None:
         self.process = subprocess.Popen(
@@ -36,16 +36,16 @@ class Program:
             text=True,
         )
 
-    def hear(self) -> dict[str, Any]:
-        """Wait for the next that it says."""
+    def receive(self) -> dict[str, Any]:
+        """Return the next object that it prints."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the program has ended: {self.process.wait()}"
         said: dict[str, Any] = json.loads(line)
         return said
 
-    def tell(self, number: int) -> None:
-        """Give it the number that it waits for."""
+    def send(self, number: int) -> None:
+        """Send the number that it waits for."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
@@ -59,27 +59,27 @@ class Program:
 
 
 class Run(Protocol):
-    """Starts a program in an end; it ends with the test."""
+    """Starts a program in a namespace; it ends with the test."""
 
     def __call__(self, end: NamespaceEnd, name: str, *args: object) -> Program: ...
 
 
 class MakeNetwork(Protocol):
-    """Makes a link that goes with the test."""
+    """Makes a network that ends with the test."""
 
     def __call__(self, bits_per_s: float, delay_s: float, **options: Any) -> EmulatedNetwork: ...
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What ends with the test, the last first."""
+    """Contexts that end with the test, the last first."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture(scope="session")
 def network_unavailable() -> str | None:
-    """Why this machine can have no link, if so."""
+    """Why this machine has no emulated networks, or None."""
     try:
         EmulatedNetwork(NetworkProfile(1e9, 0.0)).close()
     except NetworkUnavailableError as error:
@@ -89,7 +89,7 @@ def network_unavailable() -> str | None:
 
 @pytest.fixture
 def make_network(stack: ExitStack, network_unavailable: str | None) -> MakeNetwork:
-    """Make links; skips the test where there can be none."""
+    """Make networks; skips the test where this is not possible."""
     if network_unavailable is not None:
         pytest.skip(network_unavailable)
 
@@ -101,12 +101,12 @@ def make_network(stack: ExitStack, network_unavailable: str | None) -> MakeNetwo
 
 @pytest.fixture
 def run(stack: ExitStack) -> Run:
-    """Start programs in ends."""
+    """Start programs in namespaces."""
     return lambda end, name, *args: stack.enter_context(Program(end, name, *args))
 
 
 def settled(network: EmulatedNetwork, packets: int) -> NetworkCounts:
-    """Wait until as many packets have gone to the far end, and nothing is under way."""
+    """Wait until ``packets`` packets have gone to the far end, and none is in flight."""
     deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
     while True:
         counts = network.counts()
@@ -118,7 +118,7 @@ def settled(network: EmulatedNetwork, packets: int) -> NetworkCounts:
 
 
 def assert_adds_up(count: NetworkStats) -> None:
-    """Every packet has one fate."""
+    """Each packet is counted once."""
     gone = count.forwarded + count.lost + count.dropped + count.too_long
     gone += count.cut + count.waiting
     assert count.packets + count.duplicated == gone, count

@@ -134,7 +134,7 @@ def schedules(
     # No other command has a use for it, and each should start at once.
     from ftpkit.cli.output.plot import Plot
     from ftpkit.compare.schedules import large_from, outcomes, simulate
-    from ftpkit.compare.uploads import serve
+    from ftpkit.compare.uploads import upload_trace
 
     if flows is None:
         flows = _SIMULATED if simulated else _SERVED
@@ -148,7 +148,7 @@ def schedules(
             if simulated:
                 through_s = simulate(trace, POLICIES[policy], bytes_per_s)
             else:
-                through_s = serve(trace, policy, bytes_per_s)
+                through_s = upload_trace(trace, policy, bytes_per_s)
             for outcome in outcomes(policy, load, trace, through_s, bytes_per_s):
                 found.append(outcome)
                 if json:

@@ -95,14 +95,14 @@ def transports(
     drawing = None if plot is None else Plot(plot)
     outcomes: list[Outcome] = []
     to = None if url is None else find(url)
-    with comparing(file, to=to, shape=shape, limit_s=limit) as comparison:
+    with comparing(file, to=to, profile=shape, limit_s=limit) as comparison:
         for transport in comparison.transports():
             if watched():
                 click.echo(f"{transport.name} ...", err=True)
             outcomes.append(comparison.measure(transport))
             if json:
                 click.echo(json_line(asdict(outcomes[-1])))
-        counts = comparison.link_counts()
+        counts = comparison.network_counts()
     if drawing is not None:
         drawing.goodput([(_label(each), each.goodput_bps, each.verified) for each in outcomes])
     if not json:
