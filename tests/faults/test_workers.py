@@ -1,4 +1,4 @@
-"""Servers of several processes: killed in part or whole, stopped, and told to read again."""
+"""Servers of several processes: killed in part or whole, stopped and reloaded."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from tests.faults.relay import WAIT_S, Hold, Plan, Relay
 
 pytestmark = pytest.mark.skipif(
     not os_sockets.HAS_FD_PASSING or not Path("/proc/self/task").exists(),
-    reason="needs to hand connections over, and Linux's /proc",
+    reason="needs passing of descriptors and /proc of Linux",
 )
 
 SIZE = 20 * MIB
@@ -61,7 +61,7 @@ def workers(served: Served) -> list[int]:
 
 
 def sockets(pid: int) -> list[str]:
-    """Return the sockets of a process, which may end while it is asked."""
+    """Return the sockets of a process, which may end meanwhile."""
     found = []
     with contextlib.suppress(OSError):
         for entry in os.listdir(f"/proc/{pid}/fd"):
@@ -78,7 +78,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = WAIT_S) -> None:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process is more than a zombie, which whoever adopted it may not have joined."""
+    """Whether a process runs; a zombie whose new parent has not reaped it does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -86,12 +86,12 @@ def lives(pid: int) -> bool:
 
 
 @contextmanager
-def at_last(gate: threading.Event) -> Iterator[None]:
-    """Open a gate when the block ends, however it does."""
+def set_at_end(event: threading.Event) -> Iterator[None]:
+    """Set an event when the block ends, also with an error."""
     try:
         yield
     finally:
-        gate.set()
+        event.set()
 
 
 def holder(served: Served) -> int:
@@ -112,15 +112,15 @@ def unfinished(root: Path) -> list[Path]:
 
 
 def test_a_worker_is_killed_in_the_middle_of_an_upload(served: Served, source: Path) -> None:
-    gate = threading.Event()
+    event = threading.Event()
     with Relay(served.address) as relay, Eager(relay.address, retry_for_s=WAIT_S) as client:
-        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
-        with ThreadPoolExecutor(1) as pool, at_last(gate):
+        relay.expect(Plan(up=(Hold(13 * MIB, event),)))
+        with ThreadPoolExecutor(1) as pool, set_at_end(event):
             put = pool.submit(client.put, source)
             relay.wait(lambda relay: relay.up >= 13 * MIB)
             wait_until(lambda: bool(os.listdir(served.root / ".ftpkit" / "uploads")))
             os.kill(holder(served), signal.SIGKILL)
-            gate.set()
+            event.set()
             assert put.result(WAIT_S).total == SIZE
         assert relay.up < 2 * SIZE
     assert (served.root / "large").read_bytes() == source.read_bytes()
@@ -128,7 +128,7 @@ def test_a_worker_is_killed_in_the_middle_of_an_upload(served: Served, source: P
     wait_until(lambda: len(workers(served)) == 2)
 
 
-def test_what_a_killed_worker_had_staged_is_removed(served: Served) -> None:
+def test_the_staged_files_of_a_killed_worker_are_removed(served: Served) -> None:
     with Raw(served.address) as raw:
         raw.say(b"some", op="put", name="f", size=1000)
         wait_until(lambda: len(unfinished(served.root)) == 1)
@@ -140,7 +140,7 @@ def test_what_a_killed_worker_had_staged_is_removed(served: Served) -> None:
         assert raw.ask(op="ping")["ok"]
 
 
-def test_the_slot_of_a_killed_worker_comes_free(root: Path, here: Path, source: Path) -> None:
+def test_the_slot_of_a_killed_worker_is_released(root: Path, here: Path, source: Path) -> None:
     root.mkdir()
     options = ("--workers", "2", "--slots", "1", "--rate", "4M")
     with (
@@ -151,32 +151,32 @@ def test_the_slot_of_a_killed_worker_comes_free(root: Path, here: Path, source: 
         ThreadPoolExecutor(2) as pool,
         ExitStack() as stack,
     ):
-        # Before the pool waits for uploads that may take minutes, where the slot is lost.
+        # Called before the pool waits for uploads, which take minutes if the slot is lost.
         stack.callback(served.kill)
         put = pool.submit(client.put, source)
         relay.wait(lambda relay: relay.up >= MIB)
         held = holder(served)
-        # Nearly always it waits for its turn, which comes, and which it never ends.
+        # Most likely it waits for a grant, which it gets and never releases.
         os.kill(held, signal.SIGSTOP)
         beside = pool.submit(other.put, settled(here / "beside", noise(9 * MIB, 2)))
         wait_until(lambda: len(os.listdir(root / ".ftpkit" / "uploads")) == 2)
         os.kill(held, signal.SIGKILL)
-        # Without the slot it had a small turn every four seconds.
+        # Without the slot it would get a small grant every four seconds.
         assert beside.result(WAIT_S).total == 9 * MIB
         assert isinstance(put.exception(WAIT_S), FtpkitError)
 
 
 def test_no_worker_outlives_a_supervisor_that_is_killed(served: Served, source: Path) -> None:
-    gate = threading.Event()
+    event = threading.Event()
     with Relay(served.address) as relay, Eager(relay.address) as client:
-        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
-        with ThreadPoolExecutor(1) as pool, at_last(gate):
+        relay.expect(Plan(up=(Hold(13 * MIB, event),)))
+        with ThreadPoolExecutor(1) as pool, set_at_end(event):
             put = pool.submit(client.put, source)
             relay.wait(lambda relay: relay.up >= 13 * MIB)
             pids = [*children(served.process.pid)]
             served.kill()
             wait_until(lambda: not any(map(lives, pids)), 1.0)
-            gate.set()
+            event.set()
             assert isinstance(put.exception(WAIT_S), FtpkitError)
     served.start()
     with Eager(served.address) as client:
@@ -184,8 +184,8 @@ def test_no_worker_outlives_a_supervisor_that_is_killed(served: Served, source: 
     assert (served.root / "large").read_bytes() == source.read_bytes()
 
 
-def test_workers_end_with_the_channel_where_nothing_else_tells_them(tmp_path: Path) -> None:
-    """As on systems that send no signal when a parent dies."""
+def test_workers_end_when_the_channel_closes(tmp_path: Path) -> None:
+    """On systems that send no signal when a parent dies."""
     (tmp_path / "root").mkdir()
     portable = Path(__file__).parents[1] / "support" / "orphans"
     with pytest.MonkeyPatch.context() as patch:
@@ -196,37 +196,37 @@ def test_workers_end_with_the_channel_where_nothing_else_tells_them(tmp_path: Pa
             wait_until(lambda: not any(map(lives, pids)), 1.0)
 
 
-def test_running_transfers_of_all_workers_may_finish(served: Served, here: Path) -> None:
-    gate = threading.Event()
+def test_running_transfers_of_all_workers_finish(served: Served, here: Path) -> None:
+    event = threading.Event()
     with ExitStack() as stack:
         relay = stack.enter_context(Relay(served.address))
         clients = [stack.enter_context(Eager(relay.address)) for _ in range(4)]
         pool = stack.enter_context(ThreadPoolExecutor(4))
-        stack.callback(gate.set)
+        stack.callback(event.set)
         puts = []
         for at, client in enumerate(clients):
-            relay.expect(Plan(up=(Hold(5 * MIB, gate),)))
+            relay.expect(Plan(up=(Hold(5 * MIB, event),)))
             puts.append(pool.submit(client.put, settled(here / str(at), noise(9 * MIB, at))))
             relay.wait(lambda relay: relay.up >= 5 * MIB)
         wait_until(lambda: len(os.listdir(served.root / ".ftpkit" / "uploads")) == 4)
         before = workers(served)
-        # As a terminal's Ctrl-C, or a service manager, reaches them.
+        # A Ctrl-C in a terminal and a service manager signal all processes.
         for pid in (*before, served.process.pid):
             os.kill(pid, signal.SIGINT)
         wait_until(lambda: not listens(served))
         assert workers(served) == before
-        gate.set()
+        event.set()
         assert [put.result(WAIT_S).total for put in puts] == [9 * MIB] * 4
         assert served.ended() == (0, "")
     assert visible(served.root) == ["0", "1", "2", "3"]
     assert unfinished(served.root) == []
 
 
-def test_a_second_signal_ends_all_of_them_at_once(served: Served, source: Path) -> None:
-    gate = threading.Event()
+def test_a_second_signal_ends_all_processes_at_once(served: Served, source: Path) -> None:
+    event = threading.Event()
     with Relay(served.address) as relay, Eager(relay.address) as client:
-        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
-        with ThreadPoolExecutor(1) as pool, at_last(gate):
+        relay.expect(Plan(up=(Hold(13 * MIB, event),)))
+        with ThreadPoolExecutor(1) as pool, set_at_end(event):
             put = pool.submit(client.put, source)
             relay.wait(lambda relay: relay.up >= 13 * MIB)
             pids = workers(served)
@@ -235,7 +235,7 @@ def test_a_second_signal_ends_all_of_them_at_once(served: Served, source: Path) 
             served.ask_to_end()
             assert served.ended()[0] == 128 + signal.SIGTERM
             wait_until(lambda: not any(map(lives, pids)), 1.0)
-            gate.set()
+            event.set()
             assert isinstance(put.exception(WAIT_S), FtpkitError)
 
 
@@ -245,16 +245,16 @@ def listens(served: Served) -> bool:
 
 
 def reload(served: Served, goes_on: Callable[[], bool] = lambda: True) -> None:
-    """Let a server read its settings again, and wait until other workers alone serve."""
+    """Reload the settings of a server, and wait until its workers were replaced."""
     old = set(workers(served))
     served.process.send_signal(signal.SIGHUP)
     wait_until(lambda: goes_on() and len(workers(served)) == 2 and not old & {*workers(served)})
 
 
-def test_nobody_is_refused_while_workers_are_replaced(served: Served) -> None:
+def test_no_connection_is_refused_while_workers_are_replaced(served: Served) -> None:
     over, answered = threading.Event(), []
 
-    def storm() -> None:
+    def client() -> None:
         while not over.is_set():
             with Raw(served.address) as raw:
                 for _ in range(3):
@@ -265,37 +265,37 @@ def test_nobody_is_refused_while_workers_are_replaced(served: Served) -> None:
 
     lasting = Raw(served.address)
     with ThreadPoolExecutor(4) as pool, lasting:
-        storms = [pool.submit(storm) for _ in range(4)]
+        clients = [pool.submit(client) for _ in range(4)]
         try:
             for _ in range(5):
-                # A connection moves with its next request.
+                # A connection is handed over with its next request.
                 reload(served, lambda: bool(lasting.ask(op="ping")["ok"]))
                 before = len(answered)
                 wait_until(lambda before=before: len(answered) > before)  # type: ignore[misc]
         finally:
             over.set()
-        for each in storms:
+        for each in clients:
             each.result(WAIT_S)
     assert served.process.poll() is None
 
 
-def test_a_put_goes_on_while_workers_are_replaced(served: Served, source: Path) -> None:
-    gate = threading.Event()
+def test_a_put_continues_while_workers_are_replaced(served: Served, source: Path) -> None:
+    event = threading.Event()
     with Relay(served.address) as relay, Eager(relay.address) as client:
-        relay.expect(Plan(up=(Hold(13 * MIB, gate),)))
-        with ThreadPoolExecutor(1) as pool, at_last(gate):
+        relay.expect(Plan(up=(Hold(13 * MIB, event),)))
+        with ThreadPoolExecutor(1) as pool, set_at_end(event):
             put = pool.submit(client.put, source)
             relay.wait(lambda relay: relay.up >= 13 * MIB)
             wait_until(lambda: bool(os.listdir(served.root / ".ftpkit" / "uploads")))
             old = holder(served)
             served.process.send_signal(signal.SIGHUP)
             wait_until(lambda: len(workers(served)) == 3)
-            gate.set()
+            event.set()
             assert put.result(WAIT_S).total == SIZE
         assert relay.accepted == 1
 
         def replaced() -> bool:
-            # The next request goes to another worker, once this one knows that it is to leave.
+            # The next request is handed over once this worker was told to drain.
             client.ping()
             return old not in workers(served)
 
@@ -306,7 +306,7 @@ def test_a_put_goes_on_while_workers_are_replaced(served: Served, source: Path) 
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_workers_that_died_or_were_replaced(served: Served) -> None:
+def test_workers_that_died_or_were_replaced_leave_nothing(served: Served) -> None:
     def held() -> tuple[int, int, int]:
         states = children(served.process.pid)
         assert "Z" not in states.values()

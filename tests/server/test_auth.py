@@ -1,4 +1,4 @@
-"""A server that asks for tokens, as a client sees it: who gets in, may do what, and until when."""
+"""A server with tokens, as clients see it: authentication, permissions, limits and expiry."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ from tests.support.trees import published, staged
 BLOCK: Final = 64 * 1024
 MIB: Final = 1024 * 1024
 RATE: Final = 8.0 * MIB
-# What may move at once, because it was not used before.
+# The burst of a rate limit that was unused before.
 BURST_S: Final = 0.05
 ZEROS: Final = hashlib.sha256(bytes(BLOCK)).hexdigest()
 READ, WRITE = frozenset({Permission.READ}), frozenset({Permission.WRITE})
@@ -55,21 +55,21 @@ Login = Callable[[Grant], Raw]
 
 
 @pytest.fixture
-def stranger(guarded: Server) -> Iterator[Callable[[], Raw]]:
-    """Open connections that have shown no token."""
+def unauthenticated(guarded: Server) -> Iterator[Callable[[], Raw]]:
+    """Open unauthenticated connections."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(Raw(guarded.address))
 
 
 @pytest.fixture
-def login(tokens: Tokens, stranger: Callable[[], Raw]) -> Login:
-    """Open a connection of a user who is made, or is there already."""
+def login(tokens: Tokens, unauthenticated: Callable[[], Raw]) -> Login:
+    """Open a connection of a user, whose token is added if needed."""
     known: dict[str, str] = {}
 
     def login(grant: Grant) -> Raw:
         if grant.user not in known:
             known[grant.user] = tokens.add(grant)
-        raw = stranger()
+        raw = unauthenticated()
         raw.granted("auth", token=known[grant.user])
         return raw
 
@@ -82,79 +82,83 @@ def begin(raw: Raw, name: str, total: int | None = BLOCK, **keys: Any) -> str:
     return upload
 
 
-# Getting in
+# Authentication
 
 
-def test_hello_says_that_a_token_is_wanted(stranger: Callable[[], Raw]) -> None:
-    assert stranger().granted("hello", version=1)["auth"] is True
+def test_hello_says_that_a_token_is_required(unauthenticated: Callable[[], Raw]) -> None:
+    assert unauthenticated().granted("hello", version=1)["auth"] is True
 
 
-def test_without_tokens_it_says_that_none_is(raw: Raw) -> None:
+def test_hello_says_that_no_token_is_required(raw: Raw) -> None:
     assert raw.granted("hello", version=1)["auth"] is False
     assert raw.refused("auth", token="any") == "unsupported"
 
 
 @pytest.mark.parametrize("op", ["ping", "list", "put", "status", "nonsense"])
-def test_before_a_token_nothing_is_answered(
-    stranger: Callable[[], Raw], tokens: Tokens, root: Path, op: str
+def test_requests_before_a_token_are_refused(
+    unauthenticated: Callable[[], Raw], tokens: Tokens, root: Path, op: str
 ) -> None:
     token = tokens.add(Grant(user="ada"))
-    raw = stranger()
+    raw = unauthenticated()
     assert raw.refused(op, b"body", name="f") == "auth-required"
     raw.granted("auth", token=token)
     raw.granted("ping")
     assert published(root) == {}
 
 
-def test_auth_tells_whose_token_it_is_and_what_it_allows(
-    stranger: Callable[[], Raw], tokens: Tokens
+def test_auth_returns_the_user_and_the_permissions(
+    unauthenticated: Callable[[], Raw], tokens: Tokens
 ) -> None:
     token = tokens.add(Grant(user="ada", can=frozenset({Permission.ADMIN, Permission.WRITE})))
-    reply = stranger().granted("auth", token=token)
+    reply = unauthenticated().granted("auth", token=token)
     assert (reply["user"], reply["can"]) == ("ada", ["write", "admin"])
 
 
-def test_a_token_is_shown_once(login: Login, tokens: Tokens) -> None:
+def test_a_connection_authenticates_once(login: Login, tokens: Tokens) -> None:
     raw = login(Grant(user="ada"))
     assert raw.refused("auth", token=tokens.add(Grant(user="bob"))) == "bad-request"
     assert raw.refused("auth", token="wrong") == "bad-request"
     begin(raw, "f")
 
 
-def test_the_third_bad_token_is_the_last(stranger: Callable[[], Raw], tokens: Tokens) -> None:
+def test_the_third_invalid_token_closes_the_connection(
+    unauthenticated: Callable[[], Raw], tokens: Tokens
+) -> None:
     tokens.add(Grant(user="ada"))
-    raw = stranger()
+    raw = unauthenticated()
     replies = [raw.ask("auth", token=f"wrong{n}") for n in range(3)]
     assert [reply.code for reply in replies] == ["auth-failed"] * 3
     assert [reply.closes for reply in replies] == [False, False, True]
     assert raw.rest() == b""
 
 
-def test_a_good_token_after_a_bad_one_is_good(stranger: Callable[[], Raw], tokens: Tokens) -> None:
-    raw = stranger()
+def test_a_valid_token_after_an_invalid_one_is_accepted(
+    unauthenticated: Callable[[], Raw], tokens: Tokens
+) -> None:
+    raw = unauthenticated()
     assert raw.refused("auth", token="wrong") == "auth-failed"
     assert raw.refused("auth", token=7) == "bad-request"
     raw.granted("auth", token=tokens.add(Grant(user="ada")))
 
 
-def test_bad_tokens_are_answered_later_and_later_and_logged_without_the_token(
-    stranger: Callable[[], Raw], log: Log
+def test_replies_to_invalid_tokens_are_delayed_longer_and_logged_without_the_token(
+    unauthenticated: Callable[[], Raw], log: Log
 ) -> None:
-    raw, took = stranger(), []
+    raw, took = unauthenticated(), []
     peer = "{}:{}".format(*raw.sock.getsockname())
     for _ in range(3):
         asked = time.monotonic()
-        assert raw.refused("auth", token="not-to-be-told") == "auth-failed"
+        assert raw.refused("auth", token="not-to-be-logged") == "auth-failed"
         took.append(time.monotonic() - asked)
         assert log.wait_for("auth") == {"peer": peer, "outcome": "auth-failed"}
     assert took[1] >= 0.2
     assert took[2] >= 0.4
 
 
-# What it may do
+# Permissions
 
 
-def test_a_drop_box_takes_files_and_tells_nothing(login: Login, root: Path) -> None:
+def test_a_drop_box_accepts_files_and_reveals_nothing(login: Login, root: Path) -> None:
     (root / "there").write_bytes(b"old")
     raw = login(Grant(user="ada", can=WRITE))
     raw.granted("put", b"new", name="mine")
@@ -187,13 +191,13 @@ def test_a_drop_box_replaces_nothing(login: Login, root: Path) -> None:
     assert (root / "there").read_bytes() == (root / "late").read_bytes() == b"old"
 
 
-def test_what_was_begun_with_delete_replaces_nothing_without_it(
-    login: Login, tokens: Tokens, stranger: Callable[[], Raw], root: Path
+def test_an_upload_begun_with_delete_replaces_nothing_without_it(
+    login: Login, tokens: Tokens, unauthenticated: Callable[[], Raw], root: Path
 ) -> None:
     (root / "f").write_bytes(b"old")
     upload = begin(login(Grant(user="ada")), "f")
     tokens.remove("ada")
-    raw = stranger()
+    raw = unauthenticated()
     raw.granted("auth", token=tokens.add(Grant(user="ada", can=WRITE)))
     raw.granted("write", bytes(BLOCK), upload=upload, offset=0, digest=f"sha256:{ZEROS}")
     assert raw.refused("commit", upload=upload, total=BLOCK) == "exists"
@@ -214,7 +218,7 @@ def test_a_reader_reads_and_changes_nothing(login: Login, root: Path) -> None:
     assert published(root) == {"f": b"one"}
 
 
-def test_a_forbidden_file_is_dropped_before_it_touches_the_disk(login: Login, root: Path) -> None:
+def test_a_forbidden_file_is_not_written_to_the_disk(login: Login, root: Path) -> None:
     raw = login(Grant(user="ada", can=READ))
     raw.send({"op": "put", "name": "f", "size": MIB})
     raw.sock.sendall(bytes(MIB // 2))
@@ -224,7 +228,7 @@ def test_a_forbidden_file_is_dropped_before_it_touches_the_disk(login: Login, ro
     raw.granted("ping")
 
 
-def test_a_holder_is_at_home_in_its_directory(login: Login, root: Path) -> None:
+def test_a_user_sees_its_directory_as_the_root(login: Login, root: Path) -> None:
     (root / "besides").write_bytes(b"secret")
     raw = login(Grant(user="ada", under="team/ada"))
     assert raw.granted("stat", name="")["name"] == ""
@@ -255,12 +259,12 @@ def test_a_holder_is_at_home_in_its_directory(login: Login, root: Path) -> None:
     assert raw.refused("rename", name="d/g", to="../../g") == "bad-name"
 
 
-def test_a_directory_that_cannot_be_made_lets_nobody_in(
-    stranger: Callable[[], Raw], tokens: Tokens, root: Path, log: Log
+def test_a_directory_that_cannot_be_made_refuses_the_login(
+    unauthenticated: Callable[[], Raw], tokens: Tokens, root: Path, log: Log
 ) -> None:
     (root / "team").write_bytes(b"")
     token = tokens.add(Grant(user="ada", under="team/ada", connections=1))
-    raw = stranger()
+    raw = unauthenticated()
     for _ in range(2):
         reply = raw.ask("auth", token=token)
         assert reply.code == "not-a-directory"
@@ -274,7 +278,7 @@ def test_a_directory_that_cannot_be_made_lets_nobody_in(
     raw.granted("list")
 
 
-def test_uploads_of_one_user_are_none_of_anothers(login: Login) -> None:
+def test_uploads_of_other_users_are_not_found(login: Login) -> None:
     upload = begin(login(Grant(user="ada")), "f")
     other = login(Grant(user="bob"))
     keys: dict[str, Any] = {"upload": upload, "offset": 0, "digest": f"sha256:{ZEROS}"}
@@ -286,14 +290,14 @@ def test_uploads_of_one_user_are_none_of_anothers(login: Login) -> None:
     assert begin(other, "f") != upload
 
 
-# How much, and how fast
+# Limits
 
 
-def test_a_token_is_good_for_so_many_connections(
-    login: Login, tokens: Tokens, stranger: Callable[[], Raw], log: Log
+def test_a_token_limits_connections(
+    login: Login, tokens: Tokens, unauthenticated: Callable[[], Raw], log: Log
 ) -> None:
     token = tokens.add(Grant(user="ada", connections=2))
-    one, two, three = stranger(), stranger(), stranger()
+    one, two, three = unauthenticated(), unauthenticated(), unauthenticated()
     one.granted("auth", token=token)
     two.granted("auth", token=token)
     reply = three.ask("auth", token=token)
@@ -302,11 +306,11 @@ def test_a_token_is_good_for_so_many_connections(
     login(Grant(user="bob", connections=1)).granted("ping")
     one.close()
     log.wait_for("connection", user="ada")
-    stranger().granted("auth", token=token)
-    assert stranger().ask("auth", token=token).code == "too-many-connections"
+    unauthenticated().granted("auth", token=token)
+    assert unauthenticated().ask("auth", token=token).code == "too-many-connections"
 
 
-def test_a_token_is_good_for_so_many_bytes(login: Login, root: Path) -> None:
+def test_a_token_limits_stored_bytes(login: Login, root: Path) -> None:
     raw = login(Grant(user="ada", under="d", quota=5))
     raw.granted("put", b"four", name="f")
     assert raw.refused("put", b"two", name="g") == "quota-exceeded"
@@ -319,11 +323,11 @@ def test_a_token_is_good_for_so_many_bytes(login: Login, root: Path) -> None:
     assert published(root) == {"d/g": b"1", "d/h": b"four", "g": b"two"}
 
 
-def moved(way: str, raws: list[Raw]) -> float:
-    """Move 1 MiB over each connection at once; return how long that took."""
+def moved(direction: str, raws: list[Raw]) -> float:
+    """Move 1 MiB over each connection concurrently; return the seconds that took."""
 
     def move(raw: Raw) -> Reply:
-        if way == "up":
+        if direction == "up":
             return raw.granted("put", bytes(MIB), name=f"f{id(raw)}")
         return raw.granted("get", name="f")
 
@@ -333,31 +337,31 @@ def moved(way: str, raws: list[Raw]) -> float:
         return time.monotonic() - begun
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_the_rate_of_a_token_holds_for_all_its_connections(
-    login: Login, root: Path, way: str
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_the_rate_of_a_token_applies_to_all_its_connections(
+    login: Login, root: Path, direction: str
 ) -> None:
     (root / "f").write_bytes(bytes(MIB))
     ada = Grant(user="ada", bytes_per_s=RATE)
-    assert moved(way, [login(ada) for _ in range(4)]) >= 4 * MIB / RATE - BURST_S
+    assert moved(direction, [login(ada) for _ in range(4)]) >= 4 * MIB / RATE - BURST_S
 
 
-def test_the_rate_of_one_token_is_none_of_anothers(login: Login) -> None:
+def test_the_rate_of_one_token_does_not_slow_others(login: Login) -> None:
     slow, quick = login(Grant(user="ada", bytes_per_s=1000.0)), login(Grant(user="bob"))
     slow.send({"op": "put", "name": "slow", "size": MIB})
     slow.sock.sendall(bytes(BLOCK))
     moved("up", [quick])
 
 
-def test_a_stranger_changes_nothing_of_a_user_that_is_called_like_his_host(
-    login: Login, stranger: Callable[[], Raw]
+def test_an_unauthenticated_client_shares_no_account_with_a_user_named_like_its_host(
+    login: Login, unauthenticated: Callable[[], Raw]
 ) -> None:
     raw = login(Grant(user="127.0.0.1", bytes_per_s=RATE))
-    stranger().granted("hello", version=1)
+    unauthenticated().granted("hello", version=1)
     assert moved("up", [raw]) >= MIB / RATE - BURST_S
 
 
-def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> None:
+def test_the_weight_of_a_token_is_its_share(root: Path, tokens: Tokens) -> None:
     total = 2 * MIB
     heavy = tokens.add(Grant(user="heavy", weight=4.0))
     light = tokens.add(Grant(user="light"))
@@ -387,30 +391,30 @@ def test_a_token_has_its_weight_beside_others(root: Path, tokens: Tokens) -> Non
     assert left["moved"] < total * 0.7
 
 
-# Until when
+# Expiry and removal
 
 
-def under_way(server: Server) -> None:
-    """Wait until some of a file has moved."""
+def wait_for_bytes(server: Server) -> None:
+    """Wait until part of a file was transferred."""
     while not [each for each in server.status()["transfers"] if each["moved"]]:
         pass
 
 
 def ended(raw: Raw) -> None:
-    """Wait until the server has closed, whatever it says before."""
+    """Wait until the server has closed the connection."""
     with suppress(ConnectionError):
         raw.rest()
 
 
 @contextmanager
 def held(server: Server) -> Iterator[threading.Event]:
-    """Let work that takes long take until the end of the block; the event says that some came."""
-    jobs, came, gate = service_of(server).jobs, threading.Event(), threading.Event()
+    """Delay jobs until the end of the block; the event is set when one has started."""
+    jobs, started, gate = service_of(server).jobs, threading.Event(), threading.Event()
     run = jobs.run
 
     def run_late(key: Hashable, work: Callable[..., Any]) -> Any:
         def late(progress: Any) -> Any:
-            came.set()
+            started.set()
             assert gate.wait(TIMEOUT_S)
             return work(progress)
 
@@ -418,65 +422,68 @@ def held(server: Server) -> Iterator[threading.Event]:
 
     jobs.run = run_late  # type: ignore[method-assign]
     try:
-        yield came
+        yield started
     finally:
         gate.set()
 
 
-def said_at_last(raw: Raw) -> None:
-    """Read the refusal that closes, and the end."""
+def refused_and_closed(raw: Raw) -> None:
+    """Read a refusal that closes the connection, and the end of it."""
     reply = raw.receive()
     assert (reply.code, reply.closes) == ("auth-required", True)
     assert raw.rest() == b""
 
 
-def test_a_token_that_is_removed_ends_an_idle_conversation_with_a_word(
+def test_a_removed_token_ends_an_idle_connection_with_a_refusal(
     login: Login, tokens: Tokens, log: Log
 ) -> None:
     raw, other = login(Grant(user="ada")), login(Grant(user="bob"))
     raw.granted("ping")
     tokens.remove("ada")
-    said_at_last(raw)
+    refused_and_closed(raw)
     assert log.wait_for("connection", user="ada")["outcome"] == "auth-required"
     other.granted("ping")
 
 
-def test_who_shows_no_token_keeps_no_place_whatever_it_sends(
-    login: Login, stranger: Callable[[], Raw], monkeypatch: pytest.MonkeyPatch, log: Log
+def test_a_connection_without_a_token_is_closed_whatever_it_sends(
+    login: Login, unauthenticated: Callable[[], Raw], monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     monkeypatch.setattr(session_module, "_UNKNOWN_S", 0.5)
-    known, silent, asking, sending = login(Grant(user="ada")), *(stranger() for _ in range(3))
+    known, silent, asking, sending = (
+        login(Grant(user="ada")),
+        *(unauthenticated() for _ in range(3)),
+    )
     sending.send({"op": "put", "name": "f", "size": MIB}, b"a")
     until = time.monotonic() + TIMEOUT_S
     with suppress(ConnectionError):
         while not asking.ask("ping").closes:
             assert time.monotonic() < until
-    said_at_last(silent)
-    assert sending.rest() == b"", "there is no word in the middle of a body"
+    refused_and_closed(silent)
+    assert sending.rest() == b"", "no refusal is sent in the middle of a body"
     assert log.wait_for("connection", requests=0)["outcome"] == "auth-required"
     known.granted("ping")
 
 
-def test_a_token_that_changes_or_expires_ends_its_conversations(
-    login: Login, tokens: Tokens, stranger: Callable[[], Raw]
+def test_a_token_that_changes_or_expires_ends_its_connections(
+    login: Login, tokens: Tokens, unauthenticated: Callable[[], Raw]
 ) -> None:
     soon = time.time() + 0.5
     raw = login(Grant(user="ada", expires_at=soon))
     raw.granted("ping")
-    said_at_last(raw)
+    refused_and_closed(raw)
     assert time.time() >= soon
     raw = login(Grant(user="bob"))
     tokens.remove("bob")
     tokens.add(Grant(user="bob", can=READ))
-    said_at_last(raw)
+    refused_and_closed(raw)
 
 
-def test_a_removed_token_cuts_a_file_on_its_way_up(
+def test_a_removed_token_ends_an_upload(
     login: Login, tokens: Tokens, guarded: Server, root: Path, log: Log
 ) -> None:
     raw = login(Grant(user="ada"))
     raw.send({"op": "put", "name": "f", "size": 4 * MIB}, bytes(3 * MIB))
-    under_way(guarded)
+    wait_for_bytes(guarded)
     tokens.remove("ada")
     ended(raw)
     log.wait_for("connection", user="ada", outcome="auth-required")
@@ -484,7 +491,7 @@ def test_a_removed_token_cuts_a_file_on_its_way_up(
     assert staged(root) == []
 
 
-def test_a_removed_token_cuts_a_file_on_its_way_down(
+def test_a_removed_token_ends_a_download(
     login: Login, tokens: Tokens, root: Path, log: Log
 ) -> None:
     with (root / "f").open("wb") as file:
@@ -492,24 +499,24 @@ def test_a_removed_token_cuts_a_file_on_its_way_down(
     raw = login(Grant(user="ada"))
     raw.send({"op": "get", "name": "f"})
     assert raw.receive_header()["size"] == 256 * MIB
-    tokens.remove("ada")  # and read on only when the server has ended
+    tokens.remove("ada")  # the rest is read only when the server has ended the session
     log.wait_for("connection", user="ada", outcome="auth-required")
     ended(raw)
 
 
-def test_a_removed_token_cuts_who_waits_for_a_turn(
+def test_a_removed_token_ends_a_transfer_that_waits_for_its_rate(
     login: Login, tokens: Tokens, guarded: Server, root: Path, log: Log
 ) -> None:
     raw = login(Grant(user="ada", bytes_per_s=1.0))
     raw.send({"op": "put", "name": "f", "size": MIB}, bytes(MIB))
-    under_way(guarded)
+    wait_for_bytes(guarded)
     tokens.remove("ada")
     ended(raw)
     log.wait_for("connection", user="ada", outcome="auth-required")
     assert published(root) == {}
 
 
-def test_a_removed_token_ends_datagrams_that_move(
+def test_a_removed_token_ends_a_udp_transfer(
     tokens: Tokens, guarded: Server, root: Path, tmp_path: Path, log: Log
 ) -> None:
     (tmp_path / "f").write_bytes(bytes(MIB))
@@ -517,7 +524,7 @@ def test_a_removed_token_ends_datagrams_that_move(
     url = Url(guarded.address, token=token, plain=True)
     with Client(url, udp=UdpMode.ONLY) as client:
         future = client.submit_put(tmp_path / "f")
-        under_way(guarded)
+        wait_for_bytes(guarded)
         tokens.remove("ada")
         with pytest.raises(FtpkitError):
             future.result(TIMEOUT_S)
@@ -525,52 +532,56 @@ def test_a_removed_token_ends_datagrams_that_move(
     assert published(root) == {}
 
 
-def test_a_removed_token_leaves_nobody_waiting_for_long_work(
-    guarded: Server, tokens: Tokens, stranger: Callable[[], Raw], root: Path, log: Log
+def test_a_removed_token_ends_a_connection_that_waits_for_a_job(
+    guarded: Server, tokens: Tokens, unauthenticated: Callable[[], Raw], root: Path, log: Log
 ) -> None:
     (root / "f").write_bytes(b"one")
-    raw = stranger()
+    raw = unauthenticated()
     raw.granted("auth", token=tokens.add(Grant(user="ada")))
-    with held(guarded) as came:
+    with held(guarded) as started:
         raw.send({"op": "digest", "name": "f"})
-        assert came.wait(TIMEOUT_S)
+        assert started.wait(TIMEOUT_S)
         tokens.remove("ada")
         ended(raw)
     log.wait_for("connection", user="ada", outcome="auth-required")
 
 
-# What a stranger costs
+# Unauthenticated clients
 
 
-def test_a_long_header_of_a_stranger_is_not_read(stranger: Callable[[], Raw], login: Login) -> None:
+def test_a_long_header_before_authentication_is_not_read(
+    unauthenticated: Callable[[], Raw], login: Login
+) -> None:
     header = {"op": "hello", "version": 1, "agent": "x" * 5000}
-    raw = stranger()
+    raw = unauthenticated()
     raw.sock.sendall(frame(header)[:4])  # and not one byte of the header itself
-    said_at_last(raw)
+    refused_and_closed(raw)
     assert login(Grant(user="ada")).refused("stat", name="x" * 5000) == "bad-name"
 
 
-def test_what_is_no_frame_is_told_so_to_a_stranger_too(stranger: Callable[[], Raw]) -> None:
-    raw = stranger()
+def test_bytes_that_are_no_frame_are_refused_before_authentication(
+    unauthenticated: Callable[[], Raw],
+) -> None:
+    raw = unauthenticated()
     raw.sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
     reply = raw.receive()
     assert reply.code == "bad-frame"
     assert "ftpkit" in reply["message"]
 
 
-def test_the_body_of_a_strangers_request_is_dropped(
-    stranger: Callable[[], Raw], tokens: Tokens
+def test_the_body_of_a_request_before_authentication_is_skipped(
+    unauthenticated: Callable[[], Raw], tokens: Tokens
 ) -> None:
     token = tokens.add(Grant(user="ada"))
-    raw = stranger()
+    raw = unauthenticated()
     assert raw.refused("put", bytes(MIB), name="f") == "auth-required"
     raw.granted("auth", token=token)
-    raw = stranger()
+    raw = unauthenticated()
     raw.send({"op": "put", "name": "f", "size": MIB + 1})
     assert raw.receive().closes
 
 
-# Who it was
+# Log and status
 
 
 def test_the_log_and_the_status_name_the_user(

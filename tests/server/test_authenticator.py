@@ -1,4 +1,4 @@
-"""The gate of a service, on lines that are made for the case: who waits there, and who is in."""
+"""Authentication in a connection handler: delays, revoked tokens and handoffs."""
 
 import json
 import queue
@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server import handler as service_module
+from ftpkit.server import handler as handler_module
 from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff
@@ -29,8 +29,8 @@ from tests.support.trees import published
 PEER: Final = "192.0.2.1:4711"
 
 
-class Wired(Raw):
-    """The client's end of a line to a service."""
+class SocketClient(Raw):
+    """The client's side of a socket pair."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -38,26 +38,26 @@ class Wired(Raw):
 
 
 @dataclass
-class Leaving:
-    """Takes all connections from a service whose process is to end."""
+class FakeOtherWorkers:
+    """The other workers of one that is to end: they take over all connections."""
 
     leaving: bool = True
-    came: queue.SimpleQueue[tuple[socket.socket, Handoff]] = field(
+    received: queue.SimpleQueue[tuple[socket.socket, Handoff]] = field(
         default_factory=queue.SimpleQueue
     )
 
-    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
-        self.came.put((sock.dup(), moved))
+    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, lent: bool) -> None:
+        self.received.put((sock.dup(), handoff))
 
     def status(self) -> ServerStatus:
         raise AssertionError
 
 
 @dataclass
-class Slow:
-    """A house in which bad tokens are answered when the server stops."""
+class SlowLimits:
+    """Limits that delay failed logins until the server stops."""
 
-    house: SharedLimits
+    limits: SharedLimits
     asked: threading.Event = field(default_factory=threading.Event)
     hosts: list[str] = field(default_factory=list)
 
@@ -67,58 +67,56 @@ class Slow:
         return 1000.0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.house, name)
+        return getattr(self.limits, name)
 
 
-class Inside:
-    """Services of one root and one house, as the processes of a server have them."""
+class Handlers:
+    """Connection handlers with one store and the same limits, as several workers have them."""
 
     def __init__(self, root: Path, tokens: Tokens) -> None:
         self.tokens = tokens
         self._stack = ExitStack()
         self._store = self._stack.enter_context(DirectoryStore(root))
-        self.house = LocalLimits(self._store.used_bytes)
-        self._stack.callback(self.house.close)
+        self.limits = LocalLimits(self._store.used_bytes)
+        self._stack.callback(self.limits.close)
         self._threads = self._stack.enter_context(ThreadPoolExecutor())
 
-    def service(self, house: Any = None) -> tuple[ConnectionHandler, ConnectionLimiter]:
-        admission = ConnectionLimiter(1, 1)
-        service = ConnectionHandler(
-            self._store, admission, Limits(), tokens=self.tokens, shared_limits=house or self.house
+    def handler(self, limits: Any = None) -> tuple[ConnectionHandler, ConnectionLimiter]:
+        limiter = ConnectionLimiter(1, 1)
+        handler = ConnectionHandler(
+            self._store, limiter, Limits(), tokens=self.tokens, shared_limits=limits or self.limits
         )
-        self._stack.callback(service.close)
-        return service, admission
+        self._stack.callback(handler.close)
+        return handler, limiter
 
-    def line(self) -> tuple[socket.socket, Wired]:
+    def connect(self) -> tuple[socket.socket, SocketClient]:
         ours, theirs = socket.socketpair()
         self._stack.enter_context(ours)
-        return ours, self._stack.enter_context(Wired(theirs))
+        return ours, self._stack.enter_context(SocketClient(theirs))
 
-    def serve(self, service: ConnectionHandler, *args: Any) -> Future[None]:
-        return self._threads.submit(service.handle, *args)
+    def serve(self, handler: ConnectionHandler, *args: Any) -> Future[None]:
+        return self._threads.submit(handler.handle, *args)
 
     def close(self) -> None:
         self._stack.close()
 
 
 @pytest.fixture
-def inside(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
-    """Services that look after nobody between requests."""
-    monkeypatch.setattr(service_module, "CHECK_INTERVAL_S", 1000.0)
-    inside = Inside(root, Tokens(tmp_path / "tokens.json"))
-    yield inside
-    inside.close()
+def handlers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handlers]:
+    """Handlers that check tokens only at a request."""
+    monkeypatch.setattr(handler_module, "CHECK_INTERVAL_S", 1000.0)
+    handlers = Handlers(root, Tokens(tmp_path / "tokens.json"))
+    yield handlers
+    handlers.close()
 
 
-def test_a_request_that_comes_after_its_token_has_gone_is_refused(
-    inside: Inside, root: Path
-) -> None:
-    service = inside.service()[0]
-    token = inside.tokens.add(Grant(user="ada"))
-    ours, client = inside.line()
-    served = inside.serve(service, ours, PEER, None)
+def test_a_request_after_its_token_was_removed_is_refused(handlers: Handlers, root: Path) -> None:
+    handler = handlers.handler()[0]
+    token = handlers.tokens.add(Grant(user="ada"))
+    ours, client = handlers.connect()
+    served = handlers.serve(handler, ours, PEER, None)
     client.granted("auth", token=token)
-    inside.tokens.remove("ada")
+    handlers.tokens.remove("ada")
     reply = client.ask("put", b"one", name="f")
     assert (reply.code, reply.closes) == ("auth-required", True)
     client.close()
@@ -129,72 +127,70 @@ def test_a_request_that_comes_after_its_token_has_gone_is_refused(
 @pytest.mark.parametrize(
     ("peer", "host"), [("192.0.2.1:4711", "192.0.2.1"), ("[2001:db8::1]:4711", "2001:db8::1")]
 )
-def test_nobody_who_waits_for_the_answer_to_a_bad_token_keeps_a_server_from_stopping(
-    inside: Inside, peer: str, host: str
-) -> None:
-    house = Slow(inside.house)
-    service, admission = inside.service(house)
-    ours, client = inside.line()
-    admission.acquire(host)
-    served = inside.serve(service, ours, peer, None)
-    served.add_done_callback(lambda _: admission.release(host))
+def test_a_delayed_login_does_not_delay_a_stop(handlers: Handlers, peer: str, host: str) -> None:
+    limits = SlowLimits(handlers.limits)
+    handler, limiter = handlers.handler(limits)
+    ours, client = handlers.connect()
+    limiter.acquire(host)
+    served = handlers.serve(handler, ours, peer, None)
+    served.add_done_callback(lambda _: limiter.release(host))
     client.send({"op": "auth", "token": "wrong"})
-    assert house.asked.wait(TIMEOUT_S)
-    service.stop(grace_s=1000.0)
+    assert limits.asked.wait(TIMEOUT_S)
+    handler.stop(grace_s=1000.0)
     assert client.receive().code == "auth-failed"
     served.result(TIMEOUT_S)
-    assert house.hosts == [host]
+    assert limits.hosts == [host]
 
 
-def test_who_moves_to_another_process_is_not_asked_again_and_counted_once(
-    inside: Inside, root: Path
+def test_a_handed_over_connection_stays_authenticated_and_counts_once(
+    handlers: Handlers, root: Path
 ) -> None:
-    one, other = inside.service()[0], inside.service()[0]
+    one, other = handlers.handler()[0], handlers.handler()[0]
     grant = Grant(
         user="ada", can=frozenset({Permission.READ, Permission.WRITE}), under="d", connections=1
     )
-    token = inside.tokens.add(grant)
-    siblings = Leaving(leaving=False)
-    ours, client = inside.line()
-    served = inside.serve(one, ours, PEER, None, siblings)
+    token = handlers.tokens.add(grant)
+    others = FakeOtherWorkers(leaving=False)
+    ours, client = handlers.connect()
+    served = handlers.serve(one, ours, PEER, None, others)
     client.granted("auth", token=token)
-    siblings.leaving = True
+    others.leaving = True
     client.sock.sendall(
         frame({"op": "mkdir", "name": "a"})
         + frame({"op": "status"})
         + frame({"op": "auth", "token": token})
     )
-    sock, moved = siblings.came.get(timeout=TIMEOUT_S)
+    sock, handoff = others.received.get(timeout=TIMEOUT_S)
     served.result(TIMEOUT_S)
-    fields, body = pack(moved)
-    moved = unpack(json.loads(json.dumps(fields)), body)
+    fields, body = pack(handoff)
+    handoff = unpack(json.loads(json.dumps(fields)), body)
     with sock:
-        served = inside.serve(other, sock, PEER, None, Leaving(leaving=False), moved)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
         assert client.receive()["name"] == "a"
         assert client.receive().code == "forbidden"
         assert client.receive().code == "bad-request"
         assert (root / "d" / "a").is_dir()
-        assert not inside.house.acquire("ada", 1)
+        assert not handlers.limits.acquire("ada", 1)
         client.finish()
         served.result(TIMEOUT_S)
-    assert inside.house.acquire("ada", 1)
+    assert handlers.limits.acquire("ada", 1)
 
 
-def test_who_moves_to_another_process_and_has_lost_its_token_is_not_served(
-    inside: Inside, root: Path
+def test_a_handed_over_connection_with_a_removed_token_is_refused(
+    handlers: Handlers, root: Path
 ) -> None:
-    one, other = inside.service()[0], inside.service()[0]
-    token = inside.tokens.add(Grant(user="ada"))
-    siblings = Leaving(leaving=False)
-    ours, client = inside.line()
-    inside.serve(one, ours, PEER, None, siblings)
+    one, other = handlers.handler()[0], handlers.handler()[0]
+    token = handlers.tokens.add(Grant(user="ada"))
+    others = FakeOtherWorkers(leaving=False)
+    ours, client = handlers.connect()
+    handlers.serve(one, ours, PEER, None, others)
     client.granted("auth", token=token)
-    siblings.leaving = True
+    others.leaving = True
     client.send({"op": "mkdir", "name": "a"})
-    sock, moved = siblings.came.get(timeout=TIMEOUT_S)
-    inside.tokens.remove("ada")
+    sock, handoff = others.received.get(timeout=TIMEOUT_S)
+    handlers.tokens.remove("ada")
     with sock:
-        served = inside.serve(other, sock, PEER, None, Leaving(leaving=False), moved)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
         reply = client.receive()
         client.close()
         served.result(TIMEOUT_S)
@@ -202,18 +198,18 @@ def test_who_moves_to_another_process_and_has_lost_its_token_is_not_served(
     assert not (root / "a").exists()
 
 
-def test_who_moves_to_another_process_without_a_token_must_show_one_there(inside: Inside) -> None:
-    one, other = inside.service()[0], inside.service()[0]
-    token = inside.tokens.add(Grant(user="ada"))
-    siblings = Leaving()
-    ours, client = inside.line()
-    inside.serve(one, ours, PEER, None, siblings)
+def test_a_handed_over_connection_without_a_token_must_authenticate(handlers: Handlers) -> None:
+    one, other = handlers.handler()[0], handlers.handler()[0]
+    token = handlers.tokens.add(Grant(user="ada"))
+    others = FakeOtherWorkers()
+    ours, client = handlers.connect()
+    handlers.serve(one, ours, PEER, None, others)
     client.sock.sendall(frame({"op": "hello", "version": 1}) + frame({"op": "ping"}))
-    sock, moved = siblings.came.get(timeout=TIMEOUT_S)
-    moved = unpack(*pack(moved))
-    assert moved.grant is None
+    sock, handoff = others.received.get(timeout=TIMEOUT_S)
+    handoff = unpack(*pack(handoff))
+    assert handoff.grant is None
     with sock:
-        served = inside.serve(other, sock, PEER, None, Leaving(leaving=False), moved)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
         assert client.receive()["auth"] is True
         assert client.receive().code == "auth-required"
         client.granted("auth", token=token)
