@@ -1,4 +1,4 @@
-"""Addresses and links: what people write, what it means, and what shells make of it."""
+"""Addresses and login URLs: parsing, writing, and shells."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def test_an_address_is_host_and_port(text: str, host: str, port: int) -> None:
     assert Url.parse(text) == Url(Address(host, port))
 
 
-NO_ADDRESS = [
+INVALID = [
     "", "ftpk://", ":9", "ftpk://:9", "host:9:9", "::1", "::1:9", "[::1", "::1]", "[]", "[]:9",
     "host:", "host:x", "host:-1", "http://host", "ftpk:///host", "ftpk://host/path", "@host",
     "ftpk://host?x", "ftpk://host#x", "my host", "host\n", " host", "ftpk://host:9 ", "[::1]9",
@@ -48,8 +48,8 @@ NO_ADDRESS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [*NO_ADDRESS, "ftpk://user@host", f"ftpk://:{PIN}@host"])
-def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
+@pytest.mark.parametrize("text", [*INVALID, "ftpk://user@host", f"ftpk://:{PIN}@host"])
+def test_an_invalid_address_is_a_value_error_with_a_message(text: str) -> None:
     with pytest.raises(ValueError, match=r"invalid address: expected ftpk://HOST:PORT$"):
         Address.parse(text)
 
@@ -57,7 +57,7 @@ def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *NO_ADDRESS,
+        *INVALID,
         f"ftpk://{TOKEN}:short@host",
         f"ftpk://{TOKEN}:{PIN}z@host",
         f"ftpk://{TOKEN}:@host",
@@ -71,14 +71,14 @@ def test_what_is_no_address_is_refused_with_a_sentence(text: str) -> None:
         f"ftpk://to%20ken:{PIN}@host",
     ],
 )
-def test_what_is_no_link_is_refused_and_not_said_again(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^invalid URL: expected ftpk://HOST:PORT or") as told:
+def test_an_invalid_login_url_is_a_value_error_that_does_not_quote_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^invalid URL: expected ftpk://HOST:PORT or") as caught:
         Url.parse(text)
-    assert TOKEN not in "".join(traceback.format_exception(told.value))
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999999", "9" * 30, "9" * 5000])
-def test_a_port_that_does_not_exist_is_refused_with_a_sentence(port: str) -> None:
+def test_an_invalid_port_is_a_value_error_with_a_message(port: str) -> None:
     for parse in (Address.parse, Url.parse):
         with pytest.raises(ValueError, match=r"invalid port: expected 1 to 65535$"):
             parse(f"host:{port}")
@@ -88,7 +88,7 @@ HOST = Address("example.org", 9)
 
 
 @pytest.mark.parametrize(
-    ("link", "url"),
+    ("login_url", "url"),
     [
         (f"ftpk://{TOKEN}:{PIN}@example.org:9", Url(HOST, pin=PIN, token=TOKEN)),
         (f"ftpk://{TOKEN}@example.org:9", Url(HOST, token=TOKEN)),
@@ -102,17 +102,17 @@ HOST = Address("example.org", 9)
         ),
     ],
 )
-def test_a_link_of_every_kind(link: str, url: Url) -> None:
-    assert Url.parse(link) == url
-    assert url.login_url() == link
+def test_every_form_of_login_url_is_parsed_and_written(login_url: str, url: Url) -> None:
+    assert Url.parse(login_url) == url
+    assert url.login_url() == login_url
 
 
-def test_an_ipv6_address_in_a_link_may_stand_in_brackets() -> None:
+def test_an_ipv6_address_in_a_login_url_may_be_in_brackets() -> None:
     url = Url.parse(f"ftpk://{TOKEN}:{PIN}@[2001:db8::1]:9")
     assert url == Url(Address("2001:db8::1", 9), pin=PIN, token=TOKEN)
 
 
-def test_a_host_beyond_ascii_is_linked_to_by_its_name_in_the_dns() -> None:
+def test_a_non_ascii_host_is_written_in_its_idna_form() -> None:
     assert Url(Address("bücher.example")).login_url() == "ftpk://xn--bcher-kva.example:9021"
 
 
@@ -130,48 +130,48 @@ urls = st.one_of(
 
 
 @given(addresses)
-def test_an_address_written_as_text_is_read_back(address: Address) -> None:
+def test_a_written_address_parses_to_itself(address: Address) -> None:
     assert Address.parse(str(address)) == address
     assert Address.parse(str(address).removeprefix("ftpk://")) == address
 
 
 @given(urls)
-def test_a_link_is_read_back(url: Url) -> None:
+def test_a_written_login_url_parses_to_itself(url: Url) -> None:
     assert Url.parse(url.login_url()) == url
     assert Url.parse(str(url)) == Url(url.address, plain=url.plain)
 
 
-# What stands between words, begins a comment, an option or a pattern, or is expanded: in POSIX
-# shells and zsh, in fish and in PowerShell none of these is among them.
+# None of these characters separates words, starts a comment, an option or a pattern, or is
+# expanded by POSIX shells, zsh, fish or PowerShell.
 UNTOUCHED = re.compile(r"ftpk(\+plain)?://[A-Za-z0-9._:/@+-]+")
 
 
 @given(urls)
-def test_no_shell_touches_a_link(url: Url) -> None:
+def test_a_login_url_has_no_character_that_shells_interpret(url: Url) -> None:
     assert UNTOUCHED.fullmatch(url.login_url())
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "fish"])
-def test_a_link_is_pasted_unquoted(shell: str) -> None:
+def test_shells_pass_an_unquoted_login_url_unchanged(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here")
-    links = [
+    login_urls = [
         Url(Address("fe80::1%eth0", 9), pin="-_" * 21 + "-", token="-_-" * 10).login_url(),
         Url(Address("10.0.0.1"), token="--help").login_url(),
         Url(Address("bücher.example"), token=TOKEN, plain=True).login_url(),
     ]
     done = subprocess.run(
-        [shell, "-c", "".join(f"echo {link}\n" for link in links)],
+        [shell, "-c", "".join(f"echo {login_url}\n" for login_url in login_urls)],
         capture_output=True,
         text=True,
         timeout=20,
         check=True,
     )
-    assert done.stdout.splitlines() == links
+    assert done.stdout.splitlines() == login_urls
 
 
 @given(urls)
-def test_the_secrets_are_shown_in_a_link_alone(url: Url) -> None:
+def test_only_the_login_url_contains_the_secrets(url: Url) -> None:
     for shown in (str(url), repr(url), f"{url}", repr([url])):
         assert url.token is None or url.token not in shown.replace(url.address.host, "")
     scheme = "ftpk+plain" if url.plain else "ftpk"

@@ -1,4 +1,4 @@
-"""Buffers: lent, given back, and lent again."""
+"""Buffers are borrowed, returned and reused."""
 
 import pytest
 
@@ -6,27 +6,27 @@ from ftpkit.net.buffer_pool import BufferPool
 from ftpkit.net.frame_stream import PIECE
 
 
-def test_a_buffer_that_was_given_back_is_lent_again() -> None:
-    buffers = BufferPool()
-    with buffers.borrow() as first:
+def test_a_returned_buffer_is_reused() -> None:
+    pool = BufferPool()
+    with pool.borrow() as first:
         assert len(first) == PIECE
         first[0] = 7
-    with buffers.borrow() as second:
+    with pool.borrow() as second:
         assert second is first
 
 
-def test_two_buffers_lent_at_once_are_not_the_same_memory() -> None:
-    buffers = BufferPool()
-    with buffers.borrow() as one, buffers.borrow() as two:
+def test_two_borrowed_buffers_are_different_memory() -> None:
+    pool = BufferPool()
+    with pool.borrow() as one, pool.borrow() as two:
         one[0], two[0] = 1, 2
         assert (one[0], two[0]) == (1, 2)
 
 
-def test_a_buffer_comes_back_after_an_error() -> None:
-    buffers = BufferPool()
-    with buffers.borrow() as first:
+def test_a_buffer_is_returned_after_an_error() -> None:
+    pool = BufferPool()
+    with pool.borrow() as first:
         pass
-    with pytest.raises(ZeroDivisionError), buffers.borrow() as second:
+    with pytest.raises(ZeroDivisionError), pool.borrow() as second:
         second[0] = 1 // 0
-    with buffers.borrow() as again:
+    with pool.borrow() as again:
         assert again is first

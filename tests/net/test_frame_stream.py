@@ -1,4 +1,4 @@
-"""Streams: frames over a real socket pair, whatever the network does to them."""
+"""FrameStream over a real socket pair: splitting, ends, timeouts and rate limits."""
 
 import errno
 import math
@@ -34,9 +34,9 @@ SHORT_S = 0.05
 
 
 @pytest.fixture(autouse=True, params=["linux", "plain", "linux, tls", "plain, tls"])
-def powers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs once more with what every system has, and both times over TLS."""
-    monkeypatch.setattr(Pair, "secured", request.param.endswith("tls"))
+def system_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test with Linux's system calls and without, over TCP and over TLS."""
+    monkeypatch.setattr(Pair, "tls", request.param.endswith("tls"))
     if request.param.startswith("plain"):
         for name in ("MSG_MORE", "MSG_WAITALL"):
             monkeypatch.setattr(os_sockets, name, 0)
@@ -52,23 +52,23 @@ CLIENT.verify_mode = ssl.CERT_NONE
 
 
 class Pair:
-    """A stream, and the bare socket of its peer, or that under Python's own TLS."""
+    """A stream and the socket of its peer, which is an SSLSocket if ``tls``."""
 
-    secured = False
+    tls = False
 
     def __init__(
         self,
         *,
         stall_timeout_s: float = PATIENT_S,
         idle_timeout_s: float | None = None,
-        turns: Limiter | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         ours, self.peer = socket.socketpair()
         self.peer.settimeout(PATIENT_S)
         self.stream = FrameStream(
-            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, limiter=turns
+            ours, stall_timeout_s=stall_timeout_s, idle_timeout_s=idle_timeout_s, limiter=limiter
         )
-        if self.secured:
+        if self.tls:
             thread = threading.Thread(target=self.stream.start_tls, args=(SERVER, PATIENT_S))
             thread.start()
             self.peer = CLIENT.wrap_socket(self.peer)
@@ -82,7 +82,7 @@ class Pair:
         self.peer.close()
 
     def received(self) -> bytes:
-        """All that the stream sends until it closes."""
+        """Return all that the stream sends until it closes."""
         data = bytearray()
         while piece := self.peer.recv(1 << 20):
             data += piece
@@ -114,7 +114,7 @@ def read_all(stream: FrameStream) -> list[tuple[int, bytes]]:
 
 
 def feed(peer: socket.socket, pieces: list[bytes]) -> threading.Thread:
-    """Send each piece by itself, then end."""
+    """Send each piece separately, then shut down writing."""
 
     def run() -> None:
         for piece in pieces:
@@ -127,14 +127,14 @@ def feed(peer: socket.socket, pieces: list[bytes]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 50, len(CONVERSATION)])
-def test_frames_cut_anywhere_are_read_whole(pair: Pair, size: int) -> None:
+def test_frames_in_pieces_of_any_size_are_read_whole(pair: Pair, size: int) -> None:
     pieces = [CONVERSATION[at : at + size] for at in range(0, len(CONVERSATION), size)]
     thread = feed(pair.peer, pieces)
     assert read_all(pair.stream) == FRAMES
     thread.join()
 
 
-def test_frames_cut_in_two_anywhere_are_read_whole() -> None:
+def test_frames_split_at_any_byte_are_read_whole() -> None:
     for at in range(1, len(CONVERSATION)):
         with Pair() as pair:
             pair.peer.sendall(CONVERSATION[:at])
@@ -143,7 +143,7 @@ def test_frames_cut_in_two_anywhere_are_read_whole() -> None:
             thread.join()
 
 
-def test_the_end_at_every_byte_is_an_end_at_borders_and_a_truncation_elsewhere() -> None:
+def test_an_end_between_frames_is_the_end_and_any_other_a_truncation() -> None:
     borders, at = {0}, 0
     for n, body in FRAMES:
         at += len(frame(body, n=n))
@@ -166,7 +166,7 @@ def test_the_end_at_every_byte_is_an_end_at_borders_and_a_truncation_elsewhere()
     st.integers(1, 500),
 )
 def test_any_bodies_in_any_pieces_into_any_buffer(
-    bodies: list[bytes], cuts: list[int], room: int
+    bodies: list[bytes], cuts: list[int], buffer_size: int
 ) -> None:
     rest, pieces = b"".join(frame(body) for body in bodies), []
     for cut in cuts:
@@ -177,7 +177,7 @@ def test_any_bodies_in_any_pieces_into_any_buffer(
         for body in bodies:
             pair.stream.read_header()
             assert pair.stream.left == len(body)
-            found, buffer = bytearray(), memoryview(bytearray(room))
+            found, buffer = bytearray(), memoryview(bytearray(buffer_size))
             while count := pair.stream.read_into(buffer):
                 found += buffer[:count]
             assert bytes(found) == body
@@ -207,12 +207,12 @@ def test_a_skipped_body_leaves_the_next_frame_whole(pair: Pair) -> None:
     thread.join()
 
 
-def test_many_frames_that_came_together_need_no_more_bytes(pair: Pair) -> None:
+def test_many_frames_received_together_need_no_further_bytes(pair: Pair) -> None:
     pair.peer.sendall(b"".join(frame(n=n) for n in range(200)))
     assert [pair.stream.read_header()["n"] for _ in range(200)] == list(range(200))
 
 
-def test_a_declared_length_alone_costs_nothing(pair: Pair) -> None:
+def test_a_declared_length_allocates_nothing(pair: Pair) -> None:
     pair.peer.sendall(encode_header({"size": 2**63 - 1}))
     pair.peer.shutdown(socket.SHUT_WR)
     assert pair.stream.read_header()["size"] == pair.stream.left == 2**63 - 1
@@ -220,7 +220,7 @@ def test_a_declared_length_alone_costs_nothing(pair: Pair) -> None:
         pair.stream.skip_body()
 
 
-def test_what_is_no_frame_is_a_protocol_error(pair: Pair) -> None:
+def test_bytes_that_are_no_frame_are_a_protocol_error(pair: Pair) -> None:
     pair.peer.sendall(b"GET / HTTP/1.1\r\n")
     with pytest.raises(ProtocolError, match="ftpkit"):
         pair.stream.read_header()
@@ -244,7 +244,7 @@ def test_silence_inside_a_body_is_a_stall() -> None:
             pair.stream.read_into(memoryview(bytearray(10)))
 
 
-def test_silence_between_frames_may_last_until_the_idle_timeout() -> None:
+def test_between_frames_the_idle_timeout_applies() -> None:
     with Pair(stall_timeout_s=SHORT_S, idle_timeout_s=4 * SHORT_S) as pair:
         with pytest.raises(StallTimeoutError):
             pair.stream.read_header()
@@ -260,7 +260,7 @@ def test_an_idle_connection_outlives_many_stall_timeouts() -> None:
         timer.join()
 
 
-def test_a_peer_that_reads_nothing_is_lost() -> None:
+def test_a_peer_that_reads_nothing_loses_the_connection() -> None:
     with (
         Pair(stall_timeout_s=SHORT_S) as pair,
         pytest.raises(ConnectionLostError, match="took no byte"),
@@ -268,7 +268,7 @@ def test_a_peer_that_reads_nothing_is_lost() -> None:
         pair.stream.send(bytes(64 * PIECE))
 
 
-def test_a_peer_that_reads_nothing_of_a_file_is_lost(big: int) -> None:
+def test_a_peer_that_reads_nothing_of_a_file_loses_the_connection(big: int) -> None:
     with (
         Pair(stall_timeout_s=SHORT_S) as pair,
         pytest.raises(ConnectionLostError, match="took no byte"),
@@ -276,7 +276,7 @@ def test_a_peer_that_reads_nothing_of_a_file_is_lost(big: int) -> None:
         pair.stream.send_range(frame(), big, 0, BIG)
 
 
-def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
+def test_shutdown_ends_a_read_at_once(pair: Pair) -> None:
     errors = []
 
     def read() -> None:
@@ -292,7 +292,7 @@ def test_an_interrupted_stream_ends_at_once(pair: Pair) -> None:
     assert len(errors) == 1
 
 
-def test_a_closed_stream_raises_link_errors_and_may_be_closed_again(pair: Pair) -> None:
+def test_a_closed_stream_raises_connection_lost_and_may_be_closed_again(pair: Pair) -> None:
     pair.stream.close()
     pair.stream.close()
     pair.stream.shutdown()
@@ -302,7 +302,7 @@ def test_a_closed_stream_raises_link_errors_and_may_be_closed_again(pair: Pair) 
         pair.stream.read_header()
 
 
-def test_a_peer_that_is_gone_is_a_link_error(pair: Pair) -> None:
+def test_a_peer_that_has_closed_is_a_lost_connection(pair: Pair) -> None:
     pair.peer.close()
     with pytest.raises(ConnectionLostError):
         pair.stream.send(bytes(8 * PIECE))
@@ -326,7 +326,7 @@ def big(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("sizes", [[0], [1, 2], [SMALL], [10, SMALL], [5, 3 * PIECE, 7]])
-def test_all_parts_are_sent_in_their_order(pair: Pair, sizes: list[int]) -> None:
+def test_all_parts_are_sent_in_order(pair: Pair, sizes: list[int]) -> None:
     parts = [pattern(size) for size in sizes]
 
     def send() -> None:
@@ -339,7 +339,7 @@ def test_all_parts_are_sent_in_their_order(pair: Pair, sizes: list[int]) -> None
     thread.join()
 
 
-@pytest.mark.parametrize("paced", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize(
     ("offset", "count"),
     [
@@ -354,10 +354,10 @@ def test_all_parts_are_sent_in_their_order(pair: Pair, sizes: list[int]) -> None
     ],
 )
 def test_a_range_of_a_file_follows_its_header(
-    big: int, offset: int, count: int, paced: bool
+    big: int, offset: int, count: int, limited: bool
 ) -> None:
-    pace = TokenBucket(1e12) if paced else None
-    with Pair(turns=pace) as pair:
+    limiter = TokenBucket(1e12) if limited else None
+    with Pair(limiter=limiter) as pair:
         moved: list[int] = []
         header = encode_header({"size": count})
 
@@ -392,14 +392,14 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(big: int, size: int) -
         assert len(errors) == 1
 
 
-def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
+def test_a_limiter_counts_reads_and_sends(big: int) -> None:
     now = [0.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    pace = TokenBucket(1e6, clock=lambda: now[0], sleep=sleep)
-    with Pair(turns=pace) as pair:
+    limiter = TokenBucket(1e6, clock=lambda: now[0], sleep=sleep)
+    with Pair(limiter=limiter) as pair:
         thread = feed(pair.peer, [frame(bytes(1_000_000))])
         pair.stream.read_header()
         pair.stream.skip_body()
@@ -414,33 +414,33 @@ def test_a_paced_stream_counts_what_it_reads_and_sends(big: int) -> None:
         assert now[0] == pytest.approx(2.0, abs=0.1)
 
 
-class Held:
-    """Turns of so many bytes, each of which waits until it is let."""
+class GatedLimiter:
+    """Grants quanta of ``most`` bytes, each once the test releases ``granted``."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.asked = threading.Semaphore(0)
-        self.let = threading.Semaphore(0)
-        self.given_up = threading.Semaphore(0)
+        self.acquired = threading.Semaphore(0)
+        self.granted = threading.Semaphore(0)
+        self.released = threading.Semaphore(0)
         self.moved: list[int] = []
 
     def acquire(self) -> int:
-        self.asked.release()
-        assert self.let.acquire(timeout=PATIENT_S)
+        self.acquired.release()
+        assert self.granted.acquire(timeout=PATIENT_S)
         return self.most
 
     def release(self, moved: int) -> None:
         self.moved.append(moved)
-        self.given_up.release()
+        self.released.release()
 
 
 @pytest.mark.parametrize(("gather_s", "pieces"), [(math.inf, [5, 0]), (0.0, [3, 2, 0])])
-def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there(
+def test_a_quantum_is_acquired_only_after_bytes_have_arrived(
     gather_s: float, pieces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frame_stream, "_GATHER_S", gather_s)
-    turns = Held(3)
-    with Pair(turns=turns) as pair:
+    limiter = GatedLimiter(3)
+    with Pair(limiter=limiter) as pair:
         pair.peer.sendall(encode_header({"size": 5}))
         pair.stream.read_header()
         view, body = memoryview(bytearray(8)), b""
@@ -454,73 +454,73 @@ def test_a_body_is_read_in_turns_and_none_is_asked_for_before_bytes_are_there(
 
         thread = threading.Thread(target=read)
         thread.start()
-        assert not turns.asked.acquire(timeout=0.05)
+        assert not limiter.acquired.acquire(timeout=0.05)
         pair.peer.sendall(b"12345")
-        turns.let.release(2)
+        limiter.granted.release(2)
         thread.join()
-        assert (body, counts, turns.moved) == (b"12345", pieces, [3, 2])
+        assert (body, counts, limiter.moved) == (b"12345", pieces, [3, 2])
 
 
-def test_a_turn_takes_what_has_come_since_it_began() -> None:
-    turns = Held(4)
-    with Pair(turns=turns) as pair:
+def test_a_quantum_also_reads_what_arrives_meanwhile() -> None:
+    limiter = GatedLimiter(4)
+    with Pair(limiter=limiter) as pair:
         pair.peer.sendall(encode_header({"size": 5}) + b"12")
         pair.stream.read_header()
         pair.peer.sendall(b"345")
-        turns.let.release(2)
+        limiter.granted.release(2)
         assert pair.stream.read_body() == b"12345"
-        assert turns.moved == [4, 1]
+        assert limiter.moved == [4, 1]
 
 
-def test_what_came_with_its_header_waits_for_a_turn_too() -> None:
-    turns = Held(3)
-    with Pair(turns=turns) as pair:
+def test_bytes_read_ahead_with_the_header_need_a_quantum_too() -> None:
+    limiter = GatedLimiter(3)
+    with Pair(limiter=limiter) as pair:
         pair.peer.sendall(frame(b"12345"))
         pair.stream.read_header()
-        turns.let.release(2)
+        limiter.granted.release(2)
         assert pair.stream.read_body() == b"12345"
-        assert turns.moved == [3, 2]
+        assert limiter.moved == [3, 2]
 
 
-@pytest.mark.parametrize("way", ["file", "memory"])
-def test_a_peer_that_takes_nothing_holds_no_turn(big: int, way: str) -> None:
-    turns = Held(BIG)
-    turns.let.release(1_000_000)
+@pytest.mark.parametrize("source", ["file", "memory"])
+def test_no_quantum_is_held_while_the_peer_reads_nothing(big: int, source: str) -> None:
+    limiter = GatedLimiter(BIG)
+    limiter.granted.release(1_000_000)
     body, counts = memoryview(pattern(BIG)), list[int]()
-    with Pair(turns=turns) as pair:
+    with Pair(limiter=limiter) as pair:
 
         def send() -> None:
-            if way == "file":
+            if source == "file":
                 pair.stream.send_range(frame(), big, 0, BIG, counts.append)
             else:
                 pair.stream.send_body(frame(), body, counts.append)
 
         thread = threading.Thread(target=send)
         thread.start()
-        # More than the kernel takes was allowed, and nobody has read a byte.
-        assert turns.given_up.acquire(timeout=PATIENT_S)
+        # The quantum exceeds the kernel's buffers, and no byte was read.
+        assert limiter.released.acquire(timeout=PATIENT_S)
         assert thread.is_alive()
         left = len(frame()) + BIG
         while left:
             left -= len(pair.peer.recv(left))
         thread.join()
-        assert sum(turns.moved) == sum(counts) == BIG
+        assert sum(limiter.moved) == sum(counts) == BIG
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_a_turn_is_given_up_when_the_peer_is_gone(big: int, way: str) -> None:
-    turns = Held(BIG)
-    turns.let.release(1_000_000)
-    with Pair(turns=turns) as pair:
+@pytest.mark.parametrize("source", ["up", "down"])
+def test_a_quantum_is_released_when_the_connection_is_lost(big: int, source: str) -> None:
+    limiter = GatedLimiter(BIG)
+    limiter.granted.release(1_000_000)
+    with Pair(limiter=limiter) as pair:
         pair.peer.sendall(encode_header({"size": BIG}) + b"some")
         pair.peer.close()
         pair.stream.read_header()
         with pytest.raises(ConnectionLostError):
-            pair.stream.skip_body() if way == "up" else pair.stream.send_range(b"", big, 0, BIG)
-        asked = 0
-        while turns.asked.acquire(blocking=False):
-            asked += 1
-        assert len(turns.moved) == asked
+            pair.stream.skip_body() if source == "up" else pair.stream.send_range(b"", big, 0, BIG)
+        acquired = 0
+        while limiter.acquired.acquire(blocking=False):
+            acquired += 1
+        assert len(limiter.moved) == acquired
 
 
 # TCP alone
@@ -536,7 +536,7 @@ def tcp() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, peer
 
 
-def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
+def test_a_lingering_close_lets_the_peer_read_the_last_reply(
     tcp: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = tcp
@@ -545,7 +545,7 @@ def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
     stream.send(frame(n=1))
     thread = threading.Thread(target=stream.lingering_close, args=(PATIENT_S,))
     thread.start()
-    # Still on its way when the reply is sent: a plain close would answer it with a reset.
+    # These are in flight when the reply is sent: a plain close would reset the connection.
     for _ in range(20):
         peer.sendall(bytes(100_000))
     reply = bytearray()
@@ -556,7 +556,7 @@ def test_a_gentle_close_lets_the_peer_read_the_last_reply_before_its_own_bytes(
     thread.join()
 
 
-def test_a_gentle_close_does_not_wait_longer_than_it_may(
+def test_a_lingering_close_ends_at_its_time_limit(
     tcp: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, peer = tcp
@@ -565,7 +565,7 @@ def test_a_gentle_close_does_not_wait_longer_than_it_may(
     assert peer.recv(1) == b""
 
 
-def test_a_reset_is_a_link_error(tcp: tuple[socket.socket, socket.socket]) -> None:
+def test_a_reset_is_a_lost_connection(tcp: tuple[socket.socket, socket.socket]) -> None:
     ours, peer = tcp
     stream = FrameStream(ours, stall_timeout_s=PATIENT_S)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -575,19 +575,19 @@ def test_a_reset_is_a_link_error(tcp: tuple[socket.socket, socket.socket]) -> No
     assert not isinstance(caught.value, EndOfStreamError)
 
 
-@pytest.mark.parametrize("paced", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
 def test_a_header_without_a_body_is_not_held_back(
-    tcp: tuple[socket.socket, socket.socket], big: int, paced: bool
+    tcp: tuple[socket.socket, socket.socket], big: int, limited: bool
 ) -> None:
-    fcntl = pytest.importorskip("fcntl", reason="nobody tells how much is unsent here")
+    fcntl = pytest.importorskip("fcntl", reason="cannot count unsent bytes")
     ours, _ = tcp
     stream = FrameStream(
-        ours, stall_timeout_s=PATIENT_S, limiter=TokenBucket(1e9) if paced else None
+        ours, stall_timeout_s=PATIENT_S, limiter=TokenBucket(1e9) if limited else None
     )
     stream.send_range(frame(n=1), big, 0, 0)
     siocoutqnsd = 0x894B  # how many bytes the kernel has not sent yet (Linux)
     try:
         answer = fcntl.ioctl(ours.fileno(), siocoutqnsd, struct.pack("i", 0))
     except OSError as error:
-        pytest.skip(f"nobody tells how much is unsent here: {errno.errorcode[error.errno or 0]}")
+        pytest.skip(f"cannot count unsent bytes: {errno.errorcode[error.errno or 0]}")
     assert struct.unpack("i", answer) == (0,)

@@ -1,4 +1,4 @@
-"""TLS: who is spoken to, and what a stream makes of a conversation that is disturbed."""
+"""TLS: identities, verification of servers, and connections that are tampered with."""
 
 import base64
 import contextlib
@@ -41,7 +41,7 @@ from ftpkit.net.tls_identity import Identity
 from ftpkit.net.trust import ConfirmPin, pin_of
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.frame import encode_header
-from tests.support.tls import APPLICATION_DATA, Authority, Talk, any_server, records
+from tests.support.tls import APPLICATION_DATA, Authority, TlsClient, records, unverified_context
 
 PATIENT_S = 30.0
 SHORT_S = 0.2
@@ -51,7 +51,7 @@ IDENTITY = Identity.make()
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[FrameStream, socket.socket]]:
+def pair() -> Iterator[tuple[FrameStream, socket.socket]]:
     """A stream, and the bare socket of its peer."""
     ours, peer = socket.socketpair()
     peer.settimeout(PATIENT_S)
@@ -62,8 +62,8 @@ def ends() -> Iterator[tuple[FrameStream, socket.socket]]:
 
 
 @contextlib.contextmanager
-def meanwhile(work: Callable[[], object]) -> Iterator[list[BaseException]]:
-    """Do ``work`` in a thread while the block runs; give what it raised, once the block ended."""
+def running(work: Callable[[], object]) -> Iterator[list[BaseException]]:
+    """Run ``work`` in a thread beside the block; yield a list of what it raised."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -81,16 +81,16 @@ def meanwhile(work: Callable[[], object]) -> Iterator[list[BaseException]]:
         assert not thread.is_alive()
 
 
-# Who a server is
+# Identities
 
 
-def test_an_identity_is_known_by_its_key_alone() -> None:
+def test_every_generated_identity_has_its_own_pin() -> None:
     assert len(IDENTITY.pin) == 43
     assert IDENTITY.pin != Identity.make().pin
     assert Identity(IDENTITY.certificate, IDENTITY.key) == IDENTITY
 
 
-def test_a_pin_is_the_digest_of_the_key_alone() -> None:
+def test_a_pin_is_the_digest_of_the_public_key() -> None:
     key = load_pem_private_key(IDENTITY.key, None).public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = base64.urlsafe_b64encode(hashlib.sha256(spki).digest())
@@ -124,18 +124,18 @@ def test_a_key_of_any_kind_is_found_in_its_certificate(
 
 
 @given(st.data())
-def test_what_is_no_certificate_is_a_value_error(data: st.DataObject) -> None:
+def test_an_invalid_certificate_is_a_value_error(data: st.DataObject) -> None:
     der = ssl.PEM_cert_to_DER_cert(IDENTITY.certificate.decode())
     at = data.draw(st.integers(0, len(der)))
     with contextlib.suppress(ValueError):
         pin_of(der[:at] + data.draw(st.binary(max_size=20)))
 
 
-def test_the_key_is_not_shown() -> None:
+def test_the_private_key_is_not_in_the_repr() -> None:
     assert "KEY" not in repr(IDENTITY)
 
 
-def test_an_identity_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_an_identity_is_read_from_its_files(tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate", tmp_path / "key"
     certificate.write_bytes(IDENTITY.certificate)
     key.write_bytes(IDENTITY.key)
@@ -158,7 +158,7 @@ def encrypted() -> bytes:
         (IDENTITY.certificate, encrypted(), "k is encrypted"),
     ],
 )
-def test_files_that_are_no_identity_say_why(
+def test_invalid_identity_files_are_a_value_error_with_the_reason(
     tmp_path: Path, certificate: bytes, key: bytes, message: str
 ) -> None:
     (tmp_path / "c").write_bytes(certificate)
@@ -167,16 +167,16 @@ def test_files_that_are_no_identity_say_why(
         Identity.read(str(tmp_path / "c"), str(tmp_path / "k"))
 
 
-def test_a_file_that_is_missing_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Identity.read(str(tmp_path / "c"), str(tmp_path / "k"))
 
 
-# Who is spoken to
+# Verification
 
 
 class Peer:
-    """Speaks TLS as the server of ``identity``, and keeps every byte that the client sent."""
+    """A TLS echo server with ``identity``, which keeps every byte that the client sent."""
 
     def __init__(self, identity: Identity) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -184,21 +184,21 @@ class Peer:
         context.sni_callback = self._asked
         identity_context(context, identity)
         self._tls = context.wrap_bio(self._in, self._out, server_side=True)
-        self.raw, self.said, self.name = bytearray(), bytearray(), ""
+        self.raw, self.sent, self.name = bytearray(), bytearray(), ""
 
     def _asked(self, _: object, name: str | None, __: object) -> None:
         self.name = name or ""
 
-    def talk(self, sock: socket.socket) -> None:
-        """Shake hands, and answer each thing said with the same, until the client hangs up."""
-        shaken = False
+    def serve(self, sock: socket.socket) -> None:
+        """Complete the handshake, and echo until the client closes."""
+        done = False
         while True:
             try:
-                if not shaken:
+                if not done:
                     self._tls.do_handshake()
-                    shaken = True
+                    done = True
                 data = self._tls.read(1 << 16)
-                self.said += data
+                self.sent += data
                 self._tls.write(data)
             except ssl.SSLWantReadError:
                 sock.sendall(self._out.read())
@@ -214,19 +214,19 @@ def identity_context(context: ssl.SSLContext, identity: Identity) -> None:
         context.load_cert_chain(path)
 
 
-def greet(
-    ends: tuple[FrameStream, socket.socket],
+def connect(
+    pair: tuple[FrameStream, socket.socket],
     identity: Identity,
     *,
     pin: str | None = None,
-    ask: ConfirmPin | None = None,
+    confirm: ConfirmPin | None = None,
 ) -> Peer:
-    """Connect, and have one frame echoed; close the client in any case."""
-    stream, sock = ends
+    """Connect and have one frame echoed; close the client."""
+    stream, sock = pair
     peer = Peer(identity)
-    with meanwhile(lambda: peer.talk(sock)):
+    with running(lambda: peer.serve(sock)):
         try:
-            trust.connect(stream, HOST, pin, ask, PATIENT_S)
+            trust.connect(stream, HOST, pin, confirm, PATIENT_S)
             stream.send(encode_header({"n": 1}))
             assert stream.read_header() == {"n": 1}
         finally:
@@ -234,66 +234,72 @@ def greet(
     return peer
 
 
-def refused(
-    ends: tuple[FrameStream, socket.socket],
+def rejected(
+    pair: tuple[FrameStream, socket.socket],
     identity: Identity,
     *,
     pin: str | None = None,
-    ask: ConfirmPin | None = None,
+    confirm: ConfirmPin | None = None,
 ) -> str:
-    """Connect to a server that is not trusted; return why, if it heard of us nothing at all."""
-    stream, sock = ends
+    """Return the UntrustedError's message; check that no application data was sent."""
+    stream, sock = pair
     peer = Peer(identity)
     with (
-        meanwhile(lambda: peer.talk(sock)),
+        running(lambda: peer.serve(sock)),
         pytest.raises(UntrustedError) as caught,
         contextlib.closing(stream),
     ):
-        trust.connect(stream, HOST, pin, ask, PATIENT_S)
-    assert peer.said == b""
+        trust.connect(stream, HOST, pin, confirm, PATIENT_S)
+    assert peer.sent == b""
     assert APPLICATION_DATA not in records(bytes(peer.raw))
     assert caught.value.permanent
     assert caught.value.code == "untrusted"
     return str(caught.value)
 
 
-def test_the_key_that_is_meant_is_spoken_to(ends: tuple[FrameStream, socket.socket]) -> None:
-    peer = greet(ends, IDENTITY, pin=IDENTITY.pin)
-    assert peer.said == encode_header({"n": 1})
+def test_a_server_with_the_pinned_key_is_accepted(pair: tuple[FrameStream, socket.socket]) -> None:
+    peer = connect(pair, IDENTITY, pin=IDENTITY.pin)
+    assert peer.sent == encode_header({"n": 1})
     assert b'"n"' not in peer.raw
     assert peer.name == HOST
 
 
-def test_another_key_hears_nothing(ends: tuple[FrameStream, socket.socket]) -> None:
-    reason = refused(ends, Identity.make(), pin=IDENTITY.pin)
+def test_nothing_is_sent_to_a_server_with_another_key(
+    pair: tuple[FrameStream, socket.socket],
+) -> None:
+    reason = rejected(pair, Identity.make(), pin=IDENTITY.pin)
     assert "does not match the pinned key" in reason
     assert "a new login URL" in reason
 
 
-def test_also_a_key_that_authorities_vouch_for_hears_nothing_if_another_is_meant(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_a_pin_outranks_a_certificate_that_an_authority_has_signed(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    assert "does not match the pinned key" in refused(ends, authority.vouch(HOST), pin=IDENTITY.pin)
+    assert "does not match the pinned key" in rejected(
+        pair, authority.issue(HOST), pin=IDENTITY.pin
+    )
 
 
-def test_a_key_is_asked_about_and_accepted(ends: tuple[FrameStream, socket.socket]) -> None:
+def test_an_unknown_key_can_be_confirmed(pair: tuple[FrameStream, socket.socket]) -> None:
     asked: list[str] = []
 
-    def ask(pin: str) -> bool:
+    def confirm(pin: str) -> bool:
         asked.append(pin)
         return True
 
-    greet(ends, IDENTITY, ask=ask)
+    connect(pair, IDENTITY, confirm=confirm)
     assert asked == [IDENTITY.pin]
 
 
-def test_a_key_that_is_not_accepted_hears_nothing(ends: tuple[FrameStream, socket.socket]) -> None:
-    assert "not accepted" in refused(ends, IDENTITY, ask=lambda _: False)
+def test_nothing_is_sent_to_a_server_whose_key_is_not_confirmed(
+    pair: tuple[FrameStream, socket.socket],
+) -> None:
+    assert "not accepted" in rejected(pair, IDENTITY, confirm=lambda _: False)
 
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
-    """The only authority that this system trusts."""
+    """The only authority that the system trusts."""
     authority = Authority()
     (tmp_path / "authorities").write_bytes(authority.certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities"))
@@ -301,48 +307,48 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     return authority
 
 
-def test_who_an_authority_vouches_for_is_spoken_to(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_a_certificate_of_a_trusted_authority_is_accepted(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    greet(ends, authority.vouch(HOST))
+    connect(pair, authority.issue(HOST))
 
 
-def test_who_nobody_vouches_for_hears_nothing(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_nothing_is_sent_to_a_server_with_a_self_signed_certificate(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    reason = refused(ends, IDENTITY)
+    reason = rejected(pair, IDENTITY)
     assert "cannot verify the TLS certificate" in reason
     assert ": self-signed certificate." in reason
     assert "ftpkit login URL" in reason
 
 
-def test_the_certificate_of_another_host_is_worth_nothing(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_a_certificate_for_another_host_is_rejected(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    assert "hostname mismatch" in refused(ends, authority.vouch("files.example.com"))
+    assert "hostname mismatch" in rejected(pair, authority.issue("files.example.com"))
 
 
-def test_a_certificate_that_has_expired_is_worth_nothing(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_an_expired_certificate_is_rejected(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    old = authority.vouch(HOST, since=timedelta(days=-3), until=timedelta(days=-2))
-    assert "expired" in refused(ends, old)
+    old = authority.issue(HOST, since=timedelta(days=-3), until=timedelta(days=-2))
+    assert "expired" in rejected(pair, old)
 
 
-def test_an_authority_that_nobody_knows_is_worth_nothing(
-    ends: tuple[FrameStream, socket.socket], authority: Authority
+def test_a_certificate_of_an_unknown_authority_is_rejected(
+    pair: tuple[FrameStream, socket.socket], authority: Authority
 ) -> None:
-    refused(ends, Authority().vouch(HOST))
+    rejected(pair, Authority().issue(HOST))
 
 
-# Who does not speak TLS
+# Servers without TLS
 
 
-def answered(
-    ends: tuple[FrameStream, socket.socket], answer: bytes, limit_s: float = PATIENT_S
+def outcome(
+    pair: tuple[FrameStream, socket.socket], answer: bytes, limit_s: float = PATIENT_S
 ) -> FtpkitError:
-    """Return how it ends when somebody answers with these bytes, and says no more."""
-    stream, sock = ends
+    """Return the error when the peer replies with ``answer`` and sends nothing more."""
+    stream, sock = pair
     sock.sendall(answer)
     if answer:
         sock.shutdown(socket.SHUT_WR)
@@ -352,10 +358,10 @@ def answered(
 
 
 @pytest.mark.parametrize("code", [Code.TOO_MANY_CONNECTIONS, Code.SHUTTING_DOWN, Code.TIMEOUT])
-def test_a_server_that_has_no_time_says_so_in_plaintext(
-    ends: tuple[FrameStream, socket.socket], code: Code
+def test_a_refusal_in_plaintext_is_a_refused_error(
+    pair: tuple[FrameStream, socket.socket], code: Code
 ) -> None:
-    error = answered(ends, encode_header({"ok": False, "code": code, "message": "\x1b[2J"}))
+    error = outcome(pair, encode_header({"ok": False, "code": code, "message": "\x1b[2J"}))
     assert isinstance(error, RefusedError)
     assert error.code == code
     assert "\x1b" not in str(error)
@@ -375,37 +381,39 @@ def test_a_server_that_has_no_time_says_so_in_plaintext(
         b"\x15\x03\x03\x00\x02\x02\x46",
     ],
 )
-def test_somebody_else_is_not_tried_again(
-    ends: tuple[FrameStream, socket.socket], answer: bytes
+def test_a_server_without_tls_is_a_permanent_error(
+    pair: tuple[FrameStream, socket.socket], answer: bytes
 ) -> None:
-    error = answered(ends, answer)
+    error = outcome(pair, answer)
     assert isinstance(error, CannotConnectError)
     assert error.permanent
     assert not isinstance(error, UntrustedError)
     assert "TLS" in str(error)
 
 
-def test_a_server_that_hangs_up_is_tried_again(ends: tuple[FrameStream, socket.socket]) -> None:
-    stream, sock = ends
+def test_a_closed_connection_is_not_a_permanent_error(
+    pair: tuple[FrameStream, socket.socket],
+) -> None:
+    stream, sock = pair
     sock.shutdown(socket.SHUT_WR)
     with pytest.raises(ConnectionLostError) as caught:
         trust.connect(stream, HOST, IDENTITY.pin, None, PATIENT_S)
     assert not getattr(caught.value, "permanent", False)
 
 
-def test_a_server_that_says_nothing_is_given_up(ends: tuple[FrameStream, socket.socket]) -> None:
-    error = answered(ends, b"", SHORT_S)
+def test_a_server_that_sends_nothing_times_out(pair: tuple[FrameStream, socket.socket]) -> None:
+    error = outcome(pair, b"", SHORT_S)
     assert isinstance(error, CannotConnectError)
     assert not error.permanent
 
 
-def test_a_client_without_tls_1_3_is_refused_and_told(
-    ends: tuple[FrameStream, socket.socket],
+def test_a_client_without_tls_1_3_gets_a_protocol_version_alert(
+    pair: tuple[FrameStream, socket.socket],
 ) -> None:
-    stream, sock = ends
-    old = any_server()
+    stream, sock = pair
+    old = unverified_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with meanwhile(lambda: old.wrap_socket(sock)) as told:
+    with running(lambda: old.wrap_socket(sock)) as told:
         with pytest.raises(HandshakeError) as caught:
             stream.start_tls(IDENTITY.context(), PATIENT_S)
         stream.close()
@@ -414,27 +422,24 @@ def test_a_client_without_tls_1_3_is_refused_and_told(
     assert "PROTOCOL_VERSION" in str(told[0])
 
 
-# Conversations that are disturbed
+# Tampering
 
 FRAMES = [encode_header({"n": n}) for n in range(3)]
 
 
-def shake_hands(sock: socket.socket, talk: Talk) -> bytes:
-    """Let a server answer the hello of ``talk``; return what the client then sends.
-
-    The server is still waiting for it.
-    """
-    sock.sendall(talk.hello())
-    while not (last := talk.finish(sock.recv(1 << 16))):
+def complete_handshake(sock: socket.socket, client: TlsClient) -> bytes:
+    """Return the bytes that complete the handshake, without sending them."""
+    sock.sendall(client.hello())
+    while not (last := client.finish(sock.recv(1 << 16))):
         pass
     return last
 
 
 def serve(stream: FrameStream, found: list[object]) -> None:
-    """Read as a server does, until something ends it, and close; say in ``found`` what was read."""
+    """Read as a server until an error, recording headers and the error in ``found``; close."""
     try:
         stream.start_tls(CONTEXT, PATIENT_S)
-        found.append("shaken")
+        found.append("connected")
         while True:
             found.append(stream.read_header()["n"])
     except ConnectionLostError as error:
@@ -447,15 +452,19 @@ CONTEXT = IDENTITY.context()
 
 
 @contextlib.contextmanager
-def conversation() -> Iterator[tuple[socket.socket, Talk, bytes, list[object]]]:
-    """A client's socket, its half of TLS, its end of the handshake, and what the server reads."""
+def conversation() -> Iterator[tuple[socket.socket, TlsClient, bytes, list[object]]]:
+    """Yield a client's socket, its TLS, the end of its handshake, and what the server reads."""
     ours, sock = socket.socketpair()
     sock.settimeout(PATIENT_S)
-    stream, talk, found = FrameStream(ours, stall_timeout_s=PATIENT_S), Talk(), list[object]()
+    stream, client, found = (
+        FrameStream(ours, stall_timeout_s=PATIENT_S),
+        TlsClient(),
+        list[object](),
+    )
     thread = threading.Thread(target=serve, args=(stream, found))
     thread.start()
     try:
-        yield sock, talk, shake_hands(sock, talk), found
+        yield sock, client, complete_handshake(sock, client), found
     finally:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
@@ -464,71 +473,71 @@ def conversation() -> Iterator[tuple[socket.socket, Talk, bytes, list[object]]]:
         sock.close()
 
 
-def test_what_comes_with_the_end_of_the_handshake_is_not_waited_for() -> None:
-    with conversation() as (sock, talk, last, found):
-        sock.sendall(last + talk.say(*FRAMES))
-    assert found == ["shaken", 0, 1, 2, EndOfStreamError]
+def test_frames_that_arrive_with_the_end_of_the_handshake_are_read() -> None:
+    with conversation() as (sock, client, last, found):
+        sock.sendall(last + client.encrypt(*FRAMES))
+    assert found == ["connected", 0, 1, 2, EndOfStreamError]
 
 
-def test_no_ticket_comes_behind_the_handshake() -> None:
+def test_the_server_sends_no_session_ticket() -> None:
     with conversation() as (sock, _, last, _):
         sock.sendall(last)
         sock.shutdown(socket.SHUT_WR)
         assert sock.recv(1) == b""
 
 
-def test_cut_anywhere_it_gives_whole_frames_and_then_an_error_or_the_end() -> None:
-    at, length, ends = 0, 1, set[object]()
+def test_a_connection_truncated_at_any_byte_gives_whole_frames_then_an_error() -> None:
+    at, length, pair = 0, 1, set[object]()
     while at < length:
-        with conversation() as (sock, talk, last, found):
-            said = last + talk.say(*FRAMES)
-            length = len(said)
-            sock.sendall(said[:at])
+        with conversation() as (sock, client, last, found):
+            sent = last + client.encrypt(*FRAMES)
+            length = len(sent)
+            sock.sendall(sent[:at])
         whole, end = found[:-1], found[-1]
-        assert whole == ["shaken", 0, 1, 2][: len(whole)]
+        assert whole == ["connected", 0, 1, 2][: len(whole)]
         assert isinstance(end, type)
         assert issubclass(end, ConnectionLostError)
-        ends.add(end)
+        pair.add(end)
         at += 1
-    assert EndOfStreamError in ends
+    assert EndOfStreamError in pair
 
 
-def test_a_byte_that_was_changed_anywhere_is_noticed() -> None:
+def test_every_changed_byte_is_detected() -> None:
     at, length = 0, 1
     while at < length:
-        with conversation() as (sock, talk, last, found):
-            said = bytearray(last + talk.say(*FRAMES))
-            length = len(said)
-            said[at] ^= 1 << at % 8
-            sock.sendall(said)
-        assert len(found) < len(["shaken", *FRAMES, "end"]), at
-        assert found[:-1] == ["shaken", 0, 1, 2][: len(found) - 1]
+        with conversation() as (sock, client, last, found):
+            sent = bytearray(last + client.encrypt(*FRAMES))
+            length = len(sent)
+            sent[at] ^= 1 << at % 8
+            sock.sendall(sent)
+        assert len(found) < len(["connected", *FRAMES, "end"]), at
+        assert found[:-1] == ["connected", 0, 1, 2][: len(found) - 1]
         at += 3
 
 
-def test_a_record_that_is_sent_twice_is_noticed() -> None:
-    with conversation() as (sock, talk, last, found):
-        sock.sendall(last + talk.say(FRAMES[0]) * 2)
-    assert found == ["shaken", 0, ConnectionLostError]
+def test_a_replayed_record_is_detected() -> None:
+    with conversation() as (sock, client, last, found):
+        sock.sendall(last + client.encrypt(FRAMES[0]) * 2)
+    assert found == ["connected", 0, ConnectionLostError]
 
 
-def test_nobody_can_go_on_in_plaintext() -> None:
-    with conversation() as (sock, talk, last, found):
-        sock.sendall(last + talk.say(FRAMES[0]) + FRAMES[1])
-    assert found == ["shaken", 0, ConnectionLostError]
+def test_plaintext_after_the_handshake_is_rejected() -> None:
+    with conversation() as (sock, client, last, found):
+        sock.sendall(last + client.encrypt(FRAMES[0]) + FRAMES[1])
+    assert found == ["connected", 0, ConnectionLostError]
 
 
 @pytest.mark.parametrize("size", [1, 100])
-def test_a_handshake_in_pieces_is_one(size: int) -> None:
-    with conversation() as (sock, talk, last, found):
-        said = last + talk.say(*FRAMES)
-        for at in range(0, len(said), size):
-            sock.sendall(said[at : at + size])
-    assert found == ["shaken", 0, 1, 2, EndOfStreamError]
+def test_a_handshake_may_arrive_in_pieces(size: int) -> None:
+    with conversation() as (sock, client, last, found):
+        sent = last + client.encrypt(*FRAMES)
+        for at in range(0, len(sent), size):
+            sock.sendall(sent[at : at + size])
+    assert found == ["connected", 0, 1, 2, EndOfStreamError]
 
 
-def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
-    hello = Talk().hello()
+def test_a_truncated_hello_is_a_lost_connection() -> None:
+    hello = TlsClient().hello()
     for at in [*range(1, len(hello), 7), len(hello)]:
         ours, sock = socket.socketpair()
         with ours, sock:
@@ -539,35 +548,33 @@ def test_a_hello_that_ends_anywhere_is_no_handshake() -> None:
 
 
 @pytest.mark.parametrize("sent", [0, 1, 100])
-def test_a_handshake_that_stands_still_ends(
-    ends: tuple[FrameStream, socket.socket], sent: int
-) -> None:
-    stream, sock = ends
-    sock.sendall(Talk().hello()[:sent])
+def test_a_stalled_handshake_times_out(pair: tuple[FrameStream, socket.socket], sent: int) -> None:
+    stream, sock = pair
+    sock.sendall(TlsClient().hello()[:sent])
     with pytest.raises(StallTimeoutError):
         stream.start_tls(CONTEXT, SHORT_S)
 
 
 @pytest.mark.parametrize("hello", ["too long", "in two records"])
-def test_for_a_hello_no_more_memory_is_taken_than_for_a_record(
-    ends: tuple[FrameStream, socket.socket], hello: str
+def test_a_hello_longer_than_one_record_is_rejected(
+    pair: tuple[FrameStream, socket.socket], hello: str
 ) -> None:
-    stream, sock = ends
-    said = Talk().hello()
+    stream, sock = pair
+    sent = TlsClient().hello()
     if hello == "too long":
-        sock.sendall(said[:6] + (131_000).to_bytes(3, "big") + said[9:])
+        sock.sendall(sent[:6] + (131_000).to_bytes(3, "big") + sent[9:])
     else:
-        for part in (said[5:100], said[100:]):
-            sock.sendall(said[:3] + len(part).to_bytes(2, "big") + part)
+        for part in (sent[5:100], sent[100:]):
+            sock.sendall(sent[:3] + len(part).to_bytes(2, "big") + part)
     with pytest.raises(HandshakeError, match="not one record"):
         stream.start_tls(CONTEXT, PATIENT_S)
 
 
-def test_a_handshake_byte_by_byte_may_take_no_longer(
-    ends: tuple[FrameStream, socket.socket],
+def test_a_handshake_byte_by_byte_times_out(
+    pair: tuple[FrameStream, socket.socket],
 ) -> None:
-    stream, sock = ends
-    hello, over = Talk().hello(), threading.Event()
+    stream, sock = pair
+    hello, over = TlsClient().hello(), threading.Event()
 
     def trickle() -> None:
         for at in range(len(hello)):
@@ -575,47 +582,51 @@ def test_a_handshake_byte_by_byte_may_take_no_longer(
             if over.wait(SHORT_S / 20):
                 return
 
-    with meanwhile(trickle):
+    with running(trickle):
         with pytest.raises(StallTimeoutError):
             stream.start_tls(CONTEXT, SHORT_S)
         over.set()
 
 
-def test_a_record_byte_by_byte_may_take_no_longer_than_silence() -> None:
+def test_a_record_byte_by_byte_times_out() -> None:
     ours, sock = socket.socketpair()
     sock.settimeout(PATIENT_S)
-    stream, talk, over = FrameStream(ours, stall_timeout_s=SHORT_S), Talk(), threading.Event()
+    stream, client, over = (
+        FrameStream(ours, stall_timeout_s=SHORT_S),
+        TlsClient(),
+        threading.Event(),
+    )
     found: list[object] = []
 
     def trickle() -> None:
-        said = shake_hands(sock, talk)
-        sock.sendall(said)
-        record = talk.say(encode_header({"pad": "x" * 1000}))
+        sent = complete_handshake(sock, client)
+        sock.sendall(sent)
+        record = client.encrypt(encode_header({"pad": "x" * 1000}))
         for at in range(len(record)):
             sock.sendall(record[at : at + 1])
             if over.wait(SHORT_S / 20):
                 return
 
-    with ours, sock, meanwhile(trickle):
+    with ours, sock, running(trickle):
         serve(stream, found)
         over.set()
-    assert found == ["shaken", StallTimeoutError]
+    assert found == ["connected", StallTimeoutError]
 
 
-def test_the_last_reply_is_seen_before_the_end_and_the_end_is_said(
-    ends: tuple[FrameStream, socket.socket],
+def test_a_lingering_close_sends_close_notify(
+    pair: tuple[FrameStream, socket.socket],
 ) -> None:
-    stream, sock = ends
-    with meanwhile(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
-        strict = any_server().wrap_socket(sock, suppress_ragged_eofs=False)
+    stream, sock = pair
+    with running(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
+        strict = unverified_context().wrap_socket(sock, suppress_ragged_eofs=False)
     strict.sendall(os.urandom(100_000))
-    with strict, meanwhile(lambda: stream.lingering_close(PATIENT_S)):
+    with strict, running(lambda: stream.lingering_close(PATIENT_S)):
         assert strict.recv(1) == b""
         strict.close()
 
 
-class Turns:
-    """Turns of a few bytes, without waiting."""
+class SmallQuanta:
+    """Grants quanta of 300 bytes without waiting."""
 
     def acquire(self) -> int:
         return 300
@@ -625,34 +636,34 @@ class Turns:
 
 
 @pytest.mark.parametrize("size", [1, 7, 500, 20_000])
-def test_a_body_in_turns_is_whole_however_its_records_arrive(size: int) -> None:
+def test_a_body_read_in_quanta_is_whole_however_its_records_arrive(size: int) -> None:
     body, read = os.urandom(40_000), bytearray()
     ours, sock = socket.socketpair()
-    stream, talk = FrameStream(ours, stall_timeout_s=PATIENT_S), Talk()
+    stream, client = FrameStream(ours, stall_timeout_s=PATIENT_S), TlsClient()
 
-    def read_in_turns() -> None:
+    def read_limited() -> None:
         stream.start_tls(CONTEXT, PATIENT_S)
         stream.read_header()
-        stream.limiter = Turns()
+        stream.limiter = SmallQuanta()
         read.extend(stream.read_body())
 
-    with ours, sock, meanwhile(read_in_turns):
-        said = shake_hands(sock, talk)
-        said += talk.say(encode_header({"size": len(body)}), body[:9], body[9:20_000])
-        said += talk.say(body[20_000:])
-        for at in range(0, len(said), size):
-            sock.sendall(said[at : at + size])
+    with ours, sock, running(read_limited):
+        sent = complete_handshake(sock, client)
+        sent += client.encrypt(encode_header({"size": len(body)}), body[:9], body[9:20_000])
+        sent += client.encrypt(body[20_000:])
+        for at in range(0, len(sent), size):
+            sock.sendall(sent[at : at + size])
     assert read == body
 
 
-def test_a_stream_that_stops_reading_can_still_speak(
-    ends: tuple[FrameStream, socket.socket],
+def test_a_stream_can_send_after_shutdown_read(
+    pair: tuple[FrameStream, socket.socket],
 ) -> None:
-    stream, sock = ends
-    with meanwhile(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
-        peer = any_server().wrap_socket(sock)
+    stream, sock = pair
+    with running(lambda: stream.start_tls(CONTEXT, PATIENT_S)):
+        peer = unverified_context().wrap_socket(sock)
     with peer:
-        with meanwhile(stream.shutdown_read), pytest.raises(EndOfStreamError):
+        with running(stream.shutdown_read), pytest.raises(EndOfStreamError):
             stream.read_header()
         stream.send(FRAMES[1])
         assert peer.recv(100) == FRAMES[1]

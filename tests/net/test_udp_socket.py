@@ -1,4 +1,4 @@
-"""Datagrams over real sockets: whole, in order of sending, whatever the system can or cannot do."""
+"""Datagrams over real sockets, with and without segmentation, and the loop of a session."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ Pair = tuple[DatagramSocket, DatagramSocket]
 
 
 class Counting(socket.socket):
-    """Counts the calls, and refuses those that send several datagrams with ``refusal``."""
+    """Counts calls; one that sends several datagrams fails with the errno ``refusal``."""
 
     refusal: int | None = None
     sent = 0
@@ -54,7 +54,7 @@ def localhost(family: int) -> str:
 
 
 def sockets(stack: ExitStack, family: int = socket.AF_INET) -> tuple[Counting, Counting]:
-    """Two sockets that are connected with each other."""
+    """Return two sockets that are connected to each other."""
     near, far = (stack.enter_context(Counting(family, socket.SOCK_DGRAM)) for _ in range(2))
     try:
         for sock in (near, far):
@@ -66,24 +66,24 @@ def sockets(stack: ExitStack, family: int = socket.AF_INET) -> tuple[Counting, C
     return near, far
 
 
-def switched(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    """Let the sockets that are made now use the system's segments, or not."""
+def set_segments(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """Make new sockets use UDP segmentation or not."""
     if on and not SEGMENTS:
-        pytest.skip("this system does not send many datagrams in a call")
+        pytest.skip("UDP segmentation is not supported")
     monkeypatch.setattr(os_sockets, "HAS_UDP_SEGMENTS", on)
 
 
-def cut(datagram: bytes) -> tuple[bytes, bytes]:
+def split(datagram: bytes) -> tuple[bytes, bytes]:
     return datagram[:17], datagram[17:]
 
 
-def row(*lengths: int) -> list[bytes]:
-    """Datagrams of these lengths, no two alike."""
+def random_datagrams(*lengths: int) -> list[bytes]:
+    """Return random datagrams of these lengths."""
     return [os.urandom(length) for length in lengths]
 
 
 def received(sock: DatagramSocket, count: int) -> list[bytes]:
-    """Wait for ``count`` datagrams, and make sure that no further one is there."""
+    """Return ``count`` datagrams, and check that there are no more."""
     got: list[bytes] = []
     while len(got) < count:
         assert sock.wait(WAIT_S), f"only {len(got)} of {count} arrived"
@@ -92,7 +92,7 @@ def received(sock: DatagramSocket, count: int) -> list[bytes]:
     return got
 
 
-ROWS = {
+LENGTHS = {
     "one": [1000],
     "equal": [1200] * 20,
     "last shorter": [1200] * 5 + [7],
@@ -108,8 +108,8 @@ ROWS = {
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
 @pytest.mark.parametrize("sending", [True, False], ids=["segments", "single"])
 @pytest.mark.parametrize("joining", [True, False], ids=["joined", "apart"])
-@pytest.mark.parametrize("name", ROWS)
-def test_all_arrive_as_they_were_sent(
+@pytest.mark.parametrize("name", LENGTHS)
+def test_all_datagrams_arrive_as_they_were_sent(
     stack: ExitStack,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -118,65 +118,67 @@ def test_all_arrive_as_they_were_sent(
     family: int,
 ) -> None:
     near, far = sockets(stack, family)
-    switched(monkeypatch, sending)
+    set_segments(monkeypatch, sending)
     sender = DatagramSocket(near)
-    switched(monkeypatch, joining)
+    set_segments(monkeypatch, joining)
     receiver = DatagramSocket(far)
-    datagrams = row(*ROWS[name])
-    sender.send([cut(datagram) for datagram in datagrams])
+    datagrams = random_datagrams(*LENGTHS[name])
+    sender.send([split(datagram) for datagram in datagrams])
     assert received(receiver, len(datagrams)) == datagrams
 
 
-@pytest.mark.skipif(not SEGMENTS, reason="this system does not send many datagrams in a call")
-def test_many_leave_and_arrive_in_one_call(stack: ExitStack) -> None:
+@pytest.mark.skipif(not SEGMENTS, reason="UDP segmentation is not supported")
+def test_one_call_sends_many_datagrams(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
-    sender.send([cut(datagram) for datagram in row(*[1200] * 20)])
+    sender.send([split(datagram) for datagram in random_datagrams(*[1200] * 20)])
     received(receiver, 20)
     assert near.sent == 1
     assert far.received < 20
 
 
-@pytest.mark.skipif(not SEGMENTS, reason="this system does not send many datagrams in a call")
+@pytest.mark.skipif(not SEGMENTS, reason="UDP segmentation is not supported")
 @pytest.mark.parametrize("refusal", [errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_device_that_cannot_cut_gets_them_one_by_one(stack: ExitStack, refusal: int) -> None:
+def test_a_device_without_segmentation_gets_single_datagrams(
+    stack: ExitStack, refusal: int
+) -> None:
     near, far = sockets(stack)
     near.refusal = refusal
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
     for _ in range(2):
-        datagrams = row(1200, 1200, 1200, 5)
-        sender.send([cut(datagram) for datagram in datagrams])
+        datagrams = random_datagrams(1200, 1200, 1200, 5)
+        sender.send([split(datagram) for datagram in datagrams])
         assert received(receiver, 4) == datagrams
     near.refusal = None
     near.sent = 0
-    sender.send([cut(datagram) for datagram in row(10, 10)])
-    assert near.sent == 2, "it tried again what it was refused"
+    sender.send([split(datagram) for datagram in random_datagrams(10, 10)])
+    assert near.sent == 2, "it tried segmentation again"
 
 
-@pytest.mark.skipif(not SEGMENTS, reason="this system does not send many datagrams in a call")
-def test_no_room_for_many_is_a_loss_and_no_reason_to_stop_it(stack: ExitStack) -> None:
+@pytest.mark.skipif(not SEGMENTS, reason="UDP segmentation is not supported")
+def test_a_full_queue_is_a_loss_and_segmentation_stays_on(stack: ExitStack) -> None:
     near, far = sockets(stack)
     near.refusal = errno.ENOBUFS
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
-    sender.send([cut(datagram) for datagram in row(10, 10)])
+    sender.send([split(datagram) for datagram in random_datagrams(10, 10)])
     near.refusal = None
-    datagrams = row(10, 10)
-    sender.send([cut(datagram) for datagram in datagrams])
+    datagrams = random_datagrams(10, 10)
+    sender.send([split(datagram) for datagram in datagrams])
     assert received(receiver, 2) == datagrams
     assert near.sent == 1
 
 
 @pytest.mark.parametrize("sending", [True, False], ids=["segments", "single"])
-def test_what_is_too_large_is_lost_and_nothing_else(
+def test_only_datagrams_that_are_too_large_are_lost(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, sending: bool
 ) -> None:
-    switched(monkeypatch, sending)
+    set_segments(monkeypatch, sending)
     near, far = sockets(stack)
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
-    small, huge = row(900, 900), row(66_000, 70_000, 200_000, 200_000)
-    sender.send([cut(d) for d in (huge[0], small[0], huge[1], small[1], huge[2], huge[3])])
+    small, huge = random_datagrams(900, 900), random_datagrams(66_000, 70_000, 200_000, 200_000)
+    sender.send([split(d) for d in (huge[0], small[0], huge[1], small[1], huge[2], huge[3])])
     assert received(receiver, 2) == small
-    sender.send([cut(huge[1])])
+    sender.send([split(huge[1])])
     assert not receiver.wait(0)
 
 
@@ -197,13 +199,13 @@ def test_sizes_are_what_the_path_may_carry(stack: ExitStack, family: int) -> Non
 def test_each_size_can_be_sent(stack: ExitStack, family: int) -> None:
     near, far = sockets(stack, family)
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
-    datagrams = row(*sender.sizes())
+    datagrams = random_datagrams(*sender.sizes())
     for datagram in datagrams:
-        sender.send([cut(datagram)])
+        sender.send([split(datagram)])
     assert received(receiver, len(datagrams)) == datagrams
 
 
-def test_nobody_there_is_a_loss_and_may_change(stack: ExitStack) -> None:
+def test_a_missing_listener_is_a_loss(stack: ExitStack) -> None:
     near = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     near.bind(("127.0.0.1", 0))
     sender = DatagramSocket(near)
@@ -212,18 +214,18 @@ def test_nobody_there_is_a_loss_and_may_change(stack: ExitStack) -> None:
         address = reserved.getsockname()
     sender.connect(address)
     for _ in range(3):
-        sender.send([cut(datagram) for datagram in row(100)])
-        assert sender.wait(WAIT_S), "the refusal was not heard"
+        sender.send([split(datagram) for datagram in random_datagrams(100)])
+        assert sender.wait(WAIT_S), "the ICMP error did not arrive"
         assert list(sender.receive()) == []
     far = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     far.bind(address)
     receiver = DatagramSocket(far)
-    datagrams = row(100, 100)
-    sender.send([cut(datagram) for datagram in datagrams])
+    datagrams = random_datagrams(100, 100)
+    sender.send([split(datagram) for datagram in datagrams])
     assert received(receiver, 2) == datagrams
 
 
-def test_one_datagram_to_an_address_from_a_socket_that_is_not_connected(
+def test_an_unconnected_socket_sends_to_an_address(
     stack: ExitStack,
 ) -> None:
     near, far = (stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2))
@@ -237,10 +239,10 @@ def test_one_datagram_to_an_address_from_a_socket_that_is_not_connected(
     assert got == [(b"headtail", near.getsockname())]
 
 
-def test_what_is_handed_over_arrives_first_and_not_without_limit(stack: ExitStack) -> None:
+def test_injected_datagrams_are_received_first_and_are_limited(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
-    sender.send([cut(b"from the network")])
+    sender.send([split(b"from the network")])
     for number in range(1000):
         receiver.inject(str(number).encode(), "elsewhere")
     assert receiver.wait(0)
@@ -251,7 +253,7 @@ def test_what_is_handed_over_arrives_first_and_not_without_limit(stack: ExitStac
     assert len(got) < 100
 
 
-def test_whoever_waits_is_woken_up(stack: ExitStack) -> None:
+def test_shutdown_ends_a_wait(stack: ExitStack) -> None:
     _, far = sockets(stack)
     receiver = DatagramSocket(far)
     woken = threading.Event()
@@ -267,49 +269,49 @@ def test_whoever_waits_is_woken_up(stack: ExitStack) -> None:
     thread.join()
     assert list(receiver.receive()) == []
     with pytest.raises(ConnectionLostError):
-        receiver.send([cut(b"x" * 100)])
+        receiver.send([split(b"x" * 100)])
 
 
-def test_a_closed_socket_is_no_link(stack: ExitStack) -> None:
+def test_a_closed_socket_raises_connection_lost(stack: ExitStack) -> None:
     near, _ = sockets(stack)
     sock = DatagramSocket(near)
     sock.close()
     sock.close()
     with pytest.raises(ConnectionLostError):
-        sock.send([cut(b"x" * 100)])
+        sock.send([split(b"x" * 100)])
     with pytest.raises(ConnectionLostError):
         list(sock.receive())
 
 
-def test_too_many_at_once_are_taken_in_portions(stack: ExitStack) -> None:
-    """Otherwise a flood would keep its receiver from ever sending."""
+def test_one_receive_is_limited(stack: ExitStack) -> None:
+    """Otherwise a flood would keep its receiver from sending."""
     near, far = sockets(stack)
     sender, receiver = DatagramSocket(near), DatagramSocket(far)
     for _ in range(200):
-        sender.send([cut(b"x" * 100)])
+        sender.send([split(b"x" * 100)])
     assert receiver.wait(WAIT_S)
     assert 0 < len(list(receiver.receive())) < 200
     assert receiver.wait(0)
 
 
-# The loop
+# drive_session
 
 
-class Talker:
-    """Sends ``count`` datagrams, and answers each that arrives; keeps what arrived."""
+class EchoSession:
+    """Sends ``count`` datagrams and replies to each that arrives; keeps what arrived."""
 
     def __init__(self, count: int, failure: Exception | None = None) -> None:
         self._left, self._failure = count, failure
         self._answers: list[Datagram] = []
         self.number = 0
-        self.heard: list[tuple[Header, bytes]] = []
+        self.received_payloads: list[tuple[Header, bytes]] = []
         self.times: list[float] = []
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
         if self._failure is not None:
             raise self._failure
         self.times.append(now)
-        self.heard.append((header, bytes(payload)))
+        self.received_payloads.append((header, bytes(payload)))
         if header.kind == Kind.DATA:
             self._answers.append(self._datagram(Kind.ACK, b"heard " + bytes(payload)))
 
@@ -327,15 +329,15 @@ class Talker:
         return Datagram(pack_header(1, self.number, kind), payload)
 
 
-def carried(
-    sock: DatagramSocket, end: Talker, while_: Callable[[float], bool]
+def driven(
+    sock: DatagramSocket, session: EchoSession, while_: Callable[[float], bool]
 ) -> tuple[threading.Thread, list[BaseException]]:
-    """Carry in a thread, and keep what was raised."""
+    """Drive ``session`` in a thread; return it and a list of what it raised."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            drive_session(sock, DatagramCipher(KEY), end, while_=while_)
+            drive_session(sock, DatagramCipher(KEY), session, while_=while_)
         except Exception as error:  # noqa: BLE001  the test looks at it
             raised.append(error)
 
@@ -345,51 +347,58 @@ def carried(
 
 
 @pytest.mark.parametrize("sending", [True, False], ids=["segments", "single"])
-def test_two_ends_talk_and_forged_datagrams_say_nothing(
+def test_two_sessions_exchange_datagrams_and_ignore_forged_ones(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, sending: bool
 ) -> None:
-    switched(monkeypatch, sending)
+    set_segments(monkeypatch, sending)
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
-    # They wait there before anything else, and one has another key.
+    # These arrive first, and one is encrypted with another key.
     (forged,) = DatagramCipher(bytes(16)).encrypt(Datagram(pack_header(1, 9, Kind.DATA), b"forged"))
     for raw in (b"".join(forged), b"", b"x", bytes(OVERHEAD), os.urandom(1000)):
         near.send(raw)
         far.send(raw)
-    asking, answering = Talker(40), Talker(0)
+    asking, answering = EchoSession(40), EchoSession(0)
     done = threading.Event()
-    thread, raised = carried(other, answering, lambda now: not done.is_set())
-    drive_session(sock, DatagramCipher(KEY), asking, while_=lambda now: len(asking.heard) < 40)
+    thread, raised = driven(other, answering, lambda now: not done.is_set())
+    drive_session(
+        sock, DatagramCipher(KEY), asking, while_=lambda now: len(asking.received_payloads) < 40
+    )
     done.set()
     other.shutdown()
     thread.join()
     assert raised == []
-    assert [payload for _, payload in answering.heard] == [b"%d" % n for n in range(40)]
-    assert [payload for _, payload in asking.heard] == [b"heard %d" % n for n in range(40)]
+    assert [payload for _, payload in answering.received_payloads] == [b"%d" % n for n in range(40)]
+    assert [payload for _, payload in asking.received_payloads] == [
+        b"heard %d" % n for n in range(40)
+    ]
     assert asking.times == sorted(asking.times)
 
 
-def test_nonsense_of_who_holds_the_key_ends_the_loop(stack: ExitStack) -> None:
+def test_an_invalid_authentic_datagram_ends_the_loop(stack: ExitStack) -> None:
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     other.send(DatagramCipher(KEY).encrypt(Datagram(pack_header(1, 1, Kind.DATA), b"nonsense")))
     with pytest.raises(ProtocolError, match="nonsense"):
         drive_session(
-            sock, DatagramCipher(KEY), Talker(0, ProtocolError("nonsense")), while_=lambda now: True
+            sock,
+            DatagramCipher(KEY),
+            EchoSession(0, ProtocolError("nonsense")),
+            while_=lambda now: True,
         )
 
 
-def test_the_loop_ends_where_the_socket_does(stack: ExitStack) -> None:
+def test_the_loop_ends_with_its_socket(stack: ExitStack) -> None:
     near, _ = sockets(stack)
     sock = DatagramSocket(near)
     with closing(sock):
         sock.shutdown()
         with pytest.raises(ConnectionLostError):
-            drive_session(sock, DatagramCipher(KEY), Talker(3), while_=lambda now: True)
+            drive_session(sock, DatagramCipher(KEY), EchoSession(3), while_=lambda now: True)
 
 
-def test_ends_that_take_memory_views_are_enough(stack: ExitStack) -> None:
-    """A payload is sealed from where it lies, without a copy before."""
+def test_a_memory_view_is_encrypted_in_place(stack: ExitStack) -> None:
+    """A payload is encrypted without a copy before."""
     near, far = sockets(stack)
     sock, other = DatagramSocket(near), DatagramSocket(far)
     body = memoryview(bytearray(b"0123456789"))
@@ -399,7 +408,7 @@ def test_ends_that_take_memory_views_are_enough(stack: ExitStack) -> None:
     assert [cast(tuple[Header, bytes], each)[1] for each in opened] == [b"234"]
 
 
-def test_no_parts_are_no_call(stack: ExitStack) -> None:
+def test_sending_nothing_makes_no_call(stack: ExitStack) -> None:
     near, _ = sockets(stack)
     nothing: Sequence[tuple[bytes, bytes]] = []
     DatagramSocket(near).send(nothing)

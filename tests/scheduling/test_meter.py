@@ -8,7 +8,7 @@ MEGA = 1_000_000.0
 
 
 def flow(meter: Meter, bytes_per_s: float, piece: int, *, start: float, end: float) -> float:
-    """Let pieces come evenly from ``start`` on; return when the last came."""
+    """Move pieces evenly from ``start`` on; return the time of the last."""
     step = piece / bytes_per_s
     count = math.floor((end - start) / step)
     for number in range(1, count + 1):
@@ -16,21 +16,21 @@ def flow(meter: Meter, bytes_per_s: float, piece: int, *, start: float, end: flo
     return start + count * step
 
 
-def test_what_has_moved_nothing_has_no_rate() -> None:
+def test_the_rate_is_0_before_any_byte() -> None:
     meter = Meter(5.0)
     assert meter.bytes_per_s(5.0) == meter.bytes_per_s(7.0) == 0
 
 
 @pytest.mark.parametrize("piece", [1_000, 65_536, 1_048_576])
 @pytest.mark.parametrize("seconds", [1.2, 5.0, 60.0])
-def test_an_even_flow_has_its_rate_from_the_start(piece: int, seconds: float) -> None:
+def test_an_even_flow_shows_its_rate_from_the_start(piece: int, seconds: float) -> None:
     meter = Meter(100.0)
     now = flow(meter, MEGA, piece, start=100.0, end=100.0 + seconds)
     assert meter.bytes_per_s(now) == pytest.approx(MEGA, rel=0.01)
 
 
 @pytest.mark.parametrize("now", [0.0, 0.001, 0.05, 0.1])
-def test_the_first_piece_alone_is_no_peak(now: float) -> None:
+def test_the_first_piece_makes_no_peak(now: float) -> None:
     meter = Meter(0.0)
     meter.moved(1000, now)
     assert 10_000 <= meter.bytes_per_s(now) <= 20_000
@@ -43,7 +43,7 @@ def test_pieces_at_one_instant_are_added() -> None:
     assert meter.bytes_per_s(1.0) == pytest.approx(MEGA, rel=1)
 
 
-def test_it_forgets_the_rate_of_before() -> None:
+def test_an_old_rate_fades() -> None:
     meter = Meter(0.0)
     now = flow(meter, 10 * MEGA, 65_536, start=0.0, end=30.0)
     now = flow(meter, MEGA, 65_536, start=now, end=now + 1.0)
@@ -52,7 +52,7 @@ def test_it_forgets_the_rate_of_before() -> None:
     assert meter.bytes_per_s(now) == pytest.approx(MEGA, rel=0.1)
 
 
-def test_what_stands_still_goes_down_to_nothing() -> None:
+def test_a_stalled_transfer_goes_down_to_0() -> None:
     meter = Meter(0.0)
     now = flow(meter, MEGA, 65_536, start=0.0, end=10.0)
     rates = [meter.bytes_per_s(now + seconds) for seconds in (0, 1, 2, 5, 30)]
@@ -62,7 +62,7 @@ def test_what_stands_still_goes_down_to_nothing() -> None:
     assert rates[4] < 1
 
 
-def test_large_pieces_that_come_seldom_make_no_peaks() -> None:
+def test_rare_large_pieces_make_no_peaks() -> None:
     meter = Meter(0.0)
     for number in range(1, 20):
         now = number * 3.0
@@ -71,10 +71,10 @@ def test_large_pieces_that_come_seldom_make_no_peaks() -> None:
             assert meter.bytes_per_s(now + seconds) == pytest.approx(100_000, rel=0.1)
 
 
-def test_being_asked_changes_nothing() -> None:
-    asked, other = Meter(0.0), Meter(0.0)
+def test_reading_the_rate_does_not_change_it() -> None:
+    read, other = Meter(0.0), Meter(0.0)
     for number in range(1, 100):
-        for meter in (asked, other):
+        for meter in (read, other):
             meter.moved(number * 100, number * 0.013)
-        asked.bytes_per_s(number * 0.013 + 0.01)
-    assert asked.bytes_per_s(2.0) == other.bytes_per_s(2.0)
+        read.bytes_per_s(number * 0.013 + 0.01)
+    assert read.bytes_per_s(2.0) == other.bytes_per_s(2.0)

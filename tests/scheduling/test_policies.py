@@ -1,4 +1,4 @@
-"""Policies: ranks of transfers that stand still."""
+"""Policies: the ranks of single transfers."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def transfer(total: int | None = None, moved: int = 0) -> Transfer:
     return Transfer(ACCOUNT, "a", Direction.UP, total, 0.0, moved=moved)
 
 
-def test_the_names_that_users_say() -> None:
+def test_the_names_of_the_policies() -> None:
     assert list(POLICIES) == ["fcfs", "sjf", "rr", "mlfq", "fair"]
 
 

@@ -1,4 +1,4 @@
-"""The queue against a list that is sorted anew each time."""
+"""The queue compared with a dictionary that is searched each time."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,18 +11,18 @@ steps = st.lists(
 
 
 @given(steps)
-def test_it_orders_by_rank_and_by_age(row: list[tuple[str, int]]) -> None:
+def test_it_orders_by_rank_and_by_age(operations: list[tuple[str, int]]) -> None:
     queue: RankedQueue[str] = RankedQueue()
     model: dict[str, tuple[float, int, str]] = {}
-    for ticket, (what, number) in enumerate(row):
+    for ticket, (operation, number) in enumerate(operations):
         name = f"item{number}"
-        if what == "push":
+        if operation == "push":
             queue.push(name, number % 3, ticket)
             model[name] = (number % 3, ticket, name)
-        elif what == "discard":
+        elif operation == "discard":
             queue.discard(name)
             model.pop(name, None)
-        elif what == "pop" and model:
+        elif operation == "pop" and model:
             best = queue.best()
             assert best == min(model.values())
             queue.discard(best[2])
@@ -30,7 +30,7 @@ def test_it_orders_by_rank_and_by_age(row: list[tuple[str, int]]) -> None:
         assert list(queue.by_age.items()) == list(model.items())
 
 
-def test_what_is_taken_out_does_not_pile_up() -> None:
+def test_discarded_items_do_not_accumulate() -> None:
     queue: RankedQueue[int] = RankedQueue()
     queue.push(-1, 0, -1)
     for number in range(10_000):

@@ -1,4 +1,4 @@
-"""Limits: what is owed for bytes that moved, and how much moves at once."""
+"""RateLimiter: due times and quanta."""
 
 import math
 
@@ -12,25 +12,25 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan])
-def test_a_rate_is_more_than_nothing(rate: float) -> None:
+def test_a_rate_must_be_positive(rate: float) -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         RateLimiter(rate)
 
 
-def test_without_a_rate_nothing_is_owed() -> None:
+def test_without_a_rate_nothing_is_charged() -> None:
     limit = RateLimiter()
     limit.charge(10**12, 5.0)
     assert limit.due_s == -math.inf
 
 
-def test_what_moved_is_owed_for() -> None:
+def test_charged_bytes_move_the_due_time() -> None:
     limit = RateLimiter(1000)
     limit.charge(500, 100.0)
     limit.charge(2000, 100.0)
     assert limit.due_s == pytest.approx(100.0 - 0.03 + 2.5)
 
 
-def test_what_did_not_move_is_given_back() -> None:
+def test_a_negative_charge_is_a_refund() -> None:
     limit = RateLimiter(1000)
     limit.charge(500, 100.0)
     limit.charge(-400, 100.2)
@@ -39,11 +39,11 @@ def test_what_did_not_move_is_given_back() -> None:
 
 
 @given(st.floats(1e3, 1e10), st.lists(st.tuples(st.floats(0, 0.1), st.floats(0.01, 1))))
-def test_who_waits_until_it_is_due_keeps_to_the_rate(
-    rate: float, row: list[tuple[float, float]]
+def test_moving_only_when_due_keeps_to_the_rate(
+    rate: float, moves: list[tuple[float, float]]
 ) -> None:
     limit, now, moved = RateLimiter(rate), 1000.0, 0
-    for idle_s, share in row:
+    for idle_s, share in moves:
         now = max(now, limit.due_s) + idle_s
         count = int(limit.quantum * share)
         limit.charge(count, now)
@@ -51,7 +51,7 @@ def test_who_waits_until_it_is_due_keeps_to_the_rate(
         assert moved <= rate * (now - 1000.0 + 0.03) * (1 + 1e-9) + limit.quantum + 1
 
 
-def test_another_rate_leaves_the_bytes_owed() -> None:
+def test_a_changed_rate_keeps_the_charged_bytes() -> None:
     limit = RateLimiter(1000)
     limit.charge(1030, 10.0)
     limit.set_rate(10_000, 10.0)
@@ -60,7 +60,7 @@ def test_another_rate_leaves_the_bytes_owed() -> None:
     assert limit.due_s == pytest.approx(20.0)
 
 
-def test_another_rate_does_not_touch_what_was_saved_up() -> None:
+def test_a_changed_rate_keeps_the_credit() -> None:
     limit = RateLimiter(1000)
     limit.charge(1, 10.0)
     due_s = limit.due_s
@@ -68,7 +68,7 @@ def test_another_rate_does_not_touch_what_was_saved_up() -> None:
     assert limit.due_s == due_s
 
 
-def test_a_rate_that_is_new_or_gone_owes_nothing() -> None:
+def test_a_new_or_removed_rate_starts_without_charges() -> None:
     limit = RateLimiter(1000)
     limit.charge(10**6, 10.0)
     limit.set_rate(None, 10.0)

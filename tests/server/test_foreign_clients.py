@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.support.raw import Raw, frame
-from tests.support.tls import Talk, secure
+from tests.support.tls import TlsClient, secure
 
 MANY: Final = 200
 MOST: Final = 96 * 1024
@@ -40,7 +40,7 @@ TRICKS: Final = {
 }
 
 # A handshake that is not finished; for so long a hello OpenSSL would take as much memory.
-HELLO: Final = Talk().hello()
+HELLO: Final = TlsClient().hello()
 LONG: Final = HELLO[:6] + (131_000).to_bytes(3, "big") + HELLO[9:]
 HANDSHAKES: Final = {
     "a hello": HELLO,

@@ -22,7 +22,7 @@ from ftpkit.server.limits import Limits
 from tests.support.inside import service_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, frame, frames_in
-from tests.support.tls import Talk, any_server, secure
+from tests.support.tls import TlsClient, secure, unverified_context
 
 SHORT_S = 0.3
 IDENTITY = Identity.make()
@@ -89,7 +89,8 @@ def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 5000, Talk().hello()[:-1] + b"\0"]
+    "said",
+    [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 5000, TlsClient().hello()[:-1] + b"\0"],
 )
 def test_what_only_begins_as_tls_does_is_one_line_in_the_log(
     server: Server, log: Log, said: bytes
@@ -103,7 +104,7 @@ def test_what_only_begins_as_tls_does_is_one_line_in_the_log(
 
 
 def test_an_old_client_fails_with_one_line_in_the_log(server: Server, log: Log) -> None:
-    old = any_server()
+    old = unverified_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
         socket.create_connection(server.address) as sock,
@@ -116,7 +117,7 @@ def test_an_old_client_fails_with_one_line_in_the_log(server: Server, log: Log) 
 @pytest.mark.parametrize("sent", [0, 1, 200])
 def test_who_does_not_finish_a_handshake_is_let_go(server: Server, log: Log, sent: int) -> None:
     with socket.create_connection(server.address) as sock:
-        sock.sendall(Talk().hello()[:sent])
+        sock.sendall(TlsClient().hello()[:sent])
         log.wait_for("connection", outcome="timeout")
 
 
@@ -124,7 +125,7 @@ def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> Non
     with Server(root, port=0, identity=IDENTITY) as server, ExitStack() as stack:
         for sent in range(100):
             sock = stack.enter_context(socket.create_connection(server.address))
-            sock.sendall(Talk().hello()[:sent])
+            sock.sendall(TlsClient().hello()[:sent])
         with secure(Raw(server.address)) as raw:
             raw.granted("ping")
 
@@ -132,7 +133,7 @@ def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> Non
 def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> None:
     server = Server(root, port=0, identity=IDENTITY, limits=Limits(stall_timeout_s=3600.0))
     server.start()
-    talk = Talk()
+    talk = TlsClient()
     with socket.create_connection(server.address) as sock:
         sock.sendall(talk.hello())
         assert sock.recv(1)  # so it waits for the rest
@@ -203,19 +204,19 @@ def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_p
 @pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no datagrams here")
 def test_the_key_of_datagrams_is_not_on_the_wire(root: Path) -> None:
     (root / "f").write_bytes(bytes(70_000))
-    seen, talk = bytearray(), Talk()
+    seen, talk = bytearray(), TlsClient()
     with (
         Server(root, port=0, identity=IDENTITY) as server,
         socket.create_connection(server.address, timeout=TIMEOUT_S) as sock,
     ):
 
         def ask(op: str, **keys: object) -> dict[str, Any]:
-            sock.sendall(talk.say(frame({"op": op, "name": "f", **keys})))
+            sock.sendall(talk.encrypt(frame({"op": op, "name": "f", **keys})))
             heard = b""
             while len(heard) < 4 or len(heard) < 4 + int.from_bytes(heard[:4], "big"):
                 arrived = sock.recv(1 << 16)
                 seen.extend(arrived)
-                heard += talk.hear(arrived)
+                heard += talk.decrypt(arrived)
             return next(frames_in(heard)).header
 
         sock.sendall(talk.hello())

@@ -184,7 +184,7 @@ class MemoryPlace(Place):
 
 def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take from this process, for one test, what ``sitecustomize`` takes from a whole run."""
-    for name in sitecustomize.OS_POWERS:
+    for name in sitecustomize.OS_NAMES:
         monkeypatch.delattr(os, name, raising=False)
     for name in sitecustomize.CAPABILITIES:
         monkeypatch.setattr(os, name, set())

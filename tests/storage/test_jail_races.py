@@ -28,7 +28,7 @@ from tests.storage.stores import (
     stage,
 )
 from tests.storage.test_jail import seen
-from tests.support.attacker import WAYS, attacker
+from tests.support.attacker import ATTACKS, attacker
 
 pytestmark = pytest.mark.skipif(
     not os_files.HAS_DIR_FD or not hasattr(os, "mkfifo"),
@@ -164,7 +164,7 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
     return visitor.outcomes
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ATTACKS)
 def test_nothing_that_is_swapped_in_leads_outside(tmp_path: Path, outside: Path, way: str) -> None:
     outcomes = race(tmp_path / "root", outside, way, rounds=40)
     assert outcomes["done"]
@@ -172,7 +172,7 @@ def test_nothing_that_is_swapped_in_leads_outside(tmp_path: Path, outside: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ATTACKS)
 def test_nothing_that_is_swapped_in_for_long_leads_outside(
     tmp_path: Path, outside: Path, way: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A second process that swaps what stands under a root for a way out, as fast as it can."""
+"""A process that swaps files under a root for links and special files, as fast as it can."""
 
 import contextlib
 import subprocess
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-# What is swapped in, and where; each stands there for a moment only.
-WAYS: Final = {
+# What is swapped in and where, each for a moment only.
+ATTACKS: Final = {
     "link for a directory": ("link", "d", "d/e"),
     "link for a file": ("link", "f", "d/f"),
     "hard link for a file": ("hard link", "f", "d/f"),
@@ -33,10 +33,10 @@ WAYS: Final = {
 _SOURCE: Final = r"""
 import glob, os, shutil, socket, sys
 
-outside, thing, *places = sys.argv[2:]
+outside, kind, *places = sys.argv[2:]
 os.chdir(sys.argv[1])
 os.set_blocking(0, False)
-root, turns = os.getcwd(), 0
+root, rounds = os.getcwd(), 0
 
 def trying(call, *args):
     try:
@@ -50,7 +50,7 @@ def bind(name):
         sock.bind(name)
 
 def target(name):
-    # What has the same name outside, if it can.
+    # The same name outside, if it exists.
     inner = os.path.join(outside, os.path.relpath(name, root))
     return inner if os.path.exists(inner) else os.path.join(outside, "f")
 
@@ -68,25 +68,25 @@ MAKE = {
 aside = "d/spare" if "/into the tree" in places else "../spare"
 
 print("ready", flush=True)
-while turns % 16 or sys.stdin.buffer.raw.read(1) is None:
+while rounds % 16 or sys.stdin.buffer.raw.read(1) is None:
     for name in [name for place in places for name in glob.glob(place) or [place]]:
         moved = trying(os.rename, name, aside)
-        trying(MAKE[thing], name)
+        trying(MAKE[kind], name)
         trying(os.unlink, name) or trying(os.rmdir, name)
         if moved and not trying(os.rename, aside, name):
-            # Meanwhile another stands there.
+            # Another file has been created there meanwhile.
             trying(os.unlink, aside) or shutil.rmtree(aside, ignore_errors=True)
-    turns += 1
-print(turns, flush=True)
+    rounds += 1
+print(rounds, flush=True)
 """
 
 
 @contextlib.contextmanager
-def attacker(root: Path, outside: Path, way: str) -> Iterator[None]:
-    """Let somebody swap things in a loop until the block ends, and see that they have."""
+def attacker(root: Path, outside: Path, attack: str) -> Iterator[None]:
+    """Swap files in a loop until the block ends; check that at least one round was made."""
     assert root.name == "root"
     with subprocess.Popen(
-        [sys.executable, "-c", _SOURCE, str(root), str(outside), *WAYS[way]],
+        [sys.executable, "-c", _SOURCE, str(root), str(outside), *ATTACKS[attack]],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdin is not None
@@ -96,5 +96,5 @@ def attacker(root: Path, outside: Path, way: str) -> Iterator[None]:
             yield
         finally:
             process.stdin.close()
-            turns = int(process.stdout.read() or 0)
-    assert turns > 0
+            rounds = int(process.stdout.read() or 0)
+    assert rounds > 0

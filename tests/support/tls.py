@@ -1,4 +1,4 @@
-"""The other end of TLS, as it comes with Python, and certificates of every kind."""
+"""A TLS client on memory buffers, and a certificate authority."""
 
 import contextlib
 import ssl
@@ -30,50 +30,50 @@ _RECORD_PREFIX: Final = 5
 APPLICATION_DATA: Final = 0x17
 
 
-def any_server() -> ssl.SSLContext:
-    """Return the context of a client that talks to anybody."""
+def unverified_context() -> ssl.SSLContext:
+    """Return a client context that verifies nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-class Talk:
-    """A client's half of TLS over bytes that the test moves itself."""
+class TlsClient:
+    """The client side of TLS, over bytes that the test moves itself."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = (context or any_server()).wrap_bio(self._in, self._out)
+        self._tls = (context or unverified_context()).wrap_bio(self._in, self._out)
 
     def hello(self) -> bytes:
-        """Return what a client sends first."""
+        """Return the first bytes that a client sends."""
         return self.finish(b"")
 
-    def finish(self, answer: bytes) -> bytes:
-        """Take what the server answers to that; return what ends the handshake, once it does."""
-        self._in.write(answer)
+    def finish(self, reply: bytes) -> bytes:
+        """Process bytes of the server; return the end of the handshake once it is complete."""
+        self._in.write(reply)
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.do_handshake()
         return self._out.read()
 
-    def say(self, *pieces: bytes) -> bytes:
-        """Return ``pieces``, encrypted, each a record or more."""
+    def encrypt(self, *pieces: bytes) -> bytes:
+        """Return ``pieces`` encrypted, each as one record or more."""
         for piece in pieces:
             assert self._tls.write(piece) == len(piece)
         return self._out.read()
 
-    def hear(self, data: bytes) -> bytes:
-        """Return what ``data``, from the server, says."""
+    def decrypt(self, data: bytes) -> bytes:
+        """Return the content of ``data``, from the server."""
         self._in.write(data)
-        heard = bytearray()
+        content = bytearray()
         with contextlib.suppress(ssl.SSLWantReadError):
             while piece := self._tls.read(1 << 16):
-                heard += piece
-        return bytes(heard)
+                content += piece
+        return bytes(content)
 
 
 def records(data: bytes) -> list[int]:
-    """Return the kinds of the TLS records of which ``data`` is a row."""
+    """Return the types of the TLS records in ``data``."""
     kinds = []
     while data:
         kinds.append(data[0])
@@ -82,20 +82,20 @@ def records(data: bytes) -> list[int]:
 
 
 def secure(raw: Raw) -> Raw:
-    """Let a raw connection go on with TLS."""
-    raw.sock = any_server().wrap_socket(raw.sock)
+    """Switch a raw connection to TLS."""
+    raw.sock = unverified_context().wrap_socket(raw.sock)
     return raw
 
 
 class Authority:
-    """Vouches for servers."""
+    """A certificate authority."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("Somebody")
+        self._name = _name("Authority")
         constraint = x509.BasicConstraints(ca=True, path_length=0)
         own = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
-        self._whose = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+        self._issuer_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
         self.certificate = (
             _builder(self._name, self._name, self._key, -_DAY, _DAY)
             .add_extension(constraint, critical=True)
@@ -112,21 +112,21 @@ class Authority:
         certificate = _builder(_name("x" * 60), self._name, key, -_DAY, _DAY)
         return certificate.sign(self._key, SHA256()).public_bytes(Encoding.DER)
 
-    def vouch(self, host: str, *, since: timedelta = -_DAY, until: timedelta = _DAY) -> Identity:
+    def issue(self, host: str, *, since: timedelta = -_DAY, until: timedelta = _DAY) -> Identity:
         """Return the identity of the server of ``host``."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.DNSName(host)])
         certificate = (
             _builder(_name(host), self._name, key, since, until)
             .add_extension(names, critical=False)
-            .add_extension(self._whose, critical=False)
+            .add_extension(self._issuer_key, critical=False)
             .sign(self._key, SHA256())
         )
         return Identity(certificate.public_bytes(Encoding.PEM), in_pem(key))
 
 
 def in_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return ``key`` as it stands in a file."""
+    """Return ``key`` in PEM format."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

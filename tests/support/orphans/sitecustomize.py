@@ -1,4 +1,4 @@
-"""A Python whose processes hear of no parent's death: put this directory on PYTHONPATH."""
+"""Python without prctl(2), for every process with this directory on PYTHONPATH."""
 
 import ctypes
 

@@ -1,7 +1,7 @@
-"""A Python without the powers of Linux: put this directory on PYTHONPATH and run anything.
+"""Python without Linux's system calls, for every process with this directory on PYTHONPATH.
 
-``PYTHONPATH=tests/support/portable python -m pytest`` runs all tests as they would run where
-there are no held directory descriptors, no positional reads and no kernel socket timeouts.
+``PYTHONPATH=tests/support/portable python -m pytest`` runs all tests as on a system without
+directory descriptors, positional reads and kernel socket timeouts.
 """
 
 import os
@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Final
 
-OS_POWERS: Final = (
+OS_NAMES: Final = (
     "O_CLOEXEC",
     "O_DIRECTORY",
     "O_NOFOLLOW",
@@ -27,28 +27,27 @@ OS_POWERS: Final = (
     "sendfile",
     "splice",
 )
-# MSG_WAITALL stays: tests and WIRE.md's ten-line client, which are no part of ftpkit, use it.
-# tests/net takes it from the streams it tests.
-SOCKET_POWERS: Final = ("MSG_MORE", "SOL_UDP", "SO_RCVTIMEO", "SO_SNDTIMEO")
+# MSG_WAITALL stays: tests and WIRE.md's ten-line client use it; tests/net removes it itself.
+SOCKET_NAMES: Final = ("MSG_MORE", "SOL_UDP", "SO_RCVTIMEO", "SO_SNDTIMEO")
 CAPABILITIES: Final = ("supports_dir_fd", "supports_fd", "supports_follow_symlinks")
 
 
-def take_powers() -> None:
-    """Delete the powers, before anything can have looked for them."""
-    for name in OS_POWERS:
+def remove_names() -> None:
+    """Delete the names before anything can have looked for them."""
+    for name in OS_NAMES:
         if hasattr(os, name):
             delattr(os, name)
-    for name in SOCKET_POWERS:
+    for name in SOCKET_NAMES:
         if hasattr(socket, name):
             delattr(socket, name)
     for name in CAPABILITIES:
         getattr(os, name).clear()
-    sys.modules["fcntl"] = None  # type: ignore[assignment]  # what an import of nothing leaves
-    # A child that runs in another directory must find this file and ftpkit again.
+    sys.modules["fcntl"] = None  # type: ignore[assignment]  # makes the import fail
+    # A child in another directory must find this file and ftpkit.
     root = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3)
     paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), root]
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
 
 
 if __name__ == "sitecustomize":
-    take_powers()
+    remove_names()

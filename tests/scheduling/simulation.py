@@ -1,4 +1,4 @@
-"""Transfers on a line in simulated time: what a schedule lets them do, and when."""
+"""Transfers over one link in simulated time, as a scheduler grants them quanta."""
 
 import heapq
 import itertools
@@ -9,13 +9,13 @@ from ftpkit.scheduling.flow import Account, Flow, Transfer
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.scheduling.scheduler import Scheduler
 
-LINE_BPS = 1e10
+LINK_BYTES_PER_S = 1e10
 UP, DOWN = Direction.UP, Direction.DOWN
 
 
 @dataclass(slots=True)
-class Turn:
-    """One turn that was given: when, to whom, of how many bytes."""
+class Grant:
+    """One quantum that was granted."""
 
     at: float
     transfer: Transfer
@@ -23,18 +23,18 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Trip:
-    """Moves what the schedule lets move, each turn at ``line_bps``, until all is done."""
+class Simulation:
+    """Moves each granted quantum at ``link_bytes_per_s`` until all transfers are done."""
 
-    schedule: Scheduler
-    line_bps: float = LINE_BPS
+    scheduler: Scheduler
+    link_bytes_per_s: float = LINK_BYTES_PER_S
     now: float = 0.0
-    turns: list[Turn] = field(default_factory=list)
+    grants: list[Grant] = field(default_factory=list)
     done: dict[Transfer, float] = field(default_factory=dict)
     running: int = 0
     most_running: int = 0
     _totals: dict[Transfer, int] = field(default_factory=dict)
-    _under_way: dict[Transfer, int] = field(default_factory=dict)
+    _in_flight: dict[Transfer, int] = field(default_factory=dict)
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
@@ -51,7 +51,7 @@ class Trip:
         direction: Direction = UP,
         known: bool = True,
     ) -> Transfer:
-        """Let a transfer of ``total`` bytes arrive; None never ends."""
+        """Add a transfer of ``total`` bytes that arrives at ``at``; None never ends."""
         size = total if known else None
         transfer = Transfer(account, f"{total}", direction, size, at)
         self.at(at, lambda: self._arrive(transfer, total, flows))
@@ -59,8 +59,8 @@ class Trip:
 
     def run(self, until: float = 1e9) -> None:
         while True:
-            self._give()
-            wake = self.schedule.next_at()
+            self._grant_due()
+            wake = self.scheduler.next_at()
             event = self._events[0][0] if self._events else float("inf")
             now = min(wake, event)
             if now > until or now == float("inf"):
@@ -71,47 +71,47 @@ class Trip:
                 heapq.heappop(self._events)[2]()
 
     def moved(self, since: float, until: float, *accounts: Account) -> int:
-        """Return the bytes of turns that were given in a time, of some accounts or of all."""
+        """Return the bytes granted in a period, to some accounts or to all."""
         return sum(
-            turn.size
-            for turn in self.turns
-            if since <= turn.at < until and (not accounts or turn.transfer.account in accounts)
+            grant.size
+            for grant in self.grants
+            if since <= grant.at < until and (not accounts or grant.transfer.account in accounts)
         )
 
     def order(self) -> list[Transfer]:
-        """Return whose turn it was, one after the other."""
-        return [turn.transfer for turn in self.turns]
+        """Return the transfers of all grants, in order."""
+        return [grant.transfer for grant in self.grants]
 
     def _arrive(self, transfer: Transfer, total: int | None, flows: int) -> None:
         for _ in range(flows):
-            self.schedule.ready(self.schedule.add_flow(transfer), self.now)
+            self.scheduler.ready(self.scheduler.add_flow(transfer), self.now)
         if total is not None:
             self._totals[transfer] = total
 
-    def _give(self) -> None:
-        while (flow := self.schedule.grant_next(self.now)) is not None:
-            self._carry(flow)
+    def _grant_due(self) -> None:
+        while (flow := self.scheduler.grant_next(self.now)) is not None:
+            self._start(flow)
 
-    def _carry(self, flow: Flow) -> None:
+    def _start(self, flow: Flow) -> None:
         transfer, size = flow.transfer, flow.size
         total = self._totals.get(transfer)
         if total is not None:
-            size = min(size, total - transfer.moved - self._under_way.get(transfer, 0))
-        self._under_way[transfer] = self._under_way.get(transfer, 0) + size
+            size = min(size, total - transfer.moved - self._in_flight.get(transfer, 0))
+        self._in_flight[transfer] = self._in_flight.get(transfer, 0) + size
         self.running += 1
         self.most_running = max(self.running, self.most_running)
-        self.turns.append(Turn(self.now, transfer, size))
-        self.at(self.now + size / self.line_bps, lambda: self._finish(flow, size))
+        self.grants.append(Grant(self.now, transfer, size))
+        self.at(self.now + size / self.link_bytes_per_s, lambda: self._finish(flow, size))
 
     def _finish(self, flow: Flow, size: int) -> None:
         transfer = flow.transfer
         self.running -= 1
-        self._under_way[transfer] -= size
-        self.schedule.release(flow, size, self.now)
+        self._in_flight[transfer] -= size
+        self.scheduler.release(flow, size, self.now)
         total = self._totals.get(transfer)
-        if total is not None and transfer.moved + self._under_way[transfer] >= total:
-            self.schedule.remove(flow, self.now)
+        if total is not None and transfer.moved + self._in_flight[transfer] >= total:
+            self.scheduler.remove(flow, self.now)
             if not transfer.flows:
                 self.done[transfer] = self.now
         else:
-            self.schedule.ready(flow, self.now)
+            self.scheduler.ready(flow, self.now)
