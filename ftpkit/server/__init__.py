@@ -1,4 +1,4 @@
-"""The server: who connects, what each asks, and what is done about it."""
+"""The server: listeners, sessions, operations and workers."""
 
 from ftpkit.server.server import Server
 

@@ -1,4 +1,4 @@
-"""What the operations of one connection work with, and what they give."""
+"""The state of one connection that its operations use, and the result that they return."""
 
 import socket
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from ftpkit.scheduling.flow import Account
 from ftpkit.server.auth.authenticator import Authenticator
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.transfers.registry import TransferRegistry, take_turn
-from ftpkit.server.udp.listener import Begin, UdpConversation, UdpListener
+from ftpkit.server.udp.listener import StartTransfer, UdpConversation, UdpListener
 from ftpkit.storage.api import Reader, Store, Upload
 from ftpkit.tokens import Grant
 
-# Where nobody is asked for a token, everybody may do everything.
-_ANYBODY: Final = Grant(user="")
-# Who has shown none yet may do nothing.
-_NOBODY: Final = Grant(user="", can=frozenset())
+# Of a server without tokens: all permissions.
+_UNRESTRICTED: Final = Grant(user="")
+# Before a token was presented: no permission.
+_UNAUTHENTICATED: Final = Grant(user="", can=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
 class Handoff:
-    """A conversation that another process goes on with, from the request ``header`` on.
+    """A session that another worker continues, from the request ``header`` on.
 
-    ``ahead`` is what was read of what follows that; ``requests`` were answered since ``since``.
-    ``grant`` is that of the token that was shown, if one was, and ``local`` the family and
-    address by which the client knows us.
+    ``ahead`` is what was read after the header; ``requests`` were answered since ``since``.
+    ``grant`` is that of the presented token, if any, and ``local`` the socket family and the
+    address that the client connected to.
     """
 
     header: Header
@@ -47,25 +47,29 @@ class Handoff:
 
 
 class OtherWorkers(Protocol):
-    """The other processes that serve the same root, as one connection sees them."""
+    """The other workers of a server, as one session sees them."""
 
     @property
-    def leaving(self) -> bool:
-        """Whether they are to serve what is not begun here."""
+    def draining(self) -> bool:
+        """Whether this worker only finishes what it has begun."""
 
-    def hand_over(self, sock: socket.socket, moved: Handoff, to: int, *, lent: bool) -> None:
-        """Let the process with the number ``to`` go on with this conversation; 0 is any.
+    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, proxied: bool) -> None:
+        """Let worker number ``to`` continue the session; 0 is any.
 
-        If it is ``lent``, the connection stays here: ``sock`` leads to who carries its bytes.
+        If ``proxied``, this worker keeps the TLS connection and relays its bytes over ``sock``.
         """
 
     def status(self) -> ServerStatus:
-        """Tell what all of them do; RefusedError says that it cannot be told."""
+        """Return the status of all workers together; RefusedError if it is not available."""
 
 
 @dataclass(slots=True)
 class SessionContext:
-    """What the operations of one connection work with."""
+    """What the operations of one connection use.
+
+    ``status`` returns the status of the whole server. With an ``authenticator`` the client must
+    present a token first.
+    """
 
     store: Store
     jobs: Jobs
@@ -73,12 +77,9 @@ class SessionContext:
     stream: FrameStream
     agent: str
     status: Callable[[], ServerStatus]
-    """Tells what the whole server does."""
     authenticator: Authenticator | None = None
-    """Where a token must be shown, if anywhere."""
     peer: str = ""
     grant: Grant = field(init=False)
-    """What may be done over this connection."""
     account: Account = field(default_factory=lambda: Account(""))
     registry: TransferRegistry = field(default_factory=TransferRegistry)
     algorithm: str = DEFAULT
@@ -88,26 +89,26 @@ class SessionContext:
     udp_conversation: UdpConversation | None = None
     _turn_handle: TurnHandle | None = None
     on_datagrams_ended: Callable[[], None] = lambda: None
-    """Called when a session of datagrams has ended, perhaps in its own thread."""
-    passed: Callable[[int], None] = lambda count: None
-    """Called with the bytes of each piece of a body that has arrived."""
+    """Called when a UDP session has ended, possibly in its own thread."""
+    on_bytes: Callable[[int], None] = lambda count: None
+    """Called with the size of each piece of a request's body that has arrived."""
 
     def __post_init__(self) -> None:
-        self.grant = _NOBODY if self.authenticator else _ANYBODY
+        self.grant = _UNAUTHENTICATED if self.authenticator else _UNRESTRICTED
 
     @property
     def owner(self) -> str:
-        """Whose uploads are begun and continued over this connection."""
+        """The owner of the uploads of this connection."""
         return self.grant.user
 
     @property
     def unauthenticated(self) -> bool:
-        """Whether a token must be shown first."""
-        return self.grant is _NOBODY
+        """Whether a token must be presented first."""
+        return self.grant is _UNAUTHENTICATED
 
     @property
     def still_authorized(self) -> bool:
-        """Whether the token that was shown, if one was, still grants what it did then."""
+        """Whether the presented token, if any, is still valid and grants the same."""
         return (
             self.authenticator is None
             or self.unauthenticated
@@ -115,78 +116,82 @@ class SessionContext:
         )
 
     @property
+    def moves_datagrams(self) -> bool:
+        """Whether a UDP session is moving blocks."""
+        return self.udp_conversation is not None and self.udp_conversation.running
+
+    @property
     def log_fields(self) -> dict[str, str]:
-        """What the log says of the user, where there are users."""
+        """The log fields that name the user, if there are users."""
         return {"user": self.owner} if self.owner else {}
 
     def authenticated(self, grant: Grant, store: Store) -> None:
-        """Let this be a connection of the holder of ``grant``, who sees ``store``."""
+        """Continue as the user of ``grant``, who sees ``store``."""
         self.grant, self.store = grant, store
         self.account = self.registry.account(
             grant.user, weight=grant.weight, bytes_per_s=grant.bytes_per_s
         )
 
     def leave(self) -> None:
-        """Let another connection of its user have its place."""
+        """Count one connection of the user less."""
         if self.authenticator is not None and not self.unauthenticated:
             self.authenticator.release(self.grant)
 
     def hold(self, upload: Upload) -> Upload:
-        """Keep an upload open as long as the connection is."""
+        """Keep an upload open until the connection ends."""
         if upload.id in self.uploads:
             upload.release()
         else:
             self.uploads[upload.id] = upload
         return upload
 
-    def upload(self, identity: str) -> Upload:
-        """Return an upload that was begun on this connection or on another of the same user."""
-        known = self.uploads.get(identity)
-        return known or self.hold(self.store.upload(identity, owner=self.owner))
+    def upload(self, upload_id: str) -> Upload:
+        """Return an upload that this or another connection of the same user began."""
+        known = self.uploads.get(upload_id)
+        return known or self.hold(self.store.upload(upload_id, owner=self.owner))
 
-    def drop(self, identity: str) -> None:
-        """Let go of an upload."""
-        upload = self.uploads.pop(identity, None)
+    def release(self, upload_id: str) -> None:
+        """Release an upload, if this connection holds it."""
+        upload = self.uploads.pop(upload_id, None)
         if upload is not None:
             upload.release()
 
     def open_datagram_session(
-        self, begin: Begin, let_go: Callable[[], None], join: Callable[[], TurnHandle]
+        self, start: StartTransfer, on_end: Callable[[], None], join: Callable[[], TurnHandle]
     ) -> m.SessionReply:
-        """Open a session of datagrams, in place of an earlier one of this connection.
+        """Open a UDP session, which replaces an earlier one of this connection.
 
-        It moves as part of what ``join`` joins, and ``let_go`` is called when it has ended.
+        ``join`` returns the handle for its turns; ``on_end`` is called when it has ended.
         """
 
         def ended() -> None:
             handle.close()
-            let_go()
+            on_end()
             self.on_datagrams_ended()
 
         def turn(moved: Callable[[], int]) -> AbstractContextManager[int | None]:
             return take_turn(self.registry.scheduler, handle, moved)
 
         if self.udp_listener is None:
-            raise RefusedError(Code.UNSUPPORTED, "this server takes no datagrams")
+            raise RefusedError(Code.UNSUPPORTED, "this server does not accept UDP datagrams")
         self.end_datagram_session()
         handle = self._turn_handle = join()
-        self.udp_conversation = self.udp_listener.open(begin, ended, turn, self.stream.local)
-        return m.SessionReply(
-            session=self.udp_conversation.session, key=self.udp_conversation.key.hex()
-        )
+        conversation = self.udp_listener.open(start, ended, turn, self.stream.local)
+        self.udp_conversation = conversation
+        return m.SessionReply(session=conversation.session, key=conversation.key.hex())
 
     def end_datagram_session(self) -> None:
-        """End the session of datagrams, if there is one."""
+        """End the UDP session, if there is one."""
         if self.udp_conversation is not None and self._turn_handle is not None:
             self._turn_handle.close()
             self.udp_conversation.stop()
             self.udp_conversation = None
 
     def close(self) -> None:
-        """Let go of everything."""
+        """End the UDP session and release all uploads."""
         self.end_datagram_session()
-        for identity in list(self.uploads):
-            self.drop(identity)
+        for upload_id in list(self.uploads):
+            self.release(upload_id)
 
 
 @dataclass(slots=True)

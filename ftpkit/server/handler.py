@@ -1,4 +1,4 @@
-"""What serves connections, wherever they were accepted: a store, and the sessions of now."""
+"""Serves accepted connections: opens their transport, runs their sessions, and stops them."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ftpkit import __version__
@@ -27,29 +27,29 @@ from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.limits import Limits
 from ftpkit.server.session import Session
-from ftpkit.server.status import told
+from ftpkit.server.status import transfer_status
 from ftpkit.server.transfers.registry import TransferRegistry
 from ftpkit.server.udp.listener import UdpListener
+from ftpkit.storage import DirectoryStore
 from ftpkit.storage.api import QuotaAwareStore, Store, SweepingStore
 from ftpkit.tokens import Tokens
 
-# For the first byte, and again for all of the handshake; nobody is known by then.
+# For the first byte, and again for the whole handshake; nobody is authenticated by then.
 _HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 3600.0
-# WIRE.md promises the first answer again for at least a day.
-_ANSWERS_KEPT_S: Final = 2 * 86_400.0
+# WIRE.md promises the reply to a repeated commit for at least a day.
+_PUBLICATIONS_S: Final = 2 * 86_400.0
 
 log = logging.getLogger("ftpkit.server")
 
 
 class ConnectionHandler:
-    """Serves each connection in the thread that brings it, until ``stop``.
+    """Serves the connections of one process, each in the thread that calls ``handle``.
 
-    With an ``identity`` over TLS, and only so unless ``plain`` connections are admitted, too.
-
-    Whoever brings one has entered it with ``admission``, and leaves when ``handle`` has
-    returned. Where there are ``tokens`` only their holders are served, and ``shared_limits`` counts
-    for all processes of the server what they do; without it, this is the only one.
+    With an ``identity`` it requires TLS, unless ``plain`` also accepts unencrypted connections.
+    The caller acquires a place of ``connection_limiter`` for each connection before ``handle``,
+    and releases it afterwards. With ``tokens`` clients must authenticate; ``shared_limits`` counts
+    for all workers of the server, and is made here without other workers.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ConnectionHandler:
         store: Store,
         connection_limiter: ConnectionLimiter,
         limits: Limits,
-        schedule: Scheduler | RemoteScheduler | None = None,
+        scheduler: Scheduler | RemoteScheduler | None = None,
         *,
         tokens: Tokens | None = None,
         shared_limits: SharedLimits | None = None,
@@ -67,7 +67,7 @@ class ConnectionHandler:
         self.store = store
         self.identity, self._plain = identity, plain
         self._limits = limits
-        self.registry = TransferRegistry(BlockingScheduler(schedule or limits.new_scheduler()))
+        self.registry = TransferRegistry(BlockingScheduler(scheduler or limits.new_scheduler()))
         self.jobs = Jobs()
         self._connection_limiter = connection_limiter
         self._buffers = BufferPool()
@@ -77,22 +77,26 @@ class ConnectionHandler:
         self._stopping = self._now = False
         self._leaving, self._closed = threading.Event(), threading.Event()
         self._before_close = contextlib.ExitStack()
-        self._authenticator = None if tokens is None else self._guarded(tokens, shared_limits)
+        self._authenticator: Authenticator | None = None
+        if tokens is not None:
+            self._authenticator = self._new_authenticator(tokens, shared_limits)
 
-    def _guarded(self, tokens: Tokens, shared_limits: SharedLimits | None) -> Authenticator:
-        """Let only holders of ``tokens`` in, and no longer than they are that."""
+    def _new_authenticator(
+        self, tokens: Tokens, shared_limits: SharedLimits | None
+    ) -> Authenticator:
+        """Return an authenticator, and start the thread that checks the tokens of open sessions."""
         if shared_limits is None:
-            shared_limits = LocalLimits(_counter_of(self.store))
+            shared_limits = LocalLimits(used_bytes_of(self.store))
             self._before_close.callback(shared_limits.close)
-        watch = threading.Thread(target=self._check, name="ftpkit-tokens", daemon=True)
-        watch.start()
-        self._before_close.callback(watch.join)
+        thread = threading.Thread(target=self._check_tokens, name="ftpkit-tokens", daemon=True)
+        thread.start()
+        self._before_close.callback(thread.join)
         self._before_close.callback(self._closed.set)
         return Authenticator(tokens, shared_limits, self.store, self._leaving)
 
     @property
     def identity(self) -> Identity | None:
-        """Who the server is, to those that connect from now on; nobody: no TLS is spoken."""
+        """The key and certificate for new connections; None disables TLS."""
         return self._identity
 
     @identity.setter
@@ -101,7 +105,7 @@ class ConnectionHandler:
         self._identity, self._tls = identity, tls
 
     def change(self, limits: Limits) -> None:
-        """Let other limits hold: timeouts for new connections, and the rest for all."""
+        """Apply other limits: timeouts to new connections, the rest to all at once."""
         self._limits = limits
         self.registry.scheduler.configure(
             limits.policy,
@@ -115,9 +119,9 @@ class ConnectionHandler:
         peer: str,
         udp_listener: UdpListener | None,
         other_workers: OtherWorkers | None = None,
-        moved: Handoff | None = None,
+        handoff: Handoff | None = None,
     ) -> None:
-        """Serve one connection, in this thread, until it ends or one of ``siblings`` has it."""
+        """Serve one connection in this thread, until it ends or another worker continues it."""
         stream = FrameStream(
             sock,
             stall_timeout_s=self._limits.stall_timeout_s,
@@ -130,15 +134,15 @@ class ConnectionHandler:
             stream,
             agent=f"ftpkit/{__version__}",
             status=self.status if other_workers is None else other_workers.status,
+            authenticator=self._authenticator,
+            peer=peer,
             registry=self.registry,
             udp_listener=udp_listener,
             other_workers=other_workers,
-            authenticator=self._authenticator,
         )
-        if self._authenticator is None:  # else the user has one, whatever his name and where he is
+        if self._authenticator is None:  # otherwise accounts belong to users, not to addresses
             context.account = self.registry.account(peer.rpartition(":")[0])
-        open_up = self._open_up if moved is None else None
-        session = Session(stream, context, peer, moved, open_up)
+        session = Session(context, handoff, None if handoff else self._open_transport)
         with self._lock:
             self._sessions.add(session)
             stopping, now = self._stopping, self._now
@@ -150,10 +154,10 @@ class ConnectionHandler:
             with self._lock:
                 self._sessions.remove(session)
 
-    def _open_up(self, stream: FrameStream) -> None:
-        """Speak TLS with who begins with it; RefusedError for a plain frame, unless admitted.
+    def _open_transport(self, stream: FrameStream) -> None:
+        """Start TLS if the client does; RefusedError for a plaintext frame unless ``plain``.
 
-        What is neither goes on to be refused as no frame.
+        A first byte that is neither stays unread: the session refuses it as an invalid frame.
         """
         tls, limit_s = self._tls, min(self._limits.stall_timeout_s, _HANDSHAKE_S)
         if tls is None:
@@ -164,53 +168,50 @@ class ConnectionHandler:
         elif first == PLAINTEXT and not self._plain:
             raise RefusedError(
                 Code.TLS_REQUIRED,
-                "this server speaks TLS only: ftpkit login LINK, with the link that it printed",
+                "this server requires TLS; log in with the URL that it printed: ftpkit login URL",
             )
 
     def status(self) -> ServerStatus:
-        """Tell what is going on here; WIRE.md, section 6, has the keys."""
+        """Return the status of this process; WIRE.md section 6 lists the keys."""
         limits, now = self._limits, time.monotonic()
         uptime_s = round(now - self._since, 3)
         with self._lock:
             connections = sum(not session.handed_over for session in self._sessions)
-        shaped = self.registry.scheduler.has_limits
         return {
             "version": __version__,
             "uptime_s": uptime_s,
             "connections": connections,
             "max_connections": limits.max_connections,
-            "policy": limits.schedule if shaped else None,
+            "policy": limits.schedule if self.registry.scheduler.has_limits else None,
             "slots": limits.slots,
             "rate_bps": limits.bytes_per_s,
             "workers": [
                 {"number": 1, "pid": os.getpid(), "uptime_s": uptime_s, "connections": connections}
             ],
             "totals": self.registry.ended.totals(),
-            "transfers": [told(each, now) for each in self.registry.scheduler.snapshot()],
+            "transfers": [
+                transfer_status(each, now) for each in self.registry.scheduler.snapshot()
+            ],
         }
 
     def sessions(self) -> set[Session]:
-        """Return those that run."""
+        """Return the sessions that are open."""
         with self._lock:
             return set(self._sessions)
 
     def stop(self, grace_s: float) -> None:
-        """Let running transfers go on for ``grace_s``, then end what is left."""
-        self._end(now=False)
+        """Wait up to ``grace_s`` for running transfers, then interrupt the rest."""
+        self._stop_sessions(now=False)
         if not self._connection_limiter.wait_for(lambda count: count == 0, grace_s):
-            self._end(now=True)
+            self._stop_sessions(now=True)
             self._connection_limiter.wait_for(lambda count: count == 0)
 
-    def _check(self) -> None:
-        """End the sessions whose tokens are good no longer, until ``close``."""
-        while not self._closed.wait(CHECK_INTERVAL_S):
-            for session in self.sessions():
-                try:
-                    session.check()
-                except Exception:  # of one session, or of a file that cannot be read now
-                    log.exception("error", extra={"fields": {"peer": session.peer}})
+    def close(self) -> None:
+        """Wait for jobs that outlived their session; nothing uses the store afterwards."""
+        self.jobs.stop()
+        self._before_close.close()
 
-    def _end(self, *, now: bool) -> None:
+    def _stop_sessions(self, *, now: bool) -> None:
         self._leaving.set()
         with self._lock:
             self._stopping, self._now = True, now
@@ -218,25 +219,38 @@ class ConnectionHandler:
         for session in sessions:
             session.stop(now=now)
 
-    def close(self) -> None:
-        """Wait for the work that outlived its session, and close the store."""
-        self.jobs.stop()
-        self._before_close.close()
-        self.store.close()
+    def _check_tokens(self) -> None:
+        """End the sessions whose token has become invalid, until ``close``."""
+        while not self._closed.wait(CHECK_INTERVAL_S):
+            for session in self.sessions():
+                try:
+                    session.check_token()
+                except Exception:  # the other sessions must still be checked
+                    log.exception("error", extra={"fields": {"peer": session.peer}})
 
 
-def _counter_of(store: Store) -> UsedBytes:
-    """Return what counts stored bytes; nobody has a quota where the store counts none."""
+@contextlib.contextmanager
+def open_store(store: Store | str | os.PathLike[str], *, durable: bool) -> Iterator[Store]:
+    """Yield ``store``, or the default store in that directory, which is closed at the end."""
+    if isinstance(store, str | os.PathLike):
+        with DirectoryStore(store, durable=durable) as opened:
+            yield opened
+    else:
+        yield store
+
+
+def used_bytes_of(store: Store) -> UsedBytes:
+    """Return the function that counts stored bytes; a store without one accepts no quotas."""
     return store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, go_on: 0
 
 
 def sweep_hourly(store: Store, limits: Callable[[], Limits], stopping: threading.Event) -> None:
-    """Delete what has expired, now and every hour, until ``stopping`` is set."""
+    """Delete expired uploads and publications, now and every hour, until ``stopping`` is set."""
     if not isinstance(store, SweepingStore):
         return
     while True:
         try:
-            store.sweep(uploads_s=limits().expire_uploads_s, publications_s=_ANSWERS_KEPT_S)
+            store.sweep(uploads_s=limits().expire_uploads_s, publications_s=_PUBLICATIONS_S)
         except OSError:
             log.exception("error", extra={"fields": {"at": "sweep"}})
         if stopping.wait(_SWEEP_S):

@@ -1,4 +1,4 @@
-"""Work that may take longer than a client should wait in the dark for."""
+"""Runs work that may take longer than a client should wait for a reply."""
 
 import threading
 import time
@@ -8,39 +8,40 @@ from typing import Any, Final
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.messages import Pending
 
-# WIRE.md promises an answer within 5 seconds.
+# WIRE.md promises a reply within 5 seconds.
 _PATIENCE_S: Final = 4.0
-# How long a finished job waits for somebody to ask for its result.
+# How long the result of a finished job is kept for the client.
 _KEPT_S: Final = 300.0
-# Each is a thread, which goes on where nobody waits for it any more.
-_MOST: Final = 4096
+# Each job is a thread, which continues even if its client is gone.
+_MAX_JOBS: Final = 4096
 
 Work = Callable[[Callable[[int, int], None]], Any]
 
 
 class Jobs:
-    """Runs work in threads; whoever asks for the same work again joins it.
+    """Runs work in threads; the same work requested again waits for the running job.
 
-    A client that was told ``pending`` asks again with the same request, maybe
-    over another connection, and gets the result of the first.
+    A client that received ``pending`` repeats its request, possibly over another connection,
+    and gets the result of the first.
     """
 
-    def __init__(self, patience_s: float = _PATIENCE_S, most: int = _MOST) -> None:
-        self._patience_s, self._most = patience_s, most
+    def __init__(self, patience_s: float = _PATIENCE_S, max_running: int = _MAX_JOBS) -> None:
+        self._patience_s, self._max_running = patience_s, max_running
         self._lock = threading.Lock()
         self._jobs: dict[Hashable, _Job] = {}
         self._stopped = False
 
     def run(self, key: Hashable, work: Work) -> Any:
-        """Return what ``work`` returns or raise what it raises, or return Pending for now."""
+        """Return what ``work`` returns, raise what it raises, or return Pending while it runs."""
         with self._lock:
             self._forget_old()
             job = self._jobs.get(key)
             if job is None:
                 if self._stopped:
                     raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
-                if sum(not each.finished.is_set() for each in self._jobs.values()) >= self._most:
-                    raise RefusedError(Code.BUSY, "too much work is under way; try again later")
+                running = sum(not each.finished.is_set() for each in self._jobs.values())
+                if running >= self._max_running:
+                    raise RefusedError(Code.BUSY, "too many jobs are running; try again later")
                 job = self._jobs[key] = _Job(work)
                 job.thread.start()
         if not job.finished.wait(self._patience_s):
@@ -53,14 +54,14 @@ class Jobs:
         return job.result
 
     def forget(self, key: Hashable) -> None:
-        """Drop the result of work that has ended and that nobody has asked for yet."""
+        """Drop the result of a finished job that no client has fetched yet."""
         with self._lock:
             job = self._jobs.get(key)
             if job is not None and job.finished.is_set():
                 del self._jobs[key]
 
     def stop(self) -> None:
-        """Take no new work, and wait for what runs."""
+        """Refuse new work, and wait for running jobs."""
         with self._lock:
             self._stopped = True
             jobs = list(self._jobs.values())
@@ -87,7 +88,7 @@ class _Job:
     def _run(self) -> None:
         try:
             self.result = self._work(self._progress)
-        except BaseException as error:  # noqa: BLE001  it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001  raised again in ``run``
             self.error = error
         self.finished_at = time.monotonic()
         self.finished.set()

@@ -91,8 +91,11 @@ class Listeners:
         self.connection_limiter.change(limits.max_connections, limits.max_connections_per_address)
 
     def close(self) -> None:
-        """Stop accepting, and close the listening sockets."""
+        """Stop accepting, and close the listening sockets, also those that were never opened."""
         self.stopping.set()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = ()
         for listener in self._listeners:
             if self._accepting:
                 listener.shutdown()

@@ -1,4 +1,4 @@
-"""What each request does: one function an operation (WIRE.md section 4)."""
+"""Carries out each request: one function per operation (WIRE.md section 4)."""
 
 import contextlib
 from collections.abc import Callable
@@ -46,9 +46,9 @@ def ping(context: SessionContext, request: m.Ping) -> Result:
 
 def auth(context: SessionContext, request: m.Auth) -> Result:
     if context.authenticator is None:
-        raise RefusedError(Code.UNSUPPORTED, "this server asks for no token")
+        raise RefusedError(Code.UNSUPPORTED, "this server requires no token")
     if not context.unauthenticated:
-        raise RefusedError(Code.BAD_REQUEST, "a token was shown on this connection already")
+        raise RefusedError(Code.BAD_REQUEST, "this connection is already authenticated")
     grant = context.authenticator.authenticate(request.token, context.peer)
     store = context.authenticator.open_home(grant)
     context.authenticator.acquire(grant)
@@ -82,13 +82,13 @@ def list_names(context: SessionContext, request: m.List) -> Result:
     )
     page, last, more = bytearray(), None, False
     for info in entries:
-        line = list_entry_to_json(
+        encoded = list_entry_to_json(
             m.ListEntry(name=info.name, kind=info.kind, total=info.total, mtime=info.mtime)
         )
-        if len(page) + len(line) > m.MAX_PAGE:
+        if len(page) + len(encoded) > m.MAX_PAGE:
             more = True
             break
-        page += line
+        page += encoded
         last = info.name
     body = bytes(page)
     reply = m.ListReply(
@@ -117,7 +117,7 @@ def delete(context: SessionContext, request: m.Delete) -> Result:
     key = context.grant, request
     with contextlib.suppress(RefusedError):
         context.store.stat(request.name)
-        # It stands there again: what became of an earlier one is no answer.
+        # The name exists (again): the result of an earlier deletion is no reply to this one.
         context.jobs.forget(key)
     return Result(context.jobs.run(key, work))
 
@@ -130,24 +130,17 @@ def digest(context: SessionContext, request: m.DigestRequest) -> Result:
         with store.read(request.name) as reader:
             total = reader.info.total
             actual = _digest_range(reader, 0, total, algorithm, buffers, progress)
-            return _published(replace(reader.info, content_digest=actual))
+            return _file_reply(replace(reader.info, content_digest=actual))
 
     version = store.stat(request.name).version
     return Result(context.jobs.run((context.grant, request, algorithm, version), work))
 
 
 def put(context: SessionContext, request: m.Put) -> Result:
-    spec = UploadSpec(
-        name=request.name,
-        total=request.size,
-        mtime=request.mtime,
-        mode=request.mode,
-        overwrite=request.overwrite,
-    )
-    staged = context.store.stage(spec, request.digest)
+    staged = context.store.stage(_upload_spec(request, request.size), request.digest)
     try:
         _receive(context, staged.write)
-        return Result(_published(staged.commit()))
+        return Result(_file_reply(staged.commit()))
     finally:
         staged.discard()
 
@@ -174,7 +167,7 @@ def get(context: SessionContext, request: m.Get) -> Result:
                 version=info.version,
                 mode=info.mode,
                 content_digest=info.content_digest,
-                digest=_asked_digest(context, request, reader, size),
+                digest=_requested_digest(context, request, reader, size),
             ),
             reader=reader,
             offset=request.offset,
@@ -186,18 +179,12 @@ def get(context: SessionContext, request: m.Get) -> Result:
 
 
 def begin(context: SessionContext, request: m.Begin) -> Result:
-    spec = UploadSpec(
-        name=request.name,
-        total=request.total,
-        mtime=request.mtime,
-        mode=request.mode,
-        overwrite=request.overwrite,
-    )
+    spec = _upload_spec(request, request.total)
     store, owner, algorithm = context.store, context.owner, context.algorithm
     upload = context.hold(store.begin(spec, owner=owner, block=request.block))
 
     def work(progress: Progress) -> None:
-        # The connection may end before the work does, and let go of the upload.
+        # The connection may end, and release the upload, before this work does.
         held = store.upload(upload.id, owner=owner)
         try:
             offer_basis(store, held, algorithm, progress)
@@ -205,7 +192,7 @@ def begin(context: SessionContext, request: m.Begin) -> Result:
             held.release()
 
     if request.basis:
-        # A basis is dropped when its upload is closed: one that was opened again has none.
+        # An upload loses its basis when it is closed: one that was opened again has none.
         pending = context.jobs.run((upload, "basis", algorithm), work)
         if pending is not None:
             return Result(pending)
@@ -236,12 +223,12 @@ def commit(context: SessionContext, request: m.Commit) -> Result:
             publication = store.published(request.upload, owner=owner)
             if publication is None:
                 raise refusal from None
-            return _published(publication)
+            return _file_reply(publication)
         try:
-            # It may have been begun when its owner was allowed to replace what stands there.
+            # The upload may have begun when its owner was still allowed to replace files.
             if upload.spec.overwrite and Permission.DELETE not in context.grant.can:
                 upload.renew(replace(upload.spec, overwrite=False))
-            return _published(
+            return _file_reply(
                 upload.commit(
                     request.total, request.content_digest, request.blocks_digest, progress
                 )
@@ -251,13 +238,13 @@ def commit(context: SessionContext, request: m.Commit) -> Result:
 
     reply = context.jobs.run((context.grant, request), work)
     if not isinstance(reply, m.Pending):
-        context.drop(request.upload)
+        context.release(request.upload)
     return Result(reply)
 
 
 def abort(context: SessionContext, request: m.Abort) -> Result:
     context.store.abort(request.upload, owner=context.owner)
-    context.drop(request.upload)
+    context.release(request.upload)
     return Result(m.OkReply())
 
 
@@ -284,18 +271,20 @@ OPERATIONS: Final[dict[type[m.Request], Callable[[SessionContext, Any], Result]]
 
 
 def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> None:
-    """Hand the body of the request to ``sink``, piece by piece."""
+    """Read the body of the request into a borrowed buffer, and pass each piece to ``sink``."""
     with context.buffers.borrow() as buffer:
         while count := context.stream.read_into(buffer):
             sink(buffer[:count])
-            context.passed(count)
+            context.on_bytes(count)
 
 
-def _asked_digest(context: SessionContext, request: m.Get, reader: Reader, size: int) -> str | None:
+def _requested_digest(
+    context: SessionContext, request: m.Get, reader: Reader, size: int
+) -> str | None:
     if request.digest is None:
         return None
     if size > MAX_BLOCK:
-        raise RefusedError(Code.TOO_LARGE, f"a range with a digest is of {MAX_BLOCK} bytes at most")
+        raise RefusedError(Code.TOO_LARGE, f"a range with a digest has at most {MAX_BLOCK} bytes")
     return _digest_range(reader, request.offset, size, request.digest, context.buffers)
 
 
@@ -319,7 +308,17 @@ def _digest_range(
     return format_digest(algorithm, hasher.digest())
 
 
-def _published(info: FileInfo) -> m.FileReply:
+def _upload_spec(request: m.Put | m.Begin, total: int | None) -> UploadSpec:
+    return UploadSpec(
+        name=request.name,
+        total=total,
+        mtime=request.mtime,
+        mode=request.mode,
+        overwrite=request.overwrite,
+    )
+
+
+def _file_reply(info: FileInfo) -> m.FileReply:
     return m.FileReply(
         name=info.name,
         total=info.total,

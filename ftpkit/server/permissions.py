@@ -1,4 +1,4 @@
-"""What each request needs, and how much of it a grant allows."""
+"""The permissions that each request needs, checked against a grant."""
 
 from dataclasses import replace
 from typing import Final
@@ -30,14 +30,14 @@ NEEDS: Final[dict[type[m.Request], frozenset[Permission]]] = {
 
 
 def permitted(request: m.Request, grant: Grant) -> m.Request:
-    """Return ``request`` as ``grant`` lets it run, or refuse it as ``forbidden``.
+    """Return ``request`` as ``grant`` allows it; RefusedError (``forbidden``) if it does not.
 
-    Nothing is looked up for that, so that a refusal tells nothing of what there is. What
-    ``NEEDS`` does not know nobody may do. Without "delete" nothing that stands is replaced.
+    Without "delete" a request cannot replace a file. A request that ``NEEDS`` lacks is always
+    refused. The store is not consulted, so that a refusal does not reveal which names exist.
     """
     needs = NEEDS.get(type(request))
     if needs is None:
-        raise RefusedError(Code.FORBIDDEN, f"no token allows {request.op}")
+        raise RefusedError(Code.FORBIDDEN, f"{request.op} is not allowed")
     if isinstance(request, m.Begin) and request.basis:
         needs |= {Permission.READ}
     missing = needs - grant.can

@@ -1,5 +1,6 @@
 """The server of one process: listens, and serves each connection in a thread."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -9,19 +10,22 @@ from typing import Any, Self
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server.handler import ConnectionHandler, sweep_hourly
+from ftpkit.server.handler import ConnectionHandler, open_store, sweep_hourly
 from ftpkit.server.limits import DEFAULT_LIMITS, Limits
 from ftpkit.server.listener import Listeners, peer_name
 from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.listener import UdpListener
-from ftpkit.storage import DirectoryStore
+from ftpkit.storage.api import Store
 from ftpkit.tokens import Tokens
 
 log = logging.getLogger("ftpkit.server")
 
 
 class Server:
-    """Serves the directory ``root`` over the ftpkit protocol, in background threads.
+    """Serves a store over the ftpkit protocol, in background threads.
+
+    ``store`` is a directory, created if missing, or a ``Store``, which the server does not close.
+    If not ``durable``, uploads to a directory are acknowledged before they are on stable storage.
 
     ``host`` is an address or a name to listen on; None means the loopback interface, "*" every
     interface. ``port`` 0 lets the system choose a port, the same for TCP and, with ``datagrams``,
@@ -29,14 +33,13 @@ class Server:
 
     With an ``identity`` the server requires TLS, unless ``plain`` also accepts unencrypted
     connections. Without ``tokens`` clients need no token and may do everything.
-    If not ``durable``, uploads are acknowledged before they are on stable storage.
 
     Use it as a context manager, or call ``start`` and ``stop``.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        store: Store | str | os.PathLike[str],
         *,
         host: str | None = None,
         port: int = DEFAULT_PORT,
@@ -48,7 +51,7 @@ class Server:
         datagrams: bool = True,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
-        self._root, self._durable = root, durable
+        self._store, self._durable = store, durable
         self._identity, self._plain, self._tokens = identity, plain, tokens
         self._limits = limits
         self._listeners = Listeners(
@@ -56,6 +59,7 @@ class Server:
         )
         self.connection_limiter = self._listeners.connection_limiter
         self._udp_listeners: list[UdpListener] = []
+        self._stack = contextlib.ExitStack()
         self.handler: ConnectionHandler | None = None
 
     @property
@@ -75,12 +79,11 @@ class Server:
 
     def start(self) -> None:
         """Open the store, listen, and serve in the background; raises OSError."""
-        store = DirectoryStore(self._root, durable=self._durable)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._listeners.close)
+            store = stack.enter_context(open_store(self._store, durable=self._durable))
             ports = self._listeners.open()
-        except BaseException:
-            store.close()
-            raise
+            self._stack = stack.pop_all()
         self.handler = ConnectionHandler(
             store,
             self.connection_limiter,
@@ -115,6 +118,7 @@ class Server:
         if self.handler is not None:
             self.handler.close()
             self.handler = None
+        self._stack.close()
         log.info("stopped", extra={"fields": {}})
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""One connection: requests in, work done, replies out, in order."""
+"""One client's conversation on a connection: reads requests, carries them out, replies in order."""
 
 import contextlib
 import logging
@@ -30,14 +30,14 @@ from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers.tracker import TransferTracker
 from ftpkit.storage.api import DescriptorReader, Reader
 
-# A refused body up to this size is read and dropped, and the conversation goes on.
+# A refused body up to this size is read and discarded; after a larger one the connection closes.
 MAX_DROPPED: Final = 1024 * 1024
-_GENTLE_S: Final = 10.0
-# So much of a file is held back until it is seen to be unchanged: small files wholly, and
-# not much of large ones, which travel without a copy.
-_LAST: Final = 64 * 1024
-# Who shows no token for so long takes the place of somebody who has one, whatever it asks for.
-_UNKNOWN_S: Final = 60.0
+_LINGER_S: Final = 10.0
+# So many bytes of a file are held back until it is seen to be unchanged: all of a small file,
+# and little of a large one, whose other bytes are sent without a copy.
+_HELD_BACK: Final = 64 * 1024
+# Without a token by then, a connection makes room for others, whatever it requests.
+_LOGIN_S: Final = 60.0
 
 log = logging.getLogger("ftpkit.server")
 
@@ -45,97 +45,102 @@ log = logging.getLogger("ftpkit.server")
 class Session:
     """Serves one connection until it ends, in the thread that calls ``run``.
 
-    ``open_up`` decides what the conversation travels over; RefusedError ends it.
+    ``open_transport`` starts TLS if the client does; RefusedError ends the session. A
+    ``handoff`` continues a session that another worker began.
     """
 
     def __init__(
         self,
-        stream: FrameStream,
         context: SessionContext,
-        peer: str,
-        moved: Handoff | None = None,
-        open_up: Callable[[FrameStream], None] | None = None,
+        handoff: Handoff | None = None,
+        open_transport: Callable[[FrameStream], None] | None = None,
     ) -> None:
-        self.peer = context.peer = peer
-        self._stream = stream
-        self._context = context
-        self._open_up = open_up
+        self._context, self._stream = context, context.stream
+        self._open_transport = open_transport
         self._transfers = TransferTracker(context)
         self._requests = 0
         self._sent = 0
         self._since = time.monotonic()
         self._state = threading.Lock()
-        self._busy = moved is not None
+        self._busy = handoff is not None
         self._stopping = False
         self._revoked = False
-        self._handed_over = False
+        self.handed_over = False
+        """Whether another worker answers the requests."""
         self._next: Header | None = None
-        context.on_datagrams_ended = self._rest
-        context.passed = self._transfers.passed
-        if moved is not None:
-            if moved.grant is not None and context.authenticator is not None:
-                context.authenticated(moved.grant, context.authenticator.store_for(moved.grant))
-            context.algorithm = moved.algorithm
-            self._next, self._requests, self._since = moved.header, moved.requests, moved.since
-            stream.resume(moved.header, moved.ahead, moved.local)
+        context.on_datagrams_ended = self._end_if_idle
+        context.on_bytes = self._transfers.on_bytes
+        if handoff is not None:
+            if handoff.grant is not None and context.authenticator is not None:
+                store = context.authenticator.store_for(handoff.grant)
+                context.authenticated(handoff.grant, store)
+            context.algorithm = handoff.algorithm
+            self._next, self._requests = handoff.header, handoff.requests
+            self._since = handoff.since
+            self._stream.resume(handoff.header, handoff.ahead, handoff.local)
         self._protocol = ServerProtocol(must_authenticate=context.unauthenticated)
-        stream.unauthenticated = context.unauthenticated
+        self._stream.unauthenticated = context.unauthenticated
+
+    @property
+    def peer(self) -> str:
+        """The client's address, as the log names it."""
+        return self._context.peer
 
     def run(self) -> None:
-        """Serve until the client ends, fails, or is shown out; never raises."""
+        """Serve until the client or the server ends the connection; never raises."""
         outcome = "closed"
         try:
-            if self._open_up is not None:
-                self._open_up(self._stream)
+            if self._open_transport is not None:
+                self._open_transport(self._stream)
             self._converse()
         except RefusedError as refusal:
             outcome = refusal.code
-            self._last_word(refusal)
+            self._send_last(refusal)
         except EndOfStreamError:
             if self._revoked:
-                self._last_word(self._deauthenticated())
+                self._send_last(self._deauthenticated())
             elif self._stopping:
                 outcome = Code.SHUTTING_DOWN
-                self._last_word(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
+                self._send_last(RefusedError(Code.SHUTTING_DOWN, "the server is stopping"))
         except HeaderTooLongError as error:
             outcome = Code.AUTH_REQUIRED
-            self._last_word(RefusedError(outcome, f"show a token first: {error}"))
+            self._send_last(RefusedError(outcome, f"authenticate first: {error}"))
         except ProtocolError as error:
             outcome = error.code
-            self._last_word(RefusedError(Code.BAD_FRAME, str(error)))
+            self._send_last(RefusedError(Code.BAD_FRAME, str(error)))
         except StallTimeoutError as error:
             outcome = error.code
-            self._last_word(RefusedError(Code.TIMEOUT, str(error)))
+            self._send_last(RefusedError(Code.TIMEOUT, str(error)))
         except (ConnectionLostError, SourceChangedError) as error:
             outcome = error.code
         finally:
             self._transfers.close()
             self._context.close()
             self._stream.close()
-            if not self._handed_over:
+            if not self.handed_over:
                 self._context.leave()
                 log.info("connection", extra={"fields": self._summary(outcome)})
 
     def stop(self, *, now: bool) -> None:
-        """End after the transfers that are under way, or ``now``."""
+        """End when the transfers of this session have ended, or ``now``."""
         with self._state:
             self._stopping = True
-            if now and (not self._handed_over or self._stream.is_tls):
+            if now and (not self.handed_over or self._stream.is_tls):
                 self._stream.shutdown()
                 self._transfers.interrupt()
-        self._rest()
+        self._end_if_idle()
 
-    def check(self) -> None:
-        """End if the token that was shown is good no longer, or none was shown in time.
+    def check_token(self) -> None:
+        """End if the token has become invalid, or none was presented in time.
 
-        With a word, where one can be said.
+        The client gets the reason unless a request is being served.
         """
-        late = self._context.unauthenticated and time.monotonic() - self._since > _UNKNOWN_S
+        late = self._context.unauthenticated and time.monotonic() - self._since > _LOGIN_S
         if self._revoked or (self._context.still_authorized and not late):
             return
         with self._state:
             self._revoked = True
-            if self._handed_over:
+            if self.handed_over:
                 return
             if self._busy:
                 self._stream.shutdown()
@@ -144,17 +149,11 @@ class Session:
                 self._stream.shutdown_read()
 
     @property
-    def handed_over(self) -> bool:
-        """Whether another process answers its requests."""
-        return self._handed_over
-
-    @property
     def _transferring(self) -> bool:
-        exchange = self._context.udp_conversation
         return (
             bool(self._context.uploads)
             or self._transfers.downloading
-            or (exchange is not None and exchange.running)
+            or self._context.moves_datagrams
         )
 
     def _converse(self) -> None:
@@ -163,16 +162,16 @@ class Session:
             with self._state:
                 self._busy = True
             self._requests += 1
-            self._serve(header)
-            if self._handed_over:
+            self._answer(header)
+            if self.handed_over:
                 return
             with self._state:
                 self._busy = False
-            self._rest()
-        self._close_gently()
+            self._end_if_idle()
+        self._linger()
 
     def _next_header(self) -> Header:
-        """Return the next header; who sends datagrams meanwhile is not silent."""
+        """Return the next header; a client that sends datagrams meanwhile is not idle."""
         if self._next is not None:
             header, self._next = self._next, None
             return header
@@ -180,141 +179,112 @@ class Session:
             try:
                 return self._stream.read_header()
             except StallTimeoutError:
-                exchange = self._context.udp_conversation
-                if exchange is None or not exchange.running:
+                if not self._context.moves_datagrams:
                     raise
 
-    def _rest(self) -> None:
-        """End if we are to stop, and this was the last that was under way."""
+    def _end_if_idle(self) -> None:
+        """End a session that is to stop and has no transfer."""
         with self._state:
             if self._stopping and not self._busy and not self._transferring:
                 self._stream.shutdown_read()
 
-    def _serve(self, header: Header) -> None:
+    def _answer(self, header: Header) -> None:
+        """Carry out one request and reply to it."""
         started = time.monotonic()
         request: Request | None = None
         try:
             request = self._protocol.receive(header)
-            self._stay_for(request)
-            request = self._allowed(request)
-            self._transfers.arriving(request)
+            self._check_worker(request)
+            request = self._authorized(request)
+            self._transfers.begin_request(request)
             result = OPERATIONS[type(request)](self._context, request)
         except RefusedError as refusal:
-            self._transfers.refused(request, refusal, started)
-            self._refuse(refusal)
+            self._refuse(request, refusal, started)
         except WrongWorkerError as error:
             self._hand_over(header, error.holder)
         except (ConnectionLostError, SourceChangedError):
-            self._transfers.broken(request, header.get("size", 0) - self._stream.left, started)
+            received = header.get("size", 0) - self._stream.left
+            self._transfers.on_interruption(request, received, started)
             raise
-        except Exception:  # the client gets a reference, the log the rest
+        except Exception:  # the client gets a reference, the log the traceback
             reference = secrets.token_hex(4)
             log.exception("error", extra={"fields": {"reference": reference, "peer": self.peer}})
             failure = RefusedError(Code.INTERNAL, f"internal error, reference {reference}")
-            self._transfers.refused(request, failure, started)
-            self._refuse(failure)
+            self._refuse(request, failure, started)
         else:
-            if result.reader is None:
-                # What was done stays done, whether its reply arrives or not.
-                row = self._context.udp_conversation
-                self._transfers.served(request, result.reply, started, row)
-                if isinstance(result.reply, AuthReply):
-                    self._protocol.mark_authenticated()
-                    self._stream.unauthenticated = False
-                self._answer(result)
-                return
-            self._transfers.leaving(result.reply)
-            try:
-                self._answer(result)
-            except (ConnectionLostError, SourceChangedError):
-                self._transfers.broken(request, self._sent, started)
-                raise
-            self._transfers.served(request, result.reply, started)
+            self._reply(request, result, started)
 
-    def _stay_for(self, request: Request) -> None:
-        """Let others serve a request, where we only finish what is begun; of uploads they know."""
+    def _check_worker(self, request: Request) -> None:
+        """Raise WrongWorkerError if this worker is draining and ``request`` begins something new.
+
+        Requests for uploads stay: whether the upload is here is found by its lock.
+        """
         other_workers = self._context.other_workers
-        if other_workers is None or not other_workers.leaving or self._transferring:
+        if other_workers is None or not other_workers.draining or self._transferring:
             return
-        if self._stream.is_tls:  # it would be here all the same
+        if self._stream.is_tls:  # this worker would go on relaying its bytes
             return
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise WrongWorkerError(0)
 
-    def _allowed(self, request: Request) -> Request:
-        """Return ``request`` as whoever is at the other end may have it done now."""
+    def _authorized(self, request: Request) -> Request:
+        """Return ``request`` as the client's token allows it, or raise RefusedError."""
         if not self._context.still_authorized:
             self._revoked = True
             raise self._deauthenticated()
         return permitted(request, self._context.grant)
 
-    def _hand_over(self, header: Header, to: int) -> None:
-        """Let another process answer this request, and all that follow it."""
-        context = self._context
-        # The keys of its TLS cannot be given away. If there is no descriptor, nothing has begun.
-        lent = socket.socketpair() if self._stream.is_tls else None
-        with self._state:
-            self._handed_over = True
-        self._transfers.close()
-        context.close()
-        sock, ahead = self._stream.detach()
-        answered = self._requests - 1
-        grant = context.grant if context.authenticator and not context.unauthenticated else None
-        local = self._stream.local
-        moved = Handoff(header, ahead, grant, context.algorithm, answered, self._since, local)
-        if context.other_workers is None:
+    def _reply(self, request: Request, result: Result, started: float) -> None:
+        if result.reader is None:
+            # Recorded before it is sent: the request was carried out even if the reply is lost.
+            self._transfers.on_reply(request, result.reply, started)
+            if isinstance(result.reply, AuthReply):
+                self._protocol.mark_authenticated()
+                self._stream.unauthenticated = False
+            self._stream.send(self._protocol.accept(result.reply), result.body)
             return
-        if lent is None:
-            context.other_workers.hand_over(sock, moved, to, lent=False)
-            return
-        ours, theirs = lent
-        with ours:
-            with theirs:
-                context.other_workers.hand_over(theirs, moved, to, lent=True)
-            self._stream.proxy_to(ours)
-            self._stream.lingering_close(_GENTLE_S)
-
-    def _answer(self, result: Result) -> None:
+        self._transfers.begin_reply(result.reply)
         self._sent = 0
         header = self._protocol.accept(result.reply)
-        if result.reader is None:
-            self._stream.send(header, result.body)
-            return
-        with result.reader as reader:
-            self._send_file(header, reader, result.offset, result.count)
+        try:
+            with result.reader as reader:
+                self._send_file(header, reader, result.offset, result.count)
+        except (ConnectionLostError, SourceChangedError):
+            self._transfers.on_interruption(request, self._sent, started)
+            raise
+        self._transfers.on_reply(request, result.reply, started)
 
     def _send_file(self, header: bytes, reader: Reader, offset: int, count: int) -> None:
-        """Send a range, and its last bytes only after the file was found to be unchanged.
+        """Send a range, its last bytes only if the file is still unchanged then.
 
-        A client that has the whole body has one state of the file; one that has less knows
-        that the transfer failed.
+        A client that has received the whole body thus has one state of the file.
         """
 
         def check(count: int) -> None:
             self._sent += count
-            self._transfers.passed(count)
+            self._transfers.on_bytes(count)
             if not reader.unchanged():
                 raise SourceChangedError("the file was written to while it was sent")
 
-        last = min(count, _LAST)
-        if last < count and isinstance(reader, DescriptorReader):
-            self._stream.send_range(header, reader.fileno(), offset, count - last, check)
+        last = min(count, _HELD_BACK)
+        end = offset + count - last
+        if offset < end and isinstance(reader, DescriptorReader):
+            self._stream.send_range(header, reader.fileno(), offset, end - offset, check)
+            header, offset = b"", end
+        buffer = memoryview(bytearray(min(PIECE, max(end - offset, last))))
+        for start in range(offset, end, PIECE):
+            piece = buffer[: end - start]
+            _read(reader, piece, start)
+            self._stream.send_body(header, piece, check)
             header = b""
-        else:
-            piece = memoryview(bytearray(min(PIECE, count - last)))
-            for at in range(offset, offset + count - last, PIECE):
-                piece = piece[: offset + count - last - at]
-                _read(reader, piece, at)
-                self._stream.send_body(header, piece, check)
-                header = b""
-        end = memoryview(bytearray(last))
-        _read(reader, end, offset + count - last)
+        _read(reader, buffer[:last], end)
         check(0)
         self._sent += last
-        self._stream.send_body(header, end, self._transfers.passed)
+        self._stream.send_body(header, buffer[:last], self._transfers.on_bytes)
 
-    def _refuse(self, refusal: RefusedError) -> None:
-        self._transfers.still()
+    def _refuse(self, request: Request | None, refusal: RefusedError, started: float) -> None:
+        self._transfers.on_refusal(request, refusal, started)
+        self._transfers.end_body()
         close = (
             self._revoked
             or refusal.code == Code.TOO_MANY_CONNECTIONS
@@ -324,17 +294,45 @@ class Session:
             self._stream.skip_body()
         self._stream.send(self._protocol.refuse(refusal, close=close))
 
-    def _last_word(self, refusal: RefusedError) -> None:
+    def _hand_over(self, header: Header, to: int) -> None:
+        """Let another worker answer this request, and all that follow it."""
+        context = self._context
+        # A TLS connection cannot move: its keys are in this process, which relays its bytes.
+        # Created first: if no descriptor is left, nothing has changed yet.
+        relay = socket.socketpair() if self._stream.is_tls else None
+        with self._state:
+            self.handed_over = True
+        self._transfers.close()
+        context.close()
+        sock, ahead = self._stream.detach()
+        answered = self._requests - 1
+        grant = context.grant if context.authenticator and not context.unauthenticated else None
+        local = self._stream.local
+        handoff = Handoff(header, ahead, grant, context.algorithm, answered, self._since, local)
+        if context.other_workers is None:
+            return
+        if relay is None:
+            context.other_workers.hand_over(sock, handoff, to, proxied=False)
+            return
+        ours, theirs = relay
+        with ours:
+            with theirs:
+                context.other_workers.hand_over(theirs, handoff, to, proxied=True)
+            self._stream.proxy_to(ours)
+            self._stream.lingering_close(_LINGER_S)
+
+    def _send_last(self, refusal: RefusedError) -> None:
+        """Send a refusal that answers no request, if the client still listens."""
         if self._protocol.closed:
             return
         with contextlib.suppress(ConnectionLostError):
             self._stream.send(self._protocol.refuse(refusal, close=True))
-            self._close_gently()
+            self._linger()
 
-    def _close_gently(self) -> None:
-        # Datagrams must not go on while the peer takes its time.
+    def _linger(self) -> None:
+        # Datagrams must not go on while the client takes its time.
         self._context.end_datagram_session()
-        self._stream.lingering_close(_GENTLE_S)
+        self._stream.lingering_close(_LINGER_S)
 
     def _summary(self, outcome: str) -> dict[str, Any]:
         return {
@@ -346,12 +344,12 @@ class Session:
         }
 
     def _deauthenticated(self) -> RefusedError:
-        why = (
-            "no token was shown in time"
+        reason = (
+            "no token was presented in time"
             if self._context.unauthenticated
-            else "the token is good no longer"
+            else "the token is no longer valid"
         )
-        return RefusedError(Code.AUTH_REQUIRED, why)
+        return RefusedError(Code.AUTH_REQUIRED, reason)
 
 
 def _read(reader: Reader, view: memoryview, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""The sockets that a server listens on: opened here, or handed over by whoever started it."""
+"""Opens the sockets that a server listens on, or adopts sockets that are open already."""
 
 import errno
 import logging
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
-from ftpkit.server.udp.listener import bound
+from ftpkit.server.udp.listener import bind_shared
 
 # The default of 5 refuses connections as soon as a few arrive together.
-_QUEUE: Final = 1024
+_BACKLOG: Final = 1024
 _PORT_TRIES: Final = 20
 
 log = logging.getLogger("ftpkit.server")
@@ -21,9 +21,9 @@ log = logging.getLogger("ftpkit.server")
 
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A TCP socket that listens, and the UDP socket of its port: all of a server have one, or none.
+    """A listening TCP socket and the UDP socket of its port; all of a server have one, or none.
 
-    Where they are ``shared``, whoever handed them over goes on with them when we have ended.
+    ``shared`` sockets are used by another process, too, which keeps them when the server ends.
     """
 
     tcp: socket.socket
@@ -32,12 +32,12 @@ class ListeningSocket:
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """The address that it listens on."""
         return Address(*self.tcp.getsockname()[:2])
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """Both, or the one that there is."""
+        """Both sockets, or the TCP socket alone."""
         return [self.tcp] if self.udp is None else [self.tcp, self.udp]
 
     def close(self) -> None:
@@ -47,9 +47,9 @@ class ListeningSocket:
 
 
 def bind(host: str | None, port: int, *, datagrams: bool) -> list[ListeningSocket]:
-    """Listen on every address of ``host``; with port 0 all get the same one.
+    """Listen on every address of ``host``; with ``port`` 0 all get the same free port.
 
-    None is this machine alone, "*" every interface. OSError says why it is impossible.
+    None is the loopback interface, "*" every interface. Raises OSError.
     """
     for _ in range(_PORT_TRIES):
         opened: list[ListeningSocket] = []
@@ -59,7 +59,7 @@ def bind(host: str | None, port: int, *, datagrams: bool) -> list[ListeningSocke
                 try:
                     opened.append(_open(family, (address, chosen), datagrams=datagrams))
                 except OSError as error:
-                    # The second address may not exist here: no IPv6, say.
+                    # The second address may not exist on this machine, for example without IPv6.
                     missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
                     if not opened or error.errno not in missing:
                         raise
@@ -67,37 +67,36 @@ def bind(host: str | None, port: int, *, datagrams: bool) -> list[ListeningSocke
         except OSError as error:
             for each in opened:
                 each.close()
-            # A port that is free for TCP on one address may be taken on another, or for UDP.
+            # A port that is free for TCP on one address may be in use on another, or for UDP.
             if port or error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, "no port is free on all addresses")
 
 
 def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[ListeningSocket]:
-    """Return what to listen on, where all of ``sockets`` are open already.
+    """Return ``sockets`` as ListeningSockets: listening TCP sockets, and UDP sockets beside them.
 
-    They are TCP sockets that listen, and perhaps UDP sockets of the same addresses; those
-    that are missing are opened. Where one of them cannot be used, none is: the log says so.
-    ValueError says that a socket is of another kind.
+    UDP sockets that are missing are opened. If one cannot be used, the server does without UDP,
+    and logs why. ValueError: a socket is of another kind.
     """
     listening, given = list[socket.socket](), dict[tuple[Any, ...], socket.socket]()
     for sock in sockets:
         inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         if inet and sock.type == socket.SOCK_DGRAM:
-            given[_place(sock)] = sock
+            given[_endpoint(sock)] = sock
         elif inet and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            # Whoever waited there for a client that has gone meanwhile could not be woken.
+            # A thread in accept, for a client that has gone meanwhile, could not be woken.
             sock.setblocking(False)
             listening.append(sock)
         else:
-            raise ValueError(f"descriptor {sock.fileno()} is no TCP socket that listens")
+            raise ValueError(f"descriptor {sock.fileno()} is not a listening TCP socket")
     if not listening:
-        raise ValueError("there is no TCP socket that listens among them")
+        raise ValueError("none of them is a listening TCP socket")
     ports = list[socket.socket]()
     if datagrams:
         try:
             for sock in listening:
-                ports.append(_beside(sock, given.pop(_place(sock), None)))
+                ports.append(_udp_beside(sock, given.pop(_endpoint(sock), None)))
         except OSError as error:
             fields = {"address": str(Address(*sock.getsockname()[:2])), "error": str(error)}
             log.warning("no datagrams", extra={"fields": fields})
@@ -106,8 +105,8 @@ def adopt(sockets: Sequence[socket.socket], *, datagrams: bool) -> list[Listenin
     for sock in given.values():
         sock.close()
     return [
-        ListeningSocket(sock, ports[at] if ports else None, shared=True)
-        for at, sock in enumerate(listening)
+        ListeningSocket(sock, ports[index] if ports else None, shared=True)
+        for index, sock in enumerate(listening)
     ]
 
 
@@ -119,41 +118,41 @@ def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> Listenin
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         sock.bind(address)
-        sock.listen(_QUEUE)
+        sock.listen(_BACKLOG)
         udp = None
         if datagrams and os_sockets.HAS_SHARED_PORTS:
-            udp = _port(family, sock.getsockname())
+            udp = _open_udp(family, sock.getsockname())
         return ListeningSocket(sock, udp)
     except BaseException:
         sock.close()
         raise
 
 
-def _port(family: int, address: tuple[Any, ...]) -> socket.socket:
-    """Open the UDP port beside a TCP port; OSError names UDP, for TCP would have been free."""
+def _open_udp(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """Open the UDP socket of a TCP port; OSError names UDP, because TCP had the port free."""
     try:
-        return bound(family, address)
+        return bind_shared(family, address)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror or error}, for UDP") from None
 
 
-def _beside(tcp: socket.socket, udp: socket.socket | None) -> socket.socket:
-    """Return ``udp``, or else what is opened beside ``tcp``; OSError says that it cannot serve."""
+def _udp_beside(tcp: socket.socket, udp: socket.socket | None) -> socket.socket:
+    """Return ``udp`` if it can be shared, or a new socket beside ``tcp``; raises OSError."""
     if not os_sockets.HAS_SHARED_PORTS:
-        raise OSError("several sockets cannot share a port here")
+        raise OSError("this system does not support sockets that share a port")
     if udp is None:
-        return _port(tcp.family, tcp.getsockname())
+        return _open_udp(tcp.family, tcp.getsockname())
     try:
         os_sockets.share_port(udp)
-        # Each session has a socket of its own there: for the account that opened this one alone.
-        bound(udp.family, udp.getsockname()).close()
+        # Each session binds a socket there, which only the account that opened this one can do.
+        bind_shared(udp.family, udp.getsockname()).close()
     except OSError:
         udp.close()
         raise
     return udp
 
 
-def _place(sock: socket.socket) -> tuple[Any, ...]:
+def _endpoint(sock: socket.socket) -> tuple[Any, ...]:
     return (sock.family, *sock.getsockname()[:2])
 
 
@@ -166,6 +165,6 @@ def _targets(host: str | None) -> list[tuple[int, str]]:
         return [(socket.AF_INET, "")]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except UnicodeError:  # what IDNA says of an empty part, or one of over 63 letters
-        raise OSError(errno.EINVAL, "no such host name is possible") from None
+    except UnicodeError:  # from IDNA: a label is empty or longer than 63 characters
+        raise OSError(errno.EINVAL, "invalid host name") from None
     return list(dict.fromkeys((family, str(address[0])) for family, *_, address in found))

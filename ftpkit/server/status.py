@@ -1,11 +1,14 @@
-"""What `status` tells: what has ended since the start, and one object out of several workers'."""
+"""The status of a server: transfers that have ended, and the sum of several workers."""
 
 import threading
 from collections.abc import Mapping
+from typing import Final
 
 from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
 from ftpkit.scheduling.policies import level
 from ftpkit.scheduling.scheduler import TransferSnapshot
+
+NO_TOTALS: Final = Totals(uploads=0, downloads=0, unfinished=0, up_bytes=0, down_bytes=0)
 
 
 class TransferTotals:
@@ -13,33 +16,28 @@ class TransferTotals:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._totals = nothing()
+        self._totals = NO_TOTALS
 
     def add(self, direction: str, count: int, *, whole: bool) -> None:
-        """Count a transfer "up" or "down" that has moved ``count`` bytes, all or not."""
-        ended = nothing()
-        if direction == "up":
-            ended["up_bytes"] = count
-            ended["uploads"] = int(whole)
-        else:
-            ended["down_bytes"] = count
-            ended["downloads"] = int(whole)
-        ended["unfinished"] = int(not whole)
+        """Count a transfer "up" or "down" that moved ``count`` bytes; ``whole`` if it finished."""
+        up = direction == "up"
+        ended = Totals(
+            uploads=int(whole and up),
+            downloads=int(whole and not up),
+            unfinished=int(not whole),
+            up_bytes=count if up else 0,
+            down_bytes=0 if up else count,
+        )
         with self._lock:
-            self._totals = added(self._totals, ended)
+            self._totals = sum_totals(self._totals, ended)
 
     def totals(self) -> Totals:
-        """Return what has been counted so far."""
+        """Return the totals since the start."""
         with self._lock:
-            return self._totals
+            return self._totals.copy()
 
 
-def nothing() -> Totals:
-    """Return the totals of a server that has just started."""
-    return Totals(uploads=0, downloads=0, unfinished=0, up_bytes=0, down_bytes=0)
-
-
-def added(one: Totals, other: Totals) -> Totals:
+def sum_totals(one: Totals, other: Totals) -> Totals:
     """Return the sum of both."""
     return Totals(
         uploads=one["uploads"] + other["uploads"],
@@ -50,40 +48,42 @@ def added(one: Totals, other: Totals) -> Totals:
     )
 
 
-def told(standing: TransferSnapshot, now: float) -> TransferStatus:
-    """Return what is told of a transfer."""
-    transfer = standing.transfer
+def transfer_status(snapshot: TransferSnapshot, now: float) -> TransferStatus:
+    """Return the status of a transfer at the time ``now``."""
+    transfer = snapshot.transfer
     return {
         "user": transfer.account.user,
         "peer": transfer.peer,
         "name": transfer.name,
         "direction": transfer.direction,
-        "state": standing.state,
+        "state": snapshot.state,
         "level": level(transfer.moved),
         "moved": transfer.moved,
         "total": transfer.total,
-        "rate_bps": round(standing.bytes_per_s, 1),
-        "left_s": left_s(transfer.moved, transfer.total, standing.bytes_per_s),
-        "position": standing.position,
+        "rate_bps": round(snapshot.bytes_per_s, 1),
+        "left_s": left_s(transfer.moved, transfer.total, snapshot.bytes_per_s),
+        "position": snapshot.position,
         "seconds": round(now - transfer.arrived_s, 3),
     }
 
 
 def left_s(moved: int, total: int | None, bytes_per_s: float) -> float | None:
-    """Return how many seconds a transfer still takes at ``bytes_per_s``, if that can be told."""
+    """Return the seconds that a transfer still takes at ``bytes_per_s``; None if unknown."""
     return None if total is None or not bytes_per_s else max(0, total - moved) / bytes_per_s
 
 
-def merged(parts: Mapping[int, ServerStatus], *, uptime_s: float, before: Totals) -> ServerStatus:
-    """Return the status of a server from those of its workers, by their numbers.
+def merge_status(
+    parts: Mapping[int, ServerStatus], *, uptime_s: float, before: Totals
+) -> ServerStatus:
+    """Return the status of a server from that of each worker, by worker number.
 
-    ``uptime_s`` is that of the whole, and ``before`` what ended in workers that are gone. What
-    holds for the whole server is taken from the worker that started last: it knows best.
+    ``uptime_s`` is that of the server, ``before`` the totals of workers that have ended. Settings
+    are taken from the worker that started last, which has the latest.
     """
     newest = min(parts.values(), key=lambda part: part["uptime_s"])
     totals = before
     for part in parts.values():
-        totals = added(totals, part["totals"])
+        totals = sum_totals(totals, part["totals"])
     return {
         **newest,
         "uptime_s": uptime_s,

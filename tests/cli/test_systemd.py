@@ -152,7 +152,7 @@ def test_a_unix_socket_is_refused_in_one_line(start: Start, tmp_path: Path) -> N
     assert server.returncode == 1
     assert log == (
         "ftpkit: cannot listen on what was handed over: "
-        "descriptor 3 is no TCP socket that listens\n"
+        "descriptor 3 is not a listening TCP socket\n"
     )
 
 

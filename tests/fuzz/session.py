@@ -39,16 +39,15 @@ def conversation(data: bytes) -> bytes:
 
 
 def one(data: bytes) -> None:
-    """Serve a conversation, once as it came and once with frames around its lines."""
-    for stream in (data, conversation(data)):
+    """Run two sessions: on the data as it is, and with frames around its lines."""
+    for requests in (data, conversation(data)):
         with DirectoryStore(ROOT) as store:
-            sock = CutSocket(stream, [])
-            line = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)
-            Session(
-                line,
-                SessionContext(store, Jobs(), BufferPool(), line, agent="fuzz", status=status),
-                "fuzz",
-            ).run()
+            sock = CutSocket(requests, [])
+            stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)
+            context = SessionContext(
+                store, Jobs(), BufferPool(), stream, agent="fuzz", status=status, peer="fuzz"
+            )
+            Session(context).run()
         for reply in headers_in(bytes(sock.sent)):
             assert reply.get("code") != "internal", encode_header(reply)
 

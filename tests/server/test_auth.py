@@ -448,7 +448,7 @@ def test_a_removed_token_ends_an_idle_connection_with_a_refusal(
 def test_a_connection_without_a_token_is_closed_whatever_it_sends(
     login: Login, unauthenticated: Callable[[], Raw], monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
-    monkeypatch.setattr(session_module, "_UNKNOWN_S", 0.5)
+    monkeypatch.setattr(session_module, "_LOGIN_S", 0.5)
     known, silent, asking, sending = (
         login(Grant(user="ada")),
         *(unauthenticated() for _ in range(3)),

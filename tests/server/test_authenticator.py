@@ -41,12 +41,12 @@ class SocketClient(Raw):
 class FakeOtherWorkers:
     """The other workers of one that is to end: they take over all connections."""
 
-    leaving: bool = True
+    draining: bool = True
     received: queue.SimpleQueue[tuple[socket.socket, Handoff]] = field(
         default_factory=queue.SimpleQueue
     )
 
-    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, lent: bool) -> None:
+    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, proxied: bool) -> None:
         self.received.put((sock.dup(), handoff))
 
     def status(self) -> ServerStatus:
@@ -150,11 +150,11 @@ def test_a_handed_over_connection_stays_authenticated_and_counts_once(
         user="ada", can=frozenset({Permission.READ, Permission.WRITE}), under="d", connections=1
     )
     token = handlers.tokens.add(grant)
-    others = FakeOtherWorkers(leaving=False)
+    others = FakeOtherWorkers(draining=False)
     ours, client = handlers.connect()
     served = handlers.serve(one, ours, PEER, None, others)
     client.granted("auth", token=token)
-    others.leaving = True
+    others.draining = True
     client.sock.sendall(
         frame({"op": "mkdir", "name": "a"})
         + frame({"op": "status"})
@@ -165,7 +165,7 @@ def test_a_handed_over_connection_stays_authenticated_and_counts_once(
     fields, body = pack(handoff)
     handoff = unpack(json.loads(json.dumps(fields)), body)
     with sock:
-        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(draining=False), handoff)
         assert client.receive()["name"] == "a"
         assert client.receive().code == "forbidden"
         assert client.receive().code == "bad-request"
@@ -181,16 +181,16 @@ def test_a_handed_over_connection_with_a_removed_token_is_refused(
 ) -> None:
     one, other = handlers.handler()[0], handlers.handler()[0]
     token = handlers.tokens.add(Grant(user="ada"))
-    others = FakeOtherWorkers(leaving=False)
+    others = FakeOtherWorkers(draining=False)
     ours, client = handlers.connect()
     handlers.serve(one, ours, PEER, None, others)
     client.granted("auth", token=token)
-    others.leaving = True
+    others.draining = True
     client.send({"op": "mkdir", "name": "a"})
     sock, handoff = others.received.get(timeout=TIMEOUT_S)
     handlers.tokens.remove("ada")
     with sock:
-        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(draining=False), handoff)
         reply = client.receive()
         client.close()
         served.result(TIMEOUT_S)
@@ -209,7 +209,7 @@ def test_a_handed_over_connection_without_a_token_must_authenticate(handlers: Ha
     handoff = unpack(*pack(handoff))
     assert handoff.grant is None
     with sock:
-        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(leaving=False), handoff)
+        served = handlers.serve(other, sock, PEER, None, FakeOtherWorkers(draining=False), handoff)
         assert client.receive()["auth"] is True
         assert client.receive().code == "auth-required"
         client.granted("auth", token=token)

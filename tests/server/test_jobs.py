@@ -10,7 +10,7 @@ from ftpkit.server.jobs import Jobs
 
 
 def test_so_much_work_is_under_way_at_most() -> None:
-    jobs, go_on = Jobs(patience_s=0.01, most=2), threading.Event()
+    jobs, go_on = Jobs(patience_s=0.01, max_running=2), threading.Event()
     try:
         for key in "ab":
             assert isinstance(jobs.run(key, lambda progress: go_on.wait()), Pending)

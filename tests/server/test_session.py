@@ -49,12 +49,12 @@ class ChangingReader:
         self._reader.close()
 
 
-def answers(store: Any, stream: bytes) -> bytes:
-    """Return what a session says to a recorded stream."""
-    sock = CutSocket(stream, [])
-    line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
+def answers(store: Any, requests: bytes) -> bytes:
+    """Return the replies of a session to recorded requests."""
+    sock = CutSocket(requests, [])
+    stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
     Session(
-        line, SessionContext(store, Jobs(), BufferPool(), line, agent="t", status=status), "test"
+        SessionContext(store, Jobs(), BufferPool(), stream, agent="t", status=status, peer="test")
     ).run()
     return bytes(sock.sent)
 

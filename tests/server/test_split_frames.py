@@ -119,17 +119,22 @@ def said(data: bytes) -> list[Any]:
     return [plain(reply) for reply in frames_in(data)]
 
 
-def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list[Any]:
-    """Hold the conversation in pieces on a fresh copy of the root; return what was said."""
+def run_session(requests: bytes, cuts: Iterable[int], template: Path, root: Path) -> list[Any]:
+    """Run a session on a fresh copy of the root, its input cut in pieces; return the replies."""
     shutil.copytree(template, root)
-    sock = CutSocket(stream, cuts)
+    sock = CutSocket(requests, cuts)
     with DirectoryStore(root, files=Unsynced()) as store:
-        line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
+        stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
         context = SessionContext(
-            store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status
+            store, Jobs(), BufferPool(), stream, agent="ftpkit/test", status=status, peer="test"
         )
-        Session(line, context, "test").run()
-        replies = said(bytes(sock.sent))
+        Session(context).run()
+        return said(bytes(sock.sent))
+
+
+def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list[Any]:
+    """Run a whole session in pieces, and check what it published; return the replies."""
+    replies = run_session(stream, cuts, template, root)
     assert published(root) == {}
     assert staged(root) == []
     shutil.rmtree(root)
@@ -216,15 +221,8 @@ def test_cut_short_anywhere_the_answered_part_is_the_same(
 
 
 def _cut_short(stream: bytes, template: Path, root: Path) -> list[Any]:
-    shutil.copytree(template, root)
-    sock = CutSocket(stream, [])
-    with DirectoryStore(root, files=Unsynced()) as store:
-        line = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = SessionContext(
-            store, Jobs(), BufferPool(), line, agent="ftpkit/test", status=status
-        )
-        Session(line, context, "test").run()
+    replies = run_session(stream, [], template, root)
     for name, data in published(root).items():
         assert data in (b"hello", b"the block"), name
     shutil.rmtree(root)
-    return said(bytes(sock.sent))
+    return replies

@@ -8,7 +8,7 @@ import pytest
 from ftpkit import Client, Server, __version__
 from ftpkit.protocol import encode_header
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.status import TransferTotals, added, left_s, merged, nothing
+from ftpkit.server.status import NO_TOTALS, TransferTotals, left_s, merge_status, sum_totals
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.status import status, transfer
@@ -23,7 +23,7 @@ def test_a_server_at_rest(server: Server, client: Client) -> None:
     assert (told["policy"], told["slots"], told["rate_bps"]) == (None, None, None)
     (worker,) = told["workers"]
     assert (worker["number"], worker["pid"], worker["connections"]) == (1, os.getpid(), 1)
-    assert told["totals"] == nothing()
+    assert told["totals"] == NO_TOTALS
     assert told["transfers"] == []
 
 
@@ -39,7 +39,7 @@ def test_the_uptime_goes_on_and_begins_anew(tmp_path: Path) -> None:
             client.get("f", tmp_path / "copy")
         assert server.status()["totals"]["downloads"] == 1
     with server:
-        assert server.status()["totals"] == nothing()
+        assert server.status()["totals"] == NO_TOTALS
 
 
 def test_it_counts_what_has_ended(
@@ -95,7 +95,7 @@ def test_ended_counts_both_ways() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moved", "total", "rate_bps", "expected"),
+    ("moved", "total", "bytes_per_s", "expected"),
     [
         (0, 100, 10.0, 10),
         (90, 100, 10.0, 1),
@@ -112,7 +112,7 @@ def test_time_left(
 
 
 def test_workers_are_one_server() -> None:
-    ended = nothing() | {"uploads": 1, "up_bytes": 100}
+    ended = NO_TOTALS | {"uploads": 1, "up_bytes": 100}
     old = status(
         transfer(name="old"), uptime_s=100.0, connections=2, policy="fcfs", slots=3,
         workers=[{"number": 1, "pid": 11, "uptime_s": 100.0, "connections": 2}], totals=ended,
@@ -121,8 +121,8 @@ def test_workers_are_one_server() -> None:
         transfer(name="new"), uptime_s=1.0, connections=1, policy="fair", slots=4,
         workers=[{"number": 1, "pid": 22, "uptime_s": 1.0, "connections": 1}], totals=ended,
     )  # fmt: skip
-    before = nothing() | {"downloads": 5, "unfinished": 1}
-    whole = merged({7: new, 2: old}, uptime_s=500.0, before=before)
+    before = NO_TOTALS | {"downloads": 5, "unfinished": 1}
+    whole = merge_status({7: new, 2: old}, uptime_s=500.0, before=before)
     assert (whole["uptime_s"], whole["connections"]) == (500.0, 3)
     assert (whole["policy"], whole["slots"]) == ("fair", 4), "what the newest knows"
     assert [(each["number"], each["pid"]) for each in whole["workers"]] == [(2, 11), (7, 22)]
@@ -135,9 +135,9 @@ def test_workers_are_one_server() -> None:
 
 def test_one_worker_is_the_server() -> None:
     alone = status(transfer())
-    assert merged({1: alone}, uptime_s=alone["uptime_s"], before=nothing()) == alone
+    assert merge_status({1: alone}, uptime_s=alone["uptime_s"], before=NO_TOTALS) == alone
 
 
 def test_sums() -> None:
-    one = nothing() | {"uploads": 1, "down_bytes": 5}
-    assert added(one, one) == nothing() | {"uploads": 2, "down_bytes": 10}
+    one = NO_TOTALS | {"uploads": 1, "down_bytes": 5}
+    assert sum_totals(one, one) == NO_TOTALS | {"uploads": 2, "down_bytes": 10}

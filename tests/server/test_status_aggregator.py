@@ -9,7 +9,7 @@ import pytest
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server.status import nothing
+from ftpkit.server.status import NO_TOTALS
 from ftpkit.server.workers import status as status_module
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.pool import WorkerHandle
@@ -61,7 +61,7 @@ Ask = Callable[[int], "Future[ServerStatus]"]
 
 
 def part(name: str, uploads: int = 1) -> ServerStatus:
-    return status(transfer(name=name), totals=nothing() | {"uploads": uploads})
+    return status(transfer(name=name), totals=NO_TOTALS | {"uploads": uploads})
 
 
 def names(whole: ServerStatus) -> set[str]:

@@ -1,4 +1,4 @@
-"""The transfers of a server: each once, however many connections carry it."""
+"""The transfers of a server: each once, even if several connections carry it."""
 
 import contextlib
 import threading
@@ -16,7 +16,7 @@ from ftpkit.storage.api import Upload
 
 
 class TransferRegistry:
-    """Lets connections join transfers, and knows which of them carry the same one."""
+    """Adds connections to transfers: those that carry the same upload share its progress."""
 
     def __init__(self, scheduler: BlockingScheduler | None = None) -> None:
         self.scheduler = scheduler or BlockingScheduler(Scheduler(POLICIES[DEFAULT_POLICY]))
@@ -28,9 +28,9 @@ class TransferRegistry:
     def account(
         self, user: str, *, weight: float = 1.0, bytes_per_s: float | None = None
     ) -> Account:
-        """Return the account of ``user``, the same for all who ask for it at a time.
+        """Return the account of ``user``, which all connections of the user share.
 
-        What the last of them says of its share and of its rate, in each direction, holds for all.
+        ``weight`` and ``bytes_per_s`` (in each direction) replace those of earlier calls.
         """
         rates = {} if bytes_per_s is None else dict.fromkeys(Direction, bytes_per_s)
         with self._lock:
@@ -43,7 +43,7 @@ class TransferRegistry:
             return account
 
     def upload(self, account: Account, peer: str, upload: Upload) -> TurnHandle:
-        """Join an upload; what the server holds of it counts as moved."""
+        """Return a handle for an upload; the blocks that the server has count as moved."""
         with self._lock:
             transfer = self._uploads.get(upload.id)
             if transfer is None:
@@ -55,13 +55,13 @@ class TransferRegistry:
             return self.scheduler.add_flow(transfer)
 
     def put(self, account: Account, peer: str, name: str, total: int) -> TurnHandle:
-        """Join a file that arrives in one piece."""
+        """Return a handle for a file that arrives in one request."""
         return self.scheduler.add_flow(_transfer(account, peer, name, Direction.UP, total, 0))
 
     def download(
         self, account: Account, peer: str, name: str, total: int, offset: int
     ) -> TurnHandle:
-        """Join a file that is read from ``offset`` on."""
+        """Return a handle for a download that begins at ``offset``."""
         return self.scheduler.add_flow(
             _transfer(account, peer, name, Direction.DOWN, total, offset)
         )
@@ -71,17 +71,17 @@ class TransferRegistry:
 def take_turn(
     scheduler: BlockingScheduler, handle: TurnHandle, moved: Callable[[], int]
 ) -> Iterator[int | None]:
-    """Let the block be a turn of ``handle``, of so many bytes, where there are such.
+    """Yield the size of a quantum of ``handle``, or None without limits; count what then moves.
 
-    ``moved`` counts the bytes.
+    ``moved`` returns the bytes that have moved so far.
     """
-    before, shaped = moved(), scheduler.has_limits
-    most = handle.acquire() if shaped else None
+    before, limited = moved(), scheduler.has_limits
+    quantum = handle.acquire() if limited else None
     try:
-        yield most
+        yield quantum
     finally:
         count = moved() - before
-        if shaped or count:
+        if limited or count:
             handle.release(count)
 
 

@@ -1,4 +1,4 @@
-"""The UDP side of a server: one port, and a socket and a thread for each session."""
+"""Serves UDP sessions: one port for probes, a socket and a thread for each session."""
 
 import contextlib
 import logging
@@ -30,203 +30,203 @@ from ftpkit.protocol.udp.path_probe import echo_of
 from ftpkit.protocol.udp.sender import Sender
 from ftpkit.protocol.udp.session import DatagramTransfer, ServerDatagramSession
 
-# A client that is not heard for so long has gone, or fallen back to its conversation.
+# A client that is silent for so long has gone, or continues over its connection.
 _SILENCE_S: Final = 30.0
 _WAIT_S: Final = 1.0
-# A client that has measured none says 0.
-_LEAST_RTT_S: Final = 0.001
+# A client that has not measured its round trip time says 0.
+_MIN_RTT_S: Final = 0.001
 
-Turn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
-"""Makes the turn in which a row moves, given what tells how many bytes it has moved."""
-Begin = Callable[[int, int, float, float], DatagramTransfer]
-"""Makes the server's half of a row: session, bytes a piece, seconds a round trip, the time now."""
+Address = tuple[Any, ...]
+"""A socket address, as the socket module has it."""
+TakeTurn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
+"""Waits for a turn of the scheduler; its argument returns the bytes that have moved so far."""
+StartTransfer = Callable[[int, int, float, float], DatagramTransfer]
+"""Starts a transfer: session id, bytes of a piece, round trip time in seconds, time now."""
 
 log = logging.getLogger("ftpkit.server")
 
 
 class UdpPort(Protocol):
-    """Where the datagrams arrive that no session's own socket takes."""
+    """Receives the datagrams that are not for the socket of a session."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait until something has arrived; False says that the time has passed."""
+        """Wait for a datagram; False after ``seconds``."""
 
     def receive(self) -> Iterator[tuple[memoryview, Any]]:
-        """Yield what has arrived, and from where."""
+        """Yield the datagrams that have arrived, with their source addresses."""
 
     def shutdown(self) -> None:
-        """Wake up who waits."""
+        """End a ``wait``; any thread may call this."""
 
-    def close(self) -> None:
-        """Close it."""
+    def close(self) -> None: ...
 
     @property
-    def send_to(self) -> Callable[[Parts, tuple[Any, ...], tuple[Any, ...]], None]:
-        """Send one datagram to an address, from an address of this machine."""
+    def send_to(self) -> Callable[[Parts, Address, Address], None]:
+        """Send one datagram to the first address, from the second."""
 
 
 class UdpListener:
-    """Answers probes on a UDP port; whoever proves an address gets a socket of its own.
+    """Answers probes on a UDP port; a client that proves its address gets a socket of its own.
 
-    Nothing but an echo, which is as long as what it answers, goes to an address
-    that has not proven that it receives. ``session`` draws a number for a new session.
+    An address that is not proven to receive gets echoes only, no longer than its probes, so that
+    the server amplifies nothing. ``new_session_id`` draws the number of a session.
     """
 
     def __init__(
-        self, port: UdpPort, session: Callable[[], int] = lambda: secrets.randbits(32)
+        self, port: UdpPort, new_session_id: Callable[[], int] = lambda: secrets.randbits(32)
     ) -> None:
-        self._session = session
+        self._port, self._new_session_id = port, new_session_id
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
-        self._exchanges: dict[int, UdpConversation] = {}
+        self._conversations: dict[int, UdpConversation] = {}
         self._closed = threading.Event()
-        self._port = port
-        self._thread = threading.Thread(target=self._serve, name="ftpkit-door", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ftpkit-udp", daemon=True)
 
     def open(
         self,
-        begin: Begin,
-        let_go: Callable[[], None],
-        turn: Turn,
-        local: tuple[int, tuple[Any, ...]],
+        start: StartTransfer,
+        on_end: Callable[[], None],
+        take_turn: TakeTurn,
+        local: tuple[int, Address],
     ) -> "UdpConversation":
-        """Open a session; ``local`` is the family and address that the client knows us by."""
+        """Open a session; ``local`` is the socket family and address that the client knows."""
         with self._lock:
-            while (session := self._session()) in self._exchanges:
+            while (session := self._new_session_id()) in self._conversations:
                 pass
-            exchange = UdpConversation(self, session, begin, let_go, turn, local)
-            self._exchanges[session] = exchange
-        return exchange
+            conversation = UdpConversation(self, session, start, on_end, take_turn, local)
+            self._conversations[session] = conversation
+        return conversation
 
-    def forget(self, exchange: "UdpConversation") -> None:
-        """Answer nothing more to a session."""
+    def forget(self, conversation: "UdpConversation") -> None:
+        """Ignore further datagrams of a session."""
         with self._lock:
-            self._exchanges.pop(exchange.session, None)
+            self._conversations.pop(conversation.session, None)
 
     def start(self) -> None:
         """Answer probes, in a thread."""
         self._thread.start()
 
-    def _serve(self) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(ConnectionLostError):
-                self._port.wait(_WAIT_S)
-                for raw, address in self._port.receive():
-                    try:
-                        self._answer(raw, address)
-                    except Exception:  # of one session, which must not close the door to all
-                        log.exception("error", extra={"fields": {"peer": repr(address)}})
-
-    def send(self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...]) -> None:
-        """Send one datagram from the port itself, as if that were bound to ``local``."""
+    def send(self, parts: Parts, address: Address, local: Address) -> None:
+        """Send one datagram from the port, with ``local`` as its source."""
         self._port.send_to(parts, address, local)
 
-    def proof_for(self, session: int, address: tuple[Any, ...]) -> int:
-        """Return the number that only who receives at ``address`` can know."""
+    def proof_for(self, session: int, address: Address) -> int:
+        """Return the number that proves, when it comes back, that ``address`` receives."""
         return keyed_number(self._secret, repr((session, address)).encode())
 
     def close(self) -> None:
-        """Close the port; every session must have ended."""
+        """Close the port; all sessions must have ended."""
         self._closed.set()
         self._port.shutdown()
         if self._thread.is_alive():
             self._thread.join()
         self._port.close()
 
-    def _answer(self, raw: memoryview, address: tuple[Any, ...]) -> None:
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(ConnectionLostError):
+                self._port.wait(_WAIT_S)
+                for raw, address in self._port.receive():
+                    try:
+                        self._receive(raw, address)
+                    except Exception:  # of one session; the port serves the others
+                        log.exception("error", extra={"fields": {"peer": repr(address)}})
+
+    def _receive(self, raw: memoryview, address: Address) -> None:
         header = read_header(raw)
         if header is None:
             return
         with self._lock:
-            exchange = self._exchanges.get(header.session)
-        if exchange is None:
+            conversation = self._conversations.get(header.session)
+        if conversation is None:
             return
         if header.kind == Kind.PROBE:
-            exchange.probed(raw, address)
+            conversation.on_probe(raw, address)
         else:
-            exchange.missed(raw, address)
+            conversation.on_stray(raw, address)
 
 
 class UdpConversation:
-    """One session: from ``open`` it answers probes, and once an address is proven it moves blocks.
+    """One UDP session: answers probes at first, and moves blocks once an address is proven.
 
-    The socket and the thread that do so are its own, so that no session waits for
-    the disk of another. A client whose address changes proves the new one.
+    It has its own socket and thread, so that no session waits for the disk of another. A client
+    whose address changes proves the new one.
     """
 
     def __init__(
         self,
         udp_listener: UdpListener,
         session: int,
-        begin: Begin,
-        let_go: Callable[[], None],
-        turn: Turn,
-        local: tuple[int, tuple[Any, ...]],
+        start: StartTransfer,
+        on_end: Callable[[], None],
+        take_turn: TakeTurn,
+        local: tuple[int, Address],
     ) -> None:
         self.session = session
         self.key = secrets.token_bytes(KEY)
-        self._listener, self._begin, self._let_go, self._local = udp_listener, begin, let_go, local
-        self._turn = turn
+        self._listener, self._start, self._on_end = udp_listener, start, on_end
+        self._take_turn, self._local = take_turn, local
         self._cipher = DatagramCipher(self.key)
         self._lock = threading.Lock()
         self._last_probe = 0
-        self._peer: tuple[Any, ...] | None = None
-        self._end: ServerDatagramSession | None = None
+        self._peer: Address | None = None
+        self._session: ServerDatagramSession | None = None
         self._sock: DatagramSocket | None = None
         self._thread: threading.Thread | None = None
         self._heard_at = time.monotonic()
-        self._stopped = self._over = False
+        self._stopped = self._ended = False
 
     @property
     def running(self) -> bool:
-        """Whether blocks are on their way."""
-        return self._end is not None and not self._over and not self.done
+        """Whether blocks are moving."""
+        return self._session is not None and not self._ended and not self.done
 
     @property
     def done(self) -> bool:
-        """Whether all blocks are over."""
-        return self._end is not None and self._end.transfer.done
+        """Whether all blocks have moved."""
+        return self._session is not None and self._session.transfer.done
 
     @property
     def moved(self) -> int:
-        """How many bytes of blocks have gone over, or come."""
-        return self._end.transfer.moved if self._end else 0
+        """The bytes of blocks that have moved."""
+        return self._session.transfer.moved if self._session else 0
 
-    def probed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
-        """Answer a probe that came to the port itself, if it was sealed with our key."""
+    def on_probe(self, raw: memoryview, address: Address) -> None:
+        """Answer a probe that came to the port, if it is encrypted with this session's key."""
         opened = self._cipher.decrypt(raw)
         if opened is None:
             return
         with contextlib.suppress(FtpkitError), self._lock:
-            answer = self._answer(*opened, address)
-            if answer is not None:
-                (parts,) = self._cipher.encrypt(answer)
+            echo = self._answer(*opened, address)
+            if echo is not None:
+                (parts,) = self._cipher.encrypt(echo)
                 self._listener.send(parts, address, self._local[1])
 
-    def missed(self, raw: memoryview, address: tuple[Any, ...]) -> None:
-        """Hand on what came just before our own socket heard of its address."""
+    def on_stray(self, raw: memoryview, address: Address) -> None:
+        """Pass on a datagram that came to the port just before the session's socket connected."""
         with self._lock:
             if self._sock is not None and address == self._peer:
                 self._sock.inject(bytes(raw), address)
 
     def stop(self) -> None:
-        """End the session, and wait until it has."""
+        """End the session, and wait for its thread."""
         self._listener.forget(self)
         with self._lock:
             self._stopped = True
             if self._sock is not None:
                 self._sock.shutdown()
-        # Nobody is admitted any more, so that there is a thread to wait for or there never is.
+        # From here on no thread is started: there is one to wait for, or there never will be.
         if self._thread is not None:
             self._thread.join()
         else:
-            self._let_go()
+            self._on_end()
 
     def _answer(
-        self, header: Header, payload: bytes | memoryview, address: tuple[Any, ...]
+        self, header: Header, payload: bytes | memoryview, address: Address
     ) -> Datagram | None:
-        """Return the echo of a probe; one that shows the proof for its address opens the way there.
+        """Return the echo of a probe; one with the proof for its address connects the session.
 
-        Numbers only grow, so that a probe which somebody kept and sends again moves nothing.
+        Probe numbers must grow, so that a replayed probe has no effect.
         """
         if header.number <= self._last_probe or self._stopped:
             return None
@@ -235,32 +235,32 @@ class UdpConversation:
         proof = self._listener.proof_for(self.session, address)
         if probe.proof == proof and probe.piece >= MIN_PIECE:
             try:
-                self._admit(address, probe)
+                self._connect(address, probe)
             except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
-                self._over = self._over or self._thread is None
-                self._tell(error)
-            if self._over and self._end is not None:
-                return self._end.end_datagram()
+                self._ended = self._ended or self._thread is None
+                self._log(error)
+            if self._ended and self._session is not None:
+                return self._session.end_datagram()
         size = len(payload) + OVERHEAD
         return echo_of(header, size, Probe(proof, probe.piece, probe.rtt_us))
 
-    def _admit(self, address: tuple[Any, ...], probe: Probe) -> None:
-        """Send to ``address`` from now on."""
-        if self._over or address == self._peer:
+    def _connect(self, address: Address, probe: Probe) -> None:
+        """Send to ``address`` from now on; the first time, start the transfer and its thread."""
+        if self._ended or address == self._peer:
             return
         if self._sock is not None:
             self._sock.connect(address)
             self._peer = address
             return
         now = time.monotonic()
-        rtt_s = max(probe.rtt_us / 1e6, _LEAST_RTT_S)
-        transfer = self._begin(self.session, probe.piece, rtt_s, now)
-        session = self._end = ServerDatagramSession(self.session, transfer, self._probed_again)
-        sock = DatagramSocket(bound(*self._local))
+        rtt_s = max(probe.rtt_us / 1e6, _MIN_RTT_S)
+        transfer = self._start(self.session, probe.piece, rtt_s, now)
+        session = self._session = ServerDatagramSession(self.session, transfer, self._answer_again)
+        sock = DatagramSocket(bind_shared(*self._local))
         try:
             sock.connect(address)
             thread = threading.Thread(
-                target=self._run, args=(session, sock), name="ftpkit-exchange", daemon=True
+                target=self._run, args=(session, sock), name="ftpkit-udp-session", daemon=True
             )
             self._heard_at = now
             thread.start()
@@ -269,8 +269,8 @@ class UdpConversation:
             raise
         self._sock, self._thread, self._peer = sock, thread, address
 
-    def _probed_again(self, header: Header, payload: bytes | memoryview) -> Datagram | None:
-        """Answer a probe that came to our own socket, which hears one address alone."""
+    def _answer_again(self, header: Header, payload: bytes | memoryview) -> Datagram | None:
+        """Answer a probe that came to the session's socket, which is connected to one address."""
         with self._lock:
             return self._answer(header, payload, self._peer) if self._peer else None
 
@@ -286,38 +286,38 @@ class UdpConversation:
                 cipher,
                 session,
                 while_=goes_on,
-                quantum=lambda: self._turn(lambda: _passed(session.transfer)),
+                quantum=lambda: self._take_turn(lambda: _moved(session.transfer)),
             )
         except (FtpkitError, OSError) as error:
-            self._tell(error)
+            self._log(error)
         except Exception:  # the thread ends, and the log says why
             log.exception("error", extra={"fields": {"session": self.session}})
         finally:
-            # The door may be about to connect this socket to another address.
+            # The listener's thread may be about to connect this socket to another address.
             with self._lock:
-                self._over = True
+                self._ended = True
                 with contextlib.suppress(FtpkitError):
                     sock.send(cipher.encrypt(session.end_datagram()))
                 sock.close()
-            self._let_go()
+            self._on_end()
 
-    def _tell(self, error: Exception) -> None:
-        # The conversation gives the client the same answer, and a person reads it there.
+    def _log(self, error: Exception) -> None:
+        # The client gets the same error as a reply on its connection.
         log.info("datagrams", extra={"fields": {"session": self.session, "error": str(error)}})
 
 
-def _passed(transfer: DatagramTransfer) -> int:
-    """Return how many bytes have passed here: what has left counts before it has arrived."""
+def _moved(transfer: DatagramTransfer) -> int:
+    """Return the bytes that count for the scheduler: a sender's, before they are acknowledged."""
     return transfer.sent.first if isinstance(transfer, Sender) else transfer.moved
 
 
-def bound(family: int, address: tuple[Any, ...]) -> socket.socket:
-    """Return a UDP socket that shares ``address`` with others of this server."""
+def bind_shared(family: int, address: Address) -> socket.socket:
+    """Return a UDP socket bound to ``address``, which other sockets of the server share."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         os_sockets.share_port(sock)
         if family == socket.AF_INET6:
-            # Like the TCP socket of this address: a mapped one is of IPv4.
+            # As the TCP socket of this address: only an unspecified or mapped one takes IPv4.
             mapped = address[0] == "::" or address[0].startswith("::ffff:")
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not mapped)
         sock.bind(address)

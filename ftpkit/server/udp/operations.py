@@ -1,4 +1,4 @@
-"""Rows of blocks that travel as datagrams: push and pull (WIRE.md section 11)."""
+"""Carries out push and pull: uploads and downloads over UDP (WIRE.md section 11)."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -13,7 +13,7 @@ from ftpkit.protocol.udp.receiver import Receiver
 from ftpkit.protocol.udp.sender import Sender
 from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.server.context import Result, SessionContext
-from ftpkit.storage.api import Reader, Upload, hold_block
+from ftpkit.storage.api import Reader, hold_block
 
 
 def push(context: SessionContext, request: m.Push) -> Result:
@@ -27,11 +27,15 @@ def push(context: SessionContext, request: m.Push) -> Result:
         offset // block: min(block, total - offset) for offset in islice(offsets, MAX_BLOCKS)
     }
 
-    def begin(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
+    def store_block(number: int, data: memoryview, digest: bytes) -> None:
+        # A damaged block stays missing: the client sends it again over the connection.
+        hold_block(upload, number * block, data, format_digest(context.algorithm, digest))
+
+    def start(session: int, piece: int, rtt_s: float, now: float) -> Receiver:
         return Receiver(
             session,
             missing,
-            lambda number, data, raw: _take(upload, number, data, raw, context.algorithm),
+            store_block,
             max_open=max_open_blocks(block),
             direction=FROM_SERVER,
             allocate=os_files.lazy_memory,
@@ -40,24 +44,24 @@ def push(context: SessionContext, request: m.Push) -> Result:
     def join() -> TurnHandle:
         return context.registry.upload(context.account, context.peer, upload)
 
-    return Result(context.open_datagram_session(begin, lambda: None, join))
+    return Result(context.open_datagram_session(start, lambda: None, join))
 
 
 def pull(context: SessionContext, request: m.Pull) -> Result:
     if request.rate == 0:
-        raise RefusedError(Code.BAD_REQUEST, "pull: at a rate of 0 nothing would ever come")
+        raise RefusedError(Code.BAD_REQUEST, "pull: rate must be greater than 0")
     reader, block = context.store.read(request.name), request.block
     try:
         if reader.info.version != request.version:
             raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
         sizes = _sizes(request, reader.info.total)
 
-        def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
+        def start(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             return Sender(
                 session,
                 piece,
                 sizes,
-                _filler(reader, block, context.algorithm),
+                _block_reader(reader, block, context.algorithm),
                 BbrControl(piece + OVERHEAD, rtt_s, now, request.rate),
                 max_open=max_open_blocks(block),
                 direction=FROM_SERVER,
@@ -72,33 +76,28 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
                 context.account, context.peer, request.name, total, moved
             )
 
-        return Result(context.open_datagram_session(begin, reader.__exit__, join))
+        return Result(context.open_datagram_session(start, reader.__exit__, join))
     except BaseException:
         reader.__exit__()
         raise
 
 
-def _take(upload: Upload, number: int, data: memoryview, raw: bytes, algorithm: str) -> None:
-    # One that is damaged the next begin does not list, and it comes over the conversation.
-    hold_block(upload, number * upload.block, data, format_digest(algorithm, raw))
-
-
 def _sizes(request: m.Pull, total: int) -> dict[int, int]:
-    """Return the blocks that are asked for, and their bytes."""
+    """Return the size of each requested block by its number."""
     block, blocks = request.block, -(-total // request.block)
-    if any(behind > blocks for _, behind in request.ranges):
+    if any(stop > blocks for _, stop in request.ranges):
         raise RefusedError(Code.BAD_REQUEST, f"pull: the file has {blocks} blocks")
-    if sum(behind - first for first, behind in request.ranges) > MAX_BLOCKS:
-        raise RefusedError(Code.BAD_REQUEST, f"pull: {MAX_BLOCKS} blocks at most at a time")
+    if sum(stop - first for first, stop in request.ranges) > MAX_BLOCKS:
+        raise RefusedError(Code.BAD_REQUEST, f"pull: at most {MAX_BLOCKS} blocks at a time")
     return {
         number: min(block, total - number * block)
-        for first, behind in request.ranges
-        for number in range(first, behind)
+        for first, stop in request.ranges
+        for number in range(first, stop)
     }
 
 
-def _filler(reader: Reader, block: int, algorithm: str) -> Callable[[int, memoryview], None]:
-    """Return what reads a block, as long as the file is still the one that was opened."""
+def _block_reader(reader: Reader, block: int, algorithm: str) -> Callable[[int, memoryview], None]:
+    """Return a function that reads a block and its digest, while the file is unchanged."""
 
     def fill(number: int, body: memoryview) -> None:
         size = len(body) - DIGEST_BYTES

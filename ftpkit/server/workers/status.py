@@ -8,7 +8,7 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.status import ServerStatus
-from ftpkit.server.status import added, merged, nothing
+from ftpkit.server.status import NO_TOTALS, merge_status, sum_totals
 from ftpkit.server.workers.pool import WorkerHandle
 
 # A worker that has not replied by then is left out.
@@ -24,7 +24,7 @@ class StatusAggregator:
         self._since = time.monotonic()
         self._changed = threading.Condition()
         self._latest: Replies = {}
-        self._ended = nothing()
+        self._ended = NO_TOTALS
         self._calls = count()
         self._pending: dict[int, Replies] = {}
 
@@ -38,7 +38,7 @@ class StatusAggregator:
         with self._changed:
             latest = self._latest.pop(worker, None)
             if latest is not None:
-                self._ended = added(self._ended, latest["totals"])
+                self._ended = sum_totals(self._ended, latest["totals"])
             for replies in self._pending.values():
                 replies.pop(worker, None)
             self._changed.notify_all()
@@ -69,4 +69,4 @@ class StatusAggregator:
             ended = self._ended
         if not found:
             raise RefusedError(Code.BUSY, "no worker process answers; try again")
-        return merged(found, uptime_s=round(time.monotonic() - self._since, 3), before=ended)
+        return merge_status(found, uptime_s=round(time.monotonic() - self._since, 3), before=ended)

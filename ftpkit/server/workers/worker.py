@@ -209,6 +209,7 @@ class Worker:
         for udp_listener in self.udp_listeners:
             udp_listener.close()
         self.handler.close()
+        self.handler.store.close()
         self._ended = True
         self._channel.interrupt()
 
@@ -223,7 +224,7 @@ class _WorkerConnection:
         self._handed_over = False
 
     @property
-    def leaving(self) -> bool:
+    def draining(self) -> bool:
         """Whether other workers are to serve the next requests."""
         return self._worker.draining
 
@@ -245,16 +246,16 @@ class _WorkerConnection:
             self._worker.send("shared_limits", what="release", user=self._handoff.grant.user)
         self._close()
 
-    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, lent: bool) -> None:
+    def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, proxied: bool) -> None:
         """Send the connection to worker ``to``."""
-        self._handed_over = not lent
+        self._handed_over = not proxied
         fields, body = pack(handoff)
         self._worker.send(
             "handoff",
             body=body,
             fds=[sock.fileno()],
             to=to,
-            proxied=lent,
+            proxied=proxied,
             user=handoff.grant.user if handoff.grant else "",
             host=self.host,
             peer=self.peer,
