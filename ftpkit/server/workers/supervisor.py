@@ -17,7 +17,7 @@ from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus, decode_status, encode_status
 from ftpkit.server.auth.shared_limits import LocalLimits
-from ftpkit.server.handler import sweep_hourly
+from ftpkit.server.handler import open_store, sweep_hourly, used_bytes_of
 from ftpkit.server.listener import Listeners
 from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.demux import Demultiplexer
@@ -27,14 +27,15 @@ from ftpkit.server.workers.processes import WorkerProcesses
 from ftpkit.server.workers.scheduler_server import SchedulerServer
 from ftpkit.server.workers.status import StatusAggregator
 from ftpkit.server.workers.worker import WorkerConfig
-from ftpkit.storage import DirectoryStore
-from ftpkit.storage.api import StoreLease
+from ftpkit.storage.api import ShareableStore, Store, StoreLease
 
 log = logging.getLogger("ftpkit.server")
 
 
 class Supervisor:
-    """Serves the directory ``root`` with several processes, as ``Server`` does with one.
+    """Serves a store or a directory with several processes, as ``Server`` does with one.
+
+    A ``Store`` that is passed in must be a ``ShareableStore``; it is not closed.
 
     This process serves no client: it accepts connections and hands each to a worker. All
     limits apply to the workers together.
@@ -42,7 +43,7 @@ class Supervisor:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        store: Store | str | os.PathLike[str],
         config: WorkerConfig,
         *,
         host: str | None = None,
@@ -51,7 +52,7 @@ class Supervisor:
         datagrams: bool = True,
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
-        self._root, self._durable = root, durable
+        self._given_store, self._durable = store, durable
         self._listeners = Listeners(
             host,
             port,
@@ -74,7 +75,8 @@ class Supervisor:
             connect=self._connect,
             receive=self._receive,
         )
-        self._store: DirectoryStore | None = None
+        self._store: Store | None = None
+        self._stack = contextlib.ExitStack()
         self._demultiplexers: list[Demultiplexer] = []
 
     @property
@@ -99,7 +101,12 @@ class Supervisor:
 
     def start(self) -> None:
         """Open the store, listen, and start the workers; raises OSError."""
-        store = self._store = DirectoryStore(self._root, durable=self._durable)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._listeners.close)
+            store = stack.enter_context(open_store(self._given_store, durable=self._durable))
+            if not isinstance(store, ShareableStore):
+                raise TypeError("several workers need a store that processes can share")
+            self._store, self._stack = store, stack.pop_all()
         store.use_locks(SupervisorLocks(self._pool))
         self._scheduler.start()
         try:
@@ -138,9 +145,8 @@ class Supervisor:
             demultiplexer.close()
         self._shared_limits.close()
         self._demultiplexers = []
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        self._store = None
+        self._stack.close()
 
     def change(self, config: WorkerConfig, done: Callable[[], None] = lambda: None) -> None:
         """Replace the workers by others with ``config``; no connection is refused meanwhile.
@@ -174,7 +180,7 @@ class Supervisor:
     def _used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
         if self._store is None:
             raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
-        return self._store.used_bytes(name, go_on)
+        return used_bytes_of(self._store)(name, go_on)
 
     def _connect(self, worker: WorkerHandle, lease: StoreLease) -> None:
         """Send a worker the descriptors of its store and, for each UDP port, two sockets."""
