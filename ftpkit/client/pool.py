@@ -37,12 +37,13 @@ class TransferFuture(Future[T]):
         """Whether the transfer has begun and not ended."""
         return self._claim.locked() and not self.done()
 
-    def begin(self) -> bool:
-        """Claim the transfer for this thread; return False if it was cancelled before."""
-        return self._claim.acquire(blocking=False)
-
     def run(self, work: Callable[[], T]) -> None:
-        """Run ``work``; once the token is cancelled, any exception means that it was cancelled."""
+        """Run ``work`` unless the transfer was cancelled before.
+
+        Once the token is cancelled, any exception of ``work`` means that it was cancelled.
+        """
+        if not self._claim.acquire(blocking=False):
+            return
         try:
             result = work()
         except BaseException as error:  # noqa: BLE001  ``result`` raises it
@@ -84,21 +85,19 @@ class Pool:
         except BaseException:  # Ctrl-C while waiting
             self._cancel()
             raise
-        for reconnecting in self._idle:
-            reconnecting.close()
+        for connection in self._idle:
+            connection.close()
 
     def _run(self, future: TransferFuture[T], work: Callable[[ReconnectingConnection], T]) -> None:
-        if not future.begin():
-            return
         try:
-            reconnecting = self._idle.pop()
+            connection = self._idle.pop()
         except IndexError:
-            reconnecting = self._connect()
-        reconnecting.cancel_token = future.cancel_token
+            connection = self._connect()
+        connection.cancel_token = future.cancel_token
         try:
-            future.run(partial(work, reconnecting))
+            future.run(partial(work, connection))
         finally:
-            self._idle.append(reconnecting)
+            self._idle.append(connection)
 
     def _cancel(self) -> None:
         for future in list(self._futures):

@@ -197,7 +197,9 @@ class _Watchdog:
     def _check(self, now: float) -> None:
         connection, path = self._connection, self._session.path
         # Only blocks count as progress: a hostile server could send other datagrams for ever.
-        idle_s, patience_s = now - self._moved_at, _DEAD_S + self._pause_s
+        idle_s, patience_s = now - self._moved_at, _DEAD_S
+        if self._bytes_per_s:  # the limit alone can cause a silence as long as this
+            patience_s += 4 * (path.piece + OVERHEAD) / self._bytes_per_s
         if connection.poll():
             self._unanswered, self._answered_at = False, now
         if not path.is_open and idle_s > _BLOCKED_S:
@@ -211,10 +213,3 @@ class _Watchdog:
         if now > due and not self._unanswered:
             self._unanswered, self._pinged_at = True, now
             connection.send(Ping())
-
-    @property
-    def _pause_s(self) -> float:
-        """How long a silence may be that the rate limit alone causes."""
-        if not self._bytes_per_s:
-            return 0.0
-        return 4 * (self._session.path.piece + OVERHEAD) / self._bytes_per_s
