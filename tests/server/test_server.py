@@ -409,7 +409,7 @@ def test_200_short_connections_leave_nothing(server: Server, log: Log) -> None:
 
 
 def open_uploads(store: DirectoryStore) -> list[Any]:
-    return list(store._open)
+    return list(store._uploads._open)
 
 
 def test_each_transfer_and_connection_is_one_line_in_the_log(

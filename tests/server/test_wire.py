@@ -1009,7 +1009,7 @@ def test_a_block_is_taken_over_from_a_silent_connection(
 def open_uploads(server: Server) -> list[Any]:
     store = service_of(server).store
     assert isinstance(store, DirectoryStore)
-    return list(store._open.values())
+    return list(store._uploads._open.values())
 
 
 def test_a_block_that_is_written_again_replaces_the_older(raw: Raw, root: Path) -> None:

@@ -60,7 +60,7 @@ class WatchedFiles(QuickFiles):
         super().truncate(fd, length)
 
     def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        self._before("describe")
+        self._before("set_metadata")
         super().set_metadata(fd, path, mode, mtime)
 
     def sync(self, fd: int) -> None:
@@ -89,11 +89,11 @@ class WatchedFiles(QuickFiles):
         super().rename(source, part, target, to)
 
     def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
-        self._before("rename_free")
+        self._before("rename_noreplace")
         super().rename_noreplace(source, part, target, to)
 
     def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
-        self._before("link")
+        self._before("hard_link")
         super().hard_link(source, part, target, to)
 
 

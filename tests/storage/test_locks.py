@@ -192,5 +192,5 @@ def test_a_root_that_was_replaced_is_not_shared(
 ) -> None:
     (tmp_path / "root").rename(tmp_path / "moved")
     DirectoryStore(tmp_path / "root", QuickFiles()).close()
-    with pytest.raises(FileNotFoundError, match="not what it was"):
+    with pytest.raises(FileNotFoundError, match="was replaced while the server"):
         join(1)

@@ -163,6 +163,17 @@ class DirHandle:
             raise HiddenFileError(part)
 
 
+def make_directory(
+    files: "FileSystem", directory: DirHandle, part: str, mode: int = 0o777
+) -> DirHandle:
+    """Open a directory in ``directory``; make it durably if it is missing."""
+    with contextlib.suppress(FileExistsError):
+        files.mkdir(directory, part, mode)
+    # Also where it exists: its maker may not have synced it yet, or have died before.
+    files.sync_directory(directory)
+    return directory.open_directory(part)
+
+
 def digest_xattr(fd: int, status: os.stat_result) -> str | None:
     """Return the digest that was kept with a file, unless the file was written to since."""
     note = os_files.get_xattr(fd, DIGEST_XATTR) or b""

@@ -1,14 +1,14 @@
 """The journal of an upload: which blocks are held, and which of them are on stable storage.
 
-A journal is a row of records, each "kind, length, payload, CRC-32". Reading
-stops at the first record that is cut or damaged, and nothing behind it counts:
+A journal is a sequence of records, each "kind, length, payload, CRC-32". Reading stops at the
+first record that is cut off or damaged; nothing after it counts:
 
-``O`` what the upload is to be (JSON; the last one counts)
+``O`` the spec of the upload (JSON; the last one counts)
 ``B`` a block was written and matched its digest
 ``X`` a block is about to be overwritten, so it is no longer held
-``C`` all blocks recorded in the first N bytes of the journal are on stable storage
-``P`` the whole file is on stable storage and may have been published (JSON)
-``R`` it has been published as this (JSON)
+``C`` checkpoint: blocks recorded in the first N bytes of the journal are on stable storage
+``P`` prepared: the whole file is on stable storage and may have been published (JSON)
+``R`` published: what the commit returned (JSON)
 """
 
 import json
@@ -30,7 +30,7 @@ MAX_RECORD: Final = _HEAD.size + _MAX_PAYLOAD + _CRC.size
 
 @dataclass(frozen=True, slots=True)
 class HeldBlock:
-    """A block in the journal; ``end`` is where its record ends there."""
+    """A block in the journal, whose record ends at the offset ``end`` there."""
 
     length: int
     digest: str
@@ -39,7 +39,7 @@ class HeldBlock:
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal says: ``length`` counts its good bytes, ``safe`` those that C vouches for."""
+    """What a journal says: it has ``length`` good bytes, ``safe`` of them before a checkpoint."""
 
     spec: dict[str, Any] | None = None
     blocks: dict[int, HeldBlock] = field(default_factory=dict)
@@ -49,12 +49,12 @@ class JournalState:
     published: dict[str, Any] | None = None
 
     def is_safe(self, block: HeldBlock) -> bool:
-        """Whether the block survived whatever happened to the machine."""
+        """Whether a checkpoint covers the block, so that no crash can have lost it."""
         return block.end <= self.safe
 
 
 def encode_block(offset: int, length: int, digest: str) -> bytes:
-    """Return the record of a block that is held. Its digest is told by algorithm and bytes."""
+    """Return the record of a held block; its digest is stored as raw bytes and algorithm."""
     algorithm, raw = split_digest(digest)
     return _record(b"B", BLOCK_RECORD.pack(offset, length, raw) + algorithm.encode())
 
@@ -65,27 +65,27 @@ def encode_forget(offset: int) -> bytes:
 
 
 def encode_checkpoint(covered: int) -> bytes:
-    """Return the record that all blocks in the journal's first ``covered`` bytes are safe."""
+    """Return the checkpoint for blocks recorded in the first ``covered`` bytes."""
     return _record(b"C", _OFFSET.pack(covered))
 
 
 def encode_spec(spec: dict[str, Any]) -> bytes:
-    """Return the record of what the upload is to be."""
+    """Return the record of an upload's spec, identity and block size."""
     return _record(b"O", _json(spec))
 
 
 def encode_prepared(publication: dict[str, Any]) -> bytes:
-    """Return the record that from now on the file may stand under its name."""
+    """Return the record that the file may have been published from here on."""
     return _record(b"P", _json(publication))
 
 
 def encode_published(publication: dict[str, Any]) -> bytes:
-    """Return the record that the file stands under its name."""
+    """Return the record of what the commit returned."""
     return _record(b"R", _json(publication))
 
 
 def replay(data: bytes) -> JournalState:
-    """Return what the good records at the start of ``data`` say."""
+    """Return the state that the good records at the start of ``data`` describe."""
     state = JournalState()
     while (end := _end_of_record(data, state.length)) is not None:
         kind = data[state.length : state.length + 1]
@@ -118,7 +118,7 @@ def _apply(state: JournalState, kind: bytes, payload: bytes, end: int) -> bool:
 
 
 def _end_of_record(data: bytes, start: int) -> int | None:
-    """Return where the record at ``start`` ends, or None if it is cut or damaged."""
+    """Return where the record at ``start`` ends, or None if it is cut off or damaged."""
     if len(data) - start < _HEAD.size:
         return None
     _, length = _HEAD.unpack_from(data, start)

@@ -1,4 +1,4 @@
-"""How many bytes are stored in a directory, and promised to what is unfinished for it."""
+"""Counts the bytes stored in a directory, and those that unfinished uploads declare."""
 
 import contextlib
 from collections.abc import Callable
@@ -9,32 +9,32 @@ from ftpkit.storage.directory.filesystem import DirHandle
 from ftpkit.storage.directory.journal import MAX_RECORD
 from ftpkit.storage.directory.upload import DATA, JOURNAL, read_journal
 
-# What vanished, is no directory any more, or may not be looked at.
-_PASSED_OVER: Final = FileNotFoundError, NotADirectoryError, PermissionError
+# It vanished, is no longer a directory, or cannot be read.
+_SKIPPED: Final = FileNotFoundError, NotADirectoryError, PermissionError
 
 GoOn = Callable[[], bool]
 
 
-def stored_in(top: DirHandle, go_on: GoOn) -> int:
-    """Return the lengths of all files in ``top`` and below, as long as ``go_on`` is true.
+def stored_bytes(top: DirHandle, go_on: GoOn) -> int:
+    """Return the bytes of all files below ``top``; end early once ``go_on`` returns False.
 
-    Each directory is opened once and the way back is "..", so that neither work nor open
-    descriptors grow with the depth. OSError says that one was moved away meanwhile.
+    Each directory is opened once and left by "..", so that neither the work for each nor open
+    descriptors grow with the depth. OSError: a directory was moved during the count.
     """
     current = top.open_directory(".")
     try:
-        total, waiting = _look(current)
+        total, waiting = _read(current)
         levels = [(current.status(), waiting)]
         while go_on():
             _, waiting = levels[-1]
             if waiting:
                 try:
                     below = current.open_directory(waiting.pop())
-                except _PASSED_OVER:
+                except _SKIPPED:
                     continue
                 current.close()
                 current = below
-                stored, inner = _look(current)
+                stored, inner = _read(current)
                 total += stored
                 levels.append((current.status(), inner))
             elif len(levels) > 1:
@@ -49,22 +49,22 @@ def stored_in(top: DirHandle, go_on: GoOn) -> int:
         current.close()
 
 
-def promised_in(uploads: DirHandle, name: str, go_on: GoOn) -> int:
-    """Return what unfinished uploads of ``name``, or into it, have been promised.
+def declared_bytes(uploads: DirHandle, name: str, go_on: GoOn) -> int:
+    """Return the totals of unfinished uploads of ``name`` or to a name below it.
 
-    That is their total; where it is not known, what has arrived.
+    Where the total is unknown, the bytes that have arrived count.
     """
     total = 0
     for key, _ in uploads.names():
         if not go_on():
             break
-        with contextlib.suppress(*_PASSED_OVER), uploads.open_directory(key) as directory:
-            directory.stat(DATA)  # one without data has its name already
-            total += _promised(directory, name)
+        with contextlib.suppress(*_SKIPPED), uploads.open_directory(key) as directory:
+            directory.stat(DATA)  # without data it was published
+            total += _declared(directory, name)
     return total
 
 
-def _look(directory: DirHandle) -> tuple[int, list[str]]:
+def _read(directory: DirHandle) -> tuple[int, list[str]]:
     """Return the bytes of the files in one directory, and the directories in it."""
     total, inner = 0, list[str]()
     for part, size in directory.sizes():
@@ -77,7 +77,7 @@ def _look(directory: DirHandle) -> tuple[int, list[str]]:
     return total, inner
 
 
-def _promised(directory: DirHandle, name: str) -> int:
+def _declared(directory: DirHandle, name: str) -> int:
     state = read_journal(directory, JOURNAL, MAX_RECORD)
     if state is None or state.spec is None or not is_in(name, state.spec["name"]):
         return 0

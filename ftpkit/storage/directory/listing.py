@@ -1,0 +1,127 @@
+"""Lists a tree in the byte order of full names, whatever changes in it meanwhile."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ftpkit.protocol.names import MAX_NAME, is_reserved, split_name
+from ftpkit.storage.api import FileInfo
+from ftpkit.storage.directory.filesystem import DirHandle, HiddenFileError, is_hard_linked
+from ftpkit.storage.directory.tree import Tree, file_info
+from ftpkit.storage.os_errors import translate_os_errors
+
+
+def list_tree(tree: Tree, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
+    """Yield what is in the directory ``name``, beginning after the full name ``after``.
+
+    Names that vanish meanwhile, or are too long for a request, are left out. One directory is
+    open at a time.
+    """
+    past = (after or "").encode(errors="surrogatepass")
+    levels = [_Level(tree, name)]
+    try:
+        with translate_os_errors(name):
+            levels[0].read(recursive=recursive, past=past)
+        while levels:
+            level = levels[-1]
+            if not level.items:
+                levels.pop()
+                if levels:
+                    levels[-1].return_from(level)
+                level.close()
+                continue
+            _, part, is_subtree = level.items.popleft()
+            full = f"{level.prefix}{part}"
+            info = None
+            with (
+                translate_os_errors(full),
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            ):
+                directory = level.open()
+                if is_subtree:
+                    below = _Level(tree, full)
+                    below.hold(directory.open_directory(part))
+                    level.close()
+                    levels.append(below)
+                    below.read(recursive=True, past=past)
+                else:
+                    info = _listed(full, directory.steady_stat(part))
+            if info is not None:
+                yield info
+    finally:
+        for level in levels:
+            level.close()
+
+
+class _Level:
+    """One directory of a list, and the names in it that are left; it can be opened again."""
+
+    def __init__(self, tree: Tree, name: str) -> None:
+        self._tree, self._name = tree, name
+        self.prefix = f"{name}/" if name else ""
+        self.items = deque[tuple[bytes, str, bool]]()
+        """Sort key, name, and whether what is below the name comes here."""
+        self._stack = contextlib.ExitStack()
+        self._directory: DirHandle | None = None
+
+    def open(self) -> DirHandle:
+        """Return the directory; if it has vanished, drop the names that are left."""
+        if self._directory is None:
+            try:
+                context = self._tree.directory(split_name(self._name))
+                self._directory = self._stack.enter_context(context)
+            except (FileNotFoundError, NotADirectoryError):
+                self.items.clear()
+                raise
+            self.status = self._directory.status()
+        return self._directory
+
+    def hold(self, directory: DirHandle) -> None:
+        """Own an open directory."""
+        self._directory = self._stack.enter_context(directory)
+        self.status = directory.status()
+
+    def read(self, *, recursive: bool, past: bytes) -> None:
+        """Read the names that come after ``past``."""
+        directory = self.open()
+        if self._tree.is_private(self.status):
+            raise HiddenFileError(self._name)
+        items = list[tuple[bytes, str, bool]]()
+        for part, is_directory in directory.names():
+            try:
+                key = f"{self.prefix}{part}".encode()
+            except UnicodeEncodeError:  # not UTF-8 on the disk: no request can name it
+                continue
+            if len(key) > MAX_NAME or is_reserved(part):
+                continue
+            if key > past:
+                items.append((key, part, False))
+            # In byte order "a.txt" comes between "a" and "a/b": a directory
+            # and what is in it are two items.
+            inside = key + b"/"
+            if recursive and is_directory and (inside > past or past.startswith(inside)):
+                items.append((inside, part, True))
+        self.items.extend(sorted(items))
+
+    def return_from(self, below: "_Level") -> None:
+        """Open the directory again as the parent of ``below``, if neither was moved.
+
+        Resolving its name once for each directory in it would cost the square of the depth.
+        """
+        if below._directory is None:
+            return
+        with contextlib.suppress(OSError):  # ``below`` was moved
+            self.hold(below._directory.above(self.status))
+
+    def close(self) -> None:
+        """Close the directory; may be called twice."""
+        self._directory = None
+        self._stack.close()
+
+
+def _listed(name: str, status: os.stat_result) -> FileInfo:
+    """Describe ``name`` as a list shows it: a file with a second name is not served."""
+    info = file_info(name, status)
+    return replace(info, kind="other", total=0) if is_hard_linked(status) else info
