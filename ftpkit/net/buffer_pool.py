@@ -1,12 +1,12 @@
 """Reused buffers for bodies: fresh memory pages cost more than the copy into them."""
 
 import contextlib
-import mmap
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
 from ftpkit.net.frame_stream import PIECE
+from ftpkit.osapi import files as os_files
 
 # Few bodies move at the same moment; the buffers of a rush are freed.
 _KEPT: Final = 16
@@ -15,8 +15,8 @@ _KEPT: Final = 16
 class BufferPool:
     """Lends buffers of ``PIECE`` bytes, and keeps a few for reuse.
 
-    They are memory mappings: pages that were never written take no memory, so that a
-    thousand bodies of which little has arrived cost little.
+    Pages that were never written take no memory, so that a thousand bodies of which little has
+    arrived cost little.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class BufferPool:
         try:
             buffer = self._free.pop()
         except IndexError:
-            buffer = memoryview(mmap.mmap(-1, PIECE))
+            buffer = os_files.lazy_memory(PIECE)
         try:
             yield buffer
         finally:

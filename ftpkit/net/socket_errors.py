@@ -5,7 +5,7 @@ import errno
 import ssl
 from collections.abc import Iterator
 
-from ftpkit.errors import ConnectionLostError, FtpkitError, StallTimeoutError
+from ftpkit.errors import ConnectionLostError, StallTimeoutError
 
 # Faults of this machine, not of the connection.
 _LOCAL = {errno.EIO, errno.ENOMEM, errno.EMFILE}
@@ -18,8 +18,6 @@ def receive_errors() -> Iterator[None]:
         yield
     except (BlockingIOError, TimeoutError):
         raise StallTimeoutError("the peer moved no byte for too long") from None
-    except FtpkitError:
-        raise
     except ssl.SSLError as error:
         raise ConnectionLostError(f"connection lost: {tls_reason(error)}") from None
     except OSError as error:

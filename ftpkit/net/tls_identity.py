@@ -51,10 +51,8 @@ class Identity:
     @classmethod
     def read(cls, certificate_path: str, key_path: str) -> "Identity":
         """Read both from PEM files; raises OSError, or ValueError if they cannot be used."""
-        with open(certificate_path, "rb") as file:
-            certificate = file.read()
-        with open(key_path, "rb") as file:
-            key = file.read()
+        with open(certificate_path, "rb") as certificate_file, open(key_path, "rb") as key_file:
+            certificate, key = certificate_file.read(), key_file.read()
         try:
             public = x509.load_pem_x509_certificate(certificate).public_key()
         except (ValueError, UnsupportedAlgorithm):

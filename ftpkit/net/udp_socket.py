@@ -74,12 +74,11 @@ class DatagramSocket:
 
     def send(self, parts: Sequence[Parts]) -> None:
         """Send each pair as one datagram."""
-        if len(parts) == 1 or not self._segments:
-            for pair in parts:
-                self._send(pair)
-            return
-        for batch in _batches(parts):
-            self._send_batch(batch)
+        for batch in _batches(parts) if self._segments and len(parts) > 1 else [parts]:
+            if len(batch) < 2 or not self._segments or not self._send_segments(batch):
+                for pair in batch:
+                    with _losses():
+                        self._sock.sendmsg(pair)
 
     def send_to(
         self, parts: Parts, address: tuple[Any, ...], local: tuple[Any, ...] | None = None
@@ -138,25 +137,15 @@ class DatagramSocket:
         """Close the socket; safe to call twice."""
         self._sock.close()
 
-    def _send(self, pair: Parts) -> None:
-        with _losses():
-            self._sock.sendmsg(pair)
-
-    def _send_batch(self, batch: Sequence[Parts]) -> None:
-        if len(batch) > 1:
-            size = len(batch[0][0]) + len(batch[0][1])
-            try:
-                self._sock.sendmsg(
-                    list(chain.from_iterable(batch)), os_sockets.segment_ancillary(size)
-                )
-                return
-            except OSError as error:
-                if error.errno in _LOSSES:
-                    return
-                # The device does not support it; do not try again.
-                self._segments = False
-        for pair in batch:
-            self._send(pair)
+    def _send_segments(self, batch: Sequence[Parts]) -> bool:
+        """Send ``batch`` in one call; False if the device does not support it."""
+        ancillary = os_sockets.segment_ancillary(len(batch[0][0]) + len(batch[0][1]))
+        try:
+            self._sock.sendmsg(list(chain.from_iterable(batch)), ancillary)
+        except OSError as error:
+            # Do not try again what the device does not support.
+            self._segments = error.errno in _LOSSES
+        return self._segments
 
 
 def drive_session(

@@ -75,18 +75,15 @@ def _read_copy(fd: int, offset: int, count: int) -> memoryview:
 
 
 def send_now(sock: socket.socket, data: memoryview) -> int:
-    """Send without waiting, return how many bytes: send(2) with MSG_DONTWAIT.
+    """Send what is possible now, or raise BlockingIOError: send(2) with MSG_DONTWAIT.
 
-    Raises BlockingIOError for none. Without the flag the socket must be writable.
+    Without that flag the socket must be writable.
     """
     return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
 
 
 def receive_now(sock: socket.socket, view: memoryview) -> int:
-    """Receive without waiting, return how many bytes: recv(2) with MSG_DONTWAIT, or after a poll.
-
-    Raises BlockingIOError for none.
-    """
+    """Receive what has arrived, or raise BlockingIOError: recv(2) with MSG_DONTWAIT, or a poll."""
     # With a timeout Python itself would wait.
     if sock.gettimeout() is not None and not wait_readable(sock, 0):
         raise BlockingIOError

@@ -31,7 +31,7 @@ def first_come(transfer: Transfer) -> float:
 
 
 def shortest_first(transfer: Transfer) -> float:
-    """SJF with preemption (SRPT): optimal mean flow time on one link (Schrage 1968).
+    """SJF with preemption (SRPT): optimal mean flow time on one server (Schrage 1968).
 
     If the size is unknown, the bytes moved stand for the bytes left (LAS, see Nuyens and
     Wierman 2008), ranked behind a transfer that is known to have as much left.

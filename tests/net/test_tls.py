@@ -413,13 +413,13 @@ def test_a_client_without_tls_1_3_gets_a_protocol_version_alert(
     stream, sock = pair
     old = unverified_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with running(lambda: old.wrap_socket(sock)) as told:
+    with running(lambda: old.wrap_socket(sock)) as raised:
         with pytest.raises(HandshakeError) as caught:
             stream.start_tls(IDENTITY.context(), PATIENT_S)
         stream.close()
     assert caught.value.code == "tls-failed"
     assert "protocol" in str(caught.value)
-    assert "PROTOCOL_VERSION" in str(told[0])
+    assert "PROTOCOL_VERSION" in str(raised[0])
 
 
 # Tampering

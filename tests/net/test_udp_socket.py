@@ -313,7 +313,7 @@ class EchoSession:
         self.times.append(now)
         self.received_payloads.append((header, bytes(payload)))
         if header.kind == Kind.DATA:
-            self._answers.append(self._datagram(Kind.ACK, b"heard " + bytes(payload)))
+            self._answers.append(self._datagram(Kind.ACK, b"echo " + bytes(payload)))
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         self.times.append(now)
@@ -370,7 +370,7 @@ def test_two_sessions_exchange_datagrams_and_ignore_forged_ones(
     assert raised == []
     assert [payload for _, payload in answering.received_payloads] == [b"%d" % n for n in range(40)]
     assert [payload for _, payload in asking.received_payloads] == [
-        b"heard %d" % n for n in range(40)
+        b"echo %d" % n for n in range(40)
     ]
     assert asking.times == sorted(asking.times)
 

@@ -1,4 +1,4 @@
-"""Transfers over one link in simulated time, as a scheduler grants them quanta."""
+"""Transfers over one network path in simulated time, as a scheduler grants them quanta."""
 
 import heapq
 import itertools
@@ -9,7 +9,7 @@ from ftpkit.scheduling.flow import Account, Flow, Transfer
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.scheduling.scheduler import Scheduler
 
-LINK_BYTES_PER_S = 1e10
+CAPACITY_BYTES_PER_S = 1e10
 UP, DOWN = Direction.UP, Direction.DOWN
 
 
@@ -24,10 +24,10 @@ class Grant:
 
 @dataclass(slots=True)
 class Simulation:
-    """Moves each granted quantum at ``link_bytes_per_s`` until all transfers are done."""
+    """Moves each granted quantum at ``capacity_bytes_per_s`` until all transfers are done."""
 
     scheduler: Scheduler
-    link_bytes_per_s: float = LINK_BYTES_PER_S
+    capacity_bytes_per_s: float = CAPACITY_BYTES_PER_S
     now: float = 0.0
     grants: list[Grant] = field(default_factory=list)
     done: dict[Transfer, float] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Simulation:
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         self.grants.append(Grant(self.now, transfer, size))
-        self.at(self.now + size / self.link_bytes_per_s, lambda: self._finish(flow, size))
+        self.at(self.now + size / self.capacity_bytes_per_s, lambda: self._finish(flow, size))
 
     def _finish(self, flow: Flow, size: int) -> None:
         transfer = flow.transfer

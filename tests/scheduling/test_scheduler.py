@@ -225,7 +225,7 @@ def test_the_best_flow_of_a_limited_account_goes_first() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_more_flows_run_than_there_are_slots(policy: str) -> None:
     sim, ann = simulation(policy, slots=3, bytes_per_s={}), Account("ann")
-    sim.link_bytes_per_s = 1e8
+    sim.capacity_bytes_per_s = 1e8
     for i in range(20):
         sim.send(ann, 10 * MIB, direction=(UP, DOWN)[i % 2])
     sim.run()
@@ -252,7 +252,7 @@ def test_without_limits_all_run_at_once() -> None:
 
 def test_quanta_are_charged_when_they_are_granted() -> None:
     sim, ann = simulation("rr"), Account("ann")
-    sim.link_bytes_per_s = 1e3
+    sim.capacity_bytes_per_s = 1e3
     for _ in range(100):
         sim.send(ann, None)
     sim.run(0.1)
