@@ -85,13 +85,11 @@ def decode_grant(values: Any) -> Grant:
     names = {_KEYS.get(each.name, each.name): each.name for each in fields(Grant)}
     if not isinstance(values, dict) or values.keys() != names.keys():
         raise ValueError(f"a token must have exactly the keys {', '.join(names)}")
-    if not isinstance(values["can"], list):
-        raise ValueError('the value of "can" must be a list')
-    try:
-        can = frozenset(map(Permission, values["can"]))
-    except ValueError:
-        raise ValueError(f'"can" may only list {", ".join(Permission)}') from None
-    grant = Grant(**{**{names[key]: value for key, value in values.items()}, "can": can})
+    can = values["can"]
+    if not isinstance(can, list) or any(each not in tuple(Permission) for each in can):
+        raise ValueError(f'"can" must be a list of {", ".join(Permission)}')
+    values = {names[key]: value for key, value in values.items()}
+    grant = Grant(**values | {"can": frozenset(map(Permission, can))})
     _check(grant)
     return grant
 
@@ -107,16 +105,11 @@ class Tokens:
     def __init__(
         self, path: str | os.PathLike[str], clock: Callable[[], float] = time.time
     ) -> None:
-        self._path = os.fspath(path)
+        self.path = os.fspath(path)
         self._clock = clock
         # One tuple, so that no thread sees the grants of one file with the stamp of another.
         self._cached: tuple[_Stamp | None, dict[str, Grant]] = None, {}
         self._error = ""
-
-    @property
-    def path(self) -> str:
-        """The path of the file."""
-        return self._path
 
     def add(self, grant: Grant, token: str | None = None) -> str:
         """Add ``token``, or a new random one, with ``grant``; return the token.
@@ -127,7 +120,7 @@ class Tokens:
         token = token or new_token()
         grant = replace(grant, key=_key_of(token))
         _check(grant)
-        with private_files.locked(self._path):
+        with private_files.locked(self.path):
             grants = self._read() or []
             for other in grants:
                 if other.user == grant.user:
@@ -142,7 +135,7 @@ class Tokens:
 
     def remove(self, user: str) -> bool:
         """Remove the token of ``user``; return False if there is none."""
-        with private_files.locked(self._path):
+        with private_files.locked(self.path):
             grants = self._read() or []
             rest = [grant for grant in grants if grant.user != user]
             if rest == grants:
@@ -158,7 +151,7 @@ class Tokens:
         grants = self._read()
         if grants is None:
             raise LocalFileError(
-                f"{self._path} does not exist; add a token with: ftpkit token add NAME"
+                f"{self.path} does not exist; add a token with: ftpkit token add NAME"
             )
         return grants
 
@@ -190,37 +183,34 @@ class Tokens:
         """Return the grants that the file has now by their keys; none while it is unusable."""
         try:
             # Taken before the file is read, so that the stamp is never newer than the grants.
-            stamp = _stamp_of(self._path)
+            stamp = _stamp_of(self.path)
             cached, grants = self._cached
             if stamp is None or stamp != cached:
                 grants = {grant.key: grant for grant in self.grants()}
                 self._cached = stamp, grants
         except LocalFileError as error:
-            self._log_error(str(error))
+            if str(error) != self._error:
+                self._error = str(error)
+                log.error("all logins are refused: %s", error)
             return {}
         self._error = ""
         return grants
 
-    def _log_error(self, error: str) -> None:
-        if error != self._error:
-            self._error = error
-            log.error("all logins are refused: %s", error)
-
     def _read(self) -> list[Grant] | None:
-        data = private_files.read(self._path)
+        data = private_files.read(self.path)
         if data is None:
             return None
         try:
             return _parse(data)
         except ValueError as error:
             raise LocalFileError(
-                f"{self._path} is damaged: {error}; restore it from a backup, "
+                f"{self.path} is damaged: {error}; restore it from a backup, "
                 "or remove it and add tokens with: ftpkit token add NAME"
             ) from None
 
     def _write(self, grants: list[Grant]) -> None:
         content = {"version": _VERSION, "tokens": list(map(encode_grant, grants))}
-        private_files.replace(self._path, json.dumps(content, indent=2).encode() + b"\n")
+        private_files.replace(self.path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def new_token() -> str:
@@ -245,12 +235,13 @@ def _parse(data: bytes) -> list[Grant]:
         content = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("it is not valid JSON") from None
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
+    if (
+        not isinstance(content, dict)
+        or content.keys() != {"version", "tokens"}
+        or content["version"] != _VERSION
+        or not isinstance(content["tokens"], list)
+    ):
         raise ValueError(f"it is not a token file of version {_VERSION}")
-    if content.keys() != {"version", "tokens"} or not isinstance(content["tokens"], list):
-        raise ValueError(
-            'it must have the keys "version" and "tokens", and "tokens" must be a list'
-        )
     grants = [decode_grant(values) for values in content["tokens"]]
     for name in ("user", "key"):
         if len({getattr(grant, name) for grant in grants}) < len(grants):

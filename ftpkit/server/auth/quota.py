@@ -26,7 +26,7 @@ log = logging.getLogger("ftpkit.server")
 
 
 class QuotaLedger:
-    """Keeps an upper bound of what each directory with a quota stores.
+    """The ``Quotas`` of a server: an upper bound of what each directory with a quota stores.
 
     Additions are known to the byte. A deletion only marks the directory for a new count,
     which is made when a request would be refused without it. One thread counts a directory
@@ -47,7 +47,6 @@ class QuotaLedger:
         self._closed = False
 
     def reserve(self, name: str, count: int, under: str, quota: int | None) -> Reservation:
-        """Reserve ``count`` bytes for ``name``, or refuse; it may wait for a count."""
         deadline = self._clock() + self._timeout_s
         with self._changed:
             if quota is None:
@@ -73,13 +72,11 @@ class QuotaLedger:
             return None
 
     def note_deleted(self, name: str) -> None:
-        """Note that ``name``, or something in it, was deleted or became smaller."""
         with self._changed:
             for under, usage in self._usages.items():
                 usage.note(less=_overlap(under, name))
 
     def note_renamed(self, name: str, to: str) -> None:
-        """Note that ``name`` was renamed ``to``."""
         with self._changed:
             for under, usage in self._usages.items():
                 # A count that runs may have read the one too early and the other too late.

@@ -53,7 +53,6 @@ class LocalLimits:
         self._throttle = LoginThrottle()
 
     def acquire(self, user: str, max_connections: int | None) -> bool:
-        """Count one more connection of ``user``, unless it has ``max_connections``."""
         with self._lock:
             if max_connections is not None and self._connections[user] >= max_connections:
                 return False
@@ -61,14 +60,12 @@ class LocalLimits:
             return True
 
     def release(self, user: str) -> None:
-        """Count one connection of ``user`` less."""
         with self._lock:
             self._connections[user] -= 1
             if not self._connections[user]:
                 del self._connections[user]
 
     def login_failed(self, host: str) -> float:
-        """Note a failed login; return the seconds by which to delay the reply."""
         return self._throttle.failed(host)
 
     def close(self) -> None:
@@ -85,15 +82,12 @@ class AccountQuota:
     quota: int | None
 
     def reserve(self, name: str, count: int) -> Reservation:
-        """Reserve ``count`` bytes for ``name``."""
         if not count:
             return NO_RESERVATION
         return self.quotas.reserve(name, count, self.under, self.quota)
 
     def note_deleted(self, name: str) -> None:
-        """Note that ``name`` was deleted or became smaller."""
         self.quotas.note_deleted(name)
 
     def note_renamed(self, name: str, to: str) -> None:
-        """Note that ``name`` was renamed ``to``."""
         self.quotas.note_renamed(name, to)

@@ -59,7 +59,11 @@ class SharedLimitsServer:
         """Answer one request of a worker."""
         match header["what"]:
             case "acquire":
-                reply(acquired=self._acquire(worker, header["user"], header["max"]))
+                acquired = self._limits.acquire(header["user"], header["max"])
+                if acquired:
+                    with self._lock:
+                        self._shares[worker].connections[header["user"]] += 1
+                reply(acquired=acquired)
             case "release":
                 self.move(header["user"], worker, None)
             case "login_failed":
@@ -77,13 +81,6 @@ class SharedLimitsServer:
             case "renamed":
                 self._limits.quotas.note_renamed(header["name"], header["to"])
                 reply()
-
-    def _acquire(self, worker: int, user: str, max_connections: int | None) -> bool:
-        acquired = self._limits.acquire(user, max_connections)
-        if acquired:
-            with self._lock:
-                self._shares[worker].connections[user] += 1
-        return acquired
 
     def _reserve(self, worker: int, header: Header, reply: Reply) -> None:
         args = header["name"], header["count"], header["under"], header["quota"]
@@ -123,7 +120,7 @@ class _WorkerShare:
 
 
 class RemoteQuotas:
-    """The quotas that the supervisor keeps; ``request`` sends a message and returns the reply.
+    """The ``Quotas`` that the supervisor keeps; ``request`` sends a message and returns the reply.
 
     While ``has_quotas`` returns false no user has one, and nothing is sent. Every message has
     a reply, as a request through another worker may follow it.
@@ -133,7 +130,6 @@ class RemoteQuotas:
         self._request, self._has_quotas = request, has_quotas
 
     def reserve(self, name: str, count: int, under: str, quota: int | None) -> Reservation:
-        """Reserve ``count`` bytes for ``name``, or raise RefusedError."""
         if quota is None and not self._has_quotas():
             return NO_RESERVATION
         reply = self._request(what="reserve", name=name, count=count, under=under, quota=quota)
@@ -142,11 +138,9 @@ class RemoteQuotas:
         return Reservation(partial(self._settle, reply["number"]))
 
     def note_deleted(self, name: str) -> None:
-        """Note that ``name``, or something in it, was deleted or became smaller."""
         self._note(what="deleted", name=name)
 
     def note_renamed(self, name: str, to: str) -> None:
-        """Note that ``name`` was renamed ``to``."""
         self._note(what="renamed", name=name, to=to)
 
     def _note(self, **message: Any) -> None:
@@ -158,7 +152,7 @@ class RemoteQuotas:
 
 
 class RemoteLimits:
-    """The limits of a server as one of its workers uses them.
+    """The ``SharedLimits`` that the supervisor keeps.
 
     ``request`` sends a message and returns the reply, ``send`` sends one that has none.
     """
@@ -173,13 +167,10 @@ class RemoteLimits:
         self.quotas = RemoteQuotas(request, has_quotas)
 
     def acquire(self, user: str, max_connections: int | None) -> bool:
-        """Count one more connection of ``user``, unless it has ``max_connections``."""
         return bool(self._request(what="acquire", user=user, max=max_connections)["acquired"])
 
     def release(self, user: str) -> None:
-        """Count one connection of ``user`` less."""
         self._send(what="release", user=user)
 
     def login_failed(self, host: str) -> float:
-        """Note a failed login; return the seconds by which to delay the reply."""
         return float(self._request(what="login_failed", host=host)["delay_s"])

@@ -287,17 +287,15 @@ class WorkerPool:
 
 
 class SupervisorLocks:
-    """The upload locks of the supervisor itself."""
+    """The ``UploadLocks`` of the supervisor itself."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
 
     def acquire(self, key: str) -> None:
-        """Lock an upload; WrongWorkerError if a worker has it."""
         holder = self._pool.acquire_upload(SUPERVISOR, key)
         if holder != SUPERVISOR:
             raise WrongWorkerError(holder or SUPERVISOR)
 
     def release(self, key: str) -> None:
-        """Unlock an upload."""
         self._pool.release_upload(SUPERVISOR, key)

@@ -61,16 +61,25 @@ class SchedulerServer:
     def receive(self, worker: WorkerHandle, header: Header) -> None:
         """Handle one message of the ``RemoteScheduler`` of a worker."""
         with self._changed:
-            now = self._clock()
+            now, key = self._clock(), (worker, header.get("flow", -1))
             match header["call"]:
                 case "set_rates":
                     account = self._accounts.get(header["user"])
                     if account is not None:
                         self._scheduler.set_rates(account, _rates(header), now)
                 case "add_flow":
-                    self._add_flow((worker, header["flow"]), header, now)
-                case call:
-                    self._update(call, self._flows[worker, header["flow"]], header, now)
+                    self._add_flow(key, header, now)
+                case "ready":
+                    self._scheduler.ready(self._flows[key], now)
+                case "force_grant":
+                    flow = self._flows[key]
+                    if flow.state is State.READY:  # else a grant is on its way already
+                        self._scheduler.force_grant(flow, now)
+                        self._grant(flow)
+                case "release":
+                    self._scheduler.release(self._flows[key], header["moved"], now)
+                case "remove":
+                    self._remove(self._flows[key], now)
             self._grant_due()
 
     def leave(self, worker: WorkerHandle) -> None:
@@ -103,19 +112,6 @@ class SchedulerServer:
             self._transfers[worker, header["order"]] = transfer
         flow = self._flows[key] = self._scheduler.add_flow(transfer)
         self._keys[flow] = key
-
-    def _update(self, call: str, flow: Flow, header: Header, now: float) -> None:
-        match call:
-            case "ready":
-                self._scheduler.ready(flow, now)
-            case "force_grant":
-                if flow.state is State.READY:  # else a grant is on its way already
-                    self._scheduler.force_grant(flow, now)
-                    self._grant(flow)
-            case "release":
-                self._scheduler.release(flow, header["moved"], now)
-            case "remove":
-                self._remove(flow, now)
 
     def _remove(self, flow: Flow, now: float) -> None:
         self._scheduler.remove(flow, now)

@@ -74,7 +74,7 @@ def run_worker(
 
 
 class Worker:
-    """Handles the messages of the supervisor, and asks it for what concerns all workers."""
+    """Handles the messages of the supervisor; the ``UploadLocks`` of its store ask that."""
 
     def __init__(
         self, channel: IpcChannel, number: int, open_store: OpenStore, config: WorkerConfig
@@ -126,13 +126,11 @@ class Worker:
                 os._exit(1)
 
     def acquire(self, key: str) -> None:
-        """Lock an upload; WrongWorkerError names the worker that has it."""
         header, _ = self._request("acquire_upload", key=key)
         if header["holder"] != self._number:
             raise WrongWorkerError(header["holder"])
 
     def release(self, key: str) -> None:
-        """Unlock an upload."""
         self.send("release_upload", key=key)
 
     def status(self) -> ServerStatus:
@@ -215,7 +213,7 @@ class Worker:
 
 
 class _WorkerConnection:
-    """A connection while this worker serves it."""
+    """A connection while this worker serves it; the ``OtherWorkers`` of its session."""
 
     def __init__(self, worker: Worker, header: Header, body: bytes) -> None:
         self.host, self.peer, self._index = header["host"], header["peer"], header["index"]
@@ -225,11 +223,9 @@ class _WorkerConnection:
 
     @property
     def draining(self) -> bool:
-        """Whether other workers are to serve the next requests."""
         return self._worker.draining
 
     def run(self, fd: int) -> None:
-        """Serve the connection."""
         try:
             udp_listeners = self._worker.udp_listeners
             with socket.socket(fileno=fd) as sock:
@@ -247,7 +243,6 @@ class _WorkerConnection:
         self._close()
 
     def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, proxied: bool) -> None:
-        """Send the connection to worker ``to``."""
         self._handed_over = not proxied
         fields, body = pack(handoff)
         self._worker.send(
