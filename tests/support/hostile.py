@@ -1,4 +1,4 @@
-"""Servers that do wrong, and a line that damages what it carries."""
+"""Hostile servers, and a relay that damages what it forwards."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ HELLO: Final[Header] = {
 
 
 class Peer:
-    """The server's end of one connection, for a script to play."""
+    """The server side of one connection, for a script."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
 
     def read(self, count: int) -> bytes:
-        """Read ``count`` bytes, or end the script where the client ends."""
+        """Read ``count`` bytes; the script ends when the client closes the connection."""
         data = bytearray()
         while len(data) < count:
             piece = self.sock.recv(min(count - len(data), PIECE))
@@ -87,7 +87,7 @@ def listening(serve: Callable[[socket.socket], None]) -> Iterator[tuple[str, int
 
 @contextlib.contextmanager
 def hostile(*scripts: Script) -> Iterator[tuple[str, int]]:
-    """Play ``scripts``, one for each connection, the last one for all that follow."""
+    """Run ``scripts``, one for each connection, and the last one for all further connections."""
     waiting = list(scripts)
 
     def serve(sock: socket.socket) -> None:
@@ -102,18 +102,20 @@ def hostile(*scripts: Script) -> Iterator[tuple[str, int]]:
 def relay(
     server: tuple[str, int], *, up: tuple[int, ...] = (), down: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, int]]:
-    """Carry bytes to ``server`` and back; flip a bit of those at positions ``up`` and ``down``.
+    """Forward bytes to ``server`` and back; flip a bit of those at positions ``up`` and ``down``.
 
     Positions count the bytes of a direction over all connections.
     """
     passed = {"up": 0, "down": 0}
 
-    def carry(source: socket.socket, target: socket.socket, way: str, flips: set[int]) -> None:
+    def forward(
+        source: socket.socket, target: socket.socket, direction: str, flips: set[int]
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := bytearray(source.recv(PIECE)):
-                start = passed[way]
-                passed[way] += len(data)
-                for flip in [f for f in flips if start <= f < passed[way]]:
+                start = passed[direction]
+                passed[direction] += len(data)
+                for flip in [f for f in flips if start <= f < passed[direction]]:
                     data[flip - start] ^= 1
                 target.sendall(data)
         with contextlib.suppress(OSError):
@@ -121,9 +123,9 @@ def relay(
 
     def serve(sock: socket.socket) -> None:
         with socket.create_connection(server, timeout=TIMEOUT_S) as onward:
-            back = threading.Thread(target=carry, args=(onward, sock, "down", {*down}))
+            back = threading.Thread(target=forward, args=(onward, sock, "down", {*down}))
             back.start()
-            carry(sock, onward, "up", {*up})
+            forward(sock, onward, "up", {*up})
             back.join()
 
     with listening(serve) as address:

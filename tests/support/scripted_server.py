@@ -1,4 +1,4 @@
-"""A server that is scripted as far as one has to come to be let in: TLS, hello, auth, ping."""
+"""A scripted server for TLS, hello, auth and ping."""
 
 import contextlib
 import socket
@@ -20,7 +20,7 @@ TLS = b"\x16"
 
 @dataclass
 class Guard:
-    """Lets in over TLS if it has an ``identity``, and who has the ``token`` if there is one."""
+    """Requires TLS if it has an ``identity``, and ``token`` if there is one."""
 
     identity: Identity | None = None
     token: str | None = None
@@ -29,11 +29,11 @@ class Guard:
     firsts: list[bytes] = field(default_factory=list)
     """The first byte of each connection."""
     heard: list[str] = field(default_factory=list)
-    """The requests that could be read, as they were understood."""
+    """The operation of each request that arrived."""
 
     @property
     def url(self) -> Url:
-        """All that a client needs."""
+        """The login URL."""
         pin = None if self.identity is None else self.identity.pin
         return Url(self.address, pin, self.token, plain=self.identity is None)
 
@@ -41,25 +41,25 @@ class Guard:
         """Serve one connection."""
         stream = FrameStream(sock, stall_timeout_s=TIMEOUT_S)
         with contextlib.suppress(ConnectionLostError, ProtocolError):
-            conversation = ServerProtocol(must_authenticate=self.token is not None)
+            protocol = ServerProtocol(must_authenticate=self.token is not None)
             self.firsts.append(stream.peek(TIMEOUT_S))
             if self.identity is not None and self.firsts[-1] == TLS:
                 stream.start_tls(self.identity.context(), TIMEOUT_S)
             elif self.identity is not None and not self.plain:
-                conversation.receive(stream.read_header())
-                refusal = RefusedError(Code.TLS_REQUIRED, "TLS, please")
-                stream.send(conversation.refuse(refusal, close=True))
+                protocol.receive(stream.read_header())
+                refusal = RefusedError(Code.TLS_REQUIRED, "TLS is required")
+                stream.send(protocol.refuse(refusal, close=True))
                 return
-            while not conversation.closed:
+            while not protocol.closed:
                 header = stream.read_header()
                 try:
-                    request = conversation.receive(header)
+                    request = protocol.receive(header)
                     self.heard.append(str(request.op))
-                    stream.send(conversation.accept(self._reply(request, conversation)))
+                    stream.send(protocol.accept(self._reply(request, protocol)))
                 except RefusedError as refusal:
-                    stream.send(conversation.refuse(refusal))
+                    stream.send(protocol.refuse(refusal))
 
-    def _reply(self, request: Request, conversation: ServerProtocol) -> Reply:
+    def _reply(self, request: Request, protocol: ServerProtocol) -> Reply:
         match request:
             case Hello():
                 return HelloReply(
@@ -67,9 +67,9 @@ class Guard:
                     features=[], limits={},
                 )  # fmt: skip
             case Auth(token=token) if self.token is None:
-                raise RefusedError(Code.UNSUPPORTED, "nobody needs a token")
+                raise RefusedError(Code.UNSUPPORTED, "no token is required")
             case Auth(token=token) if token == self.token:
-                conversation.mark_authenticated()
+                protocol.mark_authenticated()
                 return AuthReply(user=USER, can=["write", "read"])
             case Auth():
                 raise RefusedError(Code.AUTH_FAILED, "no")
@@ -78,7 +78,7 @@ class Guard:
 
 @contextlib.contextmanager
 def guarded(guard: Guard) -> Iterator[Guard]:
-    """Let ``guard`` serve one connection after the other."""
+    """Run ``guard``, which serves one connection at a time."""
     with listening(guard.serve) as address:
         guard.address = Address(*address)
         yield guard
