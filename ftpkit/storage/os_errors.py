@@ -1,4 +1,4 @@
-"""What the operating system's errors mean to a client; the only place that translates them."""
+"""The only place that translates errors of the operating system into refusals."""
 
 import contextlib
 import errno
@@ -15,35 +15,35 @@ _MEANING: Final = {
     errno.EEXIST: (Code.EXISTS, "{} exists already"),
     errno.ENOTEMPTY: (Code.NOT_EMPTY, "the directory {} is not empty"),
     errno.ENAMETOOLONG: (Code.BAD_NAME, "the name {} is too long for the disk"),
-    errno.EILSEQ: (Code.BAD_NAME, "the disk cannot hold the name {}"),
-    errno.EACCES: (Code.FORBIDDEN, "no permission to touch {}"),
-    errno.EPERM: (Code.FORBIDDEN, "no permission to touch {}"),
+    errno.EILSEQ: (Code.BAD_NAME, "the file system cannot store the name {}"),
+    errno.EACCES: (Code.FORBIDDEN, "the server has no permission to access {}"),
+    errno.EPERM: (Code.FORBIDDEN, "the server has no permission to access {}"),
     errno.EROFS: (Code.FORBIDDEN, "the disk is read-only"),
     errno.ENOSPC: (Code.NO_SPACE, "the disk is full"),
     errno.EDQUOT: (Code.QUOTA_EXCEEDED, "the disk quota is used up"),
     errno.EFBIG: (Code.TOO_LARGE, "{} is too large for the disk"),
-    errno.EXDEV: (Code.UNSUPPORTED, "{} lies on another disk than the root"),
+    errno.EXDEV: (Code.UNSUPPORTED, "{} is on another file system than the root of the server"),
     errno.ENXIO: (Code.NOT_FOUND, "there is no {}"),  # a socket, or a device without a driver
     errno.ENODEV: (Code.NOT_FOUND, "there is no {}"),
-    errno.EINVAL: (Code.BAD_NAME, "the disk cannot have {} there"),
-    errno.EAGAIN: (Code.BUSY, "another program has {} for itself; try again"),
-    errno.EBUSY: (Code.BUSY, "the system uses {}"),
-    errno.EMFILE: (Code.BUSY, "too many files are open; try again"),
-    errno.ENFILE: (Code.BUSY, "too many files are open; try again"),
+    errno.EINVAL: (Code.BAD_NAME, "the file system rejects {}"),
+    errno.EAGAIN: (Code.BUSY, "{} is locked by another program; try again"),
+    errno.EBUSY: (Code.BUSY, "{} is in use by the system"),
+    errno.EMFILE: (Code.BUSY, "the server has too many open files; try again"),
+    errno.ENFILE: (Code.BUSY, "the server has too many open files; try again"),
 }
 
 
 @contextlib.contextmanager
 def translate_os_errors(name: str) -> Iterator[None]:
-    """Turn an OSError about ``name`` into the RefusedError that a client understands.
+    """Raise an OSError about ``name`` as a RefusedError.
 
-    An error that no client can do anything about passes: it becomes ``internal``.
+    An error that a client cannot do anything about passes: it becomes ``internal``.
     """
     try:
         yield
     except OSError as error:
-        # The number alone does not tell an error that os raises by itself.
-        number = error.errno or _PLAIN.get(type(error), 0)
+        # An error that Python code raises has a type, but no number.
+        number = error.errno or _NUMBERS.get(type(error), 0)
         if number not in _MEANING:
             raise
         code, text = _MEANING[number]
@@ -51,18 +51,18 @@ def translate_os_errors(name: str) -> Iterator[None]:
 
 
 class NamedRefusalError(RefusedError):
-    """A refusal whose ``text`` has a place for a ``name``."""
+    """A refusal whose ``text`` is a format string with the place of a ``name``."""
 
     def __init__(self, code: Code, text: str, name: str) -> None:
         super().__init__(code, text.format(ascii(name)))
         self.text, self.name = text, name
 
-    def of(self, name: str) -> "NamedRefusalError":
-        """Return the same refusal with another name."""
+    def renamed(self, name: str) -> "NamedRefusalError":
+        """Return the same refusal for another name."""
         return NamedRefusalError(Code(self.code), self.text, name)
 
 
-_PLAIN: Final[dict[type[OSError], int]] = {
+_NUMBERS: Final[dict[type[OSError], int]] = {
     FileNotFoundError: errno.ENOENT,
     NotADirectoryError: errno.ENOTDIR,
     IsADirectoryError: errno.EISDIR,

@@ -1,10 +1,9 @@
-"""A directory of a store as a store of its own, which knows nothing of what lies around it."""
+"""A directory of a store as a store of its own, from which nothing outside can be reached."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import check_name
 from ftpkit.storage.api import (
     BlockRecord,
@@ -17,76 +16,69 @@ from ftpkit.storage.api import (
     Upload,
     UploadSpec,
 )
+from ftpkit.storage.blocks import no_such_upload
 from ftpkit.storage.os_errors import NamedRefusalError
 
 
 class PrefixStore:
-    """The directory ``root`` of ``store``: names are relative to it, and so are all that is told.
+    """The directory ``root`` of ``store`` as a store: all names are relative to it.
 
-    It need not be there: what is put makes it, and so does ``mkdir("")``. It cannot be moved
-    or deleted from within. ``close`` closes the whole store.
+    It is made by the first upload, or by ``mkdir("")``, and cannot be renamed or deleted from
+    within. Readers keep the optional powers that they have; those of ``store`` are not offered,
+    for they concern all of it.
     """
 
     def __init__(self, store: Store, root: str) -> None:
         self._store, self._root = store, _Root(root)
 
     def stat(self, name: str) -> FileInfo:
-        """Describe a file or directory."""
         with self._root.relative():
             return self._root.info(self._store.stat(self._root.full(name, root=True)))
 
     def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
-        """Yield what is in a directory, in byte order of full names, behind ``after``."""
         full = self._root.full(name, root=True)
-        behind = None if after is None else f"{self._root.name}/{after}"
+        past = None if after is None else f"{self._root.name}/{after}"
         with self._root.relative():
-            for info in self._store.list_files(full, recursive=recursive, after=behind):
+            for info in self._store.list_files(full, recursive=recursive, after=past):
                 yield self._root.info(info)
 
     def mkdir(self, name: str) -> None:
-        """Make a directory and its parents."""
         with self._root.relative():
             self._store.mkdir(self._root.full(name, root=True))
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
-        """Move a file or directory."""
         with self._root.relative():
             self._store.rename(self._root.full(name), self._root.full(to), overwrite=overwrite)
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
-        """Delete a file or directory."""
         with self._root.relative():
             self._store.delete(self._root.full(name), recursive=recursive, progress=progress)
 
     def read(self, name: str) -> Reader:
-        """Open a file."""
         with self._root.relative():
             reader = self._store.read(self._root.full(name))
         reader.info = self._root.info(reader.info)
         return reader
 
     def stage(self, spec: UploadSpec, digest: str | None) -> Staged:
-        """Open a place for a file that arrives in one piece."""
         with self._root.relative():
             return _Staged(self._store.stage(self._root.spec(spec), digest), self._root)
 
     def begin(self, spec: UploadSpec, *, owner: str, block: int) -> Upload:
-        """Open an upload, or continue the owner's unfinished one of this name, total, block."""
         with self._root.relative():
             upload = self._store.begin(self._root.spec(spec), owner=owner, block=block)
         return _Upload(upload, self._root)
 
     def upload(self, identity: str, *, owner: str) -> Upload:
-        """Take hold of an upload that was begun; the owner's others are not found here."""
+        """Return an unfinished upload, if its name is below the directory."""
         with self._root.relative():
             upload = self._store.upload(identity, owner=owner)
         if not self._root.holds(upload.spec.name):
             upload.release()
-            raise RefusedError(Code.NOT_FOUND, "there is no such unfinished upload")
+            raise no_such_upload()
         return _Upload(upload, self._root)
 
     def abort(self, identity: str, *, owner: str) -> None:
-        """Throw an unfinished upload away."""
         upload = self.upload(identity, owner=owner)
         try:
             with self._root.relative():
@@ -95,25 +87,23 @@ class PrefixStore:
             upload.release()
 
     def published(self, identity: str, *, owner: str) -> FileInfo | None:
-        """Return what the first ``commit`` of this upload answered."""
-        info = self._store.published(identity, owner=owner)
-        if info is None or not self._root.holds(info.name):
-            return None
-        return self._root.info(info)
+        with self._root.relative():
+            info = self._store.published(identity, owner=owner)
+        return self._root.info(info) if info and self._root.holds(info.name) else None
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the whole store."""
         self._store.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """The way between names in here and those of the whole store."""
+    """Maps names below the directory to names of the whole store, and back."""
 
     name: str
 
     def full(self, name: str, *, root: bool = False) -> str:
-        # Whoever calls has checked it, but this is what the jail is made of.
+        # Callers have checked it, but nothing else keeps ".." from leaving the directory.
         return f"{self.name}/{name}" if check_name(name, root=root) else self.name
 
     def short(self, full: str) -> str:
@@ -130,11 +120,11 @@ class _Root:
 
     @contextlib.contextmanager
     def relative(self) -> Iterator[None]:
-        """Let refusals speak of names in here."""
+        """Put relative names into the messages of refusals."""
         try:
             yield
         except NamedRefusalError as refusal:
-            raise refusal.of(self.short(refusal.name)) from refusal
+            raise refusal.renamed(self.short(refusal.name)) from refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +163,7 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """Equal to every other hold on the same upload: work for it is known by that."""
+    """Equal for the same upload, which the server's jobs are keyed by."""
 
     inner: Upload
     root: _Root

@@ -1,4 +1,4 @@
-"""Held directories, and every change to the disk."""
+"""Directories that are held open, and every change that the store makes to the disk."""
 
 import contextlib
 import errno
@@ -11,31 +11,31 @@ from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import looks_like_digest
 
 _DIRECTORY = os.O_RDONLY | os_files.O_DIRECTORY | os_files.O_NOFOLLOW | os_files.O_CLOEXEC
-_HARMLESS = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_NOCTTY
-_READ = os.O_RDONLY | _HARMLESS | os_files.O_BINARY | os_files.O_CLOEXEC
+_NO_SIDE_EFFECTS = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_NOCTTY
+_READ = os.O_RDONLY | _NO_SIDE_EFFECTS | os_files.O_BINARY | os_files.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os_files.O_NOFOLLOW | os_files.O_BINARY
-_REOPEN = os.O_RDWR | _HARMLESS | os_files.O_BINARY | os_files.O_CLOEXEC
+_REOPEN = os.O_RDWR | _NO_SIDE_EFFECTS | os_files.O_BINARY | os_files.O_CLOEXEC
 
 DIGEST_XATTR: Final = "ftpkit.digest"
-# Less than this is written, or refused, before anybody has waited for it.
-_WORTH_PREALLOCATING: Final = 1024 * 1024
-# Whoever replaces a file faster than that can as well remove it.
-_MOST_LOOKS: Final = 32
+# A smaller file fails so soon on a full disk that preallocating it is not worth a call.
+_MIN_PREALLOCATED: Final = 1024 * 1024
+# A file that another program replaces more often during one call is treated as missing.
+_MAX_ATTEMPTS: Final = 32
 
 
 class HiddenFileError(FileNotFoundError):
-    """What stands there, a link or the store's own, is not there for anybody."""
+    """The name is a symbolic link or the store's own directory, which no user sees."""
 
     def __init__(self, part: str) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), part)
 
 
 class DirHandle:
-    """A directory that is held open: names in it are resolved against it, never along a path.
+    """A directory that is held open: names in it are resolved against its descriptor.
 
-    Whoever renames or replaces a directory above it moves nothing under our
-    feet. No call follows a symbolic link. Where the system cannot do this,
-    ``path`` is joined instead, and links are looked for first.
+    Renaming or replacing a directory above it changes nothing for its user, and no call follows
+    a symbolic link. Where the system has no such calls, names are joined to ``path``, after a
+    check for symbolic links.
     """
 
     def __init__(self, path: str, fd: int | None) -> None:
@@ -44,12 +44,12 @@ class DirHandle:
 
     @classmethod
     def open(cls, path: str) -> "DirHandle":
-        """Open a directory that the administrator named, so links in ``path`` are followed."""
+        """Open a directory that the administrator named: follow symbolic links in ``path``."""
         path = os.path.realpath(path)
         return cls(path, os.open(path, _DIRECTORY) if os_files.HAS_DIR_FD else None)
 
     def at(self, part: str) -> str:
-        """Return what the os functions take for ``part``, together with ``dir_fd``."""
+        """Return the path of ``part`` to pass to functions of ``os``, together with ``dir_fd``."""
         return part if self._fd is not None else os.path.join(self.path, part)
 
     @property
@@ -58,7 +58,7 @@ class DirHandle:
         return self._fd
 
     def open_directory(self, part: str) -> "DirHandle":
-        """Open a directory in it; FileNotFoundError for a link, NotADirectoryError for a file."""
+        """Open a directory in it; a symbolic link is a FileNotFoundError."""
         path = os.path.join(self.path, part)
         if self._fd is None or not os_files.HAS_NOFOLLOW:
             self._refuse_link(part)
@@ -73,7 +73,7 @@ class DirHandle:
             raise
 
     def above(self, expected: os.stat_result) -> "DirHandle":
-        """Open the directory that it is in; OSError says that this is another one meanwhile."""
+        """Open its parent; OSError if that is not ``expected``: this directory was moved."""
         path = os.path.dirname(self.path)
         if self._fd is None:
             return DirHandle(path, None)
@@ -86,14 +86,14 @@ class DirHandle:
     def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
 
-        Unless ``hard_linked``, a file with a second name is not found either: that name may be one
-        outside, and then the file is no more in here than what a link points to.
+        Unless ``hard_linked``, a file with a second name is not found either: the other name may
+        be outside the root, and would lead there like a symbolic link.
 
-        Opening a FIFO or a device can block or do harm, so what stands there is looked at
-        first, and what was opened must be the same. What is swapped in for a moment is opened
-        without waiting for anybody, and closed again.
+        Opening a FIFO or a device can block or have effects, so the status is checked first,
+        and again after the open. A file that was swapped in between is opened without blocking,
+        and closed again.
         """
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_ATTEMPTS):
             before = self.stat(part)
             _check_regular(before, part)
             if is_hard_linked(before) and not hard_linked:
@@ -111,14 +111,14 @@ class DirHandle:
         raise _error(errno.ENOENT, part)
 
     def stat(self, part: str) -> os.stat_result:
-        """Return the status of ``part`` itself, also where it is a link."""
+        """Return the status of ``part``, of the link itself where it is a symbolic link."""
         return os.stat(self.at(part), dir_fd=self._fd, follow_symlinks=False)
 
     def steady_stat(self, part: str) -> os.stat_result:
-        """Return the status of ``part`` while it stood there, and not from a moment later."""
+        """Return a status of ``part`` whose count of hard links belongs to this name."""
         status = self.stat(part)
-        for _ in range(_MOST_LOOKS):
-            if not stat.S_ISREG(status.st_mode):  # it has no names to count
+        for _ in range(_MAX_ATTEMPTS):
+            if not stat.S_ISREG(status.st_mode):  # hard links do not matter
                 return status
             before, status = status, self.stat(part)
             if _is_unmoved(before, status):
@@ -130,13 +130,13 @@ class DirHandle:
         return os.stat(self.path if self._fd is None else self._fd)
 
     def names(self) -> Iterator[tuple[str, bool]]:
-        """Yield each name in it, in no order, and whether it is a directory (a link is none)."""
+        """Yield each name in it, in no order, and whether it is a directory (not a link to one)."""
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
             for info in entries:
                 yield info.name, info.is_dir(follow_symlinks=False)
 
     def sizes(self) -> Iterator[tuple[str, int | None]]:
-        """Yield the names of its files, with their lengths, and of directories, with None."""
+        """Yield the name and length in bytes of its files; None is the length of directories."""
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
             for info in entries:
                 if info.is_dir(follow_symlinks=False):
@@ -146,7 +146,7 @@ class DirHandle:
                         yield info.name, info.stat(follow_symlinks=False).st_size
 
     def close(self) -> None:
-        """Let go of the directory; safe to call twice."""
+        """Close the directory; may be called twice."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
@@ -175,9 +175,9 @@ def make_directory(
 
 
 def digest_xattr(fd: int, status: os.stat_result) -> str | None:
-    """Return the digest that was kept with a file, unless the file was written to since."""
-    note = os_files.get_xattr(fd, DIGEST_XATTR) or b""
-    size, _, rest = note.decode(errors="replace").partition(" ")
+    """Return the digest that was stored with a file, unless the file was written to since."""
+    value = os_files.get_xattr(fd, DIGEST_XATTR) or b""
+    size, _, rest = value.decode(errors="replace").partition(" ")
     mtime, _, content_digest = rest.partition(" ")
     if (size, mtime) != (str(status.st_size), str(status.st_mtime_ns)):
         return None
@@ -185,20 +185,20 @@ def digest_xattr(fd: int, status: os.stat_result) -> str | None:
 
 
 def _error(number: int, part: str) -> OSError:
-    """Return the error that the system would raise: its class follows from the number."""
+    """Return the error that the system would raise; OSError chooses the class by the number."""
     return OSError(number, os.strerror(number), part)
 
 
 def is_hard_linked(status: os.stat_result) -> bool:
-    """Whether a file has a second name, which may be one outside."""
+    """Whether a file has a second name, which may be outside the root."""
     return stat.S_ISREG(status.st_mode) and status.st_nlink > 1
 
 
 def _is_unmoved(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether a file has got and lost no name between two looks at it.
+    """Whether a file gained and lost no name between two calls of stat.
 
-    One look is not enough. It finds a file by its name, and then counts its names: in between
-    the one that it was found by may have been taken away.
+    One call is not enough: it looks the name up and then reads the count of names, and the
+    looked up name may have been unlinked in between.
     """
     return (
         os.path.samestat(before, after)
@@ -217,10 +217,9 @@ def _check_regular(status: os.stat_result, part: str) -> None:
 class FileSystem:
     """Every change that the directory store makes to a disk, one method each.
 
-    Nothing else in storage/ changes anything, so whoever replaces this object
-    sees each change, in order, and can stop or lose it. Without ``durable``
-    nothing waits for stable storage: what is acknowledged survives the death of
-    the process, but not that of the machine.
+    Nothing else in storage/ changes the disk, so a test that replaces this object sees each
+    change, in order, and can make it fail. Unless ``durable``, nothing waits for stable storage:
+    acknowledged files survive the death of the process, but not that of the machine.
     """
 
     def __init__(self, *, durable: bool = True) -> None:
@@ -238,9 +237,9 @@ class FileSystem:
         os.ftruncate(fd, length)
 
     def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        """Set permission bits and modification time of an open file.
+        """Set permission bits and modification time (nanoseconds) of an open file.
 
-        Whatever a peer asks for, no file runs as its owner or its group.
+        The setuid, setgid and sticky bits are masked, whatever a peer asks for.
         """
         if mode is not None:
             os_files.set_mode(fd, path, mode & 0o777)
@@ -248,19 +247,19 @@ class FileSystem:
             os_files.set_mtime(fd, path, mtime)
 
     def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
-        """Make sure that there is room for ``size`` bytes, or raise OSError.
+        """Reserve disk space for ``size`` bytes, or raise OSError.
 
-        The files ``beside`` have been promised their lengths.
+        ``beside`` is the status of files whose whole length is reserved already.
         """
-        if size >= _WORTH_PREALLOCATING:
-            promised = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, beside))
-            os_files.preallocate(fd, size, promised)
+        if size >= _MIN_PREALLOCATED:
+            reserved = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, beside))
+            os_files.preallocate(fd, size, reserved)
 
     def set_digest_xattr(self, fd: int, content_digest: str) -> None:
-        """Keep the digest of a file's content with it, bound to its length and time."""
+        """Store the content digest with a file, bound to its length and modification time."""
         status = os.fstat(fd)
-        note = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
-        os_files.set_xattr(fd, DIGEST_XATTR, note.encode())
+        value = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
+        os_files.set_xattr(fd, DIGEST_XATTR, value.encode())
 
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""
@@ -273,7 +272,7 @@ class FileSystem:
             os_files.sync_data(fd)
 
     def sync_directory(self, directory: DirHandle) -> None:
-        """Bring the names in a directory to stable storage, where directories can be synced."""
+        """Bring the names in a directory to stable storage, where the system can sync them."""
         if self._durable and directory.dir_fd is not None:
             os.fsync(directory.dir_fd)
 
@@ -287,13 +286,13 @@ class FileSystem:
         os.unlink(directory.at(part), dir_fd=directory.dir_fd)
 
     def rename(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
-        """Move in one step; a file that stands under ``to`` is replaced."""
+        """Rename atomically; replace an existing file."""
         os.replace(
             source.at(part), target.at(to), src_dir_fd=source.dir_fd, dst_dir_fd=target.dir_fd
         )
 
     def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
-        """Move in one step to a name that must not exist, or NotImplementedError."""
+        """Rename atomically to a name that must not exist; NotImplementedError if unsupported."""
         if source.dir_fd is None or target.dir_fd is None:
             raise NotImplementedError
         os_files.rename_noreplace(source.dir_fd, part, target.dir_fd, to)

@@ -1,4 +1,4 @@
-"""One file at a time: read, or staged until all of it has arrived."""
+"""One file of the directory store: open for reading, or staged until it is complete."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ from ftpkit.storage.directory.tree import Tree, file_info
 from ftpkit.storage.os_errors import translate_os_errors
 from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
-# Smaller files are flushed by their commit alone.
-_LARGE: Final = 256 * 1024
+# Writeback of larger pieces starts early; smaller ones are written by the commit alone.
+_WRITEBACK_BYTES: Final = 256 * 1024
 
 
 class FileReader:
@@ -28,20 +28,17 @@ class FileReader:
         self.info = file_info(name, status, digest_xattr(fd, status))
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill ``view`` from ``offset``; return how many bytes there were."""
         return os_files.read_at(self._fd, view, offset)
 
     def fileno(self) -> int:
-        """Return the descriptor."""
         return self._fd
 
     def unchanged(self) -> bool:
-        """Whether nobody has written to the file since it was opened."""
         status = os.fstat(self._fd)
         return (status.st_size, status.st_mtime_ns) == (self.info.total, self.info.mtime)
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
+        """Close the file; may be called twice."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
@@ -54,7 +51,10 @@ class FileReader:
 
 
 class StagedFile:
-    """A file that arrives in one piece, hashed while it does."""
+    """A file that arrives in one piece, and is hashed meanwhile.
+
+    ``beside`` is the status of the data of unfinished uploads, whose space is taken already.
+    """
 
     def __init__(
         self,
@@ -82,16 +82,14 @@ class StagedFile:
             raise
 
     def write(self, view: memoryview) -> None:
-        """Take the next bytes."""
         self._hasher.update(view)
         with translate_os_errors(self._spec.name):
             self._files.write(self._fd, view, self._length)
-        if len(view) >= _LARGE:
+        if len(view) >= _WRITEBACK_BYTES:
             os_files.start_writeback(self._fd, self._length, len(view))
         self._length += len(view)
 
     def commit(self) -> FileInfo:
-        """Publish the file, if it matches its digest."""
         algorithm = split_digest(self._digest)[0] if self._digest else DEFAULT
         actual = format_digest(algorithm, self._hasher.digest())
         if self._digest not in (None, actual):
@@ -115,7 +113,7 @@ class StagedFile:
                 quota=self._quota,
             )
         except BaseException:
-            # It may stand there all the same: the next count tells.
+            # It may be published all the same; the next count finds out.
             self._reservation.commit()
             self._quota.note_deleted(spec.name)
             raise
@@ -124,7 +122,6 @@ class StagedFile:
         return info
 
     def discard(self) -> None:
-        """Throw the file away, unless it was published; safe to call twice."""
         if self._fd >= 0:
             self._close()
             with contextlib.suppress(OSError):
