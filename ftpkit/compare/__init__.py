@@ -1,1 +1,1 @@
-"""Ways to move data set side by side, over links that are the same every time."""
+"""Comparisons: framing, transports and schedules, under repeatable conditions."""

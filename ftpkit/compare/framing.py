@@ -1,4 +1,4 @@
-"""What becomes of messages that are sent over TCP, over TCP in frames, and as UDP datagrams."""
+"""Comparison of framing: messages sent over TCP, over TCP in frames, and as UDP datagrams."""
 
 import contextlib
 import random
@@ -20,29 +20,29 @@ from ftpkit.protocol import Decoder, encode_header
 
 NUMBER: Final = Struct("!I")
 MIN_SIZE: Final = NUMBER.size
-# A datagram of this size still fits into the receive buffer below, on every system.
+# A datagram of this size fits into the receive buffer below on every system.
 MAX_SIZE: Final = 1024
-# What recv is given in most introductions to sockets.
+# The usual buffer size in introductions to sockets.
 READ_SIZE: Final = 1024
-# Linux doubles what it is asked for and counts its own bookkeeping in: room for about five
-# small datagrams. Its least would be three.
+# Linux doubles the value and counts its overhead: space for about five small datagrams. The
+# minimum would hold three.
 RECEIVE_BUFFER: Final = 2048
 
 _LOOPBACK: Final = "127.0.0.1"
-# A receiver that hears nothing for so long gives up, and so does a sender that cannot send.
+# Timeout of a receiver without data, and of a sender that cannot send.
 _STALL_S: Final = 10.0
-# The end is told over another socket and may overtake the last datagrams.
+# The end comes over another socket, and may overtake the last datagrams by this.
 _OVERTAKEN_S: Final = 0.05
 _MAX_DATAGRAM: Final = 65_535
 
 
 class Fate(StrEnum):
-    """What became of one message; each has exactly one fate.
+    """What became of one message.
 
-    - WHOLE: one read returned this message, all of it and nothing else.
-    - GLUED: one read returned all of it, together with bytes of its neighbours.
-    - SPLIT: its bytes came in two or more reads, whatever else these returned.
-    - LOST: not all of its bytes came out as they were sent.
+    - WHOLE: one read returned exactly this message.
+    - GLUED: one read returned all of it, with bytes of its neighbours.
+    - SPLIT: its bytes came in two or more reads.
+    - LOST: some of its bytes did not arrive.
     """
 
     WHOLE = "whole"
@@ -53,18 +53,15 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How many messages were sent in one way, and what became of them.
+    """How many messages were sent over ``transport``, and what became of them.
 
-    ``reads`` counts the calls of ``recv`` that returned bytes. The other
-    counts are of messages, one Fate each, so that ``whole + glued + split +
-    lost == messages``. What a "read" of a Fate is differs by ``transport``:
+    ``reads`` counts the calls of ``recv`` that returned bytes. Each message has one Fate:
+    ``whole + glued + split + lost == messages``. A "read" of a Fate is:
 
-    - ``tcp``: a call of ``recv(READ_SIZE)``, compared with the true borders
-      of the messages, which the receiver itself cannot see.
-    - ``tcp-framed``: the body of a frame, as the decoder cut it out of the
-      same kind of calls. So ``reads`` tells nothing of ``whole`` here.
-    - ``udp``: a call of ``recv``, which returns one datagram as it was sent:
-      a message that no datagram equals is lost, and none can be glued or split.
+    - ``tcp``: a call of ``recv(READ_SIZE)``, compared with the boundaries of the messages,
+      which the receiver cannot see.
+    - ``tcp-framed``: the body of a frame from the decoder, not a call of ``recv``.
+    - ``udp``: a call of ``recv``, which returns one datagram: none is glued or split.
     """
 
     transport: str
@@ -77,17 +74,15 @@ class Outcome:
 
 
 def compare_framing(count: int, largest: int, seed: int = 0) -> list[Outcome]:
-    """Send ``count`` messages of up to ``largest`` bytes in each way, as fast as possible.
+    """Send ``count`` messages of up to ``largest`` bytes over each transport; return the outcomes.
 
-    They go over loopback, one ``send`` a message, to a receiver in a thread
-    of its own, which takes turns with the sender as two programs on one core
-    would; they are the same for the same ``seed``. The sockets are as the
-    system makes them, except that the receive buffer for datagrams is small
-    (RECEIVE_BUFFER): it overflows whenever the receiver does not get its turn
-    for a moment, as a large one would where the sender is faster for longer.
+    They go over loopback as fast as possible, one ``send`` each, to a receiver in another
+    thread, and are the same for the same ``seed``. Sockets have the system's defaults, except
+    that the receive buffer for datagrams is small (RECEIVE_BUFFER): it overflows whenever the
+    receiver pauses, as a large one does when the sender is faster for longer.
 
-    Returns the outcomes of ``tcp``, ``tcp-framed`` and ``udp``. Raises
-    ValueError as ``numbered_messages`` does, ConnectionLostError where loopback fails.
+    Returns the outcomes of ``tcp``, ``tcp-framed`` and ``udp``. Raises ValueError as
+    ``numbered_messages`` does, ConnectionLostError if loopback fails.
     """
     messages = numbered_messages(count, largest, seed)
     try:
@@ -104,15 +99,15 @@ def compare_framing(count: int, largest: int, seed: int = 0) -> list[Outcome]:
 
 
 def numbered_messages(count: int, largest: int, seed: int) -> list[bytes]:
-    """Return ``count`` messages of MIN_SIZE to ``largest`` bytes: its number, then seeded noise.
+    """Return ``count`` messages of MIN_SIZE to ``largest`` bytes: a number, then seeded noise.
 
     ValueError unless ``count`` is at least 1 and ``largest`` between MIN_SIZE and MAX_SIZE.
     """
     if count < 1:
-        raise ValueError(f"{count} messages are too few")
+        raise ValueError(f"the number of messages must be at least 1, not {count}")
     if not MIN_SIZE <= largest <= MAX_SIZE:
-        raise ValueError(f"a message has {MIN_SIZE} to {MAX_SIZE} bytes, not {largest}")
-    noise = random.Random(seed)  # noqa: S311  (not a secret: a run that can be repeated)
+        raise ValueError(f"the size must be {MIN_SIZE} to {MAX_SIZE} bytes, not {largest}")
+    noise = random.Random(seed)  # noqa: S311  # must be repeatable
     return [
         NUMBER.pack(number) + noise.randbytes(noise.randint(0, largest - MIN_SIZE))
         for number in range(count)
@@ -120,9 +115,9 @@ def numbered_messages(count: int, largest: int, seed: int) -> list[bytes]:
 
 
 def stream_fates(messages: Sequence[bytes], reads: Sequence[bytes]) -> list[Fate]:
-    """Return what became of each message of a stream that came out as ``reads``.
+    """Return what became of each message of a stream that was received as ``reads``.
 
-    ValueError if a message or a read is empty: it would have no place in the stream.
+    ValueError if a message or a read is empty.
     """
     if not all(messages) or not all(reads):
         raise ValueError("a message or a read is empty")
@@ -140,16 +135,13 @@ def stream_fates(messages: Sequence[bytes], reads: Sequence[bytes]) -> list[Fate
 
 
 def datagram_fates(messages: Sequence[bytes], datagrams: Iterable[bytes]) -> list[Fate]:
-    """Return what became of each message, all of them different, in whatever order they came."""
+    """Return what became of each message; the messages must differ, their order is ignored."""
     came = set(datagrams)
     return [Fate.WHOLE if message in came else Fate.LOST for message in messages]
 
 
 def bodies(reads: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the body of each whole frame of a stream (WIRE.md section 1) that came as ``reads``.
-
-    Raises ProtocolError for what is no frame.
-    """
+    """Yield the body of each complete frame in ``reads``; ProtocolError for a malformed one."""
     decoder, body = Decoder(), bytearray()
     size: int | None = None
     for read in reads:
@@ -170,7 +162,7 @@ def bodies(reads: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _fate(start: int, end: int, read_ends: Sequence[int]) -> Fate:
-    """Return the fate of the bytes from ``start`` to ``end``, all of which came."""
+    """Return the fate of the bytes from ``start`` to ``end``, which have arrived."""
     first = bisect_right(read_ends, start)
     last = bisect_left(read_ends, end)
     if first < last:
@@ -197,10 +189,10 @@ def _frame(message: bytes) -> bytes:
 
 
 def _through_tcp(parts: Iterable[bytes]) -> list[bytes]:
-    """Send ``parts``, a call for each; return what each call of ``recv`` returned."""
+    """Send each of ``parts`` with one call; return what each call of ``recv`` returned."""
     with _connection() as (sender, receiver), ThreadPoolExecutor(1) as pool:
         receiving = pool.submit(_read_to_end, receiver)
-        with sender:  # closed first, for this is what ends the receiver
+        with sender:  # closing it ends the receiver
             for part in parts:
                 sender.sendall(part)
         return receiving.result()
@@ -219,14 +211,14 @@ def _through_udp(messages: Iterable[bytes]) -> list[bytes]:
         ThreadPoolExecutor(1) as pool,
     ):
         receiving = pool.submit(take_datagrams, receiver, ended)
-        with control:  # its end says that everything has been sent
+        with control:  # closing it reports that everything is sent
             for message in messages:
                 sender.send(message)
         return receiving.result()
 
 
 def take_datagrams(receiver: socket.socket, ended: socket.socket) -> list[bytes]:
-    """Return what comes until ``ended`` can be read and then nothing comes for 0.05 s.
+    """Return the datagrams until ``ended`` is readable and none has come for 0.05 s.
 
     TimeoutError after 10 s without either.
     """
@@ -244,13 +236,13 @@ def take_datagrams(receiver: socket.socket, ended: socket.socket) -> list[bytes]
                 selector.unregister(ended)
                 patience_s = _OVERTAKEN_S
     if patience_s == _STALL_S:
-        raise TimeoutError("neither a datagram nor the end came")
+        raise TimeoutError("no datagram within the timeout")
     return taken
 
 
 @contextlib.contextmanager
 def _connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Make a TCP connection on loopback; yield its two ends."""
+    """Make a TCP connection on loopback; yield both sockets."""
     with contextlib.ExitStack() as stack:
         with socket.create_server((_LOOPBACK, 0)) as listener:
             listener.settimeout(_STALL_S)
@@ -258,7 +250,7 @@ def _connection() -> Iterator[tuple[socket.socket, socket.socket]]:
             far, peer = listener.accept()
             stack.enter_context(far)
             if peer != near.getsockname():
-                raise ConnectionAbortedError("a stranger connected")
+                raise ConnectionAbortedError("another process connected")
         for sock in (near, far):
             os_sockets.set_socket_timeout(sock, _STALL_S)
         yield near, far
@@ -266,7 +258,7 @@ def _connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextlib.contextmanager
 def datagram_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Make two UDP sockets on loopback that hear nobody but each other; yield both."""
+    """Make two UDP sockets on loopback, connected to each other; yield both."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,

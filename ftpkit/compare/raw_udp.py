@@ -1,4 +1,4 @@
-"""UDP by itself: every piece of a row of blocks leaves once, and nobody asks what became of it."""
+"""Raw UDP for comparison: every piece of a block is sent once, and losses are not repaired."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -18,23 +18,23 @@ from ftpkit.protocol.udp.packet import (
 )
 from ftpkit.protocol.udp.sender import Fill, SentBytes
 
-# As the sender that it is compared with.
+# As in protocol/udp/sender.py, with which it is compared.
 _BURST_S: Final = 0.001
 _MAX_BURST: Final = 512 * 1024
 _CREDIT_S: Final = 0.004
 _LONGEST_WAIT_S: Final = 1.0
 
-# A receiver acknowledges pieces of blocks that it does not want: that is how it is asked.
+# A receiver acknowledges also pieces of unknown blocks, which requests an acknowledgement.
 _NO_BLOCK: Final = MAX_NUMBER
 _RETRY_S: Final = 0.05
 _MAX_REQUESTS: Final = 40
 
 
 class RawSender:
-    """Sends blocks in pieces of ``piece`` bytes, once, at one rate, whatever becomes of them.
+    """Sends blocks in pieces of ``piece`` bytes, once, at a fixed rate.
 
-    It stands where a ``Sender`` stands, and shows what that one adds. When all has left,
-    it asks how many bytes have arrived until it is told.
+    It implements ``BlockSender``. At the end it requests an acknowledgement until it learns
+    how many bytes have arrived.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class RawSender:
         now: float,
     ) -> None:
         self.sent = SentBytes()
-        """What left; what was lost is known once ``told``."""
+        """What was sent; ``lost`` is known once ``acked``."""
         self.acked = False
-        """Whether the receiver has said how much arrived of all that left."""
+        """Whether the receiver has reported how much of everything arrived."""
         self._session, self._piece = session, piece
         self._pending, self._fill, self._congestion = deque(sizes.items()), fill, congestion
         self._numbers = PacketNumbers()
@@ -64,20 +64,20 @@ class RawSender:
 
     @property
     def moved(self) -> int:
-        """Bytes of blocks that have arrived, as far as that was told."""
+        """Bytes of blocks reported as received."""
         return max(0, self._received - self._opened * DIGEST_BYTES)
 
     @property
     def done(self) -> bool:
-        """Whether it is known what arrived, or there is no hope to learn that."""
+        """Whether the receiver has reported, or does not answer."""
         return self.acked or self._requests > _MAX_REQUESTS
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do, if nothing arrives before."""
+        """Return the time of the next call, if nothing arrives before."""
         return min(self._next_send_at, now + _LONGEST_WAIT_S)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now: pieces of one block, or the question at the end."""
+        """Return the pieces to send now; at the end, a request for an acknowledgement."""
         if now < self._next_send_at:
             return []
         if self._offset >= len(self._body):
@@ -100,10 +100,10 @@ class RawSender:
         return datagrams
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
-        """Take the count of what arrived from an acknowledgement; ProtocolError if it is none."""
+        """Process an acknowledgement; ProtocolError if it is malformed."""
         ack = read_ack(payload)
         if ack.largest > self._numbers.last or ack.received > self.sent.first:
-            raise ProtocolError("an acknowledgement of what was never sent")
+            raise ProtocolError("an acknowledgement of a datagram that was never sent")
         self._received = max(self._received, ack.received)
         if ack.largest >= self._first_request:
             self.acked = True
@@ -111,7 +111,7 @@ class RawSender:
 
     def _open_next(self) -> None:
         self._block, size = self._pending.popleft()
-        # Whatever left of the block before was sealed since, so its memory is free.
+        # The previous block is encrypted by now, so its memory is free.
         if len(self._body) != size + DIGEST_BYTES:
             self._body = memoryview(bytearray(size + DIGEST_BYTES))
         self._fill(self._block, self._body)

@@ -1,4 +1,4 @@
-"""The same trace under each policy, and how long its files took."""
+"""Comparison of scheduling policies: one trace under each, and how long its files took."""
 
 import heapq
 import math
@@ -13,21 +13,21 @@ from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.rate_limit import Direction, RateLimiter
 from ftpkit.scheduling.scheduler import Scheduler
 
-# Small files have less; the largest hundredth is called large, and what is between, middle.
+# Size classes: small files have fewer bytes, large ones are the largest hundredth.
 SMALL: Final = 100_000
 _LARGE_SHARE: Final = 0.01
-# What limits a turn is the rate that is shaped; the bytes of one pass as if over loopback.
+# The rate within a turn, as over loopback; between turns, the rate limit applies.
 LINE_BYTES_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How the files of one class fared under a policy: all, small, middle or large ones.
+    """The results of one size class under a policy: all, small, middle or large files.
 
-    The flow time of a file is from its arrival until its last byte is through. A slowdown
-    is the flow time over the time that the file takes alone, and a wait the difference of
-    the two. ``jain`` is Jain's index of the files' speeds, 1 if all are equal;
-    ``makespan_s`` is when the last of them is through.
+    The flow time of a file is from its arrival to its last byte; its slowdown is the flow
+    time divided by the time that it takes alone, its wait the difference of the two.
+    ``jain`` is Jain's fairness index of the speeds, 1 if all are equal (Jain et al. 1984).
+    ``makespan_s`` is when the last file is complete. Times are seconds.
     """
 
     policy: str
@@ -50,7 +50,7 @@ def simulate(
     bytes_per_s: float,
     line_bytes_per_s: float = LINE_BYTES_PER_S,
 ) -> list[float]:
-    """Return when each file is through, in simulated time, on a server that is shaped."""
+    """Return when each file completes, in simulated seconds, on a server with this rate limit."""
     scheduler = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
     through_s = [math.inf] * len(trace)
@@ -89,11 +89,11 @@ def outcomes(
     through_s: Sequence[float],
     bytes_per_s: float,
 ) -> Iterator[Outcome]:
-    """Yield how the files of each class fared that has any, all of them first.
+    """Yield the results of each size class that has files, all files first.
 
-    A shaped server lets a turn pass at once, and then waits until it is paid for. Over a
-    link of that rate the last turn would take its time as well: so much is added here, and
-    a small file that has the server to itself has a slowdown of 1.
+    A rate-limited server moves the bytes of a turn at once and then waits. On a line of that
+    rate the last turn would take its time as well: this is added, so that a small file that
+    is alone has a slowdown of 1.
     """
     quantum = RateLimiter(bytes_per_s).quantum
     flows = [
@@ -115,7 +115,7 @@ def outcomes(
 
 
 def large_from(trace: Sequence[Arrival]) -> int:
-    """Return the size from which files are large: the largest hundredth, if that is not small."""
+    """Return the size from which files are large: the largest hundredth, but at least SMALL."""
     sizes = sorted(arrival.size for arrival in trace)
     return max(SMALL, sizes[math.floor(len(sizes) * (1 - _LARGE_SHARE))])
 
@@ -150,5 +150,5 @@ def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -
 
 
 def _p99(ordered: Sequence[float]) -> float:
-    """Return the value that 99 % do not exceed."""
+    """Return the 99th percentile of sorted values."""
     return ordered[math.ceil(len(ordered) * 0.99) - 1]

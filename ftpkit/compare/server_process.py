@@ -1,7 +1,6 @@
-"""The process of a server that is there for one comparison, with a directory of its own.
+"""The server process of a comparison, with a temporary directory.
 
-It answers each line with the processor time that it has taken, and leaves nothing
-when its standard input ends.
+It replies to each line of standard input with its CPU time, and removes the directory at the end.
 """
 
 import json
@@ -22,12 +21,12 @@ def main(job: str) -> None:
         TemporaryDirectory(prefix="ftpkit-compare-") as root,
         Server(root, port=0, limits=limits, **settings) as server,
     ):
-        _say({"host": server.address.host, "port": server.address.port})
+        _reply({"host": server.address.host, "port": server.address.port})
         for _ in sys.stdin:
-            _say({"cpu_s": time.process_time()})
+            _reply({"cpu_s": time.process_time()})
         server.stop(grace_s=0.0)
 
 
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _reply(reply: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Ways to bring the blocks of an upload over: TCP, and datagrams with and without repair."""
+"""Strategies to transfer the blocks of an upload: TCP, and UDP with and without repair."""
 
 import socket
 import struct
@@ -22,15 +22,12 @@ from ftpkit.protocol.udp.packet import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.udp.sender import Sender
 
 _TIMEOUT_S: Final = 30.0
-# A close that sends nothing more: what is buffered would use the line that the next one measures.
+# SO_LINGER of 0: a close discards buffered data, which would disturb the next measurement.
 _RESET: Final = struct.pack("@ii", 1, 0)
 
 
 class Traffic(NamedTuple):
-    """Bytes that left, those of them that left again, and those that never arrived.
-
-    Each is None where nobody tells.
-    """
+    """Bytes sent, sent again and lost; None where unknown."""
 
     sent: int | None
     resent: int | None
@@ -38,21 +35,21 @@ class Traffic(NamedTuple):
 
 
 class Strategy(Protocol):
-    """One way to move the blocks that an upload lacks."""
+    """Transfers the missing blocks of an upload."""
 
     @property
     def moved(self) -> int:
-        """Bytes that have arrived, as far as that was acknowledged; safe from another thread."""
+        """Bytes acknowledged; safe from another thread."""
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
-        """Move them, and return when the last byte had arrived; what breaks the link passes."""
+        """Transfer them; return when the last byte arrived. Connection errors propagate."""
 
     def traffic(self) -> Traffic:
-        """Return what that took; the links must still be open."""
+        """Return what was sent; the connections must still be open."""
 
 
 class Connections:
-    """The conversations of one upload, opened one by one and broken off together."""
+    """The connections of one upload."""
 
     def __init__(self, url: Url, congestion: str | None) -> None:
         self.stopped = False
@@ -60,26 +57,28 @@ class Connections:
         self._connections: list[Connection] = []
 
     def open(self) -> Connection:
-        """Open another conversation; ConnectionLostError if there is to be no more."""
+        """Open another connection; ConnectionLostError after ``stop``."""
         connection = Connection(lambda: self._url, timeout_s=_TIMEOUT_S, limiter=None)
         self._connections.append(connection)
         if self._congestion is not None:
             try:
                 use_congestion(connection.sock, self._congestion)
             except OSError as error:
-                raise ConnectionLostError(f"no {self._congestion} here: {error.strerror}") from None
+                raise ConnectionLostError(
+                    f"cannot use congestion control {self._congestion}: {error.strerror}"
+                ) from None
         if self.stopped:
             raise ConnectionLostError("the transfer was stopped")
         return connection
 
     def stop(self) -> None:
-        """Break off whatever is under way; safe from another thread."""
+        """Interrupt the upload; safe from another thread."""
         self.stopped = True
         for connection in list(self._connections):
             connection.stream.shutdown()
 
     def close(self) -> None:
-        """Close them; nothing that is still buffered leaves."""
+        """Close the connections; after ``stop``, without sending buffered data."""
         for connection in self._connections:
             if self.stopped and connection.sock.fileno() >= 0:
                 connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -87,9 +86,9 @@ class Connections:
 
 
 class TcpStrategy:
-    """Blocks over one connection, or over several that share them out as they get on.
+    """Blocks over one connection, or several that take them from one queue.
 
-    ``join`` makes, for another link, a row of the same upload with a source of its own.
+    ``join`` makes another stream of the same upload, with its own source, for a connection.
     """
 
     def __init__(
@@ -103,22 +102,21 @@ class TcpStrategy:
 
     @property
     def moved(self) -> int:
-        """Bytes that the kernel says are acknowledged, headers included."""
+        """Bytes that the kernel counts as acknowledged, headers included."""
         return sum(meter.now.acked - meter.then.acked for meter in list(self._meters))
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
-        """Send what is missing."""
         if self._streams == 1:
             self._meters.append(_Meter(connection.sock))
         else:
             self._share(connection, upload)
-            # To the first connection, what came over the others is news.
+            # Learn which blocks the server got over the other connections.
             upload.begin()
         upload.send()
         return time.monotonic()
 
     def traffic(self) -> Traffic:
-        """Return what the kernel counted; what was lost it only guesses."""
+        """Return the kernel's counts; it has none of lost bytes."""
         if not all(meter.known for meter in self._meters):
             return Traffic(None, None, None)
         spans = [(meter.now, meter.then) for meter in self._meters]
@@ -129,7 +127,7 @@ class TcpStrategy:
         )
 
     def _share(self, connection: Connection, upload: BlockUpload) -> None:
-        # One step of a list's iterator is one step for threads, too: each block is taken once.
+        # Advancing a list iterator is atomic, so each block is taken once.
         offsets = iter([number * BLOCK for number in upload.missing()])
 
         def work(connection: Connection, upload: BlockUpload) -> None:
@@ -148,14 +146,13 @@ class TcpStrategy:
 
 
 class UdpStrategy:
-    """Blocks as datagrams, which are sent again until all have arrived."""
+    """Blocks over UDP, repaired as ``put --udp`` does."""
 
     def __init__(self) -> None:
         self.moved = 0
         self._senders: list[Sender] = []
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
-        """Send what is missing as ``Client(udp=Udp.ONLY)`` does."""
         sizes = dict(islice(upload.missing().items(), MAX_BLOCKS))
         start = upload_starter(sizes, upload.fill, None)
 
@@ -170,7 +167,7 @@ class UdpStrategy:
         return time.monotonic()
 
     def traffic(self) -> Traffic:
-        """Return what the sender counted, without what datagrams add to their pieces."""
+        """Return the bytes of pieces, without the overhead of datagrams."""
         sent = [sender.sent for sender in self._senders]
         again = sum(each.resent for each in sent)
         return Traffic(
@@ -182,7 +179,7 @@ class UdpStrategy:
 
 
 class RawUdpStrategy:
-    """Blocks as datagrams that are sent once, at ``bytes_per_s``, and never repaired."""
+    """Blocks over UDP, sent once at ``bytes_per_s`` and never repaired."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self.moved = 0
@@ -193,8 +190,8 @@ class RawUdpStrategy:
     def move(self, connection: Connection, upload: BlockUpload) -> float:
         """Send each block once.
 
-        A receiver keeps so many unfinished blocks and no more, and here most stay so:
-        for those that follow there is a session of their own.
+        A receiver holds a limited number of incomplete blocks, and here most remain
+        incomplete, so each batch of blocks gets a session of its own.
         """
         for sizes in _batches(upload.missing(), max_open_blocks(BLOCK)):
             run_session(
@@ -208,7 +205,7 @@ class RawUdpStrategy:
         return self._moved_at
 
     def traffic(self) -> Traffic:
-        """Return what left, and what of it did not arrive if the server could say that."""
+        """Return what was sent, and lost if the server has reported it."""
         told = all(sender.acked for sender in self._senders)
         sent = [sender.sent for sender in self._senders]
         return Traffic(
@@ -229,7 +226,7 @@ class RawUdpStrategy:
 
 
 class _Meter:
-    """What the kernel counts on one connection from now on."""
+    """The kernel's counts of a connection from now on."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -1,4 +1,4 @@
-"""What the kernel tells of a TCP connection, and which congestion controls it has (Linux)."""
+"""The kernel's statistics of a TCP connection, and its congestion controls (Linux)."""
 
 import contextlib
 import socket
@@ -13,7 +13,7 @@ _INFO: Final = Struct("=120x Q 72x QQ")
 
 
 class TcpInfo(NamedTuple):
-    """Bytes of one connection: acknowledged; sent, repeated ones included; sent again."""
+    """Bytes of a connection: acknowledged; sent, including retransmissions; retransmitted."""
 
     acked: int
     sent: int
@@ -21,7 +21,7 @@ class TcpInfo(NamedTuple):
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
-    """Return what became of the bytes sent so far; None where the kernel does not tell."""
+    """Return the statistics of a connection; None where the kernel has none."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
@@ -31,7 +31,7 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
 
 
 def congestion_of(sock: socket.socket) -> str | None:
-    """Return the name of a connection's congestion control; None where it has none to choose."""
+    """Return the name of a connection's congestion control; None where it is unknown."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LONGEST_NAME)
@@ -40,13 +40,13 @@ def congestion_of(sock: socket.socket) -> str | None:
 
 
 def use_congestion(sock: socket.socket, name: str) -> None:
-    """Choose a connection's congestion control; OSError where this user may not."""
+    """Set a connection's congestion control; OSError if it is missing or not permitted."""
     if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode("ascii"))
 
 
 def congestion_controls() -> list[str]:
-    """Return the congestion controls that this user may choose, the default one first."""
+    """Return the congestion controls that this user may set, the default first."""
     try:
         with open(_AVAILABLE, encoding="ascii") as file:
             names = file.read().split()

@@ -1,4 +1,4 @@
-"""Traces: which files come when, and whose they are; made by chance with a seed, or read."""
+"""Traces of uploads: arrival times, sizes and users; generated with a seed, or read from a file."""
 
 import csv
 import json
@@ -10,8 +10,8 @@ from typing import Final, TextIO
 
 from ftpkit.errors import LocalFileError
 
-# Sizes are of a bounded Pareto distribution, as those of files on servers are (Crovella and
-# Bestavros 1997): most are small, and a few have most of the bytes.
+# File sizes in bytes follow a bounded Pareto distribution, as on real servers (Crovella and
+# Bestavros 1997): most files are small, and a few hold most of the bytes.
 SMALLEST: Final = 32 * 1024
 LARGEST: Final = 256 * 1024 * 1024
 SHAPE: Final = 1.1
@@ -21,7 +21,7 @@ _MAX_SIZE: Final = 2**50
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A file of ``size`` bytes that ``user`` begins to upload at a time."""
+    """``user`` begins to upload a file of ``size`` bytes, ``at_s`` seconds after the start."""
 
     at_s: float
     size: int
@@ -29,19 +29,19 @@ class Arrival:
 
 
 def make_trace(flows: int, *, load: float, bytes_per_s: float, seed: int) -> list[Arrival]:
-    """Return Poisson arrivals that ask for a share ``load`` of ``bytes_per_s`` bytes a second.
+    """Return Poisson arrivals with a ``load`` relative to ``bytes_per_s``.
 
-    The same seed gives the same sizes and users at every load, closer together or further
-    apart. Users are busy after Zipf: the second has half as many files as the first.
+    The same seed gives the same sizes and users at every load. The number of files of a user
+    follows Zipf's law: the second has half as many as the first.
     """
-    chance = random.Random(seed)  # noqa: S311 - a trace is no secret
+    chance = random.Random(seed)  # noqa: S311  # a trace is not secret
     numbers = range(1, USERS + 1)
     whose = chance.choices(
         [f"user{number}" for number in numbers], [1 / number for number in numbers], k=flows
     )
     sizes = [_size(chance.random()) for _ in range(flows)]
     pauses = [chance.expovariate(1.0) for _ in range(flows)]
-    # The load is that of these files: the mean of so heavy a tail is seldom met by chance.
+    # Scaled to these files: the sample mean of so heavy a tail differs from its expectation.
     scale = sum(sizes) / (load * bytes_per_s) / sum(pauses)
     at_s, arrivals = 0.0, []
     for pause, size, user in zip(pauses, sizes, whose, strict=True):
@@ -51,10 +51,10 @@ def make_trace(flows: int, *, load: float, bytes_per_s: float, seed: int) -> lis
 
 
 def read_trace(path: str) -> list[Arrival]:
-    """Return the arrivals in a file, in the order of time: ``seconds``, ``bytes`` and ``user``.
+    """Return the arrivals in a file, sorted by time; the first is at 0.
 
-    Each line is a JSON object with these keys, or has the three in this order with commas
-    between (CSV). The first arrival is at 0. Raises LocalFileError for what is no trace.
+    Each line has ``seconds``, ``bytes`` and ``user``: as a JSON object, or in this order as
+    CSV. Raises LocalFileError for a file that cannot be read or is not a trace.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -63,13 +63,13 @@ def read_trace(path: str) -> list[Arrival]:
         reason = getattr(error, "strerror", None) or error
         raise LocalFileError(f"cannot read {path!r}: {reason}") from None
     if not arrivals:
-        raise LocalFileError(f"{path!r} is no trace: it is empty")
+        raise LocalFileError(f"{path!r} is not a trace: it is empty")
     start_s = arrivals[0].at_s
     return [Arrival(each.at_s - start_s, each.size, each.user) for each in arrivals]
 
 
 def load_of(trace: Sequence[Arrival], bytes_per_s: float) -> float:
-    """Return the share of ``bytes_per_s`` that a trace asks for, until its last file could end."""
+    """Return the load of a trace relative to ``bytes_per_s``, until its last file could end."""
     alone_s = sum(each.size for each in trace) / bytes_per_s
     return alone_s / (trace[-1].at_s + trace[-1].size / bytes_per_s)
 
@@ -82,7 +82,7 @@ def _arrivals(file: TextIO, path: str) -> Iterator[Arrival]:
             yield _arrival(line)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error):
             raise LocalFileError(
-                f"{path!r} is no trace: line {number} has no seconds, bytes and user"
+                f"{path!r} is not a trace: line {number} needs seconds, bytes and user"
             ) from None
 
 
@@ -99,6 +99,6 @@ def _arrival(line: str) -> Arrival:
 
 
 def _size(share: float) -> int:
-    """Return the size below which a ``share`` of all sizes are."""
+    """Return the size below which a ``share`` of all sizes lies."""
     rest = 1 - share * (1 - (SMALLEST / LARGEST) ** SHAPE)
     return int(SMALLEST * rest ** (-1 / SHAPE))

@@ -1,4 +1,4 @@
-"""The process that sends one file in one way, says what became of it, and removes it again."""
+"""The process that sends one file with one transport, reports the outcome and cleans up."""
 
 import contextlib
 import json
@@ -28,19 +28,21 @@ from ftpkit.errors import FtpkitError
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Delete, FileReply, NameReply
 
-# How often the first byte is looked for, and how long cleaning up may take.
+# How precisely the time of the first byte is measured, and the most that cleaning up may take.
 _GRAIN_S: Final = 0.001
 _CLEANING_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Send the file ``path`` to the server that ``link`` leads to, as ``name``.
+    """Upload the file ``path`` as ``name`` to the server at ``url``, within ``limit_s`` seconds.
 
-    Over ``streams`` connections, under a ``congestion`` control if one is named; if that
-    is 0, as datagrams: at ``raw_bps`` bytes a second and never again (0: as fast as
-    possible), or repaired if that is None. After ``limit_s`` seconds it is broken off.
+    Over ``streams`` TCP connections, with a ``congestion`` control other than the default if
+    given. Without streams, over UDP: unrepaired at ``raw_bytes_per_s`` (0: unlimited), or
+    repaired if that is None. ``transport`` names this combination.
     """
+
+    transport: str
 
     url: str
     path: str
@@ -52,71 +54,77 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What became of a job: ``bytes`` of the file arrived within ``seconds``.
+class Outcome:
+    """What one transport took to upload the file.
 
-    Times count from before the first connection is opened. ``first_byte_s`` is None if
-    none arrived, and the bytes that left are None where nobody tells. ``verified`` says
-    that the server has published the file, whole and checked; ``stopped`` that the job was
-    broken off, and ``error``, in a sentence, why it failed before. ``congestion`` names
-    what TCP used.
+    ``bytes`` of the file arrived; ``seconds`` passed from opening the first connection until
+    the server held the last of them, ``first_byte_s`` until it held the first. ``goodput_bps``
+    is bits of the file per second. ``sent_bytes`` counts all that was sent, ``resent_bytes``
+    what was sent again and ``lost_bytes`` what never arrived; None where unknown, as the loss
+    of TCP. CPU times include publishing and removing the file; the server's is known only
+    for our own. ``verified``: the file was published, complete and verified. ``stopped``: the
+    time limit was reached first; ``error``: the reason for another failure.
+    ``congestion`` is TCP's congestion control.
     """
 
+    transport: str
     bytes: int
     seconds: float
     first_byte_s: float | None
+    goodput_bps: float
     sent_bytes: int | None
     resent_bytes: int | None
     lost_bytes: int | None
     verified: bool
     client_cpu_s: float
+    server_cpu_s: float | None
     congestion: str | None
     stopped: bool
     error: str | None
 
 
 def main(job: str) -> None:
-    """Do the job that a JSON object describes, and print its result as another.
+    """Run ``job``, a ``Job`` in JSON, and print its ``Outcome`` in JSON.
 
-    The end of standard input breaks it off; even then nothing is left on the server.
+    The end of standard input cancels it; the server is cleaned up even then.
     """
-    result = _Attempt(Job(**json.loads(job))).run()
-    with contextlib.suppress(BrokenPipeError):  # nobody is there to be told
-        sys.stdout.write(json.dumps(asdict(result)) + "\n")
+    outcome = _Attempt(Job(**json.loads(job))).run()
+    with contextlib.suppress(BrokenPipeError):  # the parent has exited
+        sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
         sys.stdout.flush()
 
 
 class _Attempt:
-    """One upload: how far it came, and what it took."""
+    """One upload and its measurements."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._url = job, Url.parse(job.url)
         self._connections = Connections(self._url, job.congestion)
         self._sources = ExitStack()
         self._strategy = self._choose()
-        # Shared by all rows, so that the first knows what the others have sent.
+        # Shared by the streams, so that the first need not read what the others sent.
         self._digest_cache: DigestCache | None = None
         self._last_byte_at: float | None = None
         self._congestion: str | None = None
         self._verified = False
         self._error: str | None = None
 
-    def run(self) -> Result:
-        """Send, measure, clean up."""
+    def run(self) -> Outcome:
+        """Upload, measure and clean up."""
         cpu_s = time.process_time()
-        watch = _Watchdog(self._strategy, self._connections, self._job.limit_s)
+        watchdog = _Watchdog(self._strategy, self._connections, self._job.limit_s)
         with Source(self._job.path) as source, closing(self._connections), self._sources:
-            with watch:
+            with watchdog:
                 try:
                     self._send(source)
-                # OSError: a socket that is broken off between two calls.
+                # OSError: a socket that was closed between two calls.
                 except (FtpkitError, OSError) as error:
                     self._error = str(error)
-            result = self._result(source.total, watch, time.process_time() - cpu_s)
-            # What they still hold back must not leave beside what comes next.
+            outcome = self._outcome(source.total, watchdog, time.process_time() - cpu_s)
+            # Buffered data must not disturb the clean-up or the next transport.
             self._connections.close()
             self._clean_up(source)
-        return result
+        return outcome
 
     def _choose(self) -> Strategy:
         if self._job.streams:
@@ -151,41 +159,45 @@ class _Attempt:
         )
 
     def _join(self, connection: Connection, first: BlockUpload) -> BlockUpload:
-        """Return another row of the upload that ``first`` has begun."""
+        """Return another stream of the upload that ``first`` has begun."""
         upload = self._new_upload(connection, self._sources.enter_context(Source(self._job.path)))
         upload.upload = first.upload
         return upload
 
-    def _result(self, total: int, watch: "_Watchdog", cpu_s: float) -> Result:
+    def _outcome(self, total: int, watchdog: "_Watchdog", cpu_s: float) -> Outcome:
         ended_at = self._last_byte_at or time.monotonic()
         repaired = self._job.raw_bytes_per_s is None and self._last_byte_at is not None
         moved = total if repaired else min(self._strategy.moved, total)
-        # The watch may come to look when all is over.
-        first_byte_at = min(watch.first_byte_at or ended_at, ended_at) if moved else None
+        # The watchdog may notice the first byte after the last.
+        first_byte_at = min(watchdog.first_byte_at or ended_at, ended_at) if moved else None
         traffic = self._strategy.traffic()
-        return Result(
+        seconds = ended_at - watchdog.started
+        return Outcome(
+            transport=self._job.transport,
             bytes=moved,
-            seconds=ended_at - watch.started,
-            first_byte_s=None if first_byte_at is None else first_byte_at - watch.started,
+            seconds=seconds,
+            first_byte_s=None if first_byte_at is None else first_byte_at - watchdog.started,
+            goodput_bps=moved * 8 / seconds,
             sent_bytes=traffic.sent,
             resent_bytes=traffic.resent,
             lost_bytes=traffic.lost,
             verified=self._verified,
             client_cpu_s=cpu_s,
+            server_cpu_s=None,
             congestion=self._congestion,
-            stopped=watch.stopped,
-            error=None if watch.stopped else self._error,
+            stopped=watchdog.stopped,
+            error=None if watchdog.stopped else self._error,
         )
 
     def _clean_up(self, source: Source) -> None:
-        """Remove the file, and what may be there of an unfinished upload."""
+        """Remove the file or the unfinished upload from the server."""
         with (
             contextlib.suppress(FtpkitError),
             closing(Connections(self._url, None)) as connections,
         ):
             connection = connections.open()
             if not self._verified:
-                # Perhaps only the reply to a request was lost: it is begun again to be aborted.
+                # The upload's id may not have arrived, so begin it again to abort it.
                 upload = self._new_upload(connection, source)
                 upload.begin()
                 upload.abort()
@@ -193,16 +205,16 @@ class _Attempt:
 
 
 class _Watchdog:
-    """Follows an upload from another thread, and breaks it off when its time is up.
+    """Watches an upload from another thread; stops it at the time limit.
 
-    So does the end of standard input, for then nobody waits for it any more.
+    Also at the end of standard input, when the parent no longer waits.
     """
 
     def __init__(self, strategy: Strategy, connections: Connections, limit_s: float) -> None:
         self.started = time.monotonic()
         self.first_byte_at: float | None = None
         self.stopped = False
-        """Whether it broke the upload off."""
+        """Whether it stopped the upload."""
         self._strategy, self._connections, self._limit_s = strategy, connections, limit_s
         self._woken = threading.Event()
         self._ended = False
@@ -222,7 +234,7 @@ class _Watchdog:
         while os.read(sys.stdin.fileno(), 1024):
             pass
         self._woken.set()
-        # Somebody waits for our end: not longer than this.
+        # The parent waits for our exit, but not longer than this.
         time.sleep(_CLEANING_S)
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""A trace of uploads to a real server, and when each of them was through."""
+"""Uploads of a trace to a real server, and when each completed."""
 
 import contextlib
 import socket
@@ -23,20 +23,19 @@ from ftpkit.lab.child import ChildProcess
 from ftpkit.net.address import Address, Url
 
 _HOST: Final = "127.0.0.1"
-# What comes while so many are under way waits for one of them, and that counts.
-_MOST_UPLOADS: Final = 400
-_MOST_LINKS: Final = 10_000
-# Some wait for their turn as long as the whole trace takes.
-_PATIENCE_S: Final = 86400.0
+# Uploads beyond this number wait, and the wait counts.
+_MAX_UPLOADS: Final = 400
+_MAX_CONNECTIONS: Final = 10_000
+# An upload may wait for its turn as long as the whole trace takes.
+_TIMEOUT_S: Final = 86400.0
 
 
 def upload_trace(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> list[float]:
-    """Return when the reply to each upload came, in seconds, from a real server that is shaped.
+    """Return when each upload of ``trace`` completed, in seconds, on a server with a rate limit.
 
-    The server is a process of its own, and an upload a thread of this one: it begins at its time,
-    whoever else is under way, over a connection that its user has open already if one is idle.
-    The server tells users apart by their addresses, where loopback has more than one of them;
-    elsewhere all are one. Nothing is left behind.
+    The server is a child process, and each upload a thread that starts at its time, over an
+    idle connection of its user or a new one. The server tells users apart by address, where
+    loopback has more than one; elsewhere all are one user. Nothing is left behind.
 
     Raises LocalFileError for a size that no file can have here, and what ends an upload.
     """
@@ -47,7 +46,7 @@ def upload_trace(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> l
         url = Url(Address(_HOST, server.receive()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))
         uploads = _Uploads(url, zeros, {arrival.user for arrival in trace})
-        with ThreadPoolExecutor(_MOST_UPLOADS) as pool, contextlib.closing(uploads):
+        with ThreadPoolExecutor(_MAX_UPLOADS) as pool, contextlib.closing(uploads):
             try:
                 return _run(trace, uploads, pool)
             except BaseException:
@@ -64,15 +63,15 @@ def _job(policy: str, bytes_per_s: float) -> dict[str, Any]:
         "limits": {
             "schedule": policy,
             "bytes_per_s": bytes_per_s,
-            "max_connections": _MOST_LINKS,
-            "max_connections_per_address": _MOST_LINKS,
-            "idle_timeout_s": _PATIENCE_S,
+            "max_connections": _MAX_CONNECTIONS,
+            "max_connections_per_address": _MAX_CONNECTIONS,
+            "idle_timeout_s": _TIMEOUT_S,
         },
     }
 
 
 def _zeros(directory: str, size: int) -> str:
-    """Return a file of so many zeros that takes no room, of which every upload is the beginning."""
+    """Return the path of a sparse file of ``size`` bytes; every upload is a prefix of it."""
     path = Path(directory, "zeros")
     try:
         with path.open("wb") as file:
@@ -107,7 +106,7 @@ def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor
 
 
 class _Uploads:
-    """Uploads of many threads, over connections that come from the address of their user."""
+    """Uploads from many threads, over connections from the address of each user."""
 
     def __init__(self, url: Url, path: str, users: set[str]) -> None:
         self._url, self._path = url, path
@@ -118,7 +117,7 @@ class _Uploads:
         self._stopped = False
 
     def upload(self, arrival: Arrival) -> None:
-        """Upload as many bytes as arrive; a connection replaces what it brought before."""
+        """Upload a file of the arrival's size; it replaces the connection's previous one."""
         idle = self._idle[arrival.user]
         try:
             connection, name = idle.pop()
@@ -138,22 +137,22 @@ class _Uploads:
         idle.append((connection, name))
 
     def stop(self) -> None:
-        """Break off whatever is under way."""
+        """Interrupt all uploads."""
         self._stopped = True
         for connection in list(self._connections):
             connection.stream.shutdown()
 
     def close(self) -> None:
-        """Hang up; nobody may be uploading."""
+        """Close the connections, after the last upload."""
         for connection in self._connections:
             connection.close()
 
     def _open(self, user: str) -> tuple[Connection, str]:
         connection = Connection(
             lambda: self._url,
-            timeout_s=_PATIENCE_S,
+            timeout_s=_TIMEOUT_S,
             limiter=None,
-            on_socket=partial(_come_from, self._hosts[user]),
+            on_socket=partial(_bind, self._hosts[user]),
         )
         self._connections.append(connection)
         if self._stopped:
@@ -161,7 +160,7 @@ class _Uploads:
         return connection, "-".join(map(str, connection.sock.getsockname()))
 
 
-def _come_from(host: str, sock: socket.socket) -> None:
-    """Give a connection an address of this machine, if that is one."""
+def _bind(host: str, sock: socket.socket) -> None:
+    """Bind a socket to a local address, if the machine has it."""
     with contextlib.suppress(OSError):
         sock.bind((host, 0))

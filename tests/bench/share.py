@@ -58,6 +58,7 @@ def _together(
         flows: list[ChildProcess] = []
         for kind in kinds:
             job = Job(
+                transport=kind,
                 url=url.login_url(),
                 path=source,
                 name=f"{len(flows)}",

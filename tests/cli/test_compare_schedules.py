@@ -148,7 +148,9 @@ def test_what_is_no_trace_is_told_in_a_line(run: Run) -> None:
     Path("trace").write_text("0,5,ann\nnonsense\n")
     result = run("compare", "schedules", "--simulate", "--trace", "trace")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == ("ftpkit: 'trace' is no trace: line 2 has no seconds, bytes and user\n")
+    assert result.stderr == (
+        "ftpkit: 'trace' is not a trace: line 2 needs seconds, bytes and user\n"
+    )
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="there is no matplotlib")

@@ -1,4 +1,4 @@
-"""Framing: what became of each message is judged right, and real sockets show what is promised."""
+"""Comparison of framing: the fates of messages, and what real sockets show."""
 
 import socket
 from itertools import accumulate, pairwise
@@ -31,7 +31,7 @@ cuts = st.lists(st.integers(0, 300), max_size=30)
 
 
 def cut(stream: bytes, at: list[int]) -> list[bytes]:
-    """Return ``stream`` as reads that end at ``at``, where that is inside of it."""
+    """Return ``stream`` split at the offsets ``at``."""
     borders = sorted({0, len(stream), *(i for i in at if i < len(stream))})
     return [stream[start:end] for start, end in pairwise(borders)]
 
@@ -54,20 +54,20 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
         ("ab", "abc", [GLUED]),
     ],
 )
-def test_reads_are_judged_by_the_true_borders(messages: str, reads: str, fates: list[Fate]) -> None:
+def test_reads_are_compared_with_message_boundaries(
+    messages: str, reads: str, fates: list[Fate]
+) -> None:
     assert stream_fates(messages.encode().split(), reads.encode().split()) == fates
 
 
 @pytest.mark.parametrize(("messages", "reads"), [([b""], [b"a"]), ([b"a"], [b"a", b""])])
-def test_what_is_empty_has_no_place_in_a_stream(messages: list[bytes], reads: list[bytes]) -> None:
+def test_empty_messages_and_reads_are_refused(messages: list[bytes], reads: list[bytes]) -> None:
     with pytest.raises(ValueError, match="empty"):
         stream_fates(messages, reads)
 
 
 @given(chunks, cuts)
-def test_each_message_has_the_one_fate_that_its_bytes_tell(
-    messages: list[bytes], at: list[int]
-) -> None:
+def test_each_message_has_exactly_one_fate(messages: list[bytes], at: list[int]) -> None:
     reads = cut(b"".join(messages), at)
     owner = [number for number, read in enumerate(reads) for _ in read]
     starts = [0, *accumulate(map(len, messages))]
@@ -82,7 +82,7 @@ def test_each_message_has_the_one_fate_that_its_bytes_tell(
 
 
 @given(chunks, cuts, st.integers(0, 300))
-def test_only_what_did_not_come_is_lost(messages: list[bytes], at: list[int], come: int) -> None:
+def test_only_missing_messages_are_lost(messages: list[bytes], at: list[int], come: int) -> None:
     stream = b"".join(messages)
     fates = stream_fates(messages, cut(stream[:come], at) if come and stream else [])
     ends = accumulate(map(len, messages))
@@ -90,7 +90,7 @@ def test_only_what_did_not_come_is_lost(messages: list[bytes], at: list[int], co
 
 
 @given(chunks)
-def test_a_read_for_each_message_is_whole(messages: list[bytes]) -> None:
+def test_one_read_per_message_is_whole(messages: list[bytes]) -> None:
     assert set(stream_fates(messages, messages)) == {WHOLE}
 
 
@@ -103,9 +103,7 @@ def test_datagrams_are_whole_or_lost_in_any_order(data: st.DataObject) -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10), cuts)
-def test_frames_come_out_as_they_went_in_whatever_the_cuts(
-    messages: list[bytes], at: list[int]
-) -> None:
+def test_frames_survive_any_split(messages: list[bytes], at: list[int]) -> None:
     stream = b"".join(encode_header({"size": len(body)}) + body for body in messages)
     assert list(bodies(cut(stream, at))) == messages
     assert list(bodies(cut(stream[:-1], at))) == messages[:-1]
@@ -115,13 +113,13 @@ def test_a_frame_without_a_size_has_an_empty_body() -> None:
     assert list(bodies([encode_header({}) + encode_header({"size": 1}) + b"x"])) == [b"", b"x"]
 
 
-def test_what_is_no_frame_is_refused() -> None:
+def test_a_malformed_frame_is_refused() -> None:
     with pytest.raises(ProtocolError):
         list(bodies([b"GET / HTTP/1.1"]))
 
 
 @given(st.integers(1, 50), st.integers(MIN_SIZE, MAX_SIZE), st.integers())
-def test_messages_differ_and_can_be_made_again(count: int, largest: int, seed: int) -> None:
+def test_messages_differ_and_are_repeatable(count: int, largest: int, seed: int) -> None:
     messages = numbered_messages(count, largest, seed)
     assert len(set(messages)) == count
     assert all(MIN_SIZE <= len(message) <= largest for message in messages)
@@ -131,13 +129,13 @@ def test_messages_differ_and_can_be_made_again(count: int, largest: int, seed: i
 @pytest.mark.parametrize(
     ("count", "largest"), [(0, 64), (-1, 64), (1, MIN_SIZE - 1), (1, MAX_SIZE + 1)]
 )
-def test_what_cannot_be_sent_is_refused(count: int, largest: int) -> None:
-    with pytest.raises(ValueError, match="message"):
+def test_invalid_counts_and_sizes_are_refused(count: int, largest: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
         compare_framing(count, largest)
 
 
 def assert_promised(outcomes: list[Outcome], count: int) -> None:
-    """Check what holds on every machine, however fast its receiver is."""
+    """Check what holds on every machine."""
     tcp, framed, udp = outcomes
     assert [each.transport for each in outcomes] == ["tcp", "tcp-framed", "udp"]
     for each in outcomes:
@@ -151,7 +149,7 @@ def assert_promised(outcomes: list[Outcome], count: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_tcp_glues_and_frames_tell_apart(seed: int) -> None:
+def test_tcp_glues_messages_and_frames_separate_them(seed: int) -> None:
     outcomes = compare_framing(3_000, 64, seed)
     assert_promised(outcomes, 3_000)
     tcp = outcomes[0]
@@ -167,7 +165,7 @@ def test_few_and_large_messages(count: int, largest: int) -> None:
     assert outcomes[0].reads >= total / READ_SIZE
 
 
-def test_one_message_comes_whole_in_each_way() -> None:
+def test_one_message_is_whole_over_each_transport() -> None:
     assert [each.whole for each in compare_framing(1, 64)] == [1, 1, 1]
 
 
@@ -184,7 +182,7 @@ def test_a_full_receive_buffer_loses_datagrams_and_the_receiver_ends() -> None:
     assert (fates.count(WHOLE), fates.count(LOST)) == (len(came), 500 - len(came))
 
 
-def test_a_stranger_is_not_heard() -> None:
+def test_datagrams_of_others_are_ignored() -> None:
     with (
         datagram_sockets() as (sender, receiver),
         datagram_sockets() as (control, ended),
@@ -196,7 +194,7 @@ def test_a_stranger_is_not_heard() -> None:
         assert take_datagrams(receiver, ended) == [b"from us"]
 
 
-def test_a_machine_without_descriptors_is_a_link_error() -> None:
+def test_a_lack_of_descriptors_is_a_connection_error() -> None:
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))

@@ -1,4 +1,4 @@
-"""UDP by itself, against a receiver in memory and in time that the test tells."""
+"""Raw UDP against a receiver in memory, in simulated time."""
 
 import random
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def header_of(datagram: Datagram) -> Header:
 
 
 def run(sender: RawSender, receiver: Receiver, lost: set[int]) -> list[tuple[float, Header, bytes]]:
-    """Let all be sent and asked, but for the datagrams of the numbers in ``lost``."""
+    """Deliver all datagrams except those with numbers in ``lost``."""
     now, left = 0.0, []
     while not sender.done:
         for datagram in sender.datagrams_to_send(now):
@@ -68,7 +68,7 @@ def receiver_into(taken: dict[int, bytes]) -> Receiver:
     return Receiver(7, SIZES, take, max_open=16, direction=FROM_SERVER)
 
 
-def test_every_piece_leaves_once_and_at_the_rate() -> None:
+def test_every_piece_is_sent_once_at_the_rate() -> None:
     sender, taken = raw_sender(), dict[int, bytes]()
     left = run(sender, receiver_into(taken), set())
     assert taken == {block: content(block) for block in SIZES}
@@ -93,7 +93,7 @@ def test_what_is_lost_stays_lost_and_is_counted() -> None:
     assert sender.moved == sum(SIZES.values()) - gone
 
 
-def test_the_question_is_asked_until_it_is_answered() -> None:
+def test_the_acknowledgement_is_requested_until_it_comes() -> None:
     sender = raw_sender()
     left = run(sender, receiver_into({}), {14, 15, 16})
     asked = [now for now, header, _ in left if header.block not in SIZES]
@@ -103,14 +103,14 @@ def test_the_question_is_asked_until_it_is_answered() -> None:
     assert sender.sent.lost == 0
 
 
-def test_nobody_is_asked_for_ever() -> None:
+def test_the_requests_end() -> None:
     sender = raw_sender()
     run(sender, receiver_into({}), set(range(1, 1000)))
     assert not sender.acked
     assert (sender.moved, sender.sent.lost) == (0, 0)
 
 
-def test_without_a_rate_all_of_a_block_leaves_at_once() -> None:
+def test_without_a_rate_a_block_is_sent_at_once() -> None:
     sender = raw_sender(rate_bps=float("inf"))
     for pieces in (5, 5, 3, 1):
         assert len(sender.datagrams_to_send(0.0)) == pieces
@@ -118,7 +118,7 @@ def test_without_a_rate_all_of_a_block_leaves_at_once() -> None:
 
 
 @pytest.mark.parametrize("ack", [Ack(6, 1, 1), Ack(1, 6000, 1)])
-def test_what_was_never_sent_cannot_have_arrived(ack: Ack) -> None:
+def test_an_acknowledgement_of_unsent_datagrams_is_refused(ack: Ack) -> None:
     sender = raw_sender({0: 4000}, float("inf"))
     sender.datagrams_to_send(0.0)
     with pytest.raises(ProtocolError, match="never sent"):

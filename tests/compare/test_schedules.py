@@ -1,4 +1,4 @@
-"""Uploads in simulated time, and what is measured of them."""
+"""Uploads in simulated time, and their outcomes."""
 
 import math
 
@@ -21,7 +21,7 @@ def measured(load: float, flows: int) -> dict[tuple[str, str], Outcome]:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_file_is_through_and_the_rate_is_kept(policy: str) -> None:
+def test_every_file_completes_within_the_rate(policy: str) -> None:
     trace = make_trace(500, load=2, bytes_per_s=RATE, seed=3)
     through_s = simulate(trace, POLICIES[policy], RATE)
     assert all(each.at_s < end < math.inf for each, end in zip(trace, through_s, strict=True))
@@ -29,7 +29,7 @@ def test_every_file_is_through_and_the_rate_is_kept(policy: str) -> None:
     assert max(through_s) == pytest.approx(total_s, rel=0.02)
 
 
-def test_files_that_come_at_once_go_in_the_order_of_the_policy() -> None:
+def test_simultaneous_files_follow_the_policy() -> None:
     sizes = [3_000_000, 1_000_000, 2_000_000]
     trace = [Arrival(0.0, size, "ann") for size in sizes]
     first, second, third = simulate(trace, POLICIES["fcfs"], RATE)
@@ -38,7 +38,7 @@ def test_files_that_come_at_once_go_in_the_order_of_the_policy() -> None:
     assert second < third < first
 
 
-def test_outcomes_of_files_that_are_known() -> None:
+def test_outcomes_of_known_files() -> None:
     trace = [Arrival(0.0, 12_500, "ann"), Arrival(1.0, 50_000, "ann"), Arrival(2.0, 10**7, "ann")]
     everything, small, large = outcomes("rr", 0.5, trace, [0.0, 1.006, 3.0], RATE)
     assert [everything.size_class, small.size_class, large.size_class] == ["all", "small", "large"]
@@ -75,7 +75,7 @@ def test_at_a_low_load_all_policies_are_alike() -> None:
     assert max(means) < 1.05
 
 
-def test_the_order_shows_where_files_are_many() -> None:
+def test_policies_differ_at_a_high_load() -> None:
     found = measured(0.8, 5000)
     mean = {policy: found[policy, "all"].mean_s for policy in POLICIES}
     assert mean["sjf"] < mean["mlfq"] < mean["fair"] < mean["rr"] < mean["fcfs"]
@@ -83,7 +83,7 @@ def test_the_order_shows_where_files_are_many() -> None:
 
 
 @pytest.mark.slow
-def test_the_policies_keep_what_they_promise() -> None:
+def test_each_policy_is_best_at_its_aim() -> None:
     found = measured(0.8, 100_000)
 
     def mean_s(policy: str, size_class: str) -> float:

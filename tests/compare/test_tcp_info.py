@@ -1,4 +1,4 @@
-"""What the kernel tells of a connection is what was sent over it."""
+"""The kernel's statistics of a connection match what was sent."""
 
 import socket
 import sys
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a connection over loopback."""
+    """Both sockets of a connection over loopback."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         near = stack.enter_context(socket.create_connection(listener.getsockname(), 10.0))
@@ -58,7 +58,7 @@ def test_a_congestion_control_can_be_chosen(pair: tuple[socket.socket, socket.so
         use_congestion(near, "none")
 
 
-def test_what_is_no_connection_tells_nothing() -> None:
+def test_other_sockets_have_no_statistics() -> None:
     left, right = socket.socketpair(socket.AF_UNIX)
     with left, right:
         assert tcp_info(left) is None

@@ -1,4 +1,4 @@
-"""Traces: the same seed makes the same, and a file is read or refused."""
+"""Traces: repeatable by seed, and read from files."""
 
 import json
 from collections import Counter
@@ -34,7 +34,7 @@ def test_most_files_are_small_and_few_have_most_of_the_bytes() -> None:
     assert sum(sizes[-len(sizes) // 20 :]) > sum(sizes) / 2
 
 
-def test_users_are_busy_one_more_than_the_other() -> None:
+def test_users_differ_in_activity() -> None:
     users = Counter(
         each.user for each in make_trace(20_000, load=0.8, bytes_per_s=RATE, seed=1)
     ).most_common()
@@ -42,7 +42,7 @@ def test_users_are_busy_one_more_than_the_other() -> None:
     assert users[0][1] == pytest.approx(2 * users[1][1], rel=0.1)
 
 
-def test_a_trace_is_read_in_the_order_of_time_and_from_its_start(tmp_path: Path) -> None:
+def test_a_trace_is_sorted_and_starts_at_zero(tmp_path: Path) -> None:
     rows = [{"seconds": 12.5, "bytes": 10, "user": "bob"}, {"seconds": 10, "bytes": 7, "user": "x"}]
     path = tmp_path / "trace"
     path.write_text("\n\n".join(map(json.dumps, rows)))
@@ -52,7 +52,7 @@ def test_a_trace_is_read_in_the_order_of_time_and_from_its_start(tmp_path: Path)
     assert read_trace(str(path)) == expected
 
 
-def test_the_load_of_a_burst_is_how_often_it_is_the_last_file() -> None:
+def test_the_load_of_a_burst() -> None:
     assert load_of([Arrival(0.0, 100, "a")] * 3, RATE) == pytest.approx(3)
 
 
@@ -82,13 +82,13 @@ def test_the_load_of_a_burst_is_how_often_it_is_the_last_file() -> None:
         b'1,2,"' + b"a" * 200_000,
     ],
 )
-def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_trace_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "trace"
     path.write_bytes(content)
     with pytest.raises(LocalFileError):
         read_trace(str(path))
 
 
-def test_a_trace_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_trace_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LocalFileError, match="No such file"):
         read_trace(str(tmp_path / "nothing"))

@@ -1,4 +1,4 @@
-"""One file goes over in every way, is counted truly, and leaves nothing where it went."""
+"""Every transport is measured correctly and leaves nothing on the server."""
 
 import os
 import subprocess
@@ -9,7 +9,8 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transports import STREAMS, Comparison, Outcome, Transport, comparing
+from ftpkit.compare.transport_process import Outcome
+from ftpkit.compare.transports import STREAMS, Comparison, Transport, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
 from ftpkit.lab.child import ChildError, ChildProcess
 from ftpkit.lab.network import NetworkProfile
@@ -39,7 +40,7 @@ def measured(comparison: Comparison) -> dict[str, Outcome]:
 
 
 def assert_adds_up(outcome: Outcome, total: int) -> None:
-    """Whatever the transport, its numbers fit together."""
+    """The numbers of an outcome are consistent."""
     assert (outcome.error, outcome.stopped) == (None, False)
     assert outcome.first_byte_s is not None
     assert 0 < outcome.first_byte_s <= outcome.seconds
@@ -75,9 +76,7 @@ def test_every_transport_of_this_machine_is_measured(path: str, tmp_path: Path) 
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def test_a_server_of_ones_own_is_used_and_left_as_it_was(
-    path: str, server: Server, root: Path
-) -> None:
+def test_a_given_server_is_left_as_it_was(path: str, server: Server, root: Path) -> None:
     (root / "mine").write_text("stays")
     with comparing(path, to=Url(server.address)) as comparison:
         rows = measured(comparison)
@@ -87,7 +86,7 @@ def test_a_server_of_ones_own_is_used_and_left_as_it_was(
     assert staged(root) == []
 
 
-def test_a_transport_whose_time_is_up_is_stopped_and_cleaned_up(
+def test_a_transport_over_the_limit_is_stopped_and_cleaned_up(
     tmp_path: Path, server: Server, root: Path
 ) -> None:
     huge = tmp_path / "huge.bin"
@@ -102,7 +101,7 @@ def test_a_transport_whose_time_is_up_is_stopped_and_cleaned_up(
     assert staged(root) == []
 
 
-def test_what_fails_is_told_in_its_row(path: str, root: Path) -> None:
+def test_a_failure_is_in_the_outcome(path: str, root: Path) -> None:
     with (
         Server(root, port=0, datagrams=False) as server,
         comparing(path, to=Url(server.address)) as comparison,
@@ -119,14 +118,14 @@ def test_what_fails_is_told_in_its_row(path: str, root: Path) -> None:
     assert staged(root) == []
 
 
-def test_a_congestion_control_that_is_not_there_is_told_in_its_row(path: str) -> None:
+def test_a_missing_congestion_control_is_in_the_outcome(path: str) -> None:
     with comparing(path) as comparison:
         row = comparison.measure(Transport(name="tcp-none", streams=1, congestion="none"))
     if sys.platform == "linux":
-        assert row.error == "no none here: No such file or directory"
+        assert row.error == ("cannot use congestion control none: No such file or directory")
 
 
-def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_unusable_file_is_refused_at_once(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
     cases: list[tuple[type[FtpkitError], Path, str]] = [
@@ -139,19 +138,19 @@ def test_what_cannot_be_compared_is_refused_at_once(tmp_path: Path) -> None:
             pass
 
 
-def test_no_server_is_told_before_anything_is_sent(path: str) -> None:
+def test_a_missing_server_is_reported_at_once(path: str) -> None:
     with Server(os.path.dirname(path) + "/gone", port=0) as server:
         address = server.address
     with pytest.raises(CannotConnectError), comparing(path, to=Url(address)):
         pass
 
 
-# Over a link
+# Over an emulated network
 
 
 @pytest.mark.net
 @pytest.mark.usefixtures("make_network")
-def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
+def test_over_a_lossy_network_raw_loses_and_repaired_repairs(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(2_000_000))
     with comparing(str(path), profile=NetworkProfile.parse("20M,10ms,1%")) as comparison:
@@ -165,7 +164,7 @@ def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> Non
         assert_adds_up(row, 2_000_000)
     assert before is not None
     assert after is not None
-    # Raw loses what the link has lost of it, and not a byte less.
+    # Raw loses what the network lost, and not a byte less.
     lost = after.to_far.lost + after.to_far.dropped - before.to_far.lost - before.to_far.dropped
     assert raw.lost_bytes is not None
     assert raw.sent_bytes is not None
@@ -184,7 +183,7 @@ def test_over_a_lossy_link_raw_loses_and_repaired_repairs(tmp_path: Path) -> Non
 
 @pytest.mark.net
 @pytest.mark.usefixtures("make_network")
-def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path: Path) -> None:
+def test_a_stopped_transport_does_not_disturb_the_next(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(os.urandom(4_000_000))
     with comparing(str(path), profile=NetworkProfile.parse("4M,5ms"), limit_s=0.5) as comparison:
@@ -194,28 +193,28 @@ def test_what_a_stopped_transport_holds_back_does_not_disturb_the_next(tmp_path:
     assert 0 < stopped.bytes < 4_000_000
     assert stopped.sent_bytes is not None
     assert counts is not None
-    # Sockets buffer megabytes, but what left is little more than what was counted until then.
+    # Sockets buffer megabytes, of which little was sent after the stop.
     assert counts.to_far.bytes < 2 * stopped.sent_bytes + 200_000
 
 
 # The processes
 
 
-def test_a_process_that_ends_too_early_is_told_of() -> None:
+def test_a_child_that_exits_early_is_an_error() -> None:
     with (
-        pytest.raises(ChildError, match="has ended with"),
+        pytest.raises(ChildError, match="exited with status"),
         ChildProcess("ftpkit.compare.server_process", {"host": "192.0.2.1"}) as child,
     ):
         child.receive()
 
 
-def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+def test_a_child_exits_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import os; from ftpkit.lab.child import ChildProcess; "
         "child = ChildProcess('ftpkit.compare.server_process', {'host': None}); "
         "child.receive(); print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
     )
-    # It shares stderr, so whoever reads that to its end has waited for it.
+    # The child shares stderr, so run() waits for it as well.
     done = subprocess.run(
         [sys.executable, "-u", "-c", code],
         capture_output=True,

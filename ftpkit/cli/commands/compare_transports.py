@@ -17,7 +17,7 @@ from ftpkit.cli.settings import URL, whole, word
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
-    from ftpkit.compare.transports import Outcome
+    from ftpkit.compare.transport_process import Outcome
     from ftpkit.lab.network import NetworkCounts, NetworkProfile
 
 _COLUMNS: Final = (
