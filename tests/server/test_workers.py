@@ -24,6 +24,8 @@ from ftpkit.server.workers import processes as processes_module
 from ftpkit.server.workers.processes import next_delay
 from ftpkit.server.workers.supervisor import Supervisor
 from ftpkit.server.workers.worker import WorkerConfig
+from ftpkit.storage import DirectoryStore
+from ftpkit.storage.memory import MemoryStore
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
@@ -531,6 +533,24 @@ def test_a_server_whose_workers_do_not_start_raises(root: Path) -> None:
     server = Supervisor(root, WorkerConfig(workers=2, on_start=fail), port=0)
     with pytest.raises(OSError, match="did not start"):
         server.start()
+
+
+def test_a_store_that_cannot_be_shared_is_refused() -> None:
+    server = Supervisor(MemoryStore(), WorkerConfig(workers=2), port=0)
+    with pytest.raises(TypeError, match="can share"):
+        server.start()
+
+
+def test_a_store_that_was_passed_in_is_shared_and_not_closed(root: Path) -> None:
+    with DirectoryStore(root) as store:
+        server = Supervisor(store, WorkerConfig(workers=2), port=0)
+        server.start()
+        try:
+            with Raw(server.address) as raw:
+                raw.granted("put", DATA, name="f")
+        finally:
+            server.stop(0.0)
+        assert store.stat("f").total == len(DATA)
 
 
 def test_the_delay_before_a_restart_grows_while_workers_die_at_once() -> None:

@@ -49,7 +49,7 @@ class WorkerProcesses:
 
     All of them are started and joined in the thread of ``run``, as Linux ends a process with
     the thread that started it. Another thread calls ``receive`` for each worker, until that
-    has closed its channel. ``configure`` sends a new worker its descriptors.
+    has closed its channel. ``connect`` sends a new worker its descriptors.
     """
 
     def __init__(

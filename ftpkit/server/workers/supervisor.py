@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from ftpkit.errors import Code, ConnectionLostError, RefusedError
+from ftpkit.errors import ConnectionLostError, RefusedError
 from ftpkit.net.address import DEFAULT_PORT, Address
 from ftpkit.net.tls_identity import Identity
 from ftpkit.protocol.frame import Header
@@ -75,7 +75,7 @@ class Supervisor:
             connect=self._connect,
             receive=self._receive,
         )
-        self._store: Store | None = None
+        self._store: Store
         self._stack = contextlib.ExitStack()
         self._demultiplexers: list[Demultiplexer] = []
 
@@ -105,7 +105,9 @@ class Supervisor:
             stack.callback(self._listeners.close)
             store = stack.enter_context(open_store(self._given_store, durable=self._durable))
             if not isinstance(store, ShareableStore):
-                raise TypeError("several workers need a store that processes can share")
+                raise TypeError(
+                    "workers need a store that several processes can share, such as a directory"
+                )
             self._store, self._stack = store, stack.pop_all()
         store.use_locks(SupervisorLocks(self._pool))
         self._scheduler.start()
@@ -145,7 +147,6 @@ class Supervisor:
             demultiplexer.close()
         self._shared_limits.close()
         self._demultiplexers = []
-        self._store = None
         self._stack.close()
 
     def change(self, config: WorkerConfig, done: Callable[[], None] = lambda: None) -> None:
@@ -178,8 +179,6 @@ class Supervisor:
         return self._aggregator.status(request)
 
     def _used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
-        if self._store is None:
-            raise RefusedError(Code.SHUTTING_DOWN, "the server does not run")
         return used_bytes_of(self._store)(name, go_on)
 
     def _connect(self, worker: WorkerHandle, lease: StoreLease) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Final
@@ -244,7 +244,7 @@ class _WorkerConnection:
 
     def hand_over(self, sock: socket.socket, handoff: Handoff, to: int, *, proxied: bool) -> None:
         self._handed_over = not proxied
-        fields, body = pack(handoff)
+        size, body = pack(handoff)
         self._worker.send(
             "handoff",
             body=body,
@@ -255,7 +255,7 @@ class _WorkerConnection:
             host=self.host,
             peer=self.peer,
             index=self._index,
-            handoff=fields,
+            handoff=size,
         )
 
     def _close(self) -> None:
@@ -264,26 +264,21 @@ class _WorkerConnection:
         self._worker.connection_limiter.release(self.host)
 
 
-def pack(handoff: Handoff) -> tuple[dict[str, Any], bytes]:
-    """Return a handoff as fields of a message, and as its body what may be too long for them."""
-    header, grant = json.dumps(handoff.header).encode(), handoff.grant
-    fields = {
-        "header": len(header),
-        "grant": grant and encode_grant(grant),
-        "algorithm": handoff.algorithm,
-        "requests": handoff.requests,
-        "since": handoff.since,
-        "local": handoff.local,
-    }
-    return fields, header + handoff.ahead
+def pack(handoff: Handoff) -> tuple[int, bytes]:
+    """Return a handoff as bytes that begin with so many bytes of JSON."""
+    grant = handoff.grant and encode_grant(handoff.grant)
+    values = {**asdict(handoff), "grant": grant, "ahead": None}
+    data = json.dumps(values).encode()
+    return len(data), data + handoff.ahead
 
 
-def unpack(fields: dict[str, Any], body: bytes) -> Handoff:
+def unpack(size: int, body: bytes) -> Handoff:
     """Return the handoff that ``pack`` encoded."""
-    size, grant, (family, address) = fields["header"], fields["grant"], fields["local"]
+    values = json.loads(body[:size])
+    grant, (family, address) = values["grant"], values["local"]
     own = {
-        "header": json.loads(body[:size]),
         "grant": grant and decode_grant(grant),
         "local": (family, tuple(address)),
+        "ahead": body[size:],
     }
-    return Handoff(**{**fields, **own}, ahead=body[size:])
+    return Handoff(**{**values, **own})
