@@ -315,8 +315,8 @@ def test_workers_that_died_or_were_replaced_leave_nothing(served: Served) -> Non
     reload(served)
     wait_until(lambda: len(workers(served)) == 2)
     before = held()
-    for turn in range(25):
-        if turn % 5:
+    for attempt in range(25):
+        if attempt % 5:
             reload(served)
         else:
             for pid in workers(served):

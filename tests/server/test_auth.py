@@ -409,13 +409,13 @@ def ended(raw: Raw) -> None:
 @contextmanager
 def held(server: Server) -> Iterator[threading.Event]:
     """Delay jobs until the end of the block; the event is set when one has started."""
-    jobs, started, gate = service_of(server).jobs, threading.Event(), threading.Event()
+    jobs, started, proceed = service_of(server).jobs, threading.Event(), threading.Event()
     run = jobs.run
 
     def run_late(key: Hashable, work: Callable[..., Any]) -> Any:
         def late(progress: Any) -> Any:
             started.set()
-            assert gate.wait(TIMEOUT_S)
+            assert proceed.wait(TIMEOUT_S)
             return work(progress)
 
         return run(key, late)
@@ -424,7 +424,7 @@ def held(server: Server) -> Iterator[threading.Event]:
     try:
         yield started
     finally:
-        gate.set()
+        proceed.set()
 
 
 def refused_and_closed(raw: Raw) -> None:

@@ -199,7 +199,7 @@ def test_quotas_of_nested_directories_are_kept_separately(home: Home) -> None:
 
 def test_of_two_requests_for_the_last_bytes_exactly_one_succeeds(home: Home) -> None:
     store = home.of(100)
-    for turn in range(20):
+    for attempt in range(20):
         barrier = threading.Barrier(2)
 
         def put(name: str, barrier: threading.Barrier = barrier) -> bool:
@@ -210,7 +210,7 @@ def test_of_two_requests_for_the_last_bytes_exactly_one_succeeds(home: Home) -> 
             return False
 
         with ThreadPoolExecutor(2) as pool:
-            assert sorted(pool.map(put, (f"{turn}a", f"{turn}b"))) == [False, True]
+            assert sorted(pool.map(put, (f"{attempt}a", f"{attempt}b"))) == [False, True]
         for name in home.place.visible():
             store.delete(name, recursive=False, progress=ignore)
 
@@ -222,12 +222,12 @@ def test_concurrent_requests_do_not_exceed_the_quota(home: Home) -> None:
     def put(number: int) -> int:
         barrier.wait(LONG_S)
         done = 0
-        for turn in range(30):
+        for attempt in range(30):
             with contextlib.suppress(RefusedError):
-                stage(store, f"{number}/{turn}", bytes(30))
+                stage(store, f"{number}/{attempt}", bytes(30))
                 done += 1
-                if turn % 3 == 0:
-                    store.delete(f"{number}/{turn}", recursive=False, progress=ignore)
+                if attempt % 3 == 0:
+                    store.delete(f"{number}/{attempt}", recursive=False, progress=ignore)
                     done -= 1
         return done
 
