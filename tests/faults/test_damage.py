@@ -37,7 +37,7 @@ def keeps_notes(directory: Path) -> bool:
 
 @needs_notes
 @pytest.mark.parametrize("total", [1, 700_000, 9_000_000])
-def test_a_file_that_rotted_is_reported_and_not_delivered(
+def test_a_corrupt_file_is_reported_and_not_delivered(
     server: Server, client: Client, root: Path, tmp_path: Path, total: int
 ) -> None:
     if not keeps_notes(tmp_path):
@@ -56,7 +56,7 @@ def test_a_file_that_rotted_is_reported_and_not_delivered(
 
 
 @needs_notes
-def test_a_file_that_was_written_to_on_purpose_is_no_damage(
+def test_a_file_that_was_changed_locally_is_not_corrupt(
     client: Client, root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "f").write_bytes(b"old")
@@ -87,7 +87,7 @@ def test_verify_tells_good_damaged_and_unknown(
     assert lines[1] == "unknown  g"
 
 
-def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> None:
+def test_an_abandoned_upload_expires(tmp_path: Path) -> None:
     with DirectoryStore(tmp_path) as store:
         wish = UploadSpec(name="f", total=3 * 65_536)
         forgotten = store.begin(wish, owner="", block=65_536)
@@ -104,7 +104,7 @@ def test_an_upload_that_nobody_goes_on_with_expires(tmp_path: Path) -> None:
         running.release()
 
 
-def test_an_upload_that_was_touched_lately_is_kept(tmp_path: Path) -> None:
+def test_a_recent_upload_is_kept(tmp_path: Path) -> None:
     with DirectoryStore(tmp_path) as store:
         wish = UploadSpec(name="f", total=65_536)
         upload = store.begin(wish, owner="", block=65_536)

@@ -22,7 +22,7 @@ WAIT_S = 60.0
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the disk is filled with it")
 @pytest.mark.parametrize("udp", [UdpMode.FIRST, UdpMode.ONLY])
-def test_a_disk_that_fills_up_is_told_by_the_conversation(
+def test_a_full_disk_during_udp_is_reported_on_the_connection(
     tiny: Path, here: Path, udp: UdpMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where nothing is reserved: only then can it fill up in the middle.
@@ -43,7 +43,7 @@ def test_a_disk_that_fills_up_is_told_by_the_conversation(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_server_that_is_killed_in_the_middle_and_comes_back(
+def test_a_udp_transfer_resumes_after_the_server_was_killed(
     tmp_path: Path, here: Path, direction: str
 ) -> None:
     root = tmp_path / "root"

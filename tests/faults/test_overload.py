@@ -37,7 +37,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_address"])
-def test_one_client_too_many_is_told_so_and_gets_in_later(serve: Serve, limit: str) -> None:
+def test_a_client_over_the_limit_is_refused_and_connects_later(serve: Serve, limit: str) -> None:
     server = serve(**{limit: 3})
     members = [Raw(server.address) for _ in range(3)]
     for member in members:
@@ -67,7 +67,7 @@ def test_a_put_waits_for_a_place(serve: Serve, root: Path, here: Path) -> None:
     assert (root / "file").read_bytes() == b"patience"
 
 
-def test_a_connection_for_which_no_thread_can_be_had_gives_its_place_up(
+def test_a_connection_without_a_thread_is_not_counted(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(max_connections=1)
@@ -90,7 +90,7 @@ def test_a_connection_for_which_no_thread_can_be_had_gives_its_place_up(
 # How slow
 
 
-def test_a_header_that_drips_is_ended_by_the_stall_timeout(serve: Serve) -> None:
+def test_a_header_sent_byte_by_byte_ends_by_the_stall_timeout(serve: Serve) -> None:
     server = serve(stall_timeout_s=0.5)
     with Raw(server.address) as raw:
         since = time.monotonic()
@@ -107,7 +107,7 @@ def test_a_header_that_drips_is_ended_by_the_stall_timeout(serve: Serve) -> None
         assert raw.ends()
 
 
-def test_a_body_that_stalls_is_ended_and_leaves_nothing(serve: Serve, root: Path) -> None:
+def test_a_stalled_body_is_interrupted_and_leaves_nothing(serve: Serve, root: Path) -> None:
     server = serve(stall_timeout_s=0.3)
     with Raw(server.address) as raw:
         raw.say(b"some", op="put", name="file", size=1000)
@@ -151,7 +151,7 @@ def test_idle_and_half_open_connections_leave_others_alone(
         until(lambda: left_over(root) == [], "puts that were not finished leave files")
 
 
-def test_bodies_that_only_begin_cost_little_and_nothing_is_kept_for_them(tmp_path: Path) -> None:
+def test_unfinished_bodies_cost_little_memory_and_no_disk_space(tmp_path: Path) -> None:
     with Served(tmp_path / "root", ("--no-fsync",)) as server:
         with Raw(server.address) as raw:
             assert raw.ask(b"body", op="put", name="file", size=4)["ok"]
@@ -171,7 +171,7 @@ def test_bodies_that_only_begin_cost_little_and_nothing_is_kept_for_them(tmp_pat
 
 
 @pytest.mark.parametrize("conversations", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_short_conversations_leave_nothing_behind(tmp_path: Path, conversations: int) -> None:
+def test_short_connections_leak_nothing(tmp_path: Path, conversations: int) -> None:
     with Served(tmp_path / "root") as server:
 
         def converse(often: int) -> None:
@@ -237,7 +237,7 @@ def test_a_server_without_descriptors_survives_and_serves_afterwards(
         assert server.ended()[0] == 0
 
 
-def test_a_server_whose_spare_descriptor_was_taken_does_not_run_hot(server: Server) -> None:
+def test_a_server_whose_spare_descriptor_is_gone_does_not_spin(server: Server) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raw = socket.socket()
     spares = [listener._spare for listener in server._listeners._listeners]

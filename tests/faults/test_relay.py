@@ -107,7 +107,9 @@ def test_a_put_that_is_cut_after_every_byte(small: Small) -> None:
         small.put(down(Cut(at)))
 
 
-def test_a_put_that_must_not_overwrite_is_never_taken_for_somebody_elses(small: Small) -> None:
+def test_a_repeated_put_without_overwrite_is_not_mistaken_for_another_clients_file(
+    small: Small,
+) -> None:
     small.put(overwrite=False)
     sent, answered = small.relay.up, small.relay.down
     for at in range(sent - 10, sent + 1):
@@ -142,7 +144,7 @@ def test_connections_that_are_refused_are_tried_again(small: Small) -> None:
     small.get(*[Plan(refuse=True)] * 5)
 
 
-def test_rubbish_is_never_taken_for_a_file(small: Small) -> None:
+def test_invalid_replies_are_never_saved_as_a_file(small: Small) -> None:
     chance = random.Random(5)
     small.put()
     sent, answered = small.relay.up, small.relay.down
@@ -165,9 +167,7 @@ def test_rubbish_is_never_taken_for_a_file(small: Small) -> None:
 # Lost replies
 
 
-def test_a_reply_to_a_commit_that_was_lost_is_given_again(
-    relay: Relay, root: Path, here: Path
-) -> None:
+def test_a_lost_reply_to_a_commit_is_sent_again(relay: Relay, root: Path, here: Path) -> None:
     source = settled(here / "source", noise(6 * MIB, 1))
     versions = []
     with client_of(relay) as client:
@@ -184,7 +184,7 @@ def test_a_reply_to_a_commit_that_was_lost_is_given_again(
     assert left_over(root) == []
 
 
-def test_who_may_only_write_is_told_again_what_became_of_a_small_file(
+def test_a_write_only_client_learns_the_outcome_of_a_small_put_whose_reply_was_lost(
     root: Path, here: Path, tmp_path: Path
 ) -> None:
     tokens = Tokens(tmp_path / "tokens.json")
@@ -264,7 +264,7 @@ def test_a_large_get_that_is_cut_often_fetches_no_whole_block_again(
     assert max(progress) == progress[-1] == len(body)
 
 
-def test_a_command_that_gave_up_is_continued_by_the_next(
+def test_the_next_command_resumes_one_that_gave_up(
     relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 7))
@@ -285,7 +285,7 @@ def quiet_after(client: Client, server: Server) -> None:
     quiet(server)
 
 
-def test_a_block_that_rots_before_the_upload_goes_on_is_sent_again(
+def test_a_block_that_is_damaged_before_the_resume_is_sent_again(
     relay: Relay, server: Server, root: Path, here: Path, tmp_path: Path
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 8))
@@ -403,7 +403,7 @@ class Alarmed:
 
 @pytest.mark.parametrize("at", [0, 100, 5 * MIB])
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_a_put_whose_line_falls_silent_goes_on_over_a_new_one(
+def test_a_put_continues_when_its_connection_falls_silent(
     relay: Relay, root: Path, here: Path, way: str, at: int
 ) -> None:
     source = settled(here / "large", noise(8 * MIB, 14))
@@ -420,7 +420,7 @@ def test_a_put_whose_line_falls_silent_goes_on_over_a_new_one(
 
 @pytest.mark.parametrize("at", [0, 100, 5 * MIB])
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_a_get_whose_line_falls_silent_goes_on_over_a_new_one(
+def test_a_get_continues_when_its_connection_falls_silent(
     relay: Relay, root: Path, here: Path, way: str, at: int
 ) -> None:
     (root / "large").write_bytes(body := noise(12 * MIB, 15))
@@ -434,7 +434,7 @@ def test_a_get_whose_line_falls_silent_goes_on_over_a_new_one(
     assert relay.down <= 12 * MIB + BLOCK + MIB
 
 
-def test_silence_is_told_as_such_where_nothing_is_tried_again(relay: Relay, here: Path) -> None:
+def test_a_silent_connection_is_reported_without_retry(relay: Relay, here: Path) -> None:
     source = settled(here / "large", noise(8 * MIB, 16))
     relay.expect(down(Freeze(400)))
     # Long enough that a server on a busy machine still says hello.
@@ -502,7 +502,7 @@ def test_a_flipped_bit_in_a_small_file_is_caught_both_ways(
 
 
 @pytest.mark.parametrize("bit", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in (3, 6))])
-def test_a_flipped_bit_in_any_byte_of_a_conversation_never_makes_a_wrong_file(
+def test_a_flipped_bit_in_any_byte_never_publishes_a_wrong_file(
     serve: Serve, root: Path, here: Path, bit: int
 ) -> None:
     """A header has no checksum of its own: it ends well or with an error that says so."""

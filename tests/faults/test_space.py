@@ -92,7 +92,7 @@ def test_what_one_upload_has_reserved_no_other_gets(tiny: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the disk is filled with it")
-def test_a_disk_that_fills_up_during_a_small_body_leaves_the_conversation_alone(
+def test_a_full_disk_during_a_small_body_keeps_the_connection_open(
     tiny: Path,
 ) -> None:
     with serving(tiny) as server:
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_during_a_small_body_leaves_the_conversation_alone(
         quiet(server)
 
 
-def test_a_client_stops_at_once_where_there_is_no_space(tiny: Path, here: Path) -> None:
+def test_a_client_stops_at_once_without_disk_space(tiny: Path, here: Path) -> None:
     settled(here / "large", noise(20 * MIB, 2))
     retries: list[object] = []
     with serving(tiny) as server, Eager(server.address, retry_for_s=20) as client:
@@ -178,7 +178,7 @@ def broken(
 
 
 @pytest.mark.skipif(not hasattr(socket, "SO_RCVTIMEO"), reason="pieces come in other sizes")
-def test_a_disk_that_fills_up_keeps_what_is_held_and_the_same_put_goes_on(
+def test_a_full_disk_keeps_the_held_blocks_and_the_put_resumes(
     broken: Server, fault: Failing, root: Path, here: Path
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 3))
@@ -291,7 +291,7 @@ def test_a_commit_whose_last_sync_failed_can_be_repeated_on_the_same_connection(
 
 
 @pytest.mark.parametrize("method", ["rename", "rmdir"])
-def test_paper_work_that_fails_behind_a_publication_leaves_no_descriptor_open(
+def test_a_failed_cleanup_after_a_publication_leaks_no_descriptor(
     broken: Server, fault: Failing, changes: list[str], method: str
 ) -> None:
     with Raw(broken.address) as raw:

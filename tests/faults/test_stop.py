@@ -78,7 +78,7 @@ def source(here: Path) -> Path:
     return settled(here / "large", noise(SIZE, 1))
 
 
-def test_what_runs_may_finish_and_nothing_new_begins(root: Path, source: Path) -> None:
+def test_running_transfers_finish_and_new_ones_are_refused(root: Path, source: Path) -> None:
     with half(root, "--grace", "60s") as state:
         with Raw(state.server.address) as idle:
             assert idle.ask(op="ping")["ok"]
@@ -112,7 +112,7 @@ def test_a_download_may_finish_too(root: Path, source: Path, here: Path) -> None
 
 
 @pytest.mark.parametrize("grace", ["0", "300ms"])
-def test_what_is_too_slow_is_checkpointed_and_continued_by_the_next_server(
+def test_a_slow_upload_is_checkpointed_and_resumed_on_the_next_server(
     root: Path, source: Path, grace: str
 ) -> None:
     with half(root, "--grace", grace) as state:
@@ -147,7 +147,7 @@ def test_one_command_outlives_the_restart_of_its_server(root: Path, source: Path
     assert left_over(root) == []
 
 
-def test_a_second_signal_ends_it_at_once_and_harmlessly(root: Path, source: Path) -> None:
+def test_a_second_signal_stops_the_server_at_once_without_harm(root: Path, source: Path) -> None:
     with half(root, "--grace", "10m") as state:
         with Raw(state.server.address) as idle:
             assert idle.ask(op="ping")["ok"]
@@ -169,7 +169,7 @@ def test_a_second_signal_ends_it_at_once_and_harmlessly(root: Path, source: Path
 
 @pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="nothing but fsync can be counted")
 @pytest.mark.parametrize("durable", [True, False])
-def test_without_fsync_nothing_waits_for_the_disk_and_all_else_stays(
+def test_without_fsync_nothing_is_flushed(
     serve: Serve, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch, *, durable: bool
 ) -> None:
     synced: list[str] = []

@@ -116,7 +116,7 @@ def ends(make_network: MakeNetwork, stack: ExitStack, tmp_path: Path, here: Path
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_fifth_of_all_packets_is_lost(ends: Ends, direction: str) -> None:
+def test_a_fifth_of_the_packets_is_lost(ends: Ends, direction: str) -> None:
     far = ends(loss=0.2)
     far.move(direction, noise(3 * MIB, 1))
     counts = far.link.counts()
@@ -180,7 +180,7 @@ def test_a_path_that_is_narrower_than_the_devices(
 
 
 @pytest.mark.slow
-def test_a_path_that_becomes_narrower_in_the_middle_is_left_for_tcp(ends: Ends) -> None:
+def test_a_path_that_becomes_narrower_falls_back_to_tcp(ends: Ends) -> None:
     far = ends()
     data = noise(12 * MIB, 9)
     command = far.begin("up", data, "--udp")
@@ -199,7 +199,7 @@ def test_ipv6(ends: Ends) -> None:
     far.move("up", noise(5 * MIB, 5))
 
 
-def test_two_uploads_and_a_download_share_a_link(ends: Ends) -> None:
+def test_two_uploads_and_a_download_share_a_network(ends: Ends) -> None:
     far = ends()
     data = {name: noise(4 * MIB, seed) for seed, name in enumerate("abc")}
     for name in "ab":

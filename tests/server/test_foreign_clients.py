@@ -58,7 +58,7 @@ def peak(pid: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")
 @pytest.mark.parametrize("trick", [*TRICKS, *HANDSHAKES])
-def test_a_stranger_costs_little_memory(tmp_path: Path, trick: str) -> None:
+def test_an_unauthenticated_client_costs_little_memory(tmp_path: Path, trick: str) -> None:
     command = [sys.executable, "-c", SERVER, str(tmp_path / "root"), str(tmp_path / "tokens.json")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

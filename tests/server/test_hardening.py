@@ -50,7 +50,7 @@ ANSWERS: Final = {
         "link for the root",
     ],
 )
-def test_nobody_is_served_what_is_outside(
+def test_names_outside_the_root_are_refused(
     root: Path, tmp_path: Path, server: Server, log: Log, way: str
 ) -> None:
     outside = tmp_path / "outside"
@@ -135,7 +135,7 @@ def test_a_header_takes_memory_in_proportion_to_its_bytes(bomb: str) -> None:
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_header_that_is_a_bomb_is_answered(raw: Raw, bomb: str) -> None:
+def test_a_deeply_nested_header_is_refused(raw: Raw, bomb: str) -> None:
     raw.send(BOMBS[bomb])
     assert raw.receive().code in (Code.BAD_FRAME, Code.BAD_REQUEST)
 
@@ -170,7 +170,7 @@ def test_a_total_beyond_all_disks_costs_nothing(raw: Raw, root: Path, total: int
     assert list((root / ".ftpkit" / "uploads").iterdir()) == []
 
 
-def test_a_block_at_the_end_of_all_numbers_is_none(raw: Raw, log: Log) -> None:
+def test_a_block_at_the_largest_offset_is_refused(raw: Raw, log: Log) -> None:
     upload = raw.granted("begin", name="f", total=None, block=65_536)["upload"]
     digest = "blake3:" + "00" * 32
     code = raw.refused("write", b"x" * 65_536, upload=upload, offset=2**63 - 65_536, digest=digest)
@@ -180,7 +180,7 @@ def test_a_block_at_the_end_of_all_numbers_is_none(raw: Raw, log: Log) -> None:
 
 
 @pytest.mark.parametrize("after", ["\x00", "/", "..", "\U0010ffff" * 5000, "d/" * 9000])
-def test_a_list_behind_what_is_no_name(raw: Raw, root: Path, after: str) -> None:
+def test_a_list_after_an_invalid_name_is_answered(raw: Raw, root: Path, after: str) -> None:
     (root / "d").mkdir()
     (root / "d" / "f").write_bytes(b"")
     page = raw.granted("list", recursive=True, after=after)
@@ -192,7 +192,7 @@ def test_a_list_behind_what_is_no_name(raw: Raw, root: Path, after: str) -> None
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such modes here")
 @pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o7777, 2**40 + 0o755])
-def test_no_server_makes_a_file_run_as_who_fetches_it(tmp_path: Path, mode: int) -> None:
+def test_a_setuid_bit_from_a_server_is_not_kept(tmp_path: Path, mode: int) -> None:
     def script(peer: Peer) -> None:
         peer.greet()
         header: dict[str, Any] = {
@@ -212,7 +212,9 @@ def test_no_server_makes_a_file_run_as_who_fetches_it(tmp_path: Path, mode: int)
 # At its door
 
 
-def test_who_asks_a_million_times_and_never_reads_stops_nobody(server: Server, raw: Raw) -> None:
+def test_a_client_that_sends_a_million_requests_and_never_reads_blocks_no_other(
+    server: Server, raw: Raw
+) -> None:
     """A server that falls behind stops reading: the flood stands still, and others are served."""
     flood = frame({"op": "ping"}) * 10_000
     with socket.create_connection((server.address.host, server.address.port)) as sock:

@@ -9,7 +9,7 @@ from ftpkit.protocol.messages import Pending
 from ftpkit.server.jobs import Jobs
 
 
-def test_so_much_work_is_under_way_at_most() -> None:
+def test_the_number_of_running_jobs_is_limited() -> None:
     jobs, go_on = Jobs(patience_s=0.01, max_running=2), threading.Event()
     try:
         for key in "ab":

@@ -61,12 +61,12 @@ def guarded(root: Path, tokens: Tokens) -> Iterator[Server]:
         yield server
 
 
-def test_every_request_has_its_row() -> None:
+def test_every_request_has_its_permissions() -> None:
     assert set(NEEDS) == set(m.REQUESTS.values())
     assert set(REQUESTS) == set(m.REQUESTS)
 
 
-def test_what_has_no_row_nobody_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_permissions_is_always_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(cast(dict[type, object], NEEDS), m.Ping)
     with pytest.raises(RefusedError) as caught:
         permitted(m.Ping(), Grant(user="ada"))
@@ -74,7 +74,7 @@ def test_what_has_no_row_nobody_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("can", SUBSETS, ids=lambda can: "+".join(sorted(can)) or "nothing")
-def test_a_request_is_forbidden_to_whoever_lacks_what_it_needs(
+def test_a_request_without_the_permission_is_forbidden(
     guarded: Server, tokens: Tokens, can: frozenset[Permission]
 ) -> None:
     token = tokens.add(Grant(user="ada", can=can))
@@ -88,7 +88,7 @@ def test_a_request_is_forbidden_to_whoever_lacks_what_it_needs(
         assert (basis.code == "forbidden") == (not {"read", "write"} <= can)
 
 
-def test_without_access_control_everybody_may_do_everything(raw: Raw) -> None:
+def test_without_tokens_every_request_is_allowed(raw: Raw) -> None:
     for op, (keys, _) in REQUESTS.items():
         body = b"x" if op in ("put", "write") else b""
         assert raw.ask(op, body, **keys).code != "forbidden"
@@ -108,7 +108,7 @@ def test_a_refusal_names_what_the_token_lacks() -> None:
     [m.Put(name="f", size=1), m.Begin(name="f", total=1, block=BLOCK)],
     ids=["put", "begin"],
 )
-def test_nothing_is_replaced_without_delete(request_: m.Put | m.Begin) -> None:
+def test_files_are_not_replaced_without_delete(request_: m.Put | m.Begin) -> None:
     writer = Grant(user="ada", can=frozenset({Permission.WRITE}))
     assert permitted(request_, Grant(user="ada")) is request_
     changed = permitted(request_, writer)

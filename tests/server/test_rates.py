@@ -54,14 +54,14 @@ def test_a_rate_holds_for_all_connections(
     assert moved(served, way, udp, tmp_path) >= 4 * MIB / RATE - BURST_S
 
 
-def test_each_way_has_its_own(served: Server, tmp_path: Path) -> None:
+def test_each_direction_has_its_own_rate(served: Server, tmp_path: Path) -> None:
     moved(served, "up", UdpMode.NO, tmp_path)
     with Raw(served.address) as raw:
         body = raw.granted("get", name="f", length=1).body
     assert len(body) == 1
 
 
-def test_another_rate_holds_at_once(tmp_path: Path) -> None:
+def test_a_changed_rate_applies_at_once(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(2 * MIB))
     with (
         Server(
@@ -77,7 +77,7 @@ def test_another_rate_holds_at_once(tmp_path: Path) -> None:
         assert client.status()["rate_bps"] is None
 
 
-def test_one_slot_lets_one_move_at_a_time(tmp_path: Path) -> None:
+def test_one_slot_allows_one_transfer_at_a_time(tmp_path: Path) -> None:
     with Server(
         tmp_path / "root", port=0, durable=False, limits=Limits(slots=1, schedule="rr")
     ) as server:
@@ -98,7 +98,7 @@ def _put(server: Server, path: Path, name: str) -> None:
         client.put(path, name)
 
 
-def test_stopping_waits_for_nobody_who_waits_for_a_turn(tmp_path: Path) -> None:
+def test_stop_does_not_wait_for_transfers_without_a_turn(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(MIB))
     with (
         Server(tmp_path / "root", port=0, durable=False, limits=Limits(bytes_per_s=1.0)) as server,

@@ -36,7 +36,7 @@ def b3(data: bytes) -> str:
 # Who may connect
 
 
-def test_one_connection_too_many_is_told_so(root: Path, log: Log) -> None:
+def test_a_connection_over_the_limit_is_refused(root: Path, log: Log) -> None:
     with Server(root, port=0, limits=Limits(max_connections=2)) as server:
         with Raw(server.address) as one, Raw(server.address) as two:
             one.granted("ping")
@@ -65,7 +65,7 @@ def test_one_connection_too_many_is_told_so(root: Path, log: Log) -> None:
                 assert reply.code == "too-many-connections"
 
 
-def test_many_at_once_never_get_more_places_than_there_are(root: Path) -> None:
+def test_connections_that_arrive_together_never_exceed_the_limit(root: Path) -> None:
     with (
         Server(root, port=0, limits=Limits(max_connections=3)) as server,
         contextlib.ExitStack() as stack,
@@ -93,7 +93,7 @@ def held_back(server: Server) -> threading.Event:
     return released
 
 
-def test_a_place_is_taken_before_the_connection_has_its_thread(root: Path) -> None:
+def test_a_connection_counts_before_it_has_its_thread(root: Path) -> None:
     server = Server(root, port=0, limits=Limits(max_connections=2))
     released = held_back(server)
     with server, contextlib.ExitStack() as stack:
@@ -105,7 +105,7 @@ def test_a_place_is_taken_before_the_connection_has_its_thread(root: Path) -> No
             line.granted("ping")
 
 
-def test_stop_waits_for_a_connection_that_is_just_beginning(root: Path) -> None:
+def test_stop_waits_for_a_connection_that_has_just_been_accepted(root: Path) -> None:
     server = Server(root, port=0, limits=Limits(max_connections=1))
     released = held_back(server)
     server.start()
@@ -123,7 +123,7 @@ def test_stop_waits_for_a_connection_that_is_just_beginning(root: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", None, "*"])
-def test_where_it_listens(root: Path, host: str | None) -> None:
+def test_the_addresses_that_it_listens_on(root: Path, host: str | None) -> None:
     try:
         server = Server(root, host=host, port=0)
         server.start()
@@ -148,12 +148,12 @@ def test_where_it_listens(root: Path, host: str | None) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70])
-def test_a_host_that_can_have_no_such_name(root: Path, host: str) -> None:
+def test_an_invalid_host_name_is_an_os_error(root: Path, host: str) -> None:
     with pytest.raises(OSError, match="name"):
         Server(root, host=host, port=0).start()
 
 
-def test_a_port_that_is_taken(root: Path, tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_os_error(root: Path, tmp_path: Path) -> None:
     with Server(root, host="127.0.0.1", port=0) as server:
         second = Server(tmp_path / "other", host="127.0.0.1", port=server.address.port)
         with pytest.raises(OSError, match="in use"):
@@ -163,7 +163,7 @@ def test_a_port_that_is_taken(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beneath", ["", "/below"])
-def test_a_root_that_is_a_file(tmp_path: Path, beneath: str) -> None:
+def test_a_root_that_is_a_file_is_an_os_error(tmp_path: Path, beneath: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
     server = Server(f"{tmp_path}/file{beneath}", port=0)
     with pytest.raises(OSError, match=r"exists|[Nn]ot a directory"):
@@ -172,14 +172,14 @@ def test_a_root_that_is_a_file(tmp_path: Path, beneath: str) -> None:
 
 
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
-def test_a_root_that_is_in_use(server: Server, root: Path) -> None:
+def test_a_root_in_use_is_an_os_error(server: Server, root: Path) -> None:
     with pytest.raises(OSError, match="another server"):
         Server(root, port=0).start()
     with Raw(server.address) as raw:
         raw.granted("ping")
 
 
-def test_a_root_that_is_missing_is_made(tmp_path: Path) -> None:
+def test_a_missing_root_is_created(tmp_path: Path) -> None:
     with Server(tmp_path / "a/b", port=0) as server, Raw(server.address) as raw:
         raw.granted("put", b"x", name="f")
     assert published(tmp_path / "a/b") == {"f": b"x"}
@@ -188,7 +188,7 @@ def test_a_root_that_is_missing_is_made(tmp_path: Path) -> None:
 # How it stops
 
 
-def test_stop_hangs_up_on_the_idle(root: Path) -> None:
+def test_stop_closes_idle_connections(root: Path) -> None:
     with contextlib.ExitStack() as stack:
         with Server(root, port=0) as server:
             lines = [stack.enter_context(Raw(server.address)) for _ in range(20)]
@@ -203,7 +203,7 @@ def test_stop_hangs_up_on_the_idle(root: Path) -> None:
         Raw(address)
 
 
-def test_stop_lets_a_running_request_end(root: Path) -> None:
+def test_stop_waits_for_a_running_request(root: Path) -> None:
     server = Server(root, port=0)
     server.start()
     with Raw(server.address) as raw:
@@ -228,7 +228,7 @@ def wait_for_staged(root: Path) -> None:
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 0.05])
-def test_stop_ends_a_request_that_does_not_end(root: Path, grace_s: float) -> None:
+def test_stop_interrupts_a_request_after_the_grace_period(root: Path, grace_s: float) -> None:
     server = Server(root, port=0)
     server.start()
     with Raw(server.address) as raw:
@@ -239,7 +239,7 @@ def test_stop_ends_a_request_that_does_not_end(root: Path, grace_s: float) -> No
     assert staged(root) == []
 
 
-def test_stop_waits_for_an_upload_and_lets_it_commit(root: Path) -> None:
+def test_stop_waits_for_an_upload_to_commit(root: Path) -> None:
     server = Server(root, port=0)
     server.start()
     with Raw(server.address) as raw:
@@ -254,7 +254,7 @@ def test_stop_waits_for_an_upload_and_lets_it_commit(root: Path) -> None:
     assert published(root) == {"f": b"abc"}
 
 
-def test_stop_keeps_an_upload_that_does_not_end(root: Path) -> None:
+def test_stop_checkpoints_an_unfinished_upload(root: Path) -> None:
     server = Server(root, port=0)
     server.start()
     with Raw(server.address) as raw:
@@ -275,7 +275,7 @@ def test_stop_does_not_wait_for_a_peer_that_does_not_read(root: Path) -> None:
         server.stop(grace_s=0.05)
 
 
-def test_stop_may_come_at_once_and_twice(root: Path) -> None:
+def test_stop_may_be_called_at_once_and_twice(root: Path) -> None:
     for _ in range(20):
         server = Server(root, port=0)
         server.start()
@@ -286,7 +286,7 @@ def test_stop_may_come_at_once_and_twice(root: Path) -> None:
             line.close()
 
 
-def test_it_may_start_again(root: Path) -> None:
+def test_a_server_can_be_started_again(root: Path) -> None:
     server = Server(root, port=0)
     for name in ("f", "g"):
         with server, Raw(server.address) as raw:
@@ -298,7 +298,7 @@ def test_it_may_start_again(root: Path) -> None:
 # Patience
 
 
-def test_a_silent_connection_is_told_and_closed(root: Path, log: Log) -> None:
+def test_an_idle_connection_gets_a_timeout_and_is_closed(root: Path, log: Log) -> None:
     with (
         Server(root, port=0, limits=Limits(stall_timeout_s=0.1, idle_timeout_s=0.3)) as server,
         Raw(server.address) as raw,
@@ -311,7 +311,7 @@ def test_a_silent_connection_is_told_and_closed(root: Path, log: Log) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\0", b'\0\0\0\r{"op":', frame({"op": "put"})[:9]])
-def test_a_frame_that_stalls_is_given_up(root: Path, sent: bytes) -> None:
+def test_a_stalled_frame_times_out(root: Path, sent: bytes) -> None:
     with (
         Server(root, port=0, limits=Limits(stall_timeout_s=0.2, idle_timeout_s=600.0)) as server,
         Raw(server.address) as raw,
@@ -322,7 +322,7 @@ def test_a_frame_that_stalls_is_given_up(root: Path, sent: bytes) -> None:
         assert raw.rest() == b""
 
 
-def test_a_body_that_stalls_is_given_up(root: Path) -> None:
+def test_a_stalled_body_times_out(root: Path) -> None:
     with (
         Server(root, port=0, limits=Limits(stall_timeout_s=0.2, idle_timeout_s=600.0)) as server,
         Raw(server.address) as raw,
@@ -335,7 +335,7 @@ def test_a_body_that_stalls_is_given_up(root: Path) -> None:
     assert staged(root) == []
 
 
-def test_a_peer_that_does_not_read_is_given_up(root: Path, log: Log) -> None:
+def test_a_client_that_does_not_read_times_out(root: Path, log: Log) -> None:
     with open(root / "f", "wb") as file:
         file.truncate(256 * MIB)
     with (
@@ -384,7 +384,7 @@ def published_names(root: Path) -> list[str]:
     return sorted(set(os.listdir(root)) - {".ftpkit"})
 
 
-def test_200_short_connections_leave_nothing(server: Server, log: Log) -> None:
+def test_200_short_connections_leak_nothing(server: Server, log: Log) -> None:
     with Raw(server.address) as raw:
         raw.granted("ping")
     log.wait_for("connection")
@@ -412,9 +412,7 @@ def open_uploads(store: DirectoryStore) -> list[Any]:
     return list(store._uploads._open)
 
 
-def test_each_transfer_and_connection_is_one_line_in_the_log(
-    connect: Callable[[], Raw], log: Log
-) -> None:
+def test_each_transfer_and_connection_is_logged_once(connect: Callable[[], Raw], log: Log) -> None:
     raw = connect()
     raw.granted("put", b"abc", name="f")
     raw.granted("get", name="f")
@@ -438,7 +436,7 @@ def test_each_transfer_and_connection_is_one_line_in_the_log(
     assert (line["requests"], line["outcome"]) == (7, "closed")
 
 
-def test_a_put_that_breaks_off_is_a_line_in_the_log(connect: Callable[[], Raw], log: Log) -> None:
+def test_an_interrupted_put_is_logged(connect: Callable[[], Raw], log: Log) -> None:
     with connect() as raw:
         raw.granted("ping")
         raw.sock.sendall(frame({"op": "put", "name": "f", "size": 1000}, b"x" * 400))
@@ -446,9 +444,7 @@ def test_a_put_that_breaks_off_is_a_line_in_the_log(connect: Callable[[], Raw], 
     assert line["bytes"] == 400
 
 
-def test_a_get_that_breaks_off_is_a_line_in_the_log(
-    connect: Callable[[], Raw], root: Path, log: Log
-) -> None:
+def test_an_interrupted_get_is_logged(connect: Callable[[], Raw], root: Path, log: Log) -> None:
     (root / "f").write_bytes(bytes(64 * 1024 * 1024))
     with connect() as raw:
         raw.send({"op": "get", "name": "f"})
@@ -457,7 +453,7 @@ def test_a_get_that_breaks_off_is_a_line_in_the_log(
     assert 0 < line["bytes"] < 64 * 1024 * 1024
 
 
-def test_a_put_that_fails_within_is_a_line_in_the_log(server: Server, root: Path, log: Log) -> None:
+def test_a_put_with_an_internal_error_is_logged(server: Server, root: Path, log: Log) -> None:
     class Broken:
         def stage(self, *args: Any) -> None:
             raise RuntimeError("the disk is on fire")
@@ -475,7 +471,7 @@ def test_a_put_that_fails_within_is_a_line_in_the_log(server: Server, root: Path
 # The package
 
 
-def test_importing_ftpkit_brings_no_screen() -> None:
+def test_importing_ftpkit_imports_no_terminal_library() -> None:
     script = "import sys, ftpkit; print(sorted({'click', 'tqdm'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True

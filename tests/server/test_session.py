@@ -60,7 +60,7 @@ def answers(store: Any, requests: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("total", [1, 100, 65_536, 65_537, 1_048_577, 3_000_000])
-def test_a_file_that_changes_at_the_last_moment_has_no_end(tmp_path: Path, total: int) -> None:
+def test_a_file_that_changes_at_the_last_moment_is_cut_short(tmp_path: Path, total: int) -> None:
     (tmp_path / "f").write_bytes(bytes(total))
     request = frame({"op": "get", "name": "f"})
     with DirectoryStore(tmp_path) as store:

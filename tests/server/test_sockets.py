@@ -50,7 +50,7 @@ def copies(*sockets: socket.socket) -> list[socket.socket]:
     return [sock.dup() for sock in sockets]
 
 
-def test_what_is_bound_is_served_once(root: Path) -> None:
+def test_given_sockets_serve_one_start(root: Path) -> None:
     sockets = bind("127.0.0.1", 0, datagrams=True)
     where = [each.address for each in sockets]
     server = Server(root, host="127.0.0.1", port=0, sockets=sockets)
@@ -64,14 +64,14 @@ def test_what_is_bound_is_served_once(root: Path) -> None:
         raw.granted("ping")
 
 
-def test_who_comes_before_it_serves_is_served(root: Path) -> None:
+def test_a_client_that_connects_before_the_start_is_served(root: Path) -> None:
     sockets = bind(None, 0, datagrams=False)
     with Raw(sockets[0].address) as raw, Server(root, sockets=sockets):
         raw.granted("ping")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sockets_are_closed_where_the_root_cannot_be_served(tmp_path: Path, workers: int) -> None:
+def test_given_sockets_are_closed_when_the_start_fails(tmp_path: Path, workers: int) -> None:
     (tmp_path / "file").touch()
     sockets = bind("127.0.0.1", 0, datagrams=True)
     server = (
@@ -84,7 +84,7 @@ def test_sockets_are_closed_where_the_root_cannot_be_served(tmp_path: Path, work
     assert [each.tcp.fileno() for each in sockets] == [-1]
 
 
-def test_handed_sockets_listen_on_when_the_server_has_ended(
+def test_shared_sockets_stay_open_when_the_server_has_stopped(
     root: Path, stack: ExitStack, log: Log
 ) -> None:
     held = [tcp(stack), tcp(stack)]
@@ -114,7 +114,7 @@ def test_one_of_each_family_at_one_port(root: Path, stack: ExitStack, tmp_path: 
 
 
 @needs_shared_ports
-def test_a_udp_socket_is_taken_with_its_tcp_socket(
+def test_a_udp_socket_is_adopted_with_its_tcp_socket(
     root: Path, stack: ExitStack, tmp_path: Path
 ) -> None:
     first, second = tcp(stack), tcp(stack)
@@ -131,7 +131,7 @@ def test_a_udp_socket_is_taken_with_its_tcp_socket(
 
 
 @needs_shared_ports
-def test_where_one_udp_port_is_taken_there_are_none(root: Path, stack: ExitStack, log: Log) -> None:
+def test_one_udp_port_in_use_disables_udp(root: Path, stack: ExitStack, log: Log) -> None:
     first, second = tcp(stack), tcp(stack)
     udp(stack, second)
     sockets = adopt(copies(first, second), datagrams=True)

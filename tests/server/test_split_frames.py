@@ -211,7 +211,7 @@ def test_pieces_over_a_real_connection(
     assert replies == expected
 
 
-def test_cut_short_anywhere_the_answered_part_is_the_same(
+def test_input_cut_anywhere_gets_the_same_replies(
     template: tuple[Path, bytes], expected: list[Any], tmp_path: Path
 ) -> None:
     root, stream = template

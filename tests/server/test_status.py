@@ -16,7 +16,7 @@ from tests.support.status import status, transfer
 BLOCK: Final = 65_536
 
 
-def test_a_server_at_rest(server: Server, client: Client) -> None:
+def test_the_status_of_an_idle_server(server: Server, client: Client) -> None:
     told = client.status()
     assert told["version"] == __version__
     assert (told["connections"], told["max_connections"]) == (1, 1024)
@@ -27,7 +27,7 @@ def test_a_server_at_rest(server: Server, client: Client) -> None:
     assert told["transfers"] == []
 
 
-def test_the_uptime_goes_on_and_begins_anew(tmp_path: Path) -> None:
+def test_the_uptime_grows_and_restarts_with_the_server(tmp_path: Path) -> None:
     server = Server(tmp_path, port=0)
     with server:
         first = server.status()["uptime_s"]
@@ -42,7 +42,7 @@ def test_the_uptime_goes_on_and_begins_anew(tmp_path: Path) -> None:
         assert server.status()["totals"] == NO_TOTALS
 
 
-def test_it_counts_what_has_ended(
+def test_ended_transfers_are_counted(
     server: Server, root: Path, client: Client, tmp_path: Path, log: Log
 ) -> None:
     (tmp_path / "f").write_bytes(bytes(1000))
@@ -59,7 +59,7 @@ def test_it_counts_what_has_ended(
     assert (totals["uploads"], totals["unfinished"], totals["up_bytes"]) == (2, 1, 2100)
 
 
-def test_what_goes_on_is_told(server: Server, client: Client, raw: Raw) -> None:
+def test_running_transfers_are_listed(server: Server, client: Client, raw: Raw) -> None:
     begun = raw.granted("begin", name="d/f", total=3 * BLOCK, block=BLOCK)
     data = bytes(BLOCK)
     raw.granted("write", data, upload=begun["upload"], offset=0, digest=digest_of(data))
@@ -73,14 +73,14 @@ def test_what_goes_on_is_told(server: Server, client: Client, raw: Raw) -> None:
     assert client.status()["transfers"] == []
 
 
-def test_many_may_ask_in_a_row(raw: Raw) -> None:
+def test_status_can_be_requested_repeatedly(raw: Raw) -> None:
     for _ in range(3):
         reply = raw.granted("status")
         assert len(reply.body) == reply["size"]
     raw.granted("ping")
 
 
-def test_ended_counts_both_ways() -> None:
+def test_totals_count_both_directions() -> None:
     ended = TransferTotals()
     ended.add("up", 10, whole=True)
     ended.add("up", 5, whole=False)
@@ -111,7 +111,7 @@ def test_time_left(
     assert left_s(moved, total, bytes_per_s) == expected
 
 
-def test_workers_are_one_server() -> None:
+def test_the_status_of_several_workers_is_merged() -> None:
     ended = NO_TOTALS | {"uploads": 1, "up_bytes": 100}
     old = status(
         transfer(name="old"), uptime_s=100.0, connections=2, policy="fcfs", slots=3,
@@ -133,7 +133,7 @@ def test_workers_are_one_server() -> None:
     assert old["connections"] == 2, "the parts stay as they were"
 
 
-def test_one_worker_is_the_server() -> None:
+def test_the_status_of_one_worker_is_unchanged() -> None:
     alone = status(transfer())
     assert merge_status({1: alone}, uptime_s=alone["uptime_s"], before=NO_TOTALS) == alone
 

@@ -49,7 +49,7 @@ def test_a_file_goes_up_and_comes_down(server: Server, root: Path) -> None:
         assert raw.granted("get", name="f").body == data
 
 
-def test_a_plaintext_frame_is_refused_and_nothing_of_it_is_done(
+def test_a_plaintext_request_is_refused_and_not_carried_out(
     server: Server, root: Path, log: Log
 ) -> None:
     with Raw(server.address) as raw:
@@ -63,7 +63,9 @@ def test_a_plaintext_frame_is_refused_and_nothing_of_it_is_done(
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", b"USER a\r\n"])
-def test_a_stranger_is_told_who_this_is(server: Server, first: bytes) -> None:
+def test_a_foreign_protocol_on_a_tls_port_gets_a_readable_reply(
+    server: Server, first: bytes
+) -> None:
     with Raw(server.address) as raw:
         raw.sock.sendall(first)
         reply = raw.receive()
@@ -81,7 +83,7 @@ def test_one_port_may_serve_both(root: Path) -> None:
         assert other.granted("get", name="f").body == b"hello"
 
 
-def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
+def test_a_server_without_a_key_refuses_a_tls_handshake(root: Path) -> None:
     with Server(root, port=0) as server, socket.create_connection(server.address) as sock:
         stream = FrameStream(sock, stall_timeout_s=SHORT_S)
         with pytest.raises(CannotConnectError, match="does not speak TLS"):
@@ -92,9 +94,7 @@ def test_a_server_without_a_key_says_that_it_speaks_no_tls(root: Path) -> None:
     "said",
     [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 5000, TlsClient().hello()[:-1] + b"\0"],
 )
-def test_what_only_begins_as_tls_does_is_one_line_in_the_log(
-    server: Server, log: Log, said: bytes
-) -> None:
+def test_an_invalid_handshake_is_logged_once(server: Server, log: Log, said: bytes) -> None:
     with socket.create_connection(server.address) as sock:
         sock.sendall(said)
         sock.shutdown(socket.SHUT_WR)
@@ -103,7 +103,7 @@ def test_what_only_begins_as_tls_does_is_one_line_in_the_log(
     assert log.so_far("error") == []
 
 
-def test_an_old_client_fails_with_one_line_in_the_log(server: Server, log: Log) -> None:
+def test_a_client_with_an_old_tls_version_is_logged_once(server: Server, log: Log) -> None:
     old = unverified_context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
@@ -115,13 +115,13 @@ def test_an_old_client_fails_with_one_line_in_the_log(server: Server, log: Log) 
 
 
 @pytest.mark.parametrize("sent", [0, 1, 200])
-def test_who_does_not_finish_a_handshake_is_let_go(server: Server, log: Log, sent: int) -> None:
+def test_an_unfinished_handshake_times_out(server: Server, log: Log, sent: int) -> None:
     with socket.create_connection(server.address) as sock:
         sock.sendall(TlsClient().hello()[:sent])
         log.wait_for("connection", outcome="timeout")
 
 
-def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> None:
+def test_an_unfinished_handshake_blocks_no_other_client(root: Path) -> None:
     with Server(root, port=0, identity=IDENTITY) as server, ExitStack() as stack:
         for sent in range(100):
             sock = stack.enter_context(socket.create_connection(server.address))
@@ -130,7 +130,7 @@ def test_who_does_not_finish_a_handshake_keeps_nobody_waiting(root: Path) -> Non
             raw.granted("ping")
 
 
-def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> None:
+def test_stop_does_not_wait_for_a_handshake(root: Path, log: Log) -> None:
     server = Server(root, port=0, identity=IDENTITY, limits=Limits(stall_timeout_s=3600.0))
     server.start()
     talk = TlsClient()
@@ -144,7 +144,7 @@ def test_a_server_that_stops_waits_for_no_handshake(root: Path, log: Log) -> Non
     log.wait_for("connection")
 
 
-def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
+def test_a_tls_connection_over_the_limit_is_refused_and_may_retry(root: Path) -> None:
     with (
         Server(root, port=0, identity=IDENTITY, limits=Limits(max_connections=1)) as server,
         secure(Raw(server.address)) as first,
@@ -156,7 +156,7 @@ def test_who_is_one_too_many_is_told_so_and_may_try_again(root: Path) -> None:
         assert getattr(caught.value, "code", "") == "too-many-connections"
 
 
-def test_another_key_is_for_those_who_come_later(server: Server) -> None:
+def test_a_changed_key_applies_to_new_connections(server: Server) -> None:
     with secure(Raw(server.address)) as before:
         before.granted("ping")
         service_of(server).identity = Identity.make()
@@ -167,7 +167,7 @@ def test_another_key_is_for_those_who_come_later(server: Server) -> None:
             assert shown(after) != shown(before)
 
 
-def test_an_idle_conversation_ends_with_a_word_when_the_server_stops(root: Path) -> None:
+def test_an_idle_connection_gets_shutting_down_when_the_server_stops(root: Path) -> None:
     server = Server(root, port=0, identity=IDENTITY)
     server.start()
     with secure(Raw(server.address)) as raw:
@@ -189,7 +189,7 @@ def test_pipelined_requests_in_one_record_are_answered_in_order(server: Server) 
 
 
 @pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no datagrams here")
-def test_files_travel_as_datagrams_as_they_do_beside_plaintext(root: Path, tmp_path: Path) -> None:
+def test_udp_transfers_work_beside_tls_and_plaintext(root: Path, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096
     (tmp_path / "f").write_bytes(data)
     with Server(root, port=0, identity=IDENTITY) as server:

@@ -162,7 +162,7 @@ def test_a_pull_of_some_blocks(raw: Raw, root: Path, open_udp: Open) -> None:
     assert pulled.blocks() == {1: blocks_of(data)[1], 3: blocks_of(data)[3]}
 
 
-def test_only_what_is_missing_is_asked_for(raw: Raw, root: Path, open_udp: Open) -> None:
+def test_a_push_requests_only_missing_blocks(raw: Raw, root: Path, open_udp: Open) -> None:
     data = noise(TOTAL)
     upload = Uploading(raw, TOTAL)
     digest = f"blake3:{blake3.blake3(data[:BLOCK]).hexdigest()}"
@@ -176,7 +176,7 @@ def test_only_what_is_missing_is_asked_for(raw: Raw, root: Path, open_udp: Open)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1"])
-def test_a_server_on_all_interfaces_answers_from_the_address_it_was_asked_at(
+def test_a_server_on_all_interfaces_answers_from_the_address_that_was_probed(
     root: Path, stack: ExitStack, host: str
 ) -> None:
     """Its socket is of IPv6, and most clients are not; and it may have many addresses."""
@@ -364,7 +364,7 @@ def test_an_unknown_session_gets_silence(
 # Nothing goes to an address that has not proven itself
 
 
-def test_an_address_that_has_proven_nothing_gets_echoes_alone(
+def test_an_unproven_address_gets_only_echoes(
     raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
 ) -> None:
     data = noise(TOTAL)
@@ -407,7 +407,7 @@ def test_a_replayed_probe_from_another_address_is_not_answered(
     assert stranger.heard() == []
 
 
-def test_a_probe_that_never_arrived_is_worth_an_echo_elsewhere(
+def test_a_probe_that_never_arrived_is_echoed_to_another_address(
     raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
 ) -> None:
     """Who takes a probe from the line and sends it from where it wants gets as much back."""
@@ -423,7 +423,7 @@ def test_a_probe_that_never_arrived_is_worth_an_echo_elsewhere(
     assert stranger.heard() == []
 
 
-def test_also_the_last_word_goes_to_proven_addresses_alone(
+def test_the_end_datagram_goes_to_proven_addresses_only(
     raw: Raw, open_udp: Open, other_socket: Callable[[Udp], Udp]
 ) -> None:
     udp = open_udp(Uploading(raw, TOTAL).push())
@@ -519,7 +519,7 @@ OUTSIDE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("nonsense", OUTSIDE)
-def test_a_piece_that_cannot_be_ends_its_session_alone(
+def test_an_invalid_piece_ends_only_its_session(
     connect: Callable[[], Raw], root: Path, open_udp: Open, nonsense: str, log: Log
 ) -> None:
     upload, other = Uploading(connect(), TOTAL), Uploading(connect(), TOTAL, "other")
@@ -554,7 +554,7 @@ ACKS = {
 
 
 @pytest.mark.parametrize("nonsense", ACKS)
-def test_an_acknowledgement_that_cannot_be_ends_its_session_alone(
+def test_an_invalid_acknowledgement_ends_only_its_session(
     connect: Callable[[], Raw], root: Path, open_udp: Open, nonsense: str, log: Log
 ) -> None:
     raw, data = connect(), noise(TOTAL)
@@ -571,7 +571,7 @@ def test_an_acknowledgement_that_cannot_be_ends_its_session_alone(
     assert log.so_far("error") == []
 
 
-def test_a_probe_that_is_none_does_no_harm(raw: Raw, root: Path, open_udp: Open) -> None:
+def test_an_invalid_probe_is_ignored(raw: Raw, root: Path, open_udp: Open) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
     for length in range(14):
@@ -582,7 +582,7 @@ def test_a_probe_that_is_none_does_no_harm(raw: Raw, root: Path, open_udp: Open)
 
 @pytest.mark.parametrize("piece", [512, 1400, 32_000, 60_000, 65_535])
 @pytest.mark.parametrize("rtt_us", [0, 1, 2**32 - 1])
-def test_whatever_a_probe_claims_the_server_lives(
+def test_a_probe_with_extreme_values_is_harmless(
     connect: Callable[[], Raw], root: Path, open_udp: Open, piece: int, rtt_us: int, log: Log
 ) -> None:
     raw, data = connect(), noise(TOTAL)
@@ -597,7 +597,7 @@ def test_whatever_a_probe_claims_the_server_lives(
     assert log.so_far("error") == []
 
 
-def test_huge_numbers_do_no_harm(raw: Raw, open_udp: Open, log: Log) -> None:
+def test_datagrams_with_huge_numbers_are_harmless(raw: Raw, open_udp: Open, log: Log) -> None:
     data = noise(TOTAL)
     upload = Uploading(raw, TOTAL)
     udp = open_udp(upload.push())
@@ -617,7 +617,7 @@ def test_huge_numbers_do_no_harm(raw: Raw, open_udp: Open, log: Log) -> None:
     assert log.so_far("error") == []
 
 
-def test_no_more_blocks_are_kept_than_may_be_open(raw: Raw, root: Path, open_udp: Open) -> None:
+def test_the_number_of_open_blocks_is_limited(raw: Raw, root: Path, open_udp: Open) -> None:
     data = noise(20 * BLOCK)
     upload = Uploading(raw, len(data))
     udp = open_udp(upload.push())
@@ -673,17 +673,13 @@ def resident() -> int:
         ({"name": "missing"}, "not-found"),
     ],
 )
-def test_a_pull_that_cannot_be_is_refused(
-    raw: Raw, root: Path, keys: dict[str, Any], code: str
-) -> None:
+def test_an_invalid_pull_is_refused(raw: Raw, root: Path, keys: dict[str, Any], code: str) -> None:
     (root / "f").write_bytes(noise(TOTAL))
     assert raw.refused("pull", **asked(raw, noise(TOTAL), **keys)) == code
     assert raw.ask("ping").ok
 
 
-def test_blocks_that_are_asked_for_again_and_again_come_once(
-    raw: Raw, root: Path, open_udp: Open
-) -> None:
+def test_blocks_that_are_requested_twice_arrive_once(raw: Raw, root: Path, open_udp: Open) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data, ranges=[[0, 4], [0, 4], [2, 3]]))
     udp.come_in()
@@ -728,7 +724,7 @@ def test_a_file_that_changes_while_it_is_pulled_ends_the_session(
 # The end of a session
 
 
-def test_a_session_ends_with_its_conversation(
+def test_a_udp_session_ends_with_its_connection(
     connect: Callable[[], Raw], root: Path, open_udp: Open, log: Log
 ) -> None:
     ending, staying = connect(), connect()
@@ -748,7 +744,7 @@ def test_a_session_ends_with_its_conversation(
 
 
 @pytest.mark.parametrize("proven", [True, False])
-def test_a_new_push_or_pull_takes_the_place_of_the_one_before(
+def test_a_new_push_or_pull_replaces_the_previous_one(
     raw: Raw, root: Path, open_udp: Open, proven: bool
 ) -> None:
     data = noise(TOTAL)
@@ -770,7 +766,7 @@ def test_a_new_push_or_pull_takes_the_place_of_the_one_before(
     assert published(root) == {"f": data}
 
 
-def test_an_upload_that_is_committed_or_thrown_away_under_its_session(
+def test_an_upload_that_is_committed_or_aborted_during_its_udp_session(
     raw: Raw, root: Path, open_udp: Open, log: Log
 ) -> None:
     data = noise(TOTAL)
@@ -793,7 +789,7 @@ def test_an_upload_that_is_committed_or_thrown_away_under_its_session(
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="it takes descriptors away")
-def test_with_no_descriptor_left_the_session_ends_and_the_port_lives(
+def test_without_free_descriptors_the_session_ends_and_the_port_stays_open(
     raw: Raw, connect: Callable[[], Raw], root: Path, open_udp: Open
 ) -> None:
     resource = pytest.importorskip("resource")
@@ -849,7 +845,7 @@ def test_many_sessions_begin_and_end_at_once(server: Server, root: Path, stack: 
 # Sessions and the patience of the server
 
 
-def test_a_conversation_is_not_idle_while_its_datagrams_flow(root: Path, stack: ExitStack) -> None:
+def test_a_connection_is_not_idle_while_its_datagrams_flow(root: Path, stack: ExitStack) -> None:
     server = stack.enter_context(Server(root, port=0, limits=Limits(idle_timeout_s=0.5)))
     raw, data = stack.enter_context(Raw(server.address)), noise(TOTAL)
     upload = Uploading(raw, TOTAL)
@@ -921,7 +917,7 @@ def test_a_server_that_stops_at_once_ends_its_sessions(
         assert raw.rest() == b""
 
 
-def test_what_became_of_rows_is_logged(
+def test_the_outcome_of_udp_transfers_is_logged(
     connect: Callable[[], Raw], root: Path, open_udp: Open, log: Log
 ) -> None:
     data, raw = noise(TOTAL), connect()
@@ -955,7 +951,7 @@ def test_what_became_of_rows_is_logged(
 # The port
 
 
-def test_a_server_without_datagrams_leaves_the_port_alone(root: Path) -> None:
+def test_a_server_without_datagrams_opens_no_udp_port(root: Path) -> None:
     with Server(root, port=0, datagrams=False) as server, Raw(server.address) as raw:
         assert "datagrams" not in raw.granted("hello", version=1)["features"]
         upload = Uploading(raw, TOTAL)
@@ -967,7 +963,7 @@ def test_a_server_without_datagrams_leaves_the_port_alone(root: Path) -> None:
             sock.bind(server.address)
 
 
-def test_a_udp_port_that_is_taken_is_told_as_such(root: Path) -> None:
+def test_a_udp_port_in_use_is_named_as_udp(root: Path) -> None:
     with port_taken_for_udp() as port:
         server = Server(root, port=port)
         with pytest.raises(OSError, match="UDP") as caught:
@@ -978,7 +974,7 @@ def test_a_udp_port_that_is_taken_is_told_as_such(root: Path) -> None:
             assert raw.ask("ping").ok
 
 
-def test_any_port_is_one_that_is_free_for_both(
+def test_port_0_chooses_a_port_free_for_tcp_and_udp(
     root: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system picks one that is free for TCP; somebody else may have it for UDP."""

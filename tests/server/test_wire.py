@@ -69,7 +69,7 @@ def write(raw: Raw, upload: str, offset: int, data: bytes) -> Reply:
 # hello, auth, status, ping, id
 
 
-def test_hello_tells_who_and_what_the_server_is(raw: Raw) -> None:
+def test_hello_returns_agent_version_and_limits(raw: Raw) -> None:
     reply = raw.granted("hello", version=1, agent="test/1", digests=["sha256", "blake3"])
     assert reply["version"] == 1
     assert reply["agent"].startswith("ftpkit/")
@@ -274,7 +274,7 @@ def test_put_publishes_a_file_with_all_that_travels_with_it(raw: Raw, root: Path
     assert raw.granted("stat", name="a/b.txt")["version"] == reply["version"]
 
 
-def test_put_of_nothing_but_what_must_be(raw: Raw, root: Path) -> None:
+def test_put_with_the_required_keys_alone(raw: Raw, root: Path) -> None:
     reply = raw.granted("put", name="empty", size=0)
     assert (reply["total"], reply["content_digest"]) == (0, b3(b""))
     assert published(root) == {"empty": b""}
@@ -291,7 +291,7 @@ def test_put_replaces_by_default_and_the_version_changes(raw: Raw, root: Path) -
     assert published(root) == {"f": b"new"}
 
 
-def test_put_without_overwrite_leaves_what_stands_there(raw: Raw, root: Path) -> None:
+def test_put_without_overwrite_keeps_an_existing_file(raw: Raw, root: Path) -> None:
     raw.granted("put", b"old", name="f", overwrite=False)
     assert raw.refused("put", b"new", name="f", overwrite=False) == "exists"
     assert published(root) == {"f": b"old"}
@@ -334,7 +334,7 @@ def test_a_larger_refused_put_is_answered_before_its_body(raw: Raw) -> None:
 
 
 @pytest.mark.parametrize("name", ["../f", "d"])
-def test_who_sends_64_mib_first_sees_the_refusal_all_the_same(
+def test_a_client_that_sends_64_mib_first_still_receives_the_refusal(
     raw: Raw, root: Path, name: str
 ) -> None:
     (root / "d").mkdir()
@@ -352,7 +352,7 @@ def test_who_sends_64_mib_first_sees_the_refusal_all_the_same(
 PUT = {"op": "put", "name": "small", "digest": b3(b"small body"), "size": 10}
 
 
-def test_a_put_that_is_cut_anywhere_is_never_seen(server: Server, root: Path) -> None:
+def test_a_put_that_is_cut_anywhere_publishes_nothing(server: Server, root: Path) -> None:
     whole = json.dumps(PUT).encode()
     whole = struct.pack("!I", len(whole)) + whole + b"small body"
     for cut in range(len(whole)):
@@ -438,18 +438,18 @@ def test_a_bad_frame_is_answered_and_ends_the_conversation(
     assert published(root) == {}
 
 
-def test_the_deepest_header_that_is_one(raw: Raw) -> None:
+def test_the_deepest_valid_header(raw: Raw) -> None:
     raw.send(b'{"op":"ping","x":' + b"[" * 15 + b"]" * 15 + b"}")
     assert raw.receive().ok
 
 
-def test_the_longest_header_that_is_one(raw: Raw) -> None:
+def test_the_longest_valid_header(raw: Raw) -> None:
     header = b'{"op":"ping","x":"'
     raw.send(header + b"x" * (65_536 - len(header) - 2) + b'"}')
     assert raw.receive().ok
 
 
-def test_a_refusal_reaches_a_peer_whose_own_bytes_are_underway(raw: Raw) -> None:
+def test_a_refusal_reaches_a_client_that_is_still_sending(raw: Raw) -> None:
     raw.sock.sendall(struct.pack("!I", 1))
     for _ in range(16):
         raw.sock.sendall(bytes(1024 * 1024))
@@ -467,7 +467,7 @@ def test_a_refusal_reaches_a_peer_whose_own_bytes_are_underway(raw: Raw) -> None
         b"EHLO there\r\n",
     ],
 )
-def test_a_stranger_is_told_who_we_are(raw: Raw, words: bytes) -> None:
+def test_a_foreign_protocol_gets_a_readable_reply(raw: Raw, words: bytes) -> None:
     raw.sock.sendall(words)
     reply = raw.receive()
     assert (reply.code, reply.closes) == ("bad-frame", True)
@@ -535,7 +535,7 @@ def test_the_root_has_a_name_for_list_and_stat_alone(raw: Raw, op: str) -> None:
     assert names(raw.granted("list", name="")) == []
 
 
-def test_what_may_not_be_seen_is_not_found_in_the_same_words(
+def test_hidden_and_missing_names_get_the_same_refusal(
     raw: Raw, root: Path, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret"
@@ -587,7 +587,7 @@ def test_stat_describes_files_and_directories(raw: Raw, root: Path) -> None:
     assert raw.refused("stat", name="d/f/g") in ("not-found", "not-a-directory")
 
 
-def test_mkdir_makes_parents_and_is_content_with_what_is_there(raw: Raw, root: Path) -> None:
+def test_mkdir_creates_parents_and_accepts_an_existing_directory(raw: Raw, root: Path) -> None:
     assert raw.granted("mkdir", name="a/b/c")["name"] == "a/b/c"
     assert raw.granted("mkdir", name="a/b")["name"] == "a/b"
     assert (root / "a/b/c").is_dir()
@@ -607,7 +607,7 @@ def test_rename_moves_files_and_directories(raw: Raw, root: Path) -> None:
     assert (root / "e").is_dir()
 
 
-def test_rename_replaces_only_where_it_is_told_to(raw: Raw, root: Path) -> None:
+def test_rename_replaces_only_with_overwrite(raw: Raw, root: Path) -> None:
     for name in ("f", "g"):
         (root / name).write_bytes(name.encode())
     (root / "d").mkdir()
@@ -624,7 +624,7 @@ def test_rename_replaces_only_where_it_is_told_to(raw: Raw, root: Path) -> None:
     assert published(root) == {"g": b"f", "e/full": b""}
 
 
-def test_delete_takes_what_is_named_and_no_more(raw: Raw, root: Path) -> None:
+def test_delete_removes_only_the_named_file_or_directory(raw: Raw, root: Path) -> None:
     (root / "d/deep/er").mkdir(parents=True)
     (root / "d/deep/er/f").write_bytes(b"")
     (root / "f").write_bytes(b"")
@@ -664,7 +664,7 @@ def test_list_is_in_the_byte_order_of_full_names(raw: Raw, root: Path) -> None:
         assert reply["next"] is None
 
 
-def test_list_of_what_is_no_directory(raw: Raw, root: Path) -> None:
+def test_list_of_a_file_is_refused(raw: Raw, root: Path) -> None:
     (root / "f").write_bytes(b"")
     assert raw.refused("list", name="f") == "not-a-directory"
     assert raw.refused("list", name="none") == "not-found"
@@ -733,7 +733,7 @@ def test_get_with_a_digest(raw: Raw, root: Path) -> None:
     assert "digest" not in raw.granted("get", name="f", digest=None).header
 
 
-def test_a_range_with_a_digest_is_one_block_at_most(raw: Raw, root: Path) -> None:
+def test_a_range_with_a_digest_is_limited_to_one_block(raw: Raw, root: Path) -> None:
     with open(root / "sparse", "wb") as file:
         file.truncate(64 * 1024 * 1024 + 1)
     assert raw.refused("get", name="sparse", digest="blake3") == "too-large"
@@ -756,7 +756,7 @@ def test_get_with_if_version_never_mixes_two_files(raw: Raw, root: Path) -> None
     assert raw.refused("get", name="f", if_version="") == "changed"
 
 
-def test_get_and_digest_of_what_is_no_file(raw: Raw, root: Path) -> None:
+def test_get_and_digest_of_a_directory_are_refused(raw: Raw, root: Path) -> None:
     (root / "d").mkdir()
     for op in ("get", "digest"):
         assert raw.refused(op, name="d") == "is-a-directory"
@@ -773,7 +773,7 @@ def test_digest_reads_the_whole_file(raw: Raw, root: Path) -> None:
     assert reply["version"] == raw.granted("stat", name="f")["version"]
 
 
-def test_digest_is_in_the_algorithm_of_the_conversation(raw: Raw, root: Path) -> None:
+def test_digest_uses_the_algorithm_of_the_session(raw: Raw, root: Path) -> None:
     (root / "f").write_bytes(b"x")
     raw.granted("hello", version=1, digests=["sha256"])
     assert raw.granted("digest", name="f")["content_digest"] == sha(b"x")
@@ -782,7 +782,7 @@ def test_digest_is_in_the_algorithm_of_the_conversation(raw: Raw, root: Path) ->
 LARGE = 48 * 1024 * 1024
 
 
-def test_a_file_that_is_replaced_while_it_is_sent_comes_whole(raw: Raw, root: Path) -> None:
+def test_a_file_that_is_replaced_while_it_is_sent_arrives_whole(raw: Raw, root: Path) -> None:
     data = os.urandom(LARGE)
     (root / "f").write_bytes(data)
     raw.send({"op": "get", "name": "f"})
@@ -809,7 +809,7 @@ def change(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["written to", "grows", "shrinks", "emptied"])
-def test_a_file_that_changes_while_it_is_sent_has_no_end(
+def test_a_file_that_changes_while_it_is_sent_is_cut_short(
     raw: Raw, connect: Callable[[], Raw], root: Path, how: str
 ) -> None:
     (root / "f").write_bytes(bytes(LARGE))
@@ -849,7 +849,7 @@ def test_an_upload_in_blocks(raw: Raw, root: Path) -> None:
     assert staged(root) == []
 
 
-def test_a_total_that_is_not_known_yet(raw: Raw, root: Path) -> None:
+def test_an_upload_without_a_total(raw: Raw, root: Path) -> None:
     data = os.urandom(BLOCK + 1)
     upload = begin(raw, "f", None)
     assert write(raw, upload, 0, data[:BLOCK]).ok
@@ -860,13 +860,13 @@ def test_a_total_that_is_not_known_yet(raw: Raw, root: Path) -> None:
     assert published(root) == {"f": data}
 
 
-def test_an_upload_of_nothing(raw: Raw, root: Path) -> None:
+def test_an_upload_of_an_empty_file(raw: Raw, root: Path) -> None:
     upload = begin(raw, "f", 0)
     assert raw.granted("commit", upload=upload, total=0)["total"] == 0
     assert published(root) == {"f": b""}
 
 
-def test_a_commit_of_what_is_not_all_there(raw: Raw, root: Path) -> None:
+def test_a_commit_with_missing_blocks_is_refused(raw: Raw, root: Path) -> None:
     data = os.urandom(BLOCK + 1)
     upload = begin(raw, "f", len(data))
     assert raw.refused("commit", upload=upload, total=len(data)) == "incomplete"
@@ -886,7 +886,9 @@ NO_BLOCKS = [
 
 
 @pytest.mark.parametrize(("offset", "size"), NO_BLOCKS)
-def test_what_is_no_block_of_the_upload(raw: Raw, root: Path, offset: int, size: int) -> None:
+def test_a_write_that_is_not_a_block_is_refused(
+    raw: Raw, root: Path, offset: int, size: int
+) -> None:
     upload = begin(raw, "f", BLOCK + 10)
     body = bytes(size)
     refused = raw.refused("write", body, upload=upload, offset=offset, digest=b3(body), size=size)
@@ -918,7 +920,7 @@ def test_digests_of_the_whole_are_checked(raw: Raw, root: Path) -> None:
     assert reply["content_digest"] == sha(data)
 
 
-def test_begin_continues_an_unfinished_upload_and_tells_what_it_holds(
+def test_begin_resumes_an_upload_and_lists_its_blocks(
     raw: Raw, connect: Callable[[], Raw], root: Path
 ) -> None:
     data = os.urandom(2 * BLOCK + 5)
@@ -943,9 +945,7 @@ def test_begin_continues_an_unfinished_upload_and_tells_what_it_holds(
     assert published(root) == {"f": data}
 
 
-def test_records_are_in_the_digest_of_the_conversation(
-    raw: Raw, connect: Callable[[], Raw]
-) -> None:
+def test_block_records_use_the_digest_of_the_session(raw: Raw, connect: Callable[[], Raw]) -> None:
     raw.granted("hello", version=1, digests=["sha256"])
     upload = begin(raw, "f", 3)
     raw.granted("write", b"abc", upload=upload, offset=0, digest=sha(b"abc"))
@@ -1022,7 +1022,7 @@ def test_a_block_that_is_written_again_replaces_the_older(raw: Raw, root: Path) 
     assert published(root) == {"f": b"new"}
 
 
-def test_a_block_on_a_line_that_dies_does_not_count(
+def test_a_block_on_a_connection_that_breaks_does_not_count(
     raw: Raw, connect: Callable[[], Raw], root: Path
 ) -> None:
     upload = begin(raw, "f", BLOCK)
@@ -1065,7 +1065,7 @@ def test_a_begin_behind_a_commit_is_a_new_upload(raw: Raw) -> None:
     assert reply.body == b""
 
 
-def test_abort_throws_an_upload_away(raw: Raw, connect: Callable[[], Raw], root: Path) -> None:
+def test_abort_deletes_an_upload(raw: Raw, connect: Callable[[], Raw], root: Path) -> None:
     upload = begin(raw, "f", BLOCK + 1)
     assert write(raw, upload, 0, bytes(BLOCK)).ok
     assert connect().granted("abort", upload=upload).header == {"ok": True}
@@ -1078,14 +1078,14 @@ def test_abort_throws_an_upload_away(raw: Raw, connect: Callable[[], Raw], root:
 
 
 @pytest.mark.parametrize("upload", ["", "x", "../../f", "0" * 32 + "-" + "0" * 16, "é" * 1000])
-def test_an_upload_that_never_was(raw: Raw, upload: str) -> None:
+def test_an_unknown_upload_is_not_found(raw: Raw, upload: str) -> None:
     assert raw.refused("abort", upload=upload) == "not-found"
     assert raw.refused("commit", upload=upload, total=0) == "not-found"
     refused = raw.refused("write", b"x", upload=upload, offset=0, digest=b3(b"x"))
     assert refused == "not-found"
 
 
-def test_begin_and_commit_respect_what_stands_there(raw: Raw, root: Path) -> None:
+def test_begin_and_commit_keep_an_existing_file_without_overwrite(raw: Raw, root: Path) -> None:
     (root / "d").mkdir()
     (root / "f").write_bytes(b"old")
     assert raw.refused("begin", name="d", total=1, block=BLOCK) == "is-a-directory"
@@ -1112,7 +1112,7 @@ def test_a_delta_upload_sends_what_differs(raw: Raw, root: Path) -> None:
     assert published(root) == {"f": bytes(new)}
 
 
-def test_a_basis_that_is_not_there_is_no_basis(raw: Raw) -> None:
+def test_a_missing_basis_is_ignored(raw: Raw) -> None:
     reply = raw.granted("begin", name="f", total=1, block=BLOCK, basis=True)
     assert reply.body == b""
 
@@ -1227,7 +1227,7 @@ def test_a_begin_with_basis_whose_connection_ended_is_joined_over_another(
     assert gated.begun == ["read"]
 
 
-def test_a_basis_that_nobody_asked_for_again_is_offered_anew(
+def test_a_basis_that_was_not_requested_again_is_offered_anew(
     connect: Callable[[], Raw], server: Server, gated: Gated, root: Path
 ) -> None:
     (root / "f").write_bytes(b"abc")
@@ -1244,7 +1244,7 @@ def test_a_basis_that_nobody_asked_for_again_is_offered_anew(
     assert records(connect().granted("begin", **keys)) == [record(0, b"abc")]
 
 
-def test_work_that_fails_says_so_to_who_asks_again(
+def test_a_failed_job_refuses_the_repeated_request(
     server: Server, gated: Gated, raw: Raw, root: Path
 ) -> None:
     (root / "none").write_bytes(b"x")
@@ -1287,7 +1287,7 @@ def test_work_is_refused_while_the_server_stops(raw: Raw, server: Server, root: 
     assert raw.refused("digest", name="f") == "shutting-down"
 
 
-def test_a_part_of_the_path_that_is_a_file(raw: Raw, root: Path) -> None:
+def test_a_path_through_a_file_is_refused(raw: Raw, root: Path) -> None:
     (root / "f").write_bytes(b"x")
     assert raw.refused("put", b"x", name="f/g") == "not-a-directory"
     (root / "d").mkdir()
