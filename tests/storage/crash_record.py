@@ -74,15 +74,10 @@ class RecordingFiles(FileSystem):
         if os.fstat(fd).st_size != before:
             self.record(Resize(self.label(os.fstat(fd)), os.fstat(fd).st_size))
 
-    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        super().set_metadata(fd, path, mode, mtime)
-        self._described(fd)
-
-    def set_digest_xattr(self, fd: int, content_digest: str) -> None:
-        super().set_digest_xattr(fd, content_digest)
-        self._described(fd)
-
-    def _described(self, fd: int) -> None:
+    def set_metadata(
+        self, fd: int, path: str, mode: int | None, mtime: int | None, content_digest: str
+    ) -> None:
+        super().set_metadata(fd, path, mode, mtime, content_digest)
         status = os.fstat(fd)
         note = os_files.get_xattr(fd, DIGEST_XATTR)
         self.record(Describe(self.label(status), status.st_mode & 0o777, status.st_mtime_ns, note))

@@ -59,9 +59,11 @@ class WatchedFiles(QuickFiles):
         self._before("truncate")
         super().truncate(fd, length)
 
-    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
+    def set_metadata(
+        self, fd: int, path: str, mode: int | None, mtime: int | None, content_digest: str
+    ) -> None:
         self._before("set_metadata")
-        super().set_metadata(fd, path, mode, mtime)
+        super().set_metadata(fd, path, mode, mtime, content_digest)
 
     def sync(self, fd: int) -> None:
         self._before("sync")

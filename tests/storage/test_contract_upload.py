@@ -88,6 +88,7 @@ def test_records_tell_offset_length_and_digest(store: Store, algorithm: str) -> 
     upload.release()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     "offset", [-BLOCK, -1, 0, 1, BLOCK - 1, BLOCK, BLOCK + 1, TAIL, TAIL + 1, 4 * BLOCK, HUGE]
 )
@@ -104,6 +105,7 @@ def test_only_the_blocks_of_the_grid_are_taken(store: Store, offset: int, size: 
     upload.release()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1])
 @pytest.mark.parametrize("offset", [0, 1, BLOCK, HUGE])
 def test_without_a_total_any_length_up_to_a_block_is_taken(
@@ -487,6 +489,7 @@ CHANGES: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("total", [len(DATA), None])
 @pytest.mark.parametrize("change", CHANGES)
 def test_blocks_that_are_not_sent_are_taken_from_the_standing_file(

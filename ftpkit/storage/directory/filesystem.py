@@ -236,15 +236,22 @@ class FileSystem:
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
-    def set_metadata(self, fd: int, path: str, mode: int | None, mtime: int | None) -> None:
-        """Set permission bits and modification time (nanoseconds) of an open file.
+    def set_metadata(
+        self, fd: int, path: str, mode: int | None, mtime: int | None, content_digest: str
+    ) -> None:
+        """Set modification time (nanoseconds), digest and permission bits of an open file.
 
-        The setuid, setgid and sticky bits are masked, whatever a peer asks for.
+        The digest is bound to the file's length and time. The permission bits come last, as
+        only root may set an extended attribute on a read-only file. The setuid, setgid and
+        sticky bits are masked, whatever a peer asks for.
         """
-        if mode is not None:
-            os_files.set_mode(fd, path, mode & 0o777)
         if mtime is not None:
             os_files.set_mtime(fd, path, mtime)
+        status = os.fstat(fd)
+        value = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
+        os_files.set_xattr(fd, DIGEST_XATTR, value.encode())
+        if mode is not None:
+            os_files.set_mode(fd, path, mode & 0o777)
 
     def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
         """Reserve disk space for ``size`` bytes, or raise OSError.
@@ -254,12 +261,6 @@ class FileSystem:
         if size >= _MIN_PREALLOCATED:
             reserved = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, beside))
             os_files.preallocate(fd, size, reserved)
-
-    def set_digest_xattr(self, fd: int, content_digest: str) -> None:
-        """Store the content digest with a file, bound to its length and modification time."""
-        status = os.fstat(fd)
-        value = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
-        os_files.set_xattr(fd, DIGEST_XATTR, value.encode())
 
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""

@@ -99,8 +99,7 @@ class StagedFile:
         spec = self._spec
         with translate_os_errors(spec.name):
             path = os.path.join(self._staging.path, self._part)
-            self._files.set_metadata(self._fd, path, spec.mode, spec.mtime)
-            self._files.set_digest_xattr(self._fd, actual)
+            self._files.set_metadata(self._fd, path, spec.mode, spec.mtime, actual)
             self._files.sync(self._fd)
         try:
             info = self._tree.publish(

@@ -359,8 +359,9 @@ class DirectoryUpload:
         with translate_os_errors(self.spec.name):
             self._files.truncate(self._data, total)
             path = os.path.join(self.directory.path, DATA)
-            self._files.set_metadata(self._data, path, self.spec.mode, self.spec.mtime)
-            self._files.set_digest_xattr(self._data, content_digest)
+            self._files.set_metadata(
+                self._data, path, self.spec.mode, self.spec.mtime, content_digest
+            )
             self._files.sync(self._data)
             # A journal with this record and without its data means: it was published.
             self._make_names_safe()
