@@ -1,5 +1,8 @@
 """Fixtures for all tests; each test gives back the threads and descriptors that it took."""
 
+import os
+import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +14,7 @@ from ftpkit import Client, Server
 from ftpkit.server.limits import Limits
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log, server_log
+from tests.support.pairwise import pairwise
 from tests.support.raw import Raw
 
 # How long an example takes says something of the machine, and of what else it does.
@@ -18,6 +22,27 @@ settings.register_profile(
     "ftpkit", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("ftpkit")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return two processes per processor for ``-n auto``: half of their time, tests wait."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what a test marked ``pairwise`` has beside a pairwise sample of its cases."""
+    cases = defaultdict[object, list[pytest.Function]](list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("pairwise"):
+            cases[item.parent, item.originalname].append(item)
+    for product in cases.values():
+        # One identifier for each ``parametrize``: names that it sets together are one parameter.
+        sample = pairwise([item.callspec._idlist for item in product])
+        for position, item in enumerate(product):
+            if position not in sample:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -81,3 +106,11 @@ def log() -> Iterator[Log]:
     """What servers log during the test."""
     with server_log() as log:
         yield log
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let commands hear SIGINT, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -339,6 +339,7 @@ def test_all_parts_are_sent_in_order(pair: Pair, sizes: list[int]) -> None:
     thread.join()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize(
     ("offset", "count"),

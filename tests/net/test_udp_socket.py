@@ -105,6 +105,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["v4", "v6"])
 @pytest.mark.parametrize("sending", [True, False], ids=["segments", "single"])
 @pytest.mark.parametrize("joining", [True, False], ids=["joined", "apart"])

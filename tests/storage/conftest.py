@@ -19,9 +19,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what holds for every store with every kind, and the rest with directory stores."""
     if "place" in metafunc.fixturenames:
         name = metafunc.module.__name__
-        kinds = [HELD, JOINED]
-        if "contract" in name or name.endswith("test_jail"):
-            kinds.append(UNDER)
+        kinds = [JOINED]
+        if os_files.HAS_DIR_FD:
+            kinds += [HELD, UNDER] if "contract" in name or name.endswith("test_jail") else [HELD]
         if "contract" in name:
             kinds.append(MEMORY)
         metafunc.parametrize("place", kinds, indirect=True)
@@ -32,8 +32,6 @@ def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
     """A place for each kind of store; one kind more is one parameter more."""
-    if request.param not in (JOINED, MEMORY) and not os_files.HAS_DIR_FD:
-        pytest.skip("there are no held directory descriptors here")
     if request.param == JOINED:
         take_powers(monkeypatch)
     top = tmp_path / "root"

@@ -78,6 +78,7 @@ OPERATIONS: Final[dict[str, Callable[[Store, str], object]]] = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize(
@@ -187,6 +188,7 @@ def make_device(path: Path) -> None:
 SPECIAL: Final = {"fifo": make_fifo, "socket": make_socket, "device": make_device}
 
 
+@pytest.mark.pairwise
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no special files here")
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - {"mkdir", "list"}))
