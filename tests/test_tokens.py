@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -338,20 +339,20 @@ def test_deep_json_damages_the_file(tokens: Tokens, path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        replace(FULL, user="-rf"),
-        replace(FULL, user=".hidden"),
-        replace(FULL, user="a" * 65),
-        replace(FULL, user="a\n"),
-        replace(FULL, user="\u00e9mile"),
-        replace(FULL, under="a/../b"),
-        replace(FULL, quota=-1),
-        replace(FULL, weight=float("nan")),
+        {"user": "-rf"},
+        {"user": ".hidden"},
+        {"user": "a" * 65},
+        {"user": "a\n"},
+        {"user": "\u00e9mile"},
+        {"under": "a/../b"},
+        {"quota": -1},
+        {"weight": float("nan")},
     ],
-    ids=repr,
+    ids=str,
 )
-def test_an_invalid_grant_is_not_added(tokens: Tokens, path: Path, wrong: Grant) -> None:
+def test_an_invalid_grant_is_not_added(tokens: Tokens, path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is not a valid value of"):
-        tokens.add(wrong)
+        tokens.add(replace(FULL, **wrong))
     assert not path.exists()
 
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and the command in this one."""
+"""Servers in this process and in processes of their own, and the command in this one."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from ftpkit import Server
 from ftpkit.cli import main
 
 WAIT_S = 20
@@ -21,6 +22,14 @@ HERE = ("--host", "127.0.0.1", "--plain", "--open")
 
 @dataclass(frozen=True)
 class Served:
+    """A server: where it is and what it serves."""
+
+    url: str
+    root: Path
+
+
+@dataclass(frozen=True)
+class ServeProcess:
     """A running ``ftpkit serve``: its process, its first line, where it is and what it serves."""
 
     process: "subprocess.Popen[str]"
@@ -35,7 +44,7 @@ class Served:
         return self.process.returncode, log
 
 
-Serve = Callable[..., Served]
+Serve = Callable[..., ServeProcess]
 Run = Callable[..., Result]
 
 
@@ -73,9 +82,9 @@ def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start servers that end with the test: for this machine alone, or as they are by default."""
-    started: list[Served] = []
+    started: list[ServeProcess] = []
 
-    def start(*args: str, root: Path = tmp_path / "inbox", default: bool = False) -> Served:
+    def start(*args: str, root: Path = tmp_path / "inbox", default: bool = False) -> ServeProcess:
         process = subprocess.Popen(
             command("serve", str(root), "--port", "0", *(() if default else HERE), *args),
             stdout=subprocess.PIPE,
@@ -86,7 +95,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         line = process.stdout.readline()
         match = re.search(r"(?:--to|login) (ftpk(?:\+plain)?://\S+)$", line)
         assert match is not None, (line, process.communicate())
-        started.append(Served(process, line, match[1], root))
+        started.append(ServeProcess(process, line, match[1], root))
         return started[-1]
 
     yield start
@@ -96,11 +105,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Served:
-    """A server that every command finds."""
-    served = serve()
-    monkeypatch.setenv("FTPKIT_URL", served.url)
-    return served
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server in this process that every command finds."""
+    root = tmp_path / "inbox"
+    root.mkdir()
+    with Server(root, port=0) as server:
+        monkeypatch.setenv("FTPKIT_URL", str(server.address))
+        yield Served(str(server.address), root)
 
 
 @pytest.fixture
@@ -114,11 +125,3 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return CliRunner().invoke(main, list(args), prog_name="ftpkit")
 
     return run
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let commands hear SIGINT, also where the tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

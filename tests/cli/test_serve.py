@@ -19,7 +19,7 @@ from ftpkit.osapi import files as os_files
 from ftpkit.osapi import process as os_process
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol import encode_header
-from tests.cli.conftest import WAIT_S, Run, Serve, Served, command
+from tests.cli.conftest import WAIT_S, Run, Serve, ServeProcess, command
 from tests.support.raw import Raw
 
 needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no such signal")
@@ -422,7 +422,7 @@ def test_its_settings_are_read_again(
     assert "max-connections: expected a whole number" in log
 
 
-def lines_until(served: Served, text: str) -> str:
+def lines_until(served: ServeProcess, text: str) -> str:
     """Return what is logged up to a line with ``text``."""
     assert served.process.stderr is not None
     lines = []
@@ -465,7 +465,7 @@ def test_a_number_of_workers_that_is_none(run: Run, word: str) -> None:
     assert "expected a whole number from 1 to 1000, or auto" in result.stderr
 
 
-def put(served: Served) -> None:
+def put(served: ServeProcess) -> None:
     path = served.root.parent / "a b"
     path.write_bytes(b"12345")
     with Client(served.url) as client:

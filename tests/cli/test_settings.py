@@ -10,7 +10,7 @@ from ftpkit.cli import main
 from ftpkit.cli.server_option import find
 from ftpkit.cli.settings import COUNT, DURATION, PORT, RATE, TIMEOUT, settings_of, variable
 from ftpkit.net.address import Address, Url
-from tests.cli.conftest import Run, Serve, Served
+from tests.cli.conftest import Run, Serve, ServeProcess
 
 CONF = Path(ftpkit.__file__).parent.parent / "conf" / "ftpkit.toml"
 
@@ -149,7 +149,7 @@ def test_serve_takes_conf_unchanged(serve: Serve) -> None:
 def test_serve_takes_its_file_and_the_flag_wins(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     path.write_text('log-json = true\nport = 1\nmax-connections = 7\nroot = "elsewhere"')
-    served: Served = serve("--config", str(path))
+    served: ServeProcess = serve("--config", str(path))
     _, log = served.end()
     assert log.startswith('{"time": ')
     assert not Path("elsewhere").exists()

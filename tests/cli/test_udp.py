@@ -5,7 +5,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ftpkit import Address
+from ftpkit.client import udp_session
 from tests.cli.conftest import HERE, Run, Serve, Served, command
 from tests.faults.relay import Relay
 from tests.support.udp import port_taken_for_udp
@@ -23,7 +26,10 @@ def test_up_and_down_as_datagrams(run: Run, served: Served) -> None:
     assert Path("copy").read_bytes() == content == (served.root / "large.bin").read_bytes()
 
 
-def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(run: Run, served: Served) -> None:
+def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(
+    run: Run, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp_session, "_BLOCKED_S", 0.5)
     Path("large.bin").write_bytes(bytes(BLOCK + 1))
     with Relay(Address.parse(served.url)) as relay:
         url = str(relay.address)

@@ -376,6 +376,8 @@ def test_damaged_headers_never_make_a_wrong_file(tmp_path: Path) -> None:
             ):
                 client.put(tmp_path / "f")
             found = [p for p in served.iterdir() if p.name != ".ftpkit" and p.is_file()]
+            for path in found:
+                path.chmod(0o600)  # its mode may be what was damaged
             assert all(p.read_bytes() == b"x" * 10 for p in found)
             for path in found:
                 path.unlink()

@@ -24,6 +24,7 @@ from ftpkit import (
     UdpMode,
 )
 from ftpkit.client.cancel import Cancelled, CancelToken
+from ftpkit.client.transfer import udp
 from ftpkit.server.limits import Limits
 from tests.faults.relay import Hold, Plan, Relay
 from tests.support.hostile import Peer, hostile
@@ -467,11 +468,14 @@ def test_background_transfers_share_one_rate(server: Server, tmp_path: Path, udp
     assert time.monotonic() - started >= 0.8 * 4 * MIB / 4e6
 
 
-def test_udp_transfers_at_a_rate_run_one_by_one_and_stay_connected(tmp_path: Path) -> None:
-    data = made(tmp_path / "f", 2_000_000)
+def test_udp_transfers_at_a_rate_run_one_by_one_and_stay_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "_PING_S", 0.5)
+    data = made(tmp_path / "f", 1_000_000)
     # The server closes connections that are silent for as long as one transfer waits.
     with (
-        Server(tmp_path / "root", port=0, limits=Limits(idle_timeout_s=3.0)) as server,
+        Server(tmp_path / "root", port=0, limits=Limits(idle_timeout_s=1.5)) as server,
         Client(server.address, bytes_per_s=500e3, udp=UdpMode.ONLY) as client,
     ):
         futures = [client.submit_put(tmp_path / "f", f"f{number}") for number in range(2)]

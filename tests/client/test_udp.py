@@ -325,8 +325,10 @@ def tcp_only(server: Server, request: pytest.FixtureRequest, stack: ExitStack) -
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_udp_blocked_from_the_start_continues_over_tcp(
-    tcp_only: Relay, root: Path, tmp_path: Path, direction: str
+    tcp_only: Relay, root: Path, tmp_path: Path, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert udp_session._BLOCKED_S <= 2.0
+    monkeypatch.setattr(udp_session, "_BLOCKED_S", 0.5)
     data = made(tmp_path / "f", 2 * BLOCK + 1)
     (root / "f").write_bytes(data)
     retries: Retries = []
@@ -349,8 +351,8 @@ def test_udp_blocked_from_the_start_continues_over_tcp(
         ((error, delay),) = retries
         assert isinstance(error, UdpBlockedError)
         assert delay == 0
-        # 2 s, with a margin for a busy machine.
-        assert when[0] - started < 6.0
+        # Half a second, with a margin for a busy machine.
+        assert when[0] - started < 4.5
         assert seen[-1] == (len(data), len(data))
         # The client remembers it: the next file uses TCP at once.
         client.put(tmp_path / "f", "h", on_retry=on_retry)
@@ -506,10 +508,12 @@ def test_a_resumed_upload_sends_only_the_missing_blocks(
         seen = Seen()
         client.put(tmp_path / "f", on_progress=seen)
     assert published(root) == {"f": data}
-    assert wire.up - first < len(data) - 2 * BLOCK
-    assert wire.tcp.up < HEADERS
     # Blocks that are held are not transferred again.
-    assert seen[1][0] >= 2 * BLOCK
+    held, _ = seen[1]
+    assert held >= 2 * BLOCK
+    # A busy machine takes what is late for lost, and sends it again.
+    assert wire.up - first < len(data) - held + BLOCK
+    assert wire.tcp.up < HEADERS
     assert seen == sorted(seen)
 
 

@@ -189,19 +189,21 @@ class Relay:
     def _count_up(self, count: int) -> None:
         with self._changed:
             self.up += count
-            self._pass()
+            self._changed.notify_all()
 
     def _count_down(self, count: int) -> None:
         with self._changed:
             self.down += count
-            self._pass()
+            self._changed.notify_all()
 
-    def _pass(self) -> None:
-        """Tell of what was counted, and wait while it is as much as may be."""
-        self._changed.notify_all()
-        self._changed.wait_for(
-            lambda: self._most is None or self.up + self.down < self._most or self._closed.is_set()
-        )
+    def _wait_while_limited(self) -> None:
+        """Wait while as much as may be has been forwarded."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._most is None or self.up + self.down < self._most or self._closed.is_set()
+                )
+            )
 
     def _pump(
         self,
@@ -228,9 +230,11 @@ class Relay:
                 if not data:
                     sink.shutdown(socket.SHUT_WR)
                     break
+                # Counted first: a peer that has read the bytes finds them in the count.
+                count(len(data))
                 sink.sendall(bytes([data[0] ^ flip]) if flip else data)
                 passed += len(data)
-                count(len(data))
+                self._wait_while_limited()
         except OSError:
             pair.cut(source)
         pair.drain(source)

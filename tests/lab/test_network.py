@@ -501,7 +501,7 @@ with EmulatedNetwork(NetworkProfile(1e8, 0.01)) as network:
 
 @pytest.mark.net
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.usefixtures("make_network")
+@pytest.mark.usefixtures("make_network", "interruptible")
 def test_nothing_is_left_when_the_process_is_killed(number: signal.Signals) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _OWNER],

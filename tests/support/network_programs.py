@@ -125,13 +125,14 @@ def accept(address: str) -> None:
         listener.settimeout(_PATIENCE_S)
         # The window stays open however late we come to read.
         listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        # Here, and not on the connection: its first bytes may have come before it is accepted.
+        listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         say(port=listener.getsockname()[1])
         connection, _ = listener.accept()
     marks: list[tuple[int, float]] = []
     total = 0
     with connection:
         connection.settimeout(_PATIENCE_S)
-        connection.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         while True:
             data, ancillary, _, _ = connection.recvmsg(65536, 64)
             if not data:
