@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Address
-from ftpkit.client import udp_session
+from ftpkit.client.transfer import udp_session
 from tests.cli.conftest import HERE, Run, Serve, Served, command
 from tests.faults.relay import Relay
 from tests.support.udp import port_taken_for_udp
