@@ -2,6 +2,8 @@
 
 import contextlib
 import ssl
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from ftpkit.errors import ConnectionLostError
 from ftpkit.net.tls_identity import Identity
 from tests.support.raw import Raw
 
@@ -27,7 +30,28 @@ _SIGNS: Final = x509.KeyUsage(
     decipher_only=False,
 )
 _RECORD_PREFIX: Final = 5
+_PATIENT_S: Final = 30.0
 APPLICATION_DATA: Final = 0x17
+
+
+@contextlib.contextmanager
+def running(work: Callable[[], object]) -> Iterator[list[BaseException]]:
+    """Run ``work`` in a thread beside the block; yield a list of what it raised."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except (OSError, ConnectionLostError) as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        thread.join(_PATIENT_S)
+        assert not thread.is_alive()
 
 
 def unverified_context() -> ssl.SSLContext:
