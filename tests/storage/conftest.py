@@ -1,4 +1,4 @@
-"""The stores that the contract is for."""
+"""Fixtures: the kinds of store that the contract holds for."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ MEMORY = "memory"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what holds for every store with every kind, and the rest with directory stores."""
+    """Run the contract with every kind of store, and the other tests with directory stores."""
     if "place" in metafunc.fixturenames:
         name = metafunc.module.__name__
         kinds = [JOINED]
@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Place]:
-    """A place for each kind of store; one kind more is one parameter more."""
+    """A place with one kind of store."""
     if request.param == JOINED:
         take_powers(monkeypatch)
     top = tmp_path / "root"

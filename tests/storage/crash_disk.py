@@ -1,4 +1,4 @@
-"""What a crash may leave of a disk: a model of a file system's promises, and no more than those.
+"""What a crash can leave on a disk: a model of a file system that gives minimal guarantees.
 
 The rules, which every file system in use keeps at least:
 
@@ -74,7 +74,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A name that is taken away: unlink or rmdir."""
+    """A name is removed: unlink or rmdir."""
 
     directory: int
     part: str
@@ -82,7 +82,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """A name that moves, and replaces what stands under ``to``."""
+    """A rename, which replaces what ``to`` names."""
 
     source: int
     part: str
@@ -92,7 +92,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Bytes for a file."""
+    """Bytes written to a file."""
 
     label: int
     offset: int
@@ -101,7 +101,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Another length for a file."""
+    """A file gets another length."""
 
     label: int
     length: int
@@ -109,7 +109,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Describe:
-    """Mode, modification time and note of a file, as they now are."""
+    """The new mode, modification time and digest attribute of a file."""
 
     label: int
     mode: int
@@ -137,7 +137,7 @@ Event = Make | Link | Remove | Rename | Write | Resize | Describe | Sync | SyncD
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """A file as it was found: ``mtime`` is None where nobody set it."""
+    """The state of a file; ``mtime`` is None unless it was set."""
 
     content: bytes
     mode: int
@@ -147,13 +147,13 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A disk as it was found: what is under each directory, and in each file, by label."""
+    """The state of a disk: the content of each directory and file, by label."""
 
     directories: Mapping[int, Mapping[str, int]]
     files: Mapping[int, FileImage]
 
     def fingerprint(self) -> str:
-        """Return a text that is the same for images that look the same from outside."""
+        """Return a text that is equal for images with equal content."""
         lines: list[str] = []
         names: dict[int, str] = {}
         for path, label in self.walk():
@@ -165,7 +165,7 @@ class Image:
         return "\n".join(lines)
 
     def walk(self, label: int = TOP, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield path and label of all that is below a directory, in order."""
+        """Yield path and label of everything below a directory, in order."""
         for part, inner in sorted(self.directories[label].items()):
             yield prefix + part, inner
             if inner not in self.files:
@@ -197,13 +197,13 @@ class Image:
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
-    """Return what tells an inode from all others that exist at the same time."""
+    """Return device and inode number, which are unique at any one time."""
     return status.st_dev, status.st_ino
 
 
 @dataclass(slots=True)
 class File:
-    """A file with all versions since its last sync; the last of each is what the kernel shows."""
+    """A file with all versions since its last sync; the kernel shows the last of each."""
 
     sectors: dict[int, list[bytes]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=lambda: [0])
@@ -266,7 +266,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Names that change in one step (None: gone), and the steps without which it cannot be."""
+    """Names that change atomically (None: removed), and the steps that this one needs."""
 
     number: int
     changes: tuple[tuple[int, str, int | None], ...]
@@ -277,7 +277,7 @@ class Step:
 
 
 class Disk:
-    """A disk in use: what is on it for sure, and what is still in flight."""
+    """A disk in use: what is on stable storage, and what is not yet."""
 
     def __init__(self, image: Image | None = None) -> None:
         self.files: dict[int, File] = {}
@@ -297,11 +297,11 @@ class Disk:
         return copy.deepcopy(self)
 
     def new_label(self) -> int:
-        """Return a label that nothing has or had."""
+        """Return a label that was never used."""
         return max(*self.files, *self._stable, TOP) + 1
 
     def apply(self, event: Event) -> None:
-        """Let something happen."""
+        """Apply an event."""
         match event:
             case Make(directory, part, label, is_directory, mode):
                 if is_directory:
@@ -327,7 +327,7 @@ class Disk:
                 self._settle(step for step in self._pending if step.touches(label))
 
     def settle(self) -> None:
-        """Let so much time pass that everything is stable."""
+        """Bring everything to stable storage, as time does."""
         self._settle(iter(self._pending))
         for file in self.files.values():
             file.sync(data=False)
@@ -375,7 +375,7 @@ class Disk:
         self._pending = [step for step in self._pending if step.number not in settled]
 
     def _closure(self, numbers: set[int]) -> frozenset[int]:
-        """Return the steps together with all that they need."""
+        """Return the steps and all steps that they need."""
         wanted = set(numbers)
         for step in reversed(self._pending):
             if step.number in wanted:
@@ -385,13 +385,13 @@ class Disk:
     # What may be found
 
     def now(self) -> Image:
-        """Return what the kernel shows: all of it, as after the death of a process alone."""
+        """Return what the kernel shows, as after the death of a process alone."""
         everything = frozenset(step.number for step in self._pending)
         directories, labels = self._reach(everything)
         return Image(directories, {n: self._file(n, self._widths([n])) for n in labels})
 
     def crashes(self, randomness: random.Random, limit: int) -> Iterator[Image]:
-        """Yield what may be found after a crash now: all of it, or a sample of about ``limit``."""
+        """Yield the possible states after a crash now: all, or a sample of about ``limit``."""
         found = [self._reach(numbers) for numbers in self._survivors(randomness, limit)]
         widths = [self._widths(labels) for _, labels in found]
         if sum(math.prod(width) for width in widths) <= limit:
@@ -407,7 +407,7 @@ class Disk:
             yield self._image(*found[at], _any_choice(widths[at], randomness))
 
     def _survivors(self, randomness: random.Random, limit: int) -> list[frozenset[int]]:
-        """Return sets of steps that may have survived."""
+        """Return sets of steps that can have survived."""
         numbers = [step.number for step in self._pending]
         if len(numbers) <= _FEW_STEPS:
             sets = itertools.chain.from_iterable(
@@ -427,7 +427,7 @@ class Disk:
         return list(dict.fromkeys(ends)) + between
 
     def _without(self, number: int) -> frozenset[int]:
-        """Return all steps but one, and those that need it."""
+        """Return all steps but one and those that need it."""
         lost = {number}
         for step in self._pending:
             if step.needs & lost:

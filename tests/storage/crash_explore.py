@@ -1,4 +1,4 @@
-"""Runs of a store that are recorded, and crashed at every point of the record."""
+"""Records runs of a store, and crashes them at every point of the record."""
 
 import contextlib
 import random
@@ -39,7 +39,7 @@ _DONE_BEFORE: Final = {Code.EXISTS, Code.NOT_FOUND}
 
 
 class Run:
-    """A client and the store it speaks to; keeps account of what it has been promised.
+    """A client and its store; keeps a record of what the store has promised.
 
     Every operation allows what it may leave behind before it begins, and
     forbids all but its result once it is acknowledged.
@@ -55,7 +55,7 @@ class Run:
         return self.history[-1][1]
 
     def promised(self, promise: Promise) -> None:
-        """From now on this is what must be found."""
+        """Expect this from now on."""
         self.history.append((len(self.files.events), promise))
 
     def put(
@@ -103,7 +103,7 @@ class Run:
         return upload
 
     def send(self, upload: DirectoryUpload, content: bytes, *offsets: int) -> None:
-        """Send these blocks, as far as the store does not have them."""
+        """Send these blocks, unless the store holds them."""
         held = {record.offset: record.digest for record in upload.records(DEFAULT)}
         for offset in offsets:
             block = blocks_of(content)[offset]
@@ -122,7 +122,7 @@ class Run:
         self._claim(replace(self._claim_of(upload), held=held))
 
     def commit(self, upload: DirectoryUpload) -> None:
-        """Commit and let go. The client names no digest: it is for the store to know its bytes."""
+        """Commit and release, without a digest: the store has to verify its own bytes."""
         claim = self._claim_of(upload)
         self._claim(replace(claim, committing=True))
         with self._changing(self._arrived(claim.spec.name, claim.content), claim.spec.name):
@@ -131,18 +131,18 @@ class Run:
         upload.release()
 
     def upload(self, name: str, content: bytes, *, overwrite: bool = True) -> None:
-        """Send a file as ``ftpkit put`` does: what is missing of it, then commit."""
+        """Send a file as ``ftpkit put`` does: the missing blocks, then commit."""
         upload = self.begin(name, content, overwrite=overwrite)
         self.send(upload, content, *blocks_of(content))
         self.commit(upload)
 
     def forsake(self, identity: str | None = None) -> None:
-        """Claim nothing any more of this upload, or of any."""
+        """Expect nothing any more of this upload, or of any."""
         claims = [c for c in self.promise.claims if c.identity != identity and identity]
         self.promised(replace(self.promise, claims=tuple(claims)))
 
     def ask_again(self) -> None:
-        """Repeat the commits whose answer may have been lost."""
+        """Repeat the commits whose reply may have been lost."""
         for claim in self.promise.claims:
             if claim.committing and self.store.published(claim.identity, owner=OWNER):
                 self._claim(replace(claim, done=True))
@@ -182,7 +182,7 @@ def nothing(run: Run) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Something to be crashed: ``act``, after ``prepare`` has become stable (None: from the start).
+    """Actions to crash: ``act``, after ``prepare`` is on stable storage (None: from the start).
 
     Where a crash comes first, ``act`` is done again as a client would do it.
     """
@@ -197,19 +197,19 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a run did to a disk, and what was promised after how many events."""
+    """The events of a run, and the promises after how many of them."""
 
     start: Disk
     events: list[Event]
     history: list[tuple[int, Promise]]
 
     def is_before_sync(self, count: int) -> bool:
-        """Whether the next event is a sync, or none: then most is in flight."""
+        """Whether the next event is a sync, or none: then the most is not yet stable."""
         following = self.events[count : count + 1]
         return all(isinstance(event, Sync | SyncDirectory) for event in following)
 
     def points(self) -> Iterator[tuple[int, Disk, list[Promise]]]:
-        """Yield the disk after each event, with all that was promised while it was so."""
+        """Yield the disk after each event, with the promises of that time."""
         disk = self.start.copy()
         for count in range(len(self.events) + 1):
             if count:
@@ -220,7 +220,7 @@ class Recording:
 
 
 class Explorer:
-    """Crashes runs at every point, and looks at what may then be found.
+    """Crashes runs at every point, and checks the states that are possible then.
 
     ``limit`` is how many states are looked at for a point, ``deeper`` how many
     of them are continued, and crashed anew, for a scenario.
@@ -243,7 +243,7 @@ class Explorer:
         self._made = 0
 
     def explore(self, scenario: Scenario) -> None:
-        """Run a scenario, crash it everywhere; raise BrokenPromiseError if that does harm."""
+        """Crash a scenario at every point; raise BrokenPromiseError if the store fails."""
         recording = self._record(scenario)
         crashed = self._crash(scenario.name, recording, self._limit)
         points = [
@@ -272,7 +272,7 @@ class Explorer:
         return Recording(start, files.events, run.history)
 
     def _continue(self, scenario: Scenario, disk: Disk, promise: Promise, how: str) -> None:
-        """Restart on what a crash has left, go on as a client would, and crash that."""
+        """Restart after a crash, continue as a client would, and crash that."""
         files = self._open(disk)
         start = disk.copy()
         run = Run(files, promise)

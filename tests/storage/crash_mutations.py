@@ -1,4 +1,4 @@
-"""Faulty stores: what the explorer has to catch. Each drops or moves one sync, or a step."""
+"""Faulty stores that the explorer has to catch: each drops or moves one sync or step."""
 
 import os
 
@@ -15,14 +15,14 @@ class NoFileSync(RecordingFiles):
 
 
 class NoDirectorySync(RecordingFiles):
-    """No name is made stable."""
+    """No directory is synced."""
 
     def sync_directory(self, directory: DirHandle) -> None:
         pass
 
 
 class SyncAfterRename(RecordingFiles):
-    """Bytes are made stable only after they have got their name."""
+    """Bytes are synced only after the rename."""
 
     late: int | None = None
 
@@ -47,7 +47,7 @@ class RenameInTwoSteps(RecordingFiles):
 
 
 class NoNameSyncAfterRename(RecordingFiles):
-    """What is said to stand under its name may lose it."""
+    """A file is acknowledged before its name is stable."""
 
     renamed = False
 
@@ -105,7 +105,7 @@ class NoUploadNameSync(RecordingFiles):
 
 
 class NoStagingSync(RecordingFiles):
-    """What is purged at a restart may come back in part under its old name."""
+    """A purge at the start can come back in part under its old name."""
 
     def sync_directory(self, directory: DirHandle) -> None:
         if os.path.basename(directory.path) != "staging":
@@ -127,7 +127,7 @@ class _UploadFiles(RecordingFiles):
 
 
 class NoDataSyncBeforeCheckpoint(_UploadFiles):
-    """A checkpoint vouches for bytes that are not stable."""
+    """A checkpoint covers bytes that are not stable."""
 
     def sync_data(self, fd: int) -> None:
         if self.is_journal(fd):
@@ -135,7 +135,7 @@ class NoDataSyncBeforeCheckpoint(_UploadFiles):
 
 
 class DataSyncAfterCheckpoint(_UploadFiles):
-    """A checkpoint is stable before the bytes that it vouches for."""
+    """A checkpoint is stable before the bytes that it covers."""
 
     late: int | None = None
 
@@ -151,7 +151,7 @@ class DataSyncAfterCheckpoint(_UploadFiles):
 
 
 class NoCheckpointSync(_UploadFiles):
-    """A checkpoint is not stable when it is said to be."""
+    """A checkpoint is not synced."""
 
     def sync_data(self, fd: int) -> None:
         if self.last != b"C" or not self.is_journal(fd):
@@ -159,7 +159,7 @@ class NoCheckpointSync(_UploadFiles):
 
 
 class NoForgetSync(_UploadFiles):
-    """A block is overwritten while a checkpoint may still vouch for it."""
+    """A block is overwritten while a checkpoint can still cover it."""
 
     def sync_data(self, fd: int) -> None:
         if self.last != b"X":
@@ -167,7 +167,7 @@ class NoForgetSync(_UploadFiles):
 
 
 class NoPreparedSync(_UploadFiles):
-    """A file is published before the journal says that it may be."""
+    """A file is published before the journal record of that is stable."""
 
     def sync_data(self, fd: int) -> None:
         if self.last != b"P":
@@ -175,7 +175,7 @@ class NoPreparedSync(_UploadFiles):
 
 
 class NoRecoverySync(_UploadFiles):
-    """What a restart reads in a journal, and cuts off from it, is not stable."""
+    """The journal is not synced after a restart truncated it."""
 
     truncated = False
 

@@ -1,4 +1,4 @@
-"""What a client was told, and whether a store that was restarted still keeps to it."""
+"""What a store has promised to a client, and whether it still holds after a restart."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Tree = frozenset[tuple[str, bytes | None]]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is said of one upload.
+    """What was promised of one upload.
 
     ``held`` are the blocks that were acknowledged and checkpointed,
     ``committing`` that a commit was asked for, ``done`` that it was answered.
@@ -47,7 +47,7 @@ class Promise:
 
 
 class BrokenPromiseError(Exception):
-    """The store has lost, mixed or made up something."""
+    """The store lost, mixed up or invented content."""
 
 
 def require(kept: bool, text: str) -> None:
@@ -57,11 +57,11 @@ def require(kept: bool, text: str) -> None:
 
 
 def ignore(done: int, total: int) -> None:
-    """Follow no progress."""
+    """Report no progress."""
 
 
 def tree_of(root: Path) -> Tree:
-    """Return what stands under a root, past the store."""
+    """Return what is below a root, read without the store."""
     return frozenset(look(root, past=PRIVATE))
 
 
@@ -74,17 +74,17 @@ def with_parents(tree: Tree, name: str) -> list[Tree]:
 
 
 def with_entry(tree: Tree, name: str, content: bytes | None) -> Tree:
-    """Return the tree with something under a name, in place of what is there."""
+    """Return the tree with ``name`` added or replaced."""
     return frozenset({**dict(tree), name: content}.items())
 
 
 def without(tree: Tree, name: str) -> Tree:
-    """Return the tree without what is under a name."""
+    """Return the tree without ``name`` and what is below it."""
     return frozenset(item for item in tree if not f"{item[0]}/".startswith(f"{name}/"))
 
 
 def moved(tree: Tree, name: str, to: str) -> Tree:
-    """Return the tree with what is under one name under another."""
+    """Return the tree after a rename."""
     items = {f"{to}{inner[len(name) :]}": content for inner, content in tree - without(tree, name)}
     return frozenset({**dict(without(tree, name)), **items}.items())
 
@@ -95,7 +95,7 @@ def blocks_of(content: bytes) -> dict[int, bytes]:
 
 
 def check(top: Path, promise: Promise, *, changed: bool) -> None:
-    """Restart a store on what is on the disk, and hold it to the promise.
+    """Restart a store on the disk, and check the promise.
 
     An unfinished upload is then finished, with ``changed`` by a client whose file is another now.
     """
@@ -138,7 +138,7 @@ def _check_digests(store: DirectoryStore, root: Path, standing: Tree) -> None:
 
 
 def _is_doubled(claim: Claim, promise: Promise) -> bool:
-    """Whether the content of an upload may stand under its name because of another one."""
+    """Whether another upload may have published the same content under the name."""
     others = [other for other in promise.claims if other.identity != claim.identity]
     return any(other.committing and other.content == claim.content for other in others)
 
@@ -146,7 +146,7 @@ def _is_doubled(claim: Claim, promise: Promise) -> bool:
 def _check_answer(
     store: DirectoryStore, claim: Claim, info: FileInfo, content: bytes | None
 ) -> None:
-    """Check what a repeated commit is told, while ``content`` stands under the name."""
+    """Check the result of a repeated commit, while ``content`` is published."""
     require(claim.committing, "nobody asked for this commit")
     require(info.content_digest == digest_of(claim.content), "the answer has a wrong digest")
     if not claim.done or info.version == store.stat(claim.spec.name).version:
@@ -188,7 +188,7 @@ def _finish(
 
 
 def shown(tree: Tree | Mapping[str, bytes | None]) -> str:
-    """Return a tree in few words."""
+    """Return a short description of a tree."""
     items: Iterable[tuple[str, bytes | None]] = tree.items() if isinstance(tree, Mapping) else tree
     return ", ".join(
         f"{name}/" if content is None else f"{name} ({len(content)} bytes, {content[:2]!r}…)"

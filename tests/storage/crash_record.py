@@ -1,4 +1,4 @@
-"""Files that do each change for real and tell a model disk of it."""
+"""A file system that makes each change and records it on a model disk."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ from tests.storage.crash_disk import (
 
 
 class RecordingFiles(FileSystem):
-    """Does every change on a disk, under ``top``, and keeps a record of what was done to what.
+    """Makes every change on the disk, below ``top``, and records it.
 
     A file or directory is known by its inode, whatever it is called and
     however often it was opened. One that nobody made here ends the test: the
@@ -124,12 +124,12 @@ class RecordingFiles(FileSystem):
         self.record(Link(self.label(source.status()), part, self.label(target.status()), to))
 
     def assert_complete(self) -> None:
-        """Check that the disk is what the record says: no change has gone by unseen."""
+        """Check that the disk is as recorded: no change was made past this object."""
         assert dict(look(self.top)) == dict(look_model(self.disk))
 
 
 def look(top: Path, *, past: str | None = None) -> Iterator[tuple[str, bytes | None]]:
-    """Yield all that is on a real disk, but ``past``: content of files, None for directories."""
+    """Yield everything on a real disk but ``past``: content of files, None for directories."""
     waiting = [(os.fspath(top), "")]
     while waiting:
         path, prefix = waiting.pop()
@@ -153,7 +153,7 @@ def look_model(disk: Disk) -> Iterator[tuple[str, bytes | None]]:
 
 
 class LinkingFiles(RecordingFiles):
-    """A disk that moves to a free name in two steps only."""
+    """A disk without an atomic rename to a free name."""
 
     def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What is crashed: each way in which a client changes a store."""
+"""The scenarios to crash: each way in which a client changes a store."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Stores to test: every kind that the contract holds for, and the few verbs that tests share."""
+"""Stores to test, of every kind, and the few functions that the tests share."""
 
 import contextlib
 import errno
@@ -24,12 +24,12 @@ from tests.support.portable import sitecustomize
 BLOCK = 64 * 1024
 _QUOTA = 2**63 - 1
 OWNER = "ada"
-# Nothing that a store under it says may tell that there is such a name.
+# No message of a store below it may contain this name.
 JAIL = "unheard/of"
 
 
 class QuickFiles(FileSystem):
-    """The real disk without the waiting: nothing is flushed."""
+    """The real disk without syncs."""
 
     def sync(self, fd: int) -> None:
         pass
@@ -42,7 +42,7 @@ class QuickFiles(FileSystem):
 
 
 class WatchedFiles(QuickFiles):
-    """Calls ``before`` with the name of each change, which may raise instead of it."""
+    """Calls ``before`` with the name of each change; it can raise to prevent it."""
 
     def __init__(self, before: Callable[[str], None]) -> None:
         self._before = before
@@ -122,7 +122,7 @@ class Fault:
 
 
 class Place:
-    """Where a store keeps its files, in ``under``; it may be opened again and again."""
+    """Where a store keeps its files, in ``under``; the store can be opened again."""
 
     def __init__(self, top: Path, under: str = "") -> None:
         self.top, self.root = top, top / under
@@ -133,7 +133,7 @@ class Place:
         return self._stack.enter_context(DirectoryStore(self.top, files or QuickFiles()))
 
     def store(self) -> Store:
-        """Open it as the store that names are relative to; in ``under`` there is a quota."""
+        """Open the store that names are relative to, with a quota if it is in ``under``."""
         store = self.open()
         if not self._under:
             return store
@@ -156,19 +156,19 @@ class Place:
         self._stack.close()
 
     def visible(self) -> list[str]:
-        """What stands in the root, seen past the store; its own directory left out."""
+        """Return the names in the root, read without the store, but for its private directory."""
         found = [str(path.relative_to(self.root)) for path in self.root.rglob("*")]
         return sorted(name for name in found if not name.startswith(".ftpkit"))
 
     def private(self) -> list[str]:
-        """What lies unfinished in the store's own directory."""
+        """Return what is unfinished in the store's private directory."""
         private = self.top / ".ftpkit"
         unfinished = [*(private / "staging").iterdir(), *(private / "uploads").iterdir()]
         return [path.name for path in unfinished]
 
 
 class MemoryPlace(Place):
-    """A place of which nothing is on the disk; its store outlives ``close``."""
+    """A place in memory; its store outlives ``close``."""
 
     def __init__(self, top: Path) -> None:
         super().__init__(top)
@@ -201,7 +201,7 @@ def take_powers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ignore(done: int, total: int) -> None:
-    """Follow no progress."""
+    """Report no progress."""
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def test_a_file_with_the_right_digest_is_published(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_without_a_digest_the_answer_tells_it(store: Store, size: int) -> None:
+def test_commit_returns_the_digest_that_was_not_given(store: Store, size: int) -> None:
     data = bytes(size)
     assert stage(store, "f", data).content_digest == digest_of(data)
 
@@ -57,7 +57,7 @@ def test_an_unknown_algorithm_is_refused_before_anything_is_made(
     assert place.visible() == place.private() == []
 
 
-def test_discard_leaves_nothing_and_may_be_repeated(store: Store, place: Place) -> None:
+def test_discard_leaves_nothing_and_can_be_repeated(store: Store, place: Place) -> None:
     stage(store, "f", b"old")
     staged = store.stage(UploadSpec(name="f", total=3), None)
     staged.write(memoryview(b"new"))
@@ -76,7 +76,7 @@ def test_discard_after_commit_keeps_the_file(store: Store) -> None:
     assert fetch(store, "f") == b"new"
 
 
-def test_nothing_stands_under_the_name_before_commit(store: Store) -> None:
+def test_the_name_does_not_exist_before_commit(store: Store) -> None:
     staged = store.stage(UploadSpec(name="d/f", total=3), None)
     staged.write(memoryview(b"new"))
     with refused(Code.NOT_FOUND):
@@ -87,7 +87,7 @@ def test_nothing_stands_under_the_name_before_commit(store: Store) -> None:
 # What stands under the name already
 
 
-def test_without_overwrite_a_name_that_is_taken_is_refused_early(store: Store) -> None:
+def test_an_existing_name_is_refused_early_without_overwrite(store: Store) -> None:
     stage(store, "f", b"one")
     with refused(Code.EXISTS):
         store.stage(UploadSpec(name="f", total=0, overwrite=False), None)
@@ -96,7 +96,7 @@ def test_without_overwrite_a_name_that_is_taken_is_refused_early(store: Store) -
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_directory_is_never_replaced_by_a_file(store: Store, overwrite: bool) -> None:
+def test_a_file_never_replaces_a_directory(store: Store, overwrite: bool) -> None:
     store.mkdir("d")
     with refused(Code.IS_A_DIRECTORY if overwrite else Code.EXISTS):
         stage(store, "d", b"", overwrite=overwrite)
@@ -135,7 +135,7 @@ def test_of_two_commits_without_overwrite_exactly_one_wins(store: Store, place: 
     assert place.private() == []
 
 
-def test_commit_makes_parents_that_went_away_meanwhile(store: Store) -> None:
+def test_commit_makes_parents_that_were_deleted_meanwhile(store: Store) -> None:
     store.mkdir("d")
     staged = store.stage(UploadSpec(name="d/f", total=0), None)
     store.delete("d", recursive=True, progress=ignore)

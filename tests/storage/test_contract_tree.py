@@ -19,7 +19,7 @@ def test_the_root_is_a_directory(store: Store) -> None:
     assert (info.kind, info.total) == ("dir", 0)
 
 
-def test_stat_tells_kind_and_length(store: Store) -> None:
+def test_stat_returns_kind_and_length(store: Store) -> None:
     stage(store, "a/f", b"12345")
     assert (store.stat("a/f").kind, store.stat("a/f").total) == ("file", 5)
     assert (store.stat("a").kind, store.stat("a").total) == ("dir", 0)
@@ -27,7 +27,7 @@ def test_stat_tells_kind_and_length(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "a/missing", "missing/f", "a/b/c/d"])
-def test_what_is_not_there_is_not_found(store: Store, name: str) -> None:
+def test_a_missing_name_is_not_found(store: Store, name: str) -> None:
     store.mkdir("a")
     with refused(Code.NOT_FOUND):
         store.stat(name)
@@ -41,7 +41,7 @@ def test_what_is_not_there_is_not_found(store: Store, name: str) -> None:
         list(store.list_files(name, recursive=True, after=None))
 
 
-def test_a_file_is_no_directory_on_any_path(store: Store) -> None:
+def test_a_file_in_a_path_is_not_a_directory(store: Store) -> None:
     stage(store, "f", b"")
     with refused(Code.NOT_A_DIRECTORY):
         store.stat("f/g")
@@ -115,7 +115,7 @@ def test_a_list_below_a_directory_goes_on_after_any_name(store: Store) -> None:
         assert listed(store, "a", after=after) == tail, after
 
 
-def test_an_entry_of_a_list_is_what_stat_tells(store: Store) -> None:
+def test_a_list_describes_files_as_stat_does(store: Store) -> None:
     full_list(store)
     for info in list_files(store):
         # Only stat opens the file to see which digest it was stored with.
@@ -128,7 +128,7 @@ def test_an_empty_directory_has_an_empty_list(store: Store) -> None:
     assert listed(store, "d") == []
 
 
-def test_what_vanishes_while_a_list_is_read_is_left_out(store: Store) -> None:
+def test_names_deleted_while_a_list_is_read_are_left_out(store: Store) -> None:
     for name in ("a/1", "b/1", "b/2", "c"):
         stage(store, name, b"")
     names = []
@@ -152,7 +152,7 @@ def test_a_list_that_is_not_read_to_its_end_leaves_nothing_open(store: Store) ->
 # mkdir
 
 
-def test_mkdir_makes_parents_and_an_existing_directory_is_fine(store: Store) -> None:
+def test_mkdir_makes_parents_and_accepts_an_existing_directory(store: Store) -> None:
     store.mkdir("a/b/c")
     store.mkdir("a/b/c")
     store.mkdir("a")
@@ -169,7 +169,7 @@ def test_rename_moves_a_file_and_makes_parents(store: Store, place: Place) -> No
     assert place.visible() == ["x", "x/y", "x/y/g"]
 
 
-def test_rename_moves_a_directory_with_all_that_is_in_it(store: Store) -> None:
+def test_rename_moves_a_directory_with_its_content(store: Store) -> None:
     stage(store, "a/b/f", b"one")
     for overwrite, source, to in [(False, "a", "x/y"), (True, "x/y", "z")]:
         store.rename(source, to, overwrite=overwrite)
@@ -189,7 +189,7 @@ def test_rename_replaces_a_file_only_if_asked_to(store: Store) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_rename_never_replaces_a_directory_by_a_file(store: Store, overwrite: bool) -> None:
+def test_rename_never_replaces_a_directory_with_a_file(store: Store, overwrite: bool) -> None:
     stage(store, "f", b"one")
     store.mkdir("d")
     with refused(Code.IS_A_DIRECTORY if overwrite else Code.EXISTS):
@@ -198,7 +198,7 @@ def test_rename_never_replaces_a_directory_by_a_file(store: Store, overwrite: bo
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_rename_never_replaces_a_file_by_a_directory(store: Store, overwrite: bool) -> None:
+def test_rename_never_replaces_a_file_with_a_directory(store: Store, overwrite: bool) -> None:
     stage(store, "f", b"one")
     stage(store, "d/g", b"two")
     with refused(Code.NOT_A_DIRECTORY if overwrite else Code.EXISTS):

@@ -60,14 +60,14 @@ def test_blocks_may_come_in_any_order(store: Store, total: int | None) -> None:
         assert fetch(store, f"f{turn}") == DATA
 
 
-def test_blocks_that_came_in_order_tell_the_digest_of_the_file(store: Store) -> None:
+def test_blocks_in_order_give_the_digest_of_the_file(store: Store) -> None:
     upload = begin(store, "f", len(DATA))
     send_all(upload)
     assert commit(upload, len(DATA)).content_digest == digest_of(DATA)
     upload.release()
 
 
-def test_nothing_stands_under_the_name_before_commit(store: Store, place: Place) -> None:
+def test_the_name_does_not_exist_before_commit(store: Store, place: Place) -> None:
     upload = begin(store, "d/f", len(DATA))
     send_all(upload)
     assert place.visible() == []
@@ -76,7 +76,7 @@ def test_nothing_stands_under_the_name_before_commit(store: Store, place: Place)
 
 
 @pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
-def test_records_tell_offset_length_and_digest(store: Store, algorithm: str) -> None:
+def test_records_have_offset_length_and_digest(store: Store, algorithm: str) -> None:
     upload = begin(store, "f", len(DATA))
     send(upload, TAIL, BLOCKS[TAIL], algorithm)
     send(upload, 0, BLOCKS[0], algorithm)
@@ -93,7 +93,7 @@ def test_records_tell_offset_length_and_digest(store: Store, algorithm: str) -> 
     "offset", [-BLOCK, -1, 0, 1, BLOCK - 1, BLOCK, BLOCK + 1, TAIL, TAIL + 1, 4 * BLOCK, HUGE]
 )
 @pytest.mark.parametrize("size", [-1, 0, 1, 16, 17, 18, BLOCK - 1, BLOCK, BLOCK + 1, len(DATA)])
-def test_only_the_blocks_of_the_grid_are_taken(store: Store, offset: int, size: int) -> None:
+def test_only_blocks_of_the_grid_are_accepted(store: Store, offset: int, size: int) -> None:
     upload = begin(store, "f", len(DATA))
     good = (offset in (0, BLOCK) and size == BLOCK) or (offset == TAIL and size == 17)
     if good:
@@ -108,7 +108,7 @@ def test_only_the_blocks_of_the_grid_are_taken(store: Store, offset: int, size: 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1])
 @pytest.mark.parametrize("offset", [0, 1, BLOCK, HUGE])
-def test_without_a_total_any_length_up_to_a_block_is_taken(
+def test_any_length_up_to_a_block_is_accepted_without_a_total(
     store: Store, offset: int, size: int
 ) -> None:
     upload = begin(store, "f", None)
@@ -153,7 +153,7 @@ def test_a_block_that_was_not_finished_is_not_held(store: Store) -> None:
     upload.release()
 
 
-def test_the_same_block_twice_is_fine(store: Store) -> None:
+def test_the_same_block_can_be_sent_twice(store: Store) -> None:
     upload = begin(store, "f", len(DATA))
     for offset in (0, 0, BLOCK, 0, BLOCK, 2 * BLOCK, TAIL, TAIL):
         send(upload, offset, BLOCKS[offset])
@@ -187,7 +187,7 @@ def test_other_content_for_a_held_block_replaces_it(store: Store) -> None:
     assert fetch(store, "f") == data
 
 
-def test_other_content_that_never_came_whole_takes_the_block_back(store: Store) -> None:
+def test_an_unfinished_replacement_drops_the_held_block(store: Store) -> None:
     upload = begin(store, "f", 5)
     send(upload, 0, b"first")
     writer = upload.write(0, 5, digest_of(b"other"))
@@ -198,7 +198,7 @@ def test_other_content_that_never_came_whole_takes_the_block_back(store: Store) 
     upload.release()
 
 
-def test_the_told_digest_is_never_that_of_a_block_replaced_while_the_next_was_written(
+def test_the_digest_is_that_of_a_block_replaced_while_the_next_was_written(
     store: Store,
 ) -> None:
     upload = begin(store, "f", 2 * BLOCK)
@@ -289,7 +289,7 @@ def test_only_the_same_owner_name_total_and_block_continue(
 
 
 @pytest.mark.parametrize("owner", ["bob", "", "ada\0f", "ADA"])
-def test_another_owner_sees_no_upload(store: Store, owner: str) -> None:
+def test_another_owner_does_not_find_an_upload(store: Store, owner: str) -> None:
     upload = begin(store, "f", 5)
     send(upload, 0, b"right")
     with refused(Code.NOT_FOUND):
@@ -316,7 +316,7 @@ def test_an_unknown_upload_is_not_found(store: Store, identity: str) -> None:
     assert store.published(identity, owner=OWNER) is None
 
 
-def test_a_later_begin_may_wish_for_another_mtime_and_overwrite(store: Store) -> None:
+def test_a_later_begin_can_change_mtime_and_overwrite(store: Store) -> None:
     stage(store, "f", b"old")
     upload = begin(store, "f", 3)
     send(upload, 0, b"new")
@@ -360,7 +360,7 @@ def test_another_total_than_that_of_begin_is_refused(store: Store, total: int) -
 @pytest.mark.parametrize(
     "total", [0, BLOCK, TAIL, TAIL + 16, TAIL + 18, 4 * BLOCK, 9 * BLOCK, HUGE]
 )
-def test_a_total_that_was_not_known_must_fit_the_blocks(store: Store, total: int) -> None:
+def test_an_unknown_total_must_fit_the_blocks_at_commit(store: Store, total: int) -> None:
     upload = begin(store, "f", None)
     send_all(upload)
     with refused(Code.INCOMPLETE):
@@ -424,7 +424,7 @@ def test_commit_may_be_repeated(place: Place) -> None:
         assert store.published(upload.id, owner="bob") is None
 
 
-def test_what_is_not_published_has_no_publication(store: Store) -> None:
+def test_an_unfinished_upload_is_not_published(store: Store) -> None:
     upload = begin(store, "f", 5)
     assert store.published(upload.id, owner=OWNER) is None
     upload.release()
@@ -447,9 +447,7 @@ def test_after_commit_the_same_begin_is_a_new_upload(store: Store) -> None:
     assert fetch(store, "f") == b"newer"
 
 
-def test_a_commit_without_overwrite_loses_to_a_file_that_came_first(
-    store: Store, place: Place
-) -> None:
+def test_a_commit_without_overwrite_loses_to_an_earlier_file(store: Store, place: Place) -> None:
     upload = begin(store, "f", 5, overwrite=False)
     send(upload, 0, b"right")
     stage(store, "f", b"first")
@@ -492,7 +490,7 @@ CHANGES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.pairwise
 @pytest.mark.parametrize("total", [len(DATA), None])
 @pytest.mark.parametrize("change", CHANGES)
-def test_blocks_that_are_not_sent_are_taken_from_the_standing_file(
+def test_blocks_that_are_not_sent_are_copied_from_the_existing_file(
     store: Store, change: str, total: int | None
 ) -> None:
     standing = CHANGES[change]()
@@ -511,7 +509,7 @@ def test_blocks_that_are_not_sent_are_taken_from_the_standing_file(
     assert fetch(store, "f") == DATA
 
 
-def test_without_a_standing_file_there_is_no_basis(store: Store) -> None:
+def test_there_is_no_basis_without_an_existing_file(store: Store) -> None:
     upload = begin(store, "f", len(DATA))
     offer_basis(store, upload, "blake3", ignore)
     assert held(upload) == []
@@ -520,7 +518,7 @@ def test_without_a_standing_file_there_is_no_basis(store: Store) -> None:
     upload.release()
 
 
-def test_a_basis_stays_the_file_it_was(store: Store) -> None:
+def test_a_basis_stays_the_same_file(store: Store) -> None:
     stage(store, "f", DATA)
     upload = begin(store, "f", len(DATA))
     offer_basis(store, upload, "blake3", ignore)
@@ -554,7 +552,7 @@ def test_a_basis_is_not_kept_for_another_begin(store: Store) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_a_newer_writer_takes_the_block_over(store: Store, same: bool) -> None:
+def test_a_newer_writer_takes_over_the_block(store: Store, same: bool) -> None:
     new = b"newer" if not same else b"older"
     upload = begin(store, "f", 5)
     older = upload.write(0, 5, digest_of(b"older"))
@@ -590,7 +588,7 @@ def test_a_writer_that_has_all_its_bytes_cannot_finish_after_a_takeover(store: S
     assert fetch(store, "f") == b"newer"
 
 
-def test_abort_throws_everything_away_while_a_writer_is_at_work(store: Store, place: Place) -> None:
+def test_abort_deletes_everything_while_a_writer_is_active(store: Store, place: Place) -> None:
     stage(store, "f", b"old")
     upload = begin(store, "f", 5)
     writer = upload.write(0, 5, digest_of(b"right"))
@@ -608,7 +606,7 @@ def test_abort_throws_everything_away_while_a_writer_is_at_work(store: Store, pl
     assert fetch(store, "f") == b"old"
 
 
-def test_after_abort_a_begin_starts_anew(store: Store) -> None:
+def test_a_begin_after_abort_starts_anew(store: Store) -> None:
     upload = begin(store, "f", 5)
     send(upload, 0, b"right")
     store.abort(upload.id, owner=OWNER)
@@ -619,7 +617,7 @@ def test_after_abort_a_begin_starts_anew(store: Store) -> None:
     upload.release()
 
 
-def test_a_write_that_comes_during_commit_does_not_reach_the_file(store: Store) -> None:
+def test_a_write_during_commit_does_not_reach_the_file(store: Store) -> None:
     stage(store, "f", b"old")
     upload = begin(store, "f", len(DATA))
     send_all(upload)

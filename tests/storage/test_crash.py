@@ -1,4 +1,4 @@
-"""Whatever the machine dies at, the store keeps what WIRE.md section 5 promises."""
+"""After a crash at any point, the store keeps what WIRE.md section 5 promises."""
 
 import ast
 import random

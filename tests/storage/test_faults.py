@@ -1,4 +1,4 @@
-"""A disk that fails: errors become refusals, and no failure leaves a lie behind."""
+"""A disk that fails: errors become refusals, and no failure leaves a wrong state."""
 
 import errno
 import threading
@@ -57,7 +57,7 @@ def test_an_error_of_the_disk_becomes_a_refusal(place: Place, number: int) -> No
     assert place.visible() == place.private() == []
 
 
-def test_an_error_that_no_client_can_do_anything_about_passes(place: Place) -> None:
+def test_an_error_that_no_client_can_mend_is_internal(place: Place) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
         staged = store.stage(UploadSpec(name="f", total=1), None)
@@ -87,7 +87,7 @@ NEW, OLD = b"n" * BLOCK + b"new", b"old"
 
 
 @pytest.mark.parametrize("way", ARRIVALS)
-def test_whichever_change_fails_the_old_file_or_the_new_one_stands(place: Place, way: str) -> None:
+def test_a_failed_change_leaves_the_old_file_or_the_new_one(place: Place, way: str) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
         nth = 0
@@ -115,7 +115,9 @@ def test_whichever_change_fails_the_old_file_or_the_new_one_stands(place: Place,
 
 
 @pytest.mark.parametrize("released", [True, False])
-def test_whichever_change_fails_a_repeated_commit_answers(place: Place, released: bool) -> None:
+def test_a_repeated_commit_returns_the_file_after_any_failed_change(
+    place: Place, released: bool
+) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
         for overwrite in (True, False):
@@ -192,7 +194,7 @@ def test_a_refused_first_change_leaves_everything_as_it_was(
         assert (fetch(store, "d/f"), fetch(store, "e/old")) == (b"one", b"two")
 
 
-def test_a_directory_that_could_not_be_moved_leaves_no_empty_one(place: Place) -> None:
+def test_a_failed_rename_of_a_directory_leaves_no_empty_one(place: Place) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
         stage(store, "d/f", b"one")
@@ -218,7 +220,7 @@ def test_reopening_an_upload_on_a_full_disk_is_refused_and_leaks_nothing(place: 
 
 
 class HalfFull(QuickFiles):
-    """Writes half of what it is given, once, and then fails as a full disk does."""
+    """Writes half of the bytes, once, and then fails as a full disk does."""
 
     def __init__(self) -> None:
         self.full = False
@@ -230,7 +232,7 @@ class HalfFull(QuickFiles):
         super().write(fd, view, offset)
 
 
-def test_half_a_record_of_a_full_disk_does_not_hide_the_records_behind_it(place: Place) -> None:
+def test_half_a_record_of_a_full_disk_does_not_hide_later_records(place: Place) -> None:
     files = HalfFull()
     with place.open(files) as store:
         upload = begin(store, "f", 3 * BLOCK)
@@ -369,7 +371,7 @@ def test_a_begin_during_an_abort_gets_an_upload_of_its_own(place: Place) -> None
         assert fetch(store, "f") == b"right"
 
 
-def test_what_was_staged_when_a_server_died_is_gone_at_the_next_start(place: Place) -> None:
+def test_staged_files_are_deleted_at_the_next_start(place: Place) -> None:
     with closing(place.store()) as store:
         (place.top / ".ftpkit" / "staging" / "rest").write_bytes(b"half")
         (place.top / ".ftpkit" / "staging" / "tree" / "inner").mkdir(parents=True)

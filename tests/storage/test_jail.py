@@ -1,4 +1,4 @@
-"""The jail: links, special files and racing attackers lead nowhere outside the root."""
+"""Symbolic links, special files and races lead nowhere outside the root."""
 
 import os
 import socket
@@ -43,7 +43,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def seen(path: Path) -> list[tuple[str, int, int, bytes]]:
-    """Everything below ``path`` that a change could change."""
+    """Return the state of everything below ``path``."""
     found = []
     for item in [path, *sorted(path.rglob("*"))]:
         status = item.lstat()
@@ -99,7 +99,7 @@ OPERATIONS: Final[dict[str, Callable[[Store, str], object]]] = {
         ("l", "root/dir", "l/f"),
     ],
 )
-def test_a_link_is_never_followed_and_answered_as_what_is_not_there(
+def test_a_symbolic_link_is_not_found_and_never_followed(
     place: Place, outside: Path, operation: str, absolute: bool, link: str, target: str, name: str
 ) -> None:
     store = place.store()
@@ -117,7 +117,7 @@ def test_a_link_is_never_followed_and_answered_as_what_is_not_there(
     assert fetch(store, "mine") == fetch(store, "dir/f") == b"mine"
 
 
-def test_a_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path) -> None:
+def test_a_symbolic_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path) -> None:
     store = place.store()
     stage(store, "a/f", b"mine")
     (place.root / "a" / "l").symlink_to(outside)
@@ -126,9 +126,7 @@ def test_a_link_is_listed_as_a_link_and_not_entered(place: Place, outside: Path)
     assert kinds == {"a": "dir", "a/f": "file", "a/l": "link", "loop": "link"}
 
 
-def test_delete_removes_links_in_a_directory_and_not_what_they_point_to(
-    place: Place, outside: Path
-) -> None:
+def test_delete_removes_symbolic_links_and_not_their_targets(place: Place, outside: Path) -> None:
     store = place.store()
     store.mkdir("a/b")
     (place.root / "a" / "l").symlink_to(outside)
@@ -137,7 +135,7 @@ def test_delete_removes_links_in_a_directory_and_not_what_they_point_to(
     assert listed(store) == place.private() == []
 
 
-def test_a_link_that_came_while_a_file_was_staged_is_not_followed(
+def test_a_symbolic_link_made_while_a_file_is_staged_is_not_followed(
     place: Place, outside: Path
 ) -> None:
     store = place.store()
@@ -152,7 +150,7 @@ def test_a_link_that_came_while_a_file_was_staged_is_not_followed(
     assert place.private() == []
 
 
-def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+def test_the_root_itself_may_be_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with Place(tmp_path / "link") as place:
@@ -192,7 +190,7 @@ SPECIAL: Final = {"fifo": make_fifo, "socket": make_socket, "device": make_devic
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no special files here")
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - {"mkdir", "list"}))
-def test_a_special_file_never_blocks_and_is_answered_as_what_is_not_there(
+def test_a_special_file_is_not_found_and_never_blocks(
     place: Place, special: str, operation: str
 ) -> None:
     store = place.store()
@@ -210,7 +208,7 @@ def test_a_special_file_never_blocks_and_is_answered_as_what_is_not_there(
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no special files here")
 @pytest.mark.parametrize("special", SPECIAL)
-def test_a_special_file_is_no_directory(place: Place, special: str) -> None:
+def test_a_special_file_is_not_a_directory(place: Place, special: str) -> None:
     store = place.store()
     SPECIAL[special](place.root / "s")
     for operation in ("mkdir", "list"):
@@ -249,7 +247,7 @@ def test_special_files_in_a_directory_are_deleted_with_it(place: Place) -> None:
         ".ftpkit\u0301",
     ],
 )
-def test_what_looks_like_the_private_directory_is_never_listed(place: Place, part: str) -> None:
+def test_names_like_the_private_directory_are_never_listed(place: Place, part: str) -> None:
     store = place.store()
     for directory in (place.root, place.root / "d"):
         (directory / part).mkdir(parents=True, exist_ok=True)
@@ -314,7 +312,7 @@ print(turns, flush=True)
 @pytest.mark.skipif(
     not os_files.HAS_DIR_FD, reason="without held directory descriptors a race can be lost"
 )
-def test_an_attacker_who_swaps_links_in_a_loop_gets_nothing_outside(
+def test_swapping_symbolic_links_in_a_loop_reaches_nothing_outside(
     tmp_path: Path, outside: Path
 ) -> None:
     with Place(tmp_path / "root") as place:

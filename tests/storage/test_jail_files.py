@@ -1,4 +1,4 @@
-"""Whose a file is: second names, leases, modes, and a private directory that is somebody else's."""
+"""Hard links, file leases, modes, and a private directory of another user."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ as_root = pytest.mark.skipif(
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A file outside the root, which stays what it is."""
+    """A file outside the root, which must not change."""
     path = tmp_path / "outside"
     path.write_bytes(SECRET)
     before = path.stat()
@@ -60,7 +60,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 # Second names
 
 
-def test_a_file_with_a_name_outside_is_not_served(place: Place, outside: Path) -> None:
+def test_a_file_hard_linked_outside_is_not_served(place: Place, outside: Path) -> None:
     store = place.open()
     store.mkdir("d")
     (place.root / "d" / "f").hardlink_to(outside)
@@ -76,7 +76,7 @@ def test_a_file_with_a_name_outside_is_not_served(place: Place, outside: Path) -
     assert kinds == {"d": ("dir", 0), "d/f": ("other", 0)}
 
 
-def test_a_file_with_a_name_outside_is_no_basis(place: Place, outside: Path) -> None:
+def test_a_file_hard_linked_outside_is_not_a_basis(place: Place, outside: Path) -> None:
     store = place.open()
     (place.root / "f").hardlink_to(outside)
     upload = begin(store, "f", len(SECRET))
@@ -85,7 +85,7 @@ def test_a_file_with_a_name_outside_is_no_basis(place: Place, outside: Path) -> 
     upload.release()
 
 
-def test_a_file_with_a_name_outside_is_replaced_and_not_written_to(
+def test_a_file_hard_linked_outside_is_replaced_and_not_written_to(
     place: Place, outside: Path
 ) -> None:
     store = place.open()
@@ -108,7 +108,9 @@ def test_a_file_with_a_name_outside_is_replaced_and_not_written_to(
         assert outside.stat().st_nlink == 1
 
 
-def test_a_directory_is_deleted_with_names_of_files_outside(place: Place, outside: Path) -> None:
+def test_a_directory_is_deleted_with_hard_links_to_files_outside(
+    place: Place, outside: Path
+) -> None:
     store = place.open()
     store.mkdir("d/e")
     (place.root / "d" / "e" / "f").hardlink_to(outside)
@@ -116,7 +118,7 @@ def test_a_directory_is_deleted_with_names_of_files_outside(place: Place, outsid
     assert listed(store) == place.private() == []
 
 
-def test_a_file_that_lost_its_second_name_is_served(place: Place, tmp_path: Path) -> None:
+def test_a_file_that_lost_its_second_hard_link_is_served(place: Place, tmp_path: Path) -> None:
     store = place.open()
     stage(store, "f", b"mine")
     (tmp_path / "copy").hardlink_to(place.root / "f")
@@ -126,9 +128,7 @@ def test_a_file_that_lost_its_second_name_is_served(place: Place, tmp_path: Path
     assert fetch(store, "f") == b"mine"
 
 
-def test_the_data_of_an_upload_that_got_a_second_name_is_not_written_to(
-    place: Place, outside: Path
-) -> None:
+def test_hard_linked_data_of_an_upload_is_not_written_to(place: Place, outside: Path) -> None:
     store = place.open()
     upload = begin(store, "f", len(SECRET))
     upload.release()
@@ -141,7 +141,7 @@ def test_the_data_of_an_upload_that_got_a_second_name_is_not_written_to(
 
 
 class DyingFiles(QuickFiles):
-    """A disk that moves to a free name in two steps, and a server that dies between them."""
+    """A disk that renames by link and unlink, and a server that crashes in between."""
 
     def rename_noreplace(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         raise NotImplementedError
@@ -150,7 +150,9 @@ class DyingFiles(QuickFiles):
         raise SystemExit
 
 
-def test_a_put_that_died_between_its_two_names_is_served_after_a_restart(tmp_path: Path) -> None:
+def test_a_put_that_crashed_between_link_and_unlink_is_served_after_a_restart(
+    tmp_path: Path,
+) -> None:
     place = Place(tmp_path / "root")
     with place, pytest.raises(SystemExit):
         stage(place.open(DyingFiles()), "f", b"mine", overwrite=False)
@@ -160,7 +162,7 @@ def test_a_put_that_died_between_its_two_names_is_served_after_a_restart(tmp_pat
         assert place.private() == []
 
 
-def test_an_upload_that_died_between_its_two_names_is_served_after_a_restart(
+def test_an_upload_that_crashed_between_link_and_unlink_is_served_after_a_restart(
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path / "root")
@@ -181,7 +183,7 @@ def test_an_upload_that_died_between_its_two_names_is_served_after_a_restart(
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_rename_that_died_between_its_two_names_is_finished_by_the_next(
+def test_a_rename_that_crashed_between_link_and_unlink_is_finished_by_the_next(
     tmp_path: Path, overwrite: bool
 ) -> None:
     place = Place(tmp_path / "root")
@@ -200,7 +202,7 @@ def test_a_rename_that_died_between_its_two_names_is_finished_by_the_next(
         assert fetch(store, "d/g") == b"mine"
 
 
-def test_a_second_name_elsewhere_does_not_make_an_upload_published(
+def test_a_hard_link_elsewhere_does_not_make_an_upload_published(
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path / "root")
@@ -220,7 +222,7 @@ def test_a_second_name_elsewhere_does_not_make_an_upload_published(
 
 
 class SwappedDirectory(DirHandle):
-    """A directory in which something else takes a name right after it was looked at."""
+    """A directory in which a name is replaced right after its status was read."""
 
     swap: Callable[[], None]
 
@@ -235,7 +237,7 @@ class SwappedDirectory(DirHandle):
 )
 @pytest.mark.parametrize("write", [False, True])
 @pytest.mark.parametrize("thing", ["link", "hard link", "fifo", "directory"])
-def test_what_takes_a_name_after_the_look_is_not_opened(
+def test_a_file_swapped_in_after_the_check_is_not_opened(
     tmp_path: Path, outside: Path, thing: str, write: bool
 ) -> None:
     make: dict[str, Callable[[Path], None]] = {
@@ -273,9 +275,7 @@ def test_what_takes_a_name_after_the_look_is_not_opened(
 
 
 @pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="there are no such races here")
-def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
-    tmp_path: Path, outside: Path
-) -> None:
+def test_a_name_that_existed_for_a_moment_is_not_described(tmp_path: Path, outside: Path) -> None:
     path = tmp_path / "root" / "f"
     path.parent.mkdir()
     path.write_bytes(b"mine")
@@ -291,7 +291,7 @@ def test_a_name_that_was_there_for_a_moment_is_measured_by_nobody(
         assert is_hard_linked(held.steady_stat("f"))
 
 
-def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
+def test_a_commit_describes_the_published_file_and_not_its_replacement(
     tmp_path: Path, outside: Path
 ) -> None:
     path = tmp_path / "root" / "f"
@@ -317,7 +317,7 @@ def test_an_answer_is_of_what_was_published_and_not_of_what_took_its_name(
 # What must stay at a start is no reason not to start
 
 
-def test_a_start_does_not_fail_for_what_cannot_be_removed(tmp_path: Path) -> None:
+def test_a_start_succeeds_if_staged_files_cannot_be_deleted(tmp_path: Path) -> None:
     class Stubborn(QuickFiles):
         def unlink(self, directory: DirHandle, part: str) -> None:
             raise PermissionError(1, "not permitted")
@@ -346,7 +346,7 @@ sys.stdin.read()
 
 @contextmanager
 def lease(path: Path) -> Iterator[None]:
-    """Let another process have a file for itself, and not give it up when asked."""
+    """Let another process hold a lease on a file, and not release it on request."""
     with subprocess.Popen(
         [sys.executable, "-c", _LEASE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -361,7 +361,7 @@ def lease(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux' own")
-def test_a_file_that_another_process_keeps_for_itself_is_busy(tmp_path: Path) -> None:
+def test_a_file_leased_by_another_process_is_busy(tmp_path: Path) -> None:
     with Place(tmp_path / "root") as place:
         store = place.open()
         stage(store, "f", b"mine")
@@ -377,7 +377,7 @@ def test_a_file_that_another_process_keeps_for_itself_is_busy(tmp_path: Path) ->
 
 @pytest.fixture
 def no_umask() -> Iterator[None]:
-    """Let modes be as they are asked for."""
+    """Clear the umask."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -385,7 +385,9 @@ def no_umask() -> Iterator[None]:
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such modes here")
 @pytest.mark.parametrize("asked", [None, 0o640, 0o7777, 0o4755, 2**40 + 0o600])
-def test_no_file_runs_as_its_owner(tmp_path: Path, asked: int | None, no_umask: None) -> None:
+def test_setuid_setgid_and_sticky_bits_are_masked(
+    tmp_path: Path, asked: int | None, no_umask: None
+) -> None:
     with Place(tmp_path / "root") as place:
         store = place.open()
         expected = 0o666 if asked is None else asked & 0o777
@@ -405,7 +407,7 @@ def test_no_file_runs_as_its_owner(tmp_path: Path, asked: int | None, no_umask: 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such modes here")
-def test_a_directory_that_shares_its_group_goes_on_doing_so(tmp_path: Path, no_umask: None) -> None:
+def test_the_setgid_bit_of_a_directory_is_inherited(tmp_path: Path, no_umask: None) -> None:
     root = tmp_path / "root"
     root.mkdir()
     root.chmod(0o2770)
@@ -422,7 +424,7 @@ def test_a_directory_that_shares_its_group_goes_on_doing_so(tmp_path: Path, no_u
 
 
 @as_root
-def test_a_private_directory_of_another_user_is_not_believed(tmp_path: Path) -> None:
+def test_a_private_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     with DirectoryStore(tmp_path / "root"):
         pass
     os.chown(tmp_path / "root" / ".ftpkit", MEMBER, MEMBER)

@@ -1,4 +1,4 @@
-"""Whatever another process swaps in while requests run, nothing outside is read or changed."""
+"""Swapping files while requests run: nothing outside is read or changed."""
 
 import os
 import random
@@ -43,7 +43,7 @@ LIMIT_S: Final = 60.0
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """What must neither be read nor changed: it has what the root has, and more."""
+    """A directory that must neither be read nor changed, with the same names as the root."""
     path = tmp_path / "outside"
     for name in ("f", "d/f", "d/e/f", "secret", "d/secret", "d/e/secret"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 class Visitor:
-    """Asks a store for everything, and looks at every answer for what is not its own."""
+    """Makes all kinds of requests, and checks that each result is from inside the root."""
 
     def __init__(self, store: DirectoryStore) -> None:
         self.store = store
@@ -62,7 +62,7 @@ class Visitor:
         self.fault: BaseException | None = None
 
     def visit(self, rounds: int, seed: str) -> None:
-        """Do all there is to do, in an order that differs from round to round."""
+        """Make each request once, in another order each round."""
         order = random.Random(seed)
         try:
             for _ in range(rounds):
@@ -131,7 +131,7 @@ class Visitor:
         self.store.published(upload.id, owner=OWNER)
 
     def _resume(self, name: str) -> None:
-        """Begin, go away, and come back to what is found under .ftpkit then."""
+        """Begin, release, and continue with what is in .ftpkit then."""
         upload = begin(self.store, name, len(MINE[0]))
         upload.release()
         again = self.store.upload(upload.id, owner=OWNER)
@@ -143,7 +143,7 @@ class Visitor:
 
 
 def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
-    """Let a visitor and an attacker loose on a root; return how requests ended."""
+    """Run a visitor and an attacker on a root; return how requests ended."""
     if "device" in way and os.geteuid() != 0:
         pytest.skip("only root makes devices")
     before = seen(outside)
@@ -165,7 +165,7 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("way", ATTACKS)
-def test_nothing_that_is_swapped_in_leads_outside(tmp_path: Path, outside: Path, way: str) -> None:
+def test_files_swapped_in_lead_nowhere_outside(tmp_path: Path, outside: Path, way: str) -> None:
     outcomes = race(tmp_path / "root", outside, way, rounds=40)
     assert outcomes["done"]
     assert outcomes[Code.NOT_FOUND]
@@ -173,7 +173,7 @@ def test_nothing_that_is_swapped_in_leads_outside(tmp_path: Path, outside: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ATTACKS)
-def test_nothing_that_is_swapped_in_for_long_leads_outside(
+def test_files_swapped_in_for_long_lead_nowhere_outside(
     tmp_path: Path, outside: Path, way: str
 ) -> None:
     outcomes = race(tmp_path / "root", outside, way, rounds=300)

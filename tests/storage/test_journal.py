@@ -1,4 +1,4 @@
-"""The journal: whatever happens to its bytes, no block is believed without a good record."""
+"""The journal: whatever damages it, no block is held without a good record."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ ENDS = [len(b"".join(RECORDS[:count])) for count in range(len(RECORDS) + 1)]
 
 
 def said(data: bytes) -> tuple[object, ...]:
-    """What a replay says, without the places of the records."""
+    """Return the state of a replay, without the offsets of records."""
     state = replay(data)
     blocks = {at: (held.length, held.digest, held.end) for at, held in state.blocks.items()}
     return state.spec, blocks, state.safe, state.prepared, state.published, state.length
@@ -51,11 +51,11 @@ def test_every_record_is_read_back() -> None:
     assert (state.prepared, state.published) == ({"total": 1}, {"total": 2})
 
 
-def test_an_empty_journal_says_nothing() -> None:
+def test_an_empty_journal_has_no_state() -> None:
     assert replay(b"") == JournalState()
 
 
-def test_every_truncation_says_what_its_whole_records_say() -> None:
+def test_a_truncated_journal_has_the_state_of_its_whole_records() -> None:
     for length in range(len(WHOLE) + 1):
         whole = max(end for end in ENDS if end <= length)
         assert said(WHOLE[:length]) == said(WHOLE[:whole])
@@ -73,7 +73,7 @@ def test_every_flipped_bit_ends_the_journal_before_its_record() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"\0" * 4096, b"\xff" * 100, WHOLE[5:], b"B\0\0\0\x2c"])
-def test_what_stands_behind_the_last_good_record_is_not_read(rest: bytes) -> None:
+def test_nothing_after_the_last_good_record_is_read(rest: bytes) -> None:
     assert said(WHOLE + rest) == said(WHOLE)
 
 
@@ -116,14 +116,14 @@ def test_any_damage_leaves_the_blocks_of_the_records_before_it(
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_behind_good_records_never_raise_and_never_add(noise: bytes) -> None:
+def test_bytes_after_good_records_never_raise_and_never_add(noise: bytes) -> None:
     assert set(replay(RECORDS[0] + noise).blocks) == set()
 
 
 # Checkpoints
 
 
-def test_a_checkpoint_vouches_for_records_that_end_before_it_alone() -> None:
+def test_a_checkpoint_covers_only_records_that_end_before_it() -> None:
     first, second = journal.encode_block(0, 1, A), journal.encode_block(1, 1, B)
     for covered in range(len(first) + len(second) + 1):
         state = replay(first + second + journal.encode_checkpoint(covered))
@@ -131,7 +131,7 @@ def test_a_checkpoint_vouches_for_records_that_end_before_it_alone() -> None:
         assert state.is_safe(state.blocks[1]) == (covered >= len(first) + len(second))
 
 
-def test_a_checkpoint_cannot_vouch_for_what_comes_behind_it() -> None:
+def test_a_checkpoint_cannot_cover_what_follows_it() -> None:
     state = replay(journal.encode_checkpoint(2**40) + journal.encode_block(0, 1, A))
     assert not state.is_safe(state.blocks[0])
 
@@ -154,7 +154,7 @@ def upload_directory(place: Place, upload: Upload) -> Path:
 
 
 def crash(place: Place, store: DirectoryStore, upload: DirectoryUpload) -> dict[str, bytes]:
-    """Keep what a machine would find that died now, then let the store close."""
+    """Keep the state that a crash would leave now, then close the store."""
     directory = upload_directory(place, upload)
     found = {path.name: path.read_bytes() for path in directory.iterdir()}
     store.close()
@@ -166,7 +166,7 @@ def restore(place: Place, upload: Upload, found: dict[str, bytes]) -> None:
         (upload_directory(place, upload) / name).write_bytes(content)
 
 
-def test_blocks_without_a_checkpoint_are_verified_and_damaged_ones_vanish(place: Place) -> None:
+def test_blocks_without_a_checkpoint_are_verified_and_damaged_ones_dropped(place: Place) -> None:
     store = place.open()
     upload = begin(store, "f", 3 * BLOCK)
     assert isinstance(upload, DirectoryUpload)
@@ -180,7 +180,7 @@ def test_blocks_without_a_checkpoint_are_verified_and_damaged_ones_vanish(place:
     assert held(again) == [0]
 
 
-def test_a_block_that_vanished_is_not_vouched_for_by_a_later_checkpoint(place: Place) -> None:
+def test_a_dropped_block_is_not_covered_by_a_later_checkpoint(place: Place) -> None:
     store = place.open()
     upload = begin(store, "f", 2 * BLOCK)
     assert isinstance(upload, DirectoryUpload)
@@ -196,7 +196,7 @@ def test_a_block_that_vanished_is_not_vouched_for_by_a_later_checkpoint(place: P
     assert held(last) == [BLOCK]
 
 
-def test_a_block_that_a_checkpoint_covers_is_believed(place: Place) -> None:
+def test_a_block_that_a_checkpoint_covers_is_not_read_again(place: Place) -> None:
     with place.open() as store:
         upload = begin(store, "f", 2 * BLOCK)
         assert isinstance(upload, DirectoryUpload)
@@ -209,9 +209,7 @@ def test_a_block_that_a_checkpoint_covers_is_believed(place: Place) -> None:
 
 
 @pytest.mark.parametrize("data", [b"a" * BLOCK + b"x" * BLOCK, b"a" * BLOCK], ids=["rot", "cut"])
-def test_a_block_that_rots_behind_a_checkpoint_is_never_published(
-    place: Place, data: bytes
-) -> None:
+def test_a_block_damaged_after_a_checkpoint_is_never_published(place: Place, data: bytes) -> None:
     with place.open() as store:
         upload = begin(store, "f", 3 * BLOCK)
         for offset, letter in ((0, b"a"), (BLOCK, b"b")):
@@ -230,7 +228,7 @@ def test_a_block_that_rots_behind_a_checkpoint_is_never_published(
         assert fetch(store, "f") == b"a" * BLOCK + b"b" * BLOCK + b"c" * BLOCK
 
 
-def test_a_damaged_journal_still_gives_its_good_start_and_goes_on(place: Place) -> None:
+def test_an_upload_continues_from_the_good_start_of_a_damaged_journal(place: Place) -> None:
     with place.open() as store:
         upload = begin(store, "f", 3 * BLOCK)
         for offset in (0, BLOCK):
@@ -254,7 +252,7 @@ def test_a_damaged_journal_still_gives_its_good_start_and_goes_on(place: Place) 
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, WHOLE[: ENDS[1] - 1]])
-def test_an_upload_whose_journal_says_nothing_is_begun_anew(place: Place, content: bytes) -> None:
+def test_an_upload_with_an_unreadable_journal_starts_anew(place: Place, content: bytes) -> None:
     with place.open() as store:
         upload = begin(store, "f", BLOCK)
         send(upload, 0, b"a" * BLOCK)

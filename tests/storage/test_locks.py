@@ -1,4 +1,4 @@
-"""Several stores in one root, as the processes of one server have them."""
+"""Several stores in one root, as in the processes of one server."""
 
 import os
 import random
@@ -35,7 +35,7 @@ KEEPER = 0
 
 @dataclass
 class Table:
-    """Who has what."""
+    """Which process has locked which upload."""
 
     holders: dict[str, int] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ def join(keeper: DirectoryStore, table: Table) -> Iterator[Join]:
         yield open_share
 
 
-def test_what_one_has_open_the_others_hear_of(join: Join, table: Table) -> None:
+def test_an_upload_open_in_one_process_is_refused_in_the_others(join: Join, table: Table) -> None:
     one, other = join(1), join(2)
     upload = begin(one, "f", len(DATA))
     for attempt in (
@@ -105,7 +105,9 @@ def test_what_one_has_open_the_others_hear_of(join: Join, table: Table) -> None:
     assert table.holders == {}
 
 
-def test_what_one_has_let_go_another_continues(join: Join, table: Table) -> None:
+def test_an_upload_released_by_one_process_is_continued_by_another(
+    join: Join, table: Table
+) -> None:
     one, other = join(1), join(2)
     upload = begin(one, "f", len(DATA))
     send(upload, 0, BLOCKS[0])
@@ -122,7 +124,7 @@ def test_what_one_has_let_go_another_continues(join: Join, table: Table) -> None
     assert table.holders == {}
 
 
-def test_what_is_not_there_is_had_by_nobody(join: Join, table: Table) -> None:
+def test_a_missing_upload_is_not_locked(join: Join, table: Table) -> None:
     one = join(1)
     upload = begin(one, "f", len(DATA))
     one.abort(upload.id, owner=OWNER)
@@ -137,7 +139,7 @@ def test_what_is_not_there_is_had_by_nobody(join: Join, table: Table) -> None:
     assert table.holders == {}
 
 
-def test_an_upload_that_cannot_be_made_is_had_by_nobody(
+def test_an_upload_that_cannot_be_made_is_not_locked(
     join: Join, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = join(1)
@@ -147,7 +149,7 @@ def test_an_upload_that_cannot_be_made_is_had_by_nobody(
     assert table.holders == {}
 
 
-def test_the_keeper_sweeps_what_nobody_has(
+def test_the_first_process_sweeps_uploads_that_are_not_open(
     keeper: DirectoryStore, join: Join, table: Table
 ) -> None:
     one = join(1)
@@ -160,7 +162,7 @@ def test_the_keeper_sweeps_what_nobody_has(
     kept.release()
 
 
-def test_the_keeper_tidies_up_behind_a_process_that_is_gone(
+def test_the_first_process_reclaims_the_staging_of_an_ended_one(
     keeper: DirectoryStore, join: Join
 ) -> None:
     one, other = join(1), join(2)
@@ -177,7 +179,7 @@ def test_the_keeper_tidies_up_behind_a_process_that_is_gone(
     lost.discard()
 
 
-def test_each_process_deletes_by_itself(join: Join) -> None:
+def test_each_process_can_delete(join: Join) -> None:
     one, other = join(1), join(2)
     stage(one, "d/e/f", b"1")
     other.delete("d", recursive=True, progress=ignore)

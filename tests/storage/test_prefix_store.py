@@ -1,4 +1,4 @@
-"""A directory of a store as a store: what lies around it is out of reach, and out of sight."""
+"""A directory of a store as a store: nothing outside can be seen or reached."""
 
 import contextlib
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def says(message: str) -> Iterator[None]:
     assert str(caught.value) == message
 
 
-def test_what_is_put_makes_the_directory(whole: Store, jail: Store) -> None:
+def test_an_upload_makes_the_directory(whole: Store, jail: Store) -> None:
     with refused(Code.NOT_FOUND):
         jail.stat("")
     assert stage(jail, "a/f", b"one").name == "a/f"
@@ -54,7 +54,7 @@ def test_what_is_put_makes_the_directory(whole: Store, jail: Store) -> None:
     assert jail.stat("").kind == "dir"
 
 
-def test_it_is_made_on_demand_alone(whole: Store, jail: Store) -> None:
+def test_mkdir_makes_the_directory(whole: Store, jail: Store) -> None:
     jail.mkdir("")
     assert whole.stat(JAIL).kind == "dir"
     assert listed(jail) == []
@@ -62,7 +62,7 @@ def test_it_is_made_on_demand_alone(whole: Store, jail: Store) -> None:
 
 
 @pytest.mark.parametrize("recursive", [True, False])
-def test_a_list_shows_nothing_around_it(jail: Store, recursive: bool) -> None:
+def test_a_list_shows_nothing_outside(jail: Store, recursive: bool) -> None:
     stage(jail, "a", b"")
     stage(jail, "b/c", b"")
     everything = ["a", "b", *(["b/c"] if recursive else [])]
@@ -73,9 +73,7 @@ def test_a_list_shows_nothing_around_it(jail: Store, recursive: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret", "..", ".", "/", "a/../../secret", ""])
-def test_the_way_up_is_shut_whoever_has_checked_the_name(
-    whole: Store, jail: Store, name: str
-) -> None:
+def test_a_name_that_leads_outside_is_refused(whole: Store, jail: Store, name: str) -> None:
     stage(jail, "f", b"one")
     with refused(Code.BAD_NAME):
         jail.delete(name, recursive=True, progress=ignore)
@@ -93,7 +91,7 @@ def test_the_way_up_is_shut_whoever_has_checked_the_name(
     assert listed(jail) == ["f"]
 
 
-def test_refusals_speak_of_names_in_here(jail: Store) -> None:
+def test_messages_of_refusals_have_relative_names(jail: Store) -> None:
     stage(jail, "d/f", b"one")
     with says("there is no 'g'"):
         jail.stat("g")
@@ -115,7 +113,7 @@ def test_refusals_speak_of_names_in_here(jail: Store) -> None:
         begin(jail, "d", 1)
 
 
-def test_what_comes_to_stand_there_late_is_told_by_its_name_in_here(jail: Store) -> None:
+def test_refusals_at_commit_have_relative_names(jail: Store) -> None:
     staged = jail.stage(UploadSpec(name="f", total=3, overwrite=False), None)
     upload = begin(jail, "f", 3, overwrite=False)
     staged.write(memoryview(b"two"))
@@ -129,9 +127,7 @@ def test_what_comes_to_stand_there_late_is_told_by_its_name_in_here(jail: Store)
     upload.release()
 
 
-def test_an_upload_tells_its_name_in_here_and_keeps_the_whole_one(
-    whole: Store, jail: Store
-) -> None:
+def test_the_spec_of_an_upload_has_the_relative_name(whole: Store, jail: Store) -> None:
     upload = begin(jail, "d/f", 3)
     send(upload, 0, b"two")
     inner = whole.upload(upload.id, owner=OWNER)
@@ -143,7 +139,7 @@ def test_an_upload_tells_its_name_in_here_and_keeps_the_whole_one(
     assert jail.published(upload.id, owner=OWNER) == info
 
 
-def test_two_holds_on_one_upload_are_the_same(jail: Store) -> None:
+def test_an_upload_opened_twice_is_equal(jail: Store) -> None:
     one, other = begin(jail, "f", 3), begin(jail, "f", 3)
     different = begin(jail, "g", 3)
     assert one == other != different
@@ -152,7 +148,7 @@ def test_two_holds_on_one_upload_are_the_same(jail: Store) -> None:
         each.release()
 
 
-def test_an_upload_of_the_same_user_from_elsewhere_is_not_found(whole: Store, jail: Store) -> None:
+def test_an_upload_of_the_same_user_outside_is_not_found(whole: Store, jail: Store) -> None:
     for store in (whole, PrefixStore(whole, "elsewhere"), PrefixStore(whole, f"{JAIL}-besides")):
         upload = begin(store, "f", BLOCK)
         with refused(Code.NOT_FOUND):
@@ -166,7 +162,7 @@ def test_an_upload_of_the_same_user_from_elsewhere_is_not_found(whole: Store, ja
         assert jail.published(upload.id, owner=OWNER) is None
 
 
-def test_a_hold_that_was_not_found_is_given_back(whole: DirectoryStore, jail: Store) -> None:
+def test_an_upload_outside_is_released(whole: DirectoryStore, jail: Store) -> None:
     upload = begin(whole, "f", BLOCK)
     with refused(Code.NOT_FOUND):
         jail.upload(upload.id, owner=OWNER)

@@ -1,4 +1,4 @@
-"""No request costs more than in proportion to what it names or lists."""
+"""The work for a request is at most proportional to what it names or lists."""
 
 import cProfile
 import pstats
@@ -25,7 +25,7 @@ def calls(work: Callable[[], object]) -> int:
 
 
 def deep(store: Store, depth: int) -> str:
-    """Make a tree with something beside and behind each of its directories."""
+    """Make a tree with a file before and after each of its directories."""
     name = "/".join(["d"] * depth)
     store.mkdir(name)
     for level in range(depth):
@@ -66,8 +66,8 @@ def test_work_grows_no_faster_than_the_depth_of_a_tree(tmp_path: Path, work: str
     assert counts[1] < 2.5 * counts[0]
 
 
-def test_what_has_too_long_a_name_to_be_asked_for_is_not_listed(place: Place) -> None:
-    """Else a tree that was moved below another, again and again, would be a list without end."""
+def test_names_too_long_for_a_request_are_not_listed(place: Place) -> None:
+    """A tree that is renamed below another repeatedly would make endless lists."""
     store = place.open()
     half = "/".join(["d" * 180] * 12)
     store.mkdir(half)

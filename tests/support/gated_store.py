@@ -1,14 +1,14 @@
-"""A store that waits where it would work, so that a test decides when work is done."""
+"""A store whose long operations wait until a test lets them run."""
 
 import threading
 from typing import Any
 
 
 class Gated:
-    """Stands before a store: work that may be answered with ``pending`` waits for ``gate``.
+    """Wraps a store: operations that can be answered with ``pending`` wait for ``gate``.
 
-    ``begun`` counts the works that have come to the gate, and ``came`` says that one has;
-    what is in ``waved_through`` neither waits nor counts.
+    ``begun`` lists the operations that wait, and ``came`` is set by the first one; those in
+    ``waved_through`` neither wait nor count.
     """
 
     def __init__(self, store: Any) -> None:

@@ -1,4 +1,4 @@
-"""What stands on the disk below a server's root."""
+"""What is on the disk below a server's root."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ PRIVATE = ".ftpkit"
 
 
 def published(root: Path) -> dict[str, bytes]:
-    """Return the names and bytes of everything below ``root`` but the server's own."""
+    """Return the names and bytes of all files below ``root`` but for private ones."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -16,7 +16,7 @@ def published(root: Path) -> dict[str, bytes]:
 
 
 def staged(root: Path) -> list[str]:
-    """Return the names of unfinished files and uploads that the server keeps out of sight."""
+    """Return the names of unfinished files and uploads in the private directory."""
     private = root / PRIVATE
     return sorted(
         path.relative_to(private).as_posix()
