@@ -159,7 +159,7 @@ def test_a_certificate_of_ones_own_is_read_again(
     (tmp_path / "mine.pem").write_bytes(second.certificate)
     served.process.send_signal(signal.SIGHUP)
     log = lines_until(served, "read again" if workers == "1" else "reloaded")
-    assert "the certificate stays as it is: the key in" in log
+    assert "the certificate stays as it is: the private key in" in log
     assert pin_of(url.address) == first.pin
     (tmp_path / "mine.key").write_bytes(second.key)
     served.process.send_signal(signal.SIGHUP)
@@ -195,7 +195,7 @@ def test_where_the_state_cannot_be_written_another_key_serves_all_the_same(
     written(second := Identity.make(), tmp_path, "mine")
     (tmp_path / "state" / "ftpkit").chmod(0o777)
     served.process.send_signal(signal.SIGHUP)
-    assert "links that are made do not know how it is reached: others" in lines_until(
+    assert "links that are made do not know how it is reached: other users" in lines_until(
         served, "key is another"
     )
     assert pin_of(Url.parse(served.url).address) == second.pin
