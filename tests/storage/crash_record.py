@@ -68,9 +68,9 @@ class RecordingFiles(FileSystem):
         super().truncate(fd, length)
         self.record(Resize(self.label(os.fstat(fd)), length))
 
-    def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
+    def preallocate(self, fd: int, size: int, others: Iterable[os.stat_result] = ()) -> None:
         before = os.fstat(fd).st_size
-        super().preallocate(fd, size, beside)
+        super().preallocate(fd, size, others)
         if os.fstat(fd).st_size != before:
             self.record(Resize(self.label(os.fstat(fd)), os.fstat(fd).st_size))
 

@@ -138,10 +138,10 @@ class Place:
         if not self._under:
             return store
         store.mkdir(self._under)
-        house = LocalLimits(store.used_bytes)
-        self._stack.callback(house.close)
+        limits = LocalLimits(store.used_bytes)
+        self._stack.callback(limits.close)
         return PrefixStore(
-            store.with_quota(AccountQuota(house.quotas, self._under, _QUOTA)), self._under
+            store.with_quota(AccountQuota(limits.quotas, self._under, _QUOTA)), self._under
         )
 
     def __enter__(self) -> Self:

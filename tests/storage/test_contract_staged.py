@@ -112,9 +112,9 @@ def race(barrier: threading.Barrier, file: Staged, outcomes: list[str], which: i
 
 
 def test_of_two_commits_without_overwrite_exactly_one_wins(store: Store, place: Place) -> None:
-    for turn in range(10):
+    for number in range(10):
         staged = [
-            store.stage(UploadSpec(name=f"f{turn}", total=1, overwrite=False), None) for _ in "ab"
+            store.stage(UploadSpec(name=f"f{number}", total=1, overwrite=False), None) for _ in "ab"
         ]
         for file, content in zip(staged, (b"a", b"b"), strict=True):
             file.write(memoryview(content))
@@ -131,7 +131,7 @@ def test_of_two_commits_without_overwrite_exactly_one_wins(store: Store, place: 
         for file in staged:
             file.discard()
         assert sorted(outcomes) == [Code.EXISTS, "won"]
-        assert fetch(store, f"f{turn}") == (b"a", b"b")[outcomes.index("won")]
+        assert fetch(store, f"f{number}") == (b"a", b"b")[outcomes.index("won")]
     assert place.private() == []
 
 
@@ -147,11 +147,11 @@ def test_commit_makes_parents_that_were_deleted_meanwhile(store: Store) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o755, 0o777, 0o400])
-@pytest.mark.parametrize("way", ["stage", "begin"])
-def test_mode_and_mtime_travel_with_the_file(store: Store, mode: int, way: str) -> None:
+@pytest.mark.parametrize("method", ["stage", "begin"])
+def test_mode_and_mtime_travel_with_the_file(store: Store, mode: int, method: str) -> None:
     mtime = 1_234_567_890_123_456_789
     spec = UploadSpec(name="f", total=3, mode=mode, mtime=mtime)
-    if way == "stage":
+    if method == "stage":
         staged = store.stage(spec, None)
         staged.write(memoryview(b"one"))
         info = staged.commit()
@@ -166,12 +166,12 @@ def test_mode_and_mtime_travel_with_the_file(store: Store, mode: int, way: str) 
         assert info.mode == mode
 
 
-@pytest.mark.parametrize("way", ["stage", "begin"])
-def test_the_version_changes_with_every_replacement(store: Store, way: str) -> None:
+@pytest.mark.parametrize("method", ["stage", "begin"])
+def test_the_version_changes_with_every_replacement(store: Store, method: str) -> None:
     versions = set()
-    for turn in range(10):
-        data = bytes([turn])
-        if way == "stage":
+    for number in range(10):
+        data = bytes([number])
+        if method == "stage":
             stage(store, "f", data, mtime=1)
         else:
             upload = store.begin(UploadSpec(name="f", total=1, mtime=1), owner="", block=BLOCK)

@@ -49,15 +49,15 @@ def joined_digest(blocks: dict[int, bytes], algorithm: str = "blake3") -> str:
 
 @pytest.mark.parametrize("total", [len(DATA), None])
 def test_blocks_may_come_in_any_order(store: Store, total: int | None) -> None:
-    for turn, order in enumerate(itertools.permutations(BLOCKS)):
-        upload = begin(store, f"f{turn}", total)
+    for number, order in enumerate(itertools.permutations(BLOCKS)):
+        upload = begin(store, f"f{number}", total)
         for offset in order:
             send(upload, offset, BLOCKS[offset])
         assert held(upload) == sorted(BLOCKS)
         publication = commit(upload, len(DATA))
         assert publication.content_digest in (None, digest_of(DATA))
         upload.release()
-        assert fetch(store, f"f{turn}") == DATA
+        assert fetch(store, f"f{number}") == DATA
 
 
 def test_blocks_in_order_give_the_digest_of_the_file(store: Store) -> None:

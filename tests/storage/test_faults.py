@@ -86,8 +86,8 @@ ARRIVALS = {"stage": stage_over, "upload": upload_whole}
 NEW, OLD = b"n" * BLOCK + b"new", b"old"
 
 
-@pytest.mark.parametrize("way", ARRIVALS)
-def test_a_failed_change_leaves_the_old_file_or_the_new_one(place: Place, way: str) -> None:
+@pytest.mark.parametrize("method", ARRIVALS)
+def test_a_failed_change_leaves_the_old_file_or_the_new_one(place: Place, method: str) -> None:
     fault = Fault()
     with place.open(WatchedFiles(fault)) as store:
         nth = 0
@@ -95,7 +95,7 @@ def test_a_failed_change_leaves_the_old_file_or_the_new_one(place: Place, way: s
             stage(store, "f", OLD)
             fault.arm(nth)
             try:
-                ARRIVALS[way](store)
+                ARRIVALS[method](store)
                 answered = True
             except RefusedError as refusal:
                 assert refusal.code is Code.NO_SPACE  # noqa: PT017
@@ -105,7 +105,7 @@ def test_a_failed_change_leaves_the_old_file_or_the_new_one(place: Place, way: s
             assert fetch(store, "f") == NEW if answered else fetch(store, "f") in (OLD, NEW)
             assert place.visible() == ["f"]
             # The same again now works, whatever the failure left behind.
-            ARRIVALS[way](store)
+            ARRIVALS[method](store)
             assert fetch(store, "f") == NEW
             assert place.private() == []
             if failed is None:

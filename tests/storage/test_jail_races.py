@@ -142,9 +142,9 @@ class Visitor:
         self.store.abort(upload.id, owner=OWNER)
 
 
-def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
+def race(root: Path, outside: Path, attack: str, rounds: int) -> Counter[str]:
     """Run a visitor and an attacker on a root; return how requests ended."""
-    if "device" in way and os.geteuid() != 0:
+    if "device" in attack and os.geteuid() != 0:
         pytest.skip("only root makes devices")
     before = seen(outside)
     with Place(root) as place:
@@ -153,8 +153,8 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
             stage(store, name, MINE[0])
         visitor = Visitor(store)
         # In a thread of its own: whoever opens a FIFO and waits must not hold up the test.
-        thread = threading.Thread(target=visitor.visit, args=(rounds, way), daemon=True)
-        with attacker(root, outside, way):
+        thread = threading.Thread(target=visitor.visit, args=(rounds, attack), daemon=True)
+        with attacker(root, outside, attack):
             thread.start()
             thread.join(LIMIT_S)
         assert not thread.is_alive(), "a request waits for ever"
@@ -164,18 +164,18 @@ def race(root: Path, outside: Path, way: str, rounds: int) -> Counter[str]:
     return visitor.outcomes
 
 
-@pytest.mark.parametrize("way", ATTACKS)
-def test_files_swapped_in_lead_nowhere_outside(tmp_path: Path, outside: Path, way: str) -> None:
-    outcomes = race(tmp_path / "root", outside, way, rounds=40)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_files_swapped_in_lead_nowhere_outside(tmp_path: Path, outside: Path, attack: str) -> None:
+    outcomes = race(tmp_path / "root", outside, attack, rounds=40)
     assert outcomes["done"]
     assert outcomes[Code.NOT_FOUND]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ATTACKS)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_files_swapped_in_for_long_lead_nowhere_outside(
-    tmp_path: Path, outside: Path, way: str
+    tmp_path: Path, outside: Path, attack: str
 ) -> None:
-    outcomes = race(tmp_path / "root", outside, way, rounds=300)
+    outcomes = race(tmp_path / "root", outside, attack, rounds=300)
     assert outcomes["done"]
     assert outcomes[Code.NOT_FOUND]

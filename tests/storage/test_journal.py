@@ -91,9 +91,9 @@ def encode(change: tuple[int, int, str] | int) -> bytes:
 
 @given(st.lists(changes, max_size=12), st.data())
 def test_any_damage_leaves_the_blocks_of_the_records_before_it(
-    row: list[tuple[int, int, str] | int], data: st.DataObject
+    changes: list[tuple[int, int, str] | int], data: st.DataObject
 ) -> None:
-    records = [encode(change) for change in row]
+    records = [encode(change) for change in changes]
     whole = bytearray(b"".join(records))
     cut = len(whole)
     if whole:
@@ -103,7 +103,7 @@ def test_any_damage_leaves_the_blocks_of_the_records_before_it(
         cut = at
     expected: dict[int, tuple[int, str]] = {}
     end = 0
-    for change, record in zip(row, records, strict=True):
+    for change, record in zip(changes, records, strict=True):
         end += len(record)
         if end > cut and whole:
             break

@@ -253,13 +253,13 @@ class FileSystem:
         if mode is not None:
             os_files.set_mode(fd, path, mode & 0o777)
 
-    def preallocate(self, fd: int, size: int, beside: Iterable[os.stat_result] = ()) -> None:
+    def preallocate(self, fd: int, size: int, others: Iterable[os.stat_result] = ()) -> None:
         """Reserve disk space for ``size`` bytes, or raise OSError.
 
-        ``beside`` is the status of files whose whole length is reserved already.
+        ``others`` is the status of files whose whole length is reserved already.
         """
         if size >= _MIN_PREALLOCATED:
-            reserved = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, beside))
+            reserved = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, others))
             os_files.preallocate(fd, size, reserved)
 
     def sync(self, fd: int) -> None:

@@ -53,7 +53,7 @@ class FileReader:
 class StagedFile:
     """A file that arrives in one piece, and is hashed meanwhile.
 
-    ``beside`` is the status of the data of unfinished uploads, whose space is taken already.
+    ``others`` is the status of the data of unfinished uploads, whose space is taken already.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class StagedFile:
         staging: DirHandle,
         tree: Tree,
         files: FileSystem,
-        beside: Iterable[os.stat_result],
+        others: Iterable[os.stat_result],
         quota: QuotaScope = UNLIMITED,
     ) -> None:
         self._spec, self._digest, self._quota = spec, digest, quota
@@ -76,7 +76,7 @@ class StagedFile:
         try:
             with translate_os_errors(spec.name):
                 self._fd = files.create(staging, self._part, 0o666)
-                files.preallocate(self._fd, spec.total or 0, beside)
+                files.preallocate(self._fd, spec.total or 0, others)
         except BaseException:
             self.discard()
             raise

@@ -152,8 +152,8 @@ class DirectoryStore:
 
     def stage(self, spec: UploadSpec, digest: str | None) -> StagedFile:
         self._tree.check_target(spec.name, overwrite=spec.overwrite)
-        beside = self._uploads.data_statuses()
-        return StagedFile(spec, digest, self._staging, self._tree, self._files, beside, self._quota)
+        others = self._uploads.data_statuses()
+        return StagedFile(spec, digest, self._staging, self._tree, self._files, others, self._quota)
 
     def begin(self, spec: UploadSpec, *, owner: str, block: int) -> DirectoryUpload:
         self._tree.check_target(spec.name, overwrite=spec.overwrite)

@@ -51,18 +51,18 @@ def create_upload(
     *,
     publish: Publish,
     on_release: OnRelease,
-    beside: Iterable[os.stat_result] = (),
+    others: Iterable[os.stat_result] = (),
 ) -> "DirectoryUpload":
     """Start an upload in ``directory``, which is empty and from then on belongs to it.
 
-    ``beside`` is the status of the data of other uploads, whose space is taken already.
+    ``others`` is the status of the data of other uploads, whose space is taken already.
     """
     with contextlib.ExitStack() as undo:
         undo.enter_context(directory)
         record = journal.encode_spec({"id": identity, "block": block, **asdict(spec)})
         data = files.create(directory, DATA, 0o666)
         try:
-            files.preallocate(data, spec.total or 0, beside)
+            files.preallocate(data, spec.total or 0, others)
         finally:
             os.close(data)
         fd = files.create(directory, JOURNAL)
@@ -72,7 +72,7 @@ def create_upload(
             os.close(fd)
         state = journal.replay(record)
         upload = DirectoryUpload(
-            directory, files, state, found=False, publish=publish, on_release=on_release
+            directory, files, state, reopened=False, publish=publish, on_release=on_release
         )
         undo.pop_all()
     return upload
@@ -93,7 +93,7 @@ def reopen_upload(
         try:
             directory.stat(DATA)
             upload = DirectoryUpload(
-                directory, files, state, found=True, publish=publish, on_release=on_release
+                directory, files, state, reopened=True, publish=publish, on_release=on_release
             )
         except FileNotFoundError:
             return None
@@ -125,7 +125,7 @@ class DirectoryUpload:
         files: FileSystem,
         state: JournalState,
         *,
-        found: bool,
+        reopened: bool,
         publish: Publish,
         on_release: OnRelease,
     ) -> None:
@@ -159,7 +159,7 @@ class DirectoryUpload:
             self._content = ContentDigest(
                 self._data, self._lock, self._blocks, self._forget_unwritten
             )
-            if found:
+            if reopened:
                 self._recover(state)
             undo.pop_all()
 

@@ -214,7 +214,7 @@ class Uploads:
                 block,
                 publish=self._publish,
                 on_release=self._on_release,
-                beside=self.data_statuses(),
+                others=self.data_statuses(),
             )
         except BaseException:
             with contextlib.suppress(OSError):
