@@ -91,7 +91,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def quiet(server: Server) -> None:
-    """Wait until nobody is connected."""
+    """Wait until there is no connection."""
     server.connection_limiter.wait_for(lambda count: count == 0)
 
 

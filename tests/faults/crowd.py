@@ -14,7 +14,7 @@ _PREFIX: Final = Struct("!I")
 
 
 class Raw:
-    """A client that says whatever it is told to."""
+    """A client that sends any bytes."""
 
     def __init__(self, address: Address, *, receive_buffer: int | None = None) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

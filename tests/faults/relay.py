@@ -107,7 +107,7 @@ class Relay:
             self._changed.notify_all()
 
     def wait(self, condition: Callable[["Relay"], bool]) -> None:
-        """Wait until ``condition`` holds; what it asks beside the relay nobody notifies us of."""
+        """Wait until ``condition`` holds, which may also depend on more than the relay."""
         deadline = time.monotonic() + WAIT_S
         with self._changed:
             while not self._changed.wait_for(lambda: condition(self), 0.1):
@@ -292,7 +292,7 @@ class _Pair:
             self._server.shutdown(socket.SHUT_WR)
 
     def drain(self, source: socket.socket) -> None:
-        """Read and drop what is still said, until whoever says it hangs up."""
+        """Read and discard until the peer closes."""
         if self._server in (source, self._cut):
             with contextlib.suppress(OSError):
                 while source.recv(_CHUNK):

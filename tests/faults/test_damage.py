@@ -1,4 +1,4 @@
-"""Files that rot on the server, and uploads that nobody finishes."""
+"""Files that become corrupt on the server, and abandoned uploads."""
 
 import os
 from pathlib import Path

@@ -66,19 +66,21 @@ def test_a_udp_transfer_resumes_after_the_server_was_killed(
             server.start()
 
         wire.fate = fate
-        told: list[FtpkitError] = []
+        retries: list[FtpkitError] = []
         with (
             ThreadPoolExecutor(1) as pool,
             Client(wire.address, udp=UdpMode.ONLY, retry_for_s=WAIT_S) as client,
         ):
             restarting = pool.submit(restart)
             if direction == "up":
-                client.put(source, on_retry=lambda error, delay: told.append(error))
+                client.put(source, on_retry=lambda error, delay: retries.append(error))
             else:
-                client.get("large", here / "copy", on_retry=lambda error, delay: told.append(error))
+                client.get(
+                    "large", here / "copy", on_retry=lambda error, delay: retries.append(error)
+                )
             restarting.result()
-        assert told
-        assert all(isinstance(error, ConnectionLostError) for error in told)
+        assert retries
+        assert all(isinstance(error, ConnectionLostError) for error in retries)
         assert wire.tcp.up + wire.tcp.down < MIB
     assert (root / "large").read_bytes() == data
     assert left_over(root) == []
@@ -92,7 +94,7 @@ def test_a_client_out_of_descriptors_goes_on_over_tcp(tmp_path: Path, here: Path
     root.mkdir()
     source = settled(here / "large", noise(BLOCK + 1, 3))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    told: list[FtpkitError] = []
+    retries: list[FtpkitError] = []
     taken = threading.Event()
 
     def take(moved: int, total: int) -> None:
@@ -102,7 +104,7 @@ def test_a_client_out_of_descriptors_goes_on_over_tcp(tmp_path: Path, here: Path
                 resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
 
     def give_back(error: FtpkitError, delay: float) -> None:
-        told.append(error)
+        retries.append(error)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     with Served(root) as server, Client(server.address, udp=UdpMode.FIRST) as client:
@@ -111,5 +113,5 @@ def test_a_client_out_of_descriptors_goes_on_over_tcp(tmp_path: Path, here: Path
             client.put(source, on_progress=take, on_retry=give_back)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert [type(error) for error in told] == [UdpBlockedError]
+    assert [type(error) for error in retries] == [UdpBlockedError]
     assert (root / "large").read_bytes() == source.read_bytes()

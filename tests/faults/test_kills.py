@@ -31,8 +31,8 @@ class Command:
         self.process = start(*self.args, home=self.home)
 
     def ended(self) -> tuple[int, bytes]:
-        _, said = self.process.communicate(timeout=WAIT_S)
-        return self.process.returncode, said
+        _, output = self.process.communicate(timeout=WAIT_S)
+        return self.process.returncode, output
 
 
 def kill_and_restart(seed: int, direction: str, kills: int, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def kill_and_restart(seed: int, direction: str, kills: int, tmp_path: Path) -> N
             else:
                 command.kill()
             relay.limit(None)
-        code, said = command.ended()
-        assert code == 0, (seed, said)
+        code, output = command.ended()
+        assert code == 0, (seed, output)
         for name, body in bodies.items():
             assert (root / name).read_bytes() == body, (seed, name)
             assert (here / name).read_bytes() == body, (seed, name)

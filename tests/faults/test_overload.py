@@ -26,7 +26,7 @@ Counted = Callable[[int], bool]
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Look again and again, for what another process lets nobody wait for."""
+    """Poll for a state of another process that cannot be waited for."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline, what
@@ -42,10 +42,10 @@ def test_a_client_over_the_limit_is_refused_and_connects_later(serve: Serve, lim
     members = [Raw(server.address) for _ in range(3)]
     for member in members:
         assert member.ask(op="ping")["ok"]
-    with Raw(server.address) as stranger:
-        refusal = stranger.heard()
+    with Raw(server.address) as raw:
+        refusal = raw.heard()
         assert (refusal["code"], refusal["close"]) == (Code.TOO_MANY_CONNECTIONS, True)
-        assert stranger.ends()
+        assert raw.ends()
     with Eager(server.address) as client, pytest.raises(RefusedError) as refused:
         client.ping()
     assert refused.value.code is Code.TOO_MANY_CONNECTIONS
@@ -222,7 +222,7 @@ def test_a_server_without_descriptors_survives_and_serves_afterwards(
             for _ in range(200):
                 stack.enter_context(Raw(server.address))
             until(lambda: server.descriptors() >= 60, "the server still has descriptors")
-            # Whoever is in is served, or told that it cannot be.
+            # A connection that was accepted gets a reply or a refusal.
             used = server.cpu_s()
             since = time.monotonic()
             with contextlib.suppress(ConnectionLostError):

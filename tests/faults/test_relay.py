@@ -341,15 +341,15 @@ def test_a_source_that_changes_during_the_command_is_not_published(
     relay: Relay, server: Server, root: Path, here: Path, *, longer: bool
 ) -> None:
     source = settled(here / "large", noise(20 * MIB, 9))
-    gate = threading.Event()
-    relay.expect(up(Hold(6 * MIB, gate), Cut(7 * MIB)))
+    released = threading.Event()
+    relay.expect(up(Hold(6 * MIB, released), Cut(7 * MIB)))
 
     def change(moved: int, total: int) -> None:
-        if moved and not gate.is_set():
+        if moved and not released.is_set():
             with open(source, "r+b") as file:
                 file.seek(25 * MIB if longer else MIB)
                 file.write(b"changed")
-            gate.set()
+            released.set()
 
     with client_of(relay) as client:
         with pytest.raises(SourceChangedError):
@@ -365,15 +365,15 @@ def test_a_file_that_is_replaced_during_a_get_is_fetched_anew(
     relay: Relay, root: Path, here: Path
 ) -> None:
     (root / "large").write_bytes(noise(24 * MIB, 10))
-    gate = threading.Event()
-    relay.expect(down(Hold(6 * MIB, gate)))
+    released = threading.Event()
+    relay.expect(down(Hold(6 * MIB, released)))
     after = noise(24 * MIB, 11)
 
     def replace(moved: int, total: int) -> None:
-        if moved > 4 * MIB and not gate.is_set():
+        if moved > 4 * MIB and not released.is_set():
             (root / "new").write_bytes(after)
             os.replace(root / "new", root / "large")
-            gate.set()
+            released.set()
 
     with client_of(relay) as client:
         client.get("large", here, on_progress=replace)

@@ -70,7 +70,7 @@ def test_what_cannot_fit_is_refused_before_its_first_byte(tiny: Path) -> None:
             refusal = raw.ask(op="begin", name="large", total=2 * TINY, block=BLOCK)
             assert refusal["code"] == Code.NO_SPACE
             assert raw.ask(op="ping")["ok"]
-            # Nothing of the body was sent, so nobody waited for it.
+            # Nothing of the body was sent: the refusal did not wait for it.
             refusal = raw.ask(op="put", name="large", size=2 * TINY)
             assert (refusal["code"], refusal["close"]) == (Code.NO_SPACE, True)
             assert raw.ends()
@@ -121,7 +121,7 @@ def test_a_client_stops_at_once_without_disk_space(tiny: Path, here: Path) -> No
     assert retries == []
 
 
-# A disk that fails where it is told to
+# A disk that fails on demand
 
 
 @dataclass
@@ -136,14 +136,14 @@ class Failing:
 METHODS = [name for name, value in vars(FileSystem).items() if callable(value) and name[0] != "_"]
 
 
-def failing_files(fault: Failing, said: list[str]) -> type[FileSystem]:
+def failing_files(fault: Failing, calls: list[str]) -> type[FileSystem]:
     """Return Files whose methods fail as ``fault`` says at the time."""
 
     def wrap(name: str) -> Callable[..., object]:
         real = getattr(FileSystem, name)
 
         def call(self: FileSystem, *args: object, **kwargs: object) -> object:
-            said.append(name)
+            calls.append(name)
             if fault.method == name:
                 fault.at -= 1
                 if fault.at < 0:

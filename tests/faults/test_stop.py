@@ -1,4 +1,4 @@
-"""A server that is told to stop, and one that never waits for the disk."""
+"""A server that stops while transfers run, and one without fsync."""
 
 import os
 import signal
@@ -25,18 +25,18 @@ ARRIVED = 12 * MIB
 
 
 class Half:
-    """A server whose only transfer has come half-way, and goes on once ``gate`` is set."""
+    """A server whose only transfer is half done, and continues when ``released`` is set."""
 
     def __init__(
         self, server: Served, relay: Relay, client: Client, pool: ThreadPoolExecutor
     ) -> None:
         self.server, self.relay, self.client = server, relay, client
-        self.gate = threading.Event()
+        self.released = threading.Event()
         self._pool = pool
         self.transfer: Future[TransferResult] = Future()
 
     def put(self, source: Path) -> None:
-        self.relay.expect(Plan(up=(Hold(HELD_AT, self.gate),)))
+        self.relay.expect(Plan(up=(Hold(HELD_AT, self.released),)))
         self.transfer = self._pool.submit(self.client.put, source, "large")
         self.relay.wait(lambda relay: relay.up >= HELD_AT)
         # What was forwarded may still wait in the server's socket.
@@ -44,7 +44,7 @@ class Half:
         self.relay.wait(lambda relay: len(journal_of(self.server.root).blocks) == blocks)
 
     def get(self, target: Path) -> None:
-        self.relay.expect(Plan(down=(Hold(HELD_AT, self.gate),)))
+        self.relay.expect(Plan(down=(Hold(HELD_AT, self.released),)))
         self.transfer = self._pool.submit(self.client.get, "large", target)
         self.relay.wait(lambda relay: relay.down >= HELD_AT)
 
@@ -57,7 +57,7 @@ def half(root: Path, *options: str, retry_for_s: float = 0) -> Iterator[Half]:
         relay = stack.enter_context(Relay(server.address))
         client = stack.enter_context(Eager(relay.address, retry_for_s=retry_for_s))
         state = Half(server, relay, client, pool)
-        stack.callback(state.gate.set)
+        stack.callback(state.released.set)
         yield state
 
 
@@ -89,7 +89,7 @@ def test_running_transfers_finish_and_new_ones_are_refused(root: Path, source: P
         with pytest.raises(ConnectionRefusedError):
             Raw(state.server.address)
         assert state.server.process.poll() is None
-        state.gate.set()
+        state.released.set()
         assert state.transfer.result(WAIT_S).total == SIZE
         code, log = state.server.ended()
     assert (code, log) == (0, "")
@@ -105,7 +105,7 @@ def test_a_download_may_finish_too(root: Path, source: Path, here: Path) -> None
             state.get(here / "got")
             state.server.ask_to_end()
             assert idle.heard()["code"] == Code.SHUTTING_DOWN
-        state.gate.set()
+        state.released.set()
         assert state.transfer.result(WAIT_S).total == SIZE
         assert state.server.ended()[0] == 0
     assert (here / "got").read_bytes() == source.read_bytes()
@@ -119,7 +119,7 @@ def test_a_slow_upload_is_checkpointed_and_resumed_on_the_next_server(
         state.put(source)
         state.server.ask_to_end()
         assert state.server.ended() == (0, "")
-        state.gate.set()
+        state.released.set()
         assert isinstance(state.transfer.exception(WAIT_S), FtpkitError)
     assert visible(root) == []
     journal = journal_of(root)
@@ -139,7 +139,7 @@ def test_one_command_outlives_the_restart_of_its_server(root: Path, source: Path
         state.server.ask_to_end()
         assert state.server.ended() == (0, "")
         state.server.start()
-        state.gate.set()
+        state.released.set()
         assert state.transfer.result(WAIT_S).total == SIZE
         # What was on its way when the server ended is sent again: a few blocks at most.
         assert state.relay.up <= SIZE + 3 * 4 * MIB
@@ -156,7 +156,7 @@ def test_a_second_signal_stops_the_server_at_once_without_harm(root: Path, sourc
             assert idle.heard()["code"] == Code.SHUTTING_DOWN
         state.server.ask_to_end()
         assert state.server.ended() == (128 + signal.SIGTERM, "")
-        state.gate.set()
+        state.released.set()
         assert isinstance(state.transfer.exception(WAIT_S), FtpkitError)
     with Served(root) as server, Relay(server.address) as relay:
         with Eager(relay.address) as client:
@@ -206,11 +206,11 @@ def test_the_command_passes_no_fsync_on(tmp_path: Path, here: Path) -> None:
     root = tmp_path / "root"
     with half(root, "--no-fsync") as state:
         (root / "large").write_bytes(b"old")
-        state.relay.expect(Plan(up=(Hold(5 * MIB, state.gate),)))
+        state.relay.expect(Plan(up=(Hold(5 * MIB, state.released),)))
         with ThreadPoolExecutor(1) as pool:
             put = pool.submit(state.client.put, source)
             state.relay.wait(lambda relay: relay.up >= 5 * MIB)
             assert (root / "large").read_bytes() == b"old"
-            state.gate.set()
+            state.released.set()
             assert put.result(WAIT_S).total == 9 * MIB
         assert (root / "large").read_bytes() == source.read_bytes()

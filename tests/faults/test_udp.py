@@ -41,7 +41,7 @@ class Far:
         self.host = link.far.v4
 
     def start(self, *args: str, udp: str = "--udp-only") -> "subprocess.Popen[str]":
-        """Start a command at the near end that goes over nothing but UDP, unless told."""
+        """Start a command at the near end that uses UDP only, by default."""
         url = f"ftpk+plain://{self.host}:{PORT}"
         place = "--to" if args[0] == "put" else "--from"
         options = (place, url, udp, "--retry-for", "0")

@@ -70,17 +70,17 @@ def test_an_unauthenticated_client_costs_little_memory(tmp_path: Path, trick: st
             secured.granted("hello", version=1)
         before = peak(server.pid)
         with ExitStack() as stack:
-            strangers = [stack.enter_context(Raw(address)) for _ in range(MANY)]
-            for stranger in strangers:
+            clients = [stack.enter_context(Raw(address)) for _ in range(MANY)]
+            for client in clients:
                 if trick in TRICKS:
-                    stranger.granted("hello", version=1)
+                    client.granted("hello", version=1)
                 with contextlib.suppress(OSError):  # it was let go in the middle
-                    stranger.sock.sendall(TRICKS.get(trick) or HANDSHAKES[trick])
+                    client.sock.sendall(TRICKS.get(trick) or HANDSHAKES[trick])
             # Only now may the first of them end: all have cost what they cost at once.
-            for stranger in strangers:
+            for client in clients:
                 with contextlib.suppress(OSError):
-                    stranger.sock.shutdown(socket.SHUT_WR)
-                    stranger.rest()
+                    client.sock.shutdown(socket.SHUT_WR)
+                    client.rest()
         cost = (peak(server.pid) - before) / MANY
         server.communicate()
     assert cost < MOST

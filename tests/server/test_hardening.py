@@ -1,4 +1,4 @@
-"""A server among enemies: beside its root, at its door, and in what they send it."""
+"""Hostile clients: paths out of the root, floods, and malformed requests."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def test_a_deeply_nested_header_is_refused(raw: Raw, bomb: str) -> None:
 def test_a_name_of_2048_parts_is_walked_and_answered(
     raw: Raw, root: Path, log: Log, request: pytest.FixtureRequest
 ) -> None:
-    # Where the test fails, what is left is too deep for who tidies up behind all tests.
+    # If the test fails, the tree that is left is too deep for pytest to remove.
     request.addfinalizer(lambda: subprocess.run(["rm", "-rf", str(root / "d")], check=True))
     deep = "/".join(["d"] * 2048)
     raw.granted("mkdir", name=deep)
@@ -209,7 +209,7 @@ def test_a_setuid_bit_from_a_server_is_not_kept(tmp_path: Path, mode: int) -> No
     assert (tmp_path / "copy").stat().st_mode & 0o7777 == mode & 0o777
 
 
-# At its door
+# Floods
 
 
 def test_a_client_that_sends_a_million_requests_and_never_reads_blocks_no_other(
@@ -225,7 +225,7 @@ def test_a_client_that_sends_a_million_requests_and_never_reads_blocks_no_other(
                 sent += sock.send(flood)
         except TimeoutError:
             pass
-        assert sent < 100 * len(flood), "a server must not take requests whose replies nobody reads"
+        assert sent < 100 * len(flood), "a server must not read on while its replies are not read"
         for _ in range(3):
             assert raw.ask("ping").ok
 

@@ -98,9 +98,9 @@ def test_a_refusal_names_what_the_token_lacks() -> None:
     writer = Grant(user="ada", can=frozenset({Permission.WRITE}))
     with pytest.raises(RefusedError, match="rename needs delete, which"):
         permitted(m.Rename(name="a", to="b"), writer)
-    nobody = Grant(user="ada", can=frozenset())
+    powerless = Grant(user="ada", can=frozenset())
     with pytest.raises(RefusedError, match="rename needs write and delete"):
-        permitted(m.Rename(name="a", to="b"), nobody)
+        permitted(m.Rename(name="a", to="b"), powerless)
 
 
 @pytest.mark.parametrize(

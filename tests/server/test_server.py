@@ -1,4 +1,4 @@
-"""The server as a whole: who may connect, how it stops, and what it gives back."""
+"""The server as a whole: connection limits, stops, timeouts, and its log."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ def test_a_connection_over_the_limit_is_refused(root: Path, log: Log) -> None:
             one.granted("ping")
         log.wait_for("connection")
         log.wait_for("connection")
-        # The log's line comes before the place is free: whoever is too early, is told so.
+        # The connection is logged before it stops counting: a client that is too early is refused.
         while True:
             with Raw(server.address) as again:
                 reply = again.ask("ping")

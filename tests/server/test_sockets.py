@@ -46,7 +46,7 @@ def udp(stack: ExitStack, beside: socket.socket) -> socket.socket:
 
 
 def copies(*sockets: socket.socket) -> list[socket.socket]:
-    """What arrives when sockets are handed over: who had them keeps them."""
+    """Return duplicates of sockets, which their owner keeps."""
     return [sock.dup() for sock in sockets]
 
 

@@ -115,7 +115,7 @@ def plain(reply: Reply) -> tuple[dict[str, Any], list[dict[str, Any]] | bytes]:
     return header, entries
 
 
-def said(data: bytes) -> list[Any]:
+def replies_in(data: bytes) -> list[Any]:
     return [plain(reply) for reply in frames_in(data)]
 
 
@@ -129,7 +129,7 @@ def run_session(requests: bytes, cuts: Iterable[int], template: Path, root: Path
             store, Jobs(), BufferPool(), stream, agent="ftpkit/test", status=status, peer="test"
         )
         Session(context).run()
-        return said(bytes(sock.sent))
+        return replies_in(bytes(sock.sent))
 
 
 def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list[Any]:
@@ -143,7 +143,7 @@ def held(stream: bytes, cuts: Iterable[int], template: Path, root: Path) -> list
 
 @pytest.fixture(scope="module")
 def expected(template: tuple[Path, bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What is said when the stream comes in one piece."""
+    """The replies when the input arrives in one piece."""
     root, stream = template
     return held(stream, [], root, tmp_path_factory.mktemp("whole") / "root")
 
@@ -207,7 +207,7 @@ def test_pieces_over_a_real_connection(
         for start in range(0, len(stream), piece):
             raw.sock.sendall(stream[start : start + piece])
         raw.finish()
-        replies = said(raw.rest())
+        replies = replies_in(raw.rest())
     assert replies == expected
 
 

@@ -17,14 +17,14 @@ BLOCK: Final = 65_536
 
 
 def test_the_status_of_an_idle_server(server: Server, client: Client) -> None:
-    told = client.status()
-    assert told["version"] == __version__
-    assert (told["connections"], told["max_connections"]) == (1, 1024)
-    assert (told["policy"], told["slots"], told["rate_bps"]) == (None, None, None)
-    (worker,) = told["workers"]
+    found = client.status()
+    assert found["version"] == __version__
+    assert (found["connections"], found["max_connections"]) == (1, 1024)
+    assert (found["policy"], found["slots"], found["rate_bps"]) == (None, None, None)
+    (worker,) = found["workers"]
     assert (worker["number"], worker["pid"], worker["connections"]) == (1, os.getpid(), 1)
-    assert told["totals"] == NO_TOTALS
-    assert told["transfers"] == []
+    assert found["totals"] == NO_TOTALS
+    assert found["transfers"] == []
 
 
 def test_the_uptime_grows_and_restarts_with_the_server(tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_running_transfers_are_listed(server: Server, client: Client, raw: Raw) 
     begun = raw.granted("begin", name="d/f", total=3 * BLOCK, block=BLOCK)
     data = bytes(BLOCK)
     raw.granted("write", data, upload=begun["upload"], offset=0, digest=digest_of(data))
-    (told,) = client.status()["transfers"]
-    assert (told["name"], told["direction"]) == ("d/f", "up")
-    assert (told["moved"], told["total"]) == (BLOCK, 3 * BLOCK)
-    assert told["user"]
-    assert told["peer"].startswith(told["user"])
+    (found,) = client.status()["transfers"]
+    assert (found["name"], found["direction"]) == ("d/f", "up")
+    assert (found["moved"], found["total"]) == (BLOCK, 3 * BLOCK)
+    assert found["user"]
+    assert found["peer"].startswith(found["user"])
     raw.granted("abort", upload=begun["upload"])
     raw.granted("ping")
     assert client.status()["transfers"] == []
@@ -91,7 +91,7 @@ def test_totals_count_both_directions() -> None:
         "uploads": 1, "downloads": 1, "unfinished": 2, "up_bytes": 15, "down_bytes": 8,
     }  # fmt: skip
     ended.add("up", 10, whole=True)
-    assert before["uploads"] == 1, "what was told stays as it was"
+    assert before["uploads"] == 1, "totals that were returned must not change"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ IDENTITY = Identity.make()
 
 @pytest.fixture
 def server(root: Path) -> Iterator[Server]:
-    """A server that speaks TLS alone, and waits for nobody."""
+    """A server that requires TLS, with a short stall timeout."""
     with Server(root, port=0, identity=IDENTITY, limits=Limits(stall_timeout_s=SHORT_S)) as server:
         yield server
 
@@ -91,12 +91,12 @@ def test_a_server_without_a_key_refuses_a_tls_handshake(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sent",
     [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x16" * 5000, TlsClient().hello()[:-1] + b"\0"],
 )
-def test_an_invalid_handshake_is_logged_once(server: Server, log: Log, said: bytes) -> None:
+def test_an_invalid_handshake_is_logged_once(server: Server, log: Log, sent: bytes) -> None:
     with socket.create_connection(server.address) as sock:
-        sock.sendall(said)
+        sock.sendall(sent)
         sock.shutdown(socket.SHUT_WR)
         fields = log.wait_for("connection")
     assert fields["outcome"] in ("tls-failed", "connection-lost")
@@ -185,7 +185,7 @@ def test_pipelined_requests_in_one_record_are_answered_in_order(server: Server) 
         assert [raw.receive()["id"] for _ in range(500)] == list(range(500))
 
 
-# Datagrams have a key of their own, which is said over the conversation
+# Datagrams have their own key, which the connection carries
 
 
 @pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no datagrams here")

@@ -218,7 +218,7 @@ def test_a_damaged_block_is_not_held_and_the_others_are(raw: Raw, open_udp: Open
 
 
 def forgeries(udp: Udp, valid: bytes) -> Iterator[bytes]:
-    """Datagrams that are nothing, by somebody who saw ``valid`` but has no key."""
+    """Forged datagrams, made from ``valid`` without its key."""
     for bit in range(0, 8 * min(len(valid), 80)):
         changed = bytearray(valid)
         changed[bit // 8] ^= 1 << bit % 8
@@ -253,22 +253,22 @@ def test_forged_datagrams_change_nothing(
     data = noise(TOTAL)
     upload = Uploading(raw, TOTAL)
     udp = open_udp(upload.push())
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     first = udp.probe()
     for forged in forgeries(udp, first):
-        stranger.send(forged)
+        unproven.send(forged)
     _, proof = udp.echo_of(udp.probe())
     second = udp.probe(proof=proof, piece=PIECE)
     for forged in forgeries(udp, second):
-        stranger.send(forged)
+        unproven.send(forged)
         udp.send(forged)
     udp.echo_of(second)
     piece = udp.sealed(DATA, data[:PIECE], block=0, offset=0)
     for forged in (*forgeries(udp, piece), *foreign(udp)):
-        stranger.send(forged)
+        unproven.send(forged)
         udp.send(forged)
     assert udp.settled() == []
-    assert stranger.heard() == []
+    assert unproven.heard() == []
     push(udp, blocks_of(data))
     upload.commit()
     assert published(root) == {"f": data}
@@ -279,14 +279,14 @@ def test_forged_datagrams_do_not_change_a_pull(
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     udp.come_in()
     ack = udp.sealed(ACK, ack_payload({1}))
     for forged in (*forgeries(udp, ack), *foreign(udp)):
-        stranger.send(forged)
+        unproven.send(forged)
         udp.send(forged)
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
-    assert stranger.heard() == []
+    assert unproven.heard() == []
 
 
 def test_replayed_datagrams_change_nothing(
@@ -295,7 +295,7 @@ def test_replayed_datagrams_change_nothing(
     data, kept = noise(TOTAL), list[bytes]()
     upload = Uploading(raw, TOTAL)
     udp = open_udp(upload.push())
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     _, proof = udp.echo_of(udp.probe())
     kept.append(udp.probe(proof=proof, piece=PIECE))
     udp.echo_of(kept[0])
@@ -304,10 +304,10 @@ def test_replayed_datagrams_change_nothing(
     udp.settled()
     assert upload.held() == {0}
     for again in kept:
-        stranger.send(again)
+        unproven.send(again)
         udp.send(again)
     udp.settled()
-    assert stranger.heard() == []
+    assert unproven.heard() == []
     push(udp, {n: body for n, body in blocks_of(data).items() if n})
     upload.commit()
     assert published(root) == {"f": data}
@@ -327,14 +327,14 @@ def test_a_flood_of_forged_datagrams_takes_no_memory(
     upload = Uploading(raw, TOTAL)
     udp = open_udp(upload.push())
     udp.come_in()
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     dice = random.Random(3)
 
     def flood() -> None:
         for number in range(1, 2000):
             header = struct.pack("!IIIIB", udp.session, number, 0, 0, number % 5)
             udp.send(header + dice.randbytes(100))
-            stranger.send(header + dice.randbytes(100))
+            unproven.send(header + dice.randbytes(100))
             if number % 100 == 0:
                 udp.settled()
 
@@ -369,25 +369,25 @@ def test_an_unproven_address_gets_only_echoes(
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     _, proof = udp.echo_of(udp.probe())
-    _, strangers = stranger.echo_of(stranger.probe())
-    assert proof != strangers
-    sent = stranger.sent
+    _, other_proof = unproven.echo_of(unproven.probe())
+    assert proof != other_proof
+    sent = unproven.sent
     got = 0
     # A proof for another address, a piece that is too short, all kinds of lengths.
     for size in (47, 60, 1000, 20_000):
-        for wrong, piece in ((proof, PIECE), (0, PIECE), (strangers, 511), (strangers, 0)):
-            echo, _ = stranger.echo_of(stranger.probe(size, proof=wrong, piece=piece))
+        for wrong, piece in ((proof, PIECE), (0, PIECE), (other_proof, 511), (other_proof, 0)):
+            echo, _ = unproven.echo_of(unproven.probe(size, proof=wrong, piece=piece))
             assert echo.size == size
             got += echo.size
-            stranger.send(stranger.sealed(ACK, ack_payload(set())))
-    assert got <= stranger.sent - sent
-    assert stranger.heard() == []
+            unproven.send(unproven.sealed(ACK, ack_payload(set())))
+    assert got <= unproven.sent - sent
+    assert unproven.heard() == []
     assert udp.heard() == []
     udp.come_in()
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
-    assert stranger.heard() == []
+    assert unproven.heard() == []
 
 
 def test_a_replayed_probe_from_another_address_is_not_answered(
@@ -395,16 +395,16 @@ def test_a_replayed_probe_from_another_address_is_not_answered(
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     first = udp.probe()
     _, proof = udp.echo_of(first)
     second = udp.probe(1400, proof=proof, piece=PIECE)
     udp.echo_of(second)
     for _ in range(50):
-        stranger.send(first)
-        stranger.send(second)
+        unproven.send(first)
+        unproven.send(second)
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
-    assert stranger.heard() == []
+    assert unproven.heard() == []
 
 
 def test_a_probe_that_never_arrived_is_echoed_to_another_address(
@@ -413,14 +413,14 @@ def test_a_probe_that_never_arrived_is_echoed_to_another_address(
     """Who takes a probe from the line and sends it from where it wants gets as much back."""
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
-    stranger = other_socket(udp)
+    unproven = other_socket(udp)
     _, proof = udp.echo_of(udp.probe())
     taken = udp.probe(proof=proof, piece=PIECE)
-    echo, _ = stranger.echo_of(taken)
+    echo, _ = unproven.echo_of(taken)
     assert echo.size == len(taken)
     udp.come_in()
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
-    assert stranger.heard() == []
+    assert unproven.heard() == []
 
 
 def test_the_end_datagram_goes_to_proven_addresses_only(
@@ -430,10 +430,10 @@ def test_the_end_datagram_goes_to_proven_addresses_only(
     udp.come_in()
     udp.send(udp.sealed(DATA, bytes(PIECE), offset=2**32 - 1))
     assert ended(udp)
-    stranger = other_socket(udp)
-    _, proof = stranger.echo_of(stranger.probe())
-    stranger.send(stranger.probe(proof=proof, piece=PIECE))
-    assert ended(stranger)
+    unproven = other_socket(udp)
+    _, proof = unproven.echo_of(unproven.probe())
+    unproven.send(unproven.probe(proof=proof, piece=PIECE))
+    assert ended(unproven)
 
 
 def ended(udp: Udp) -> bool:
@@ -506,7 +506,7 @@ def test_pieces_right_behind_the_proof_are_not_lost(raw: Raw, open_udp: Open) ->
     assert upload.held() == {0, 3}
 
 
-# Nonsense from who holds the key
+# Invalid datagrams from a client that has the key
 
 OUTSIDE: dict[str, dict[str, Any]] = {
     "behind the block": {"payload": bytes(PIECE), "offset": BLOCK + 32},
@@ -528,7 +528,7 @@ def test_an_invalid_piece_ends_only_its_session(
         each.come_in()
     udp.send(udp.sealed(DATA, **OUTSIDE[nonsense]))
     assert ended(udp)
-    # It says so again to whoever asks again, and the conversation goes on.
+    # A repeated request gets the same refusal, and the connection stays open.
     udp.come_out()
     assert upload.held() == set()
     data = noise(TOTAL)
@@ -935,7 +935,7 @@ def test_the_outcome_of_udp_transfers_is_logged(
     raw.granted("stat", name="f")
     line = log.wait_for("transfer", direction="down")
     assert (line["bytes"], line["outcome"]) == (TOTAL, "ok")
-    # One that nobody came for, and one that broke off, are not finished.
+    # A session without a client and one that was interrupted are unfinished.
     raw.granted("pull", **asked(raw, data))
     raw.granted("stat", name="f")
     line = log.wait_for("transfer", direction="down")

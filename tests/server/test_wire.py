@@ -553,12 +553,12 @@ def test_hidden_and_missing_names_get_the_same_refusal(
         nothing = hidden.replace("seen", "none").replace("file", "none")
         nothing = nothing.replace("dang", "none").replace("fifo", "none")
         for op, keys in requests:
-            told = [raw.ask(op, name=name, **keys) for name in (hidden, nothing)]
+            replies = [raw.ask(op, name=name, **keys) for name in (hidden, nothing)]
             if hidden == "fifo" and op == "list":
                 continue  # what is no directory, a list of it says
-            assert told[0].code == "not-found", (op, hidden, told)
-            said = [json.dumps(reply.header) for reply in told]
-            assert said[0].replace(hidden, nothing) == said[1]
+            assert replies[0].code == "not-found", (op, hidden, replies)
+            texts = [json.dumps(reply.header) for reply in replies]
+            assert texts[0].replace(hidden, nothing) == texts[1]
     for hidden in ("seen", "file", "dang", "fifo", "seen/inner", "seen/new"):
         assert raw.refused("put", b"x", name=hidden) == "not-found"
         assert raw.refused("begin", name=hidden, total=1, block=BLOCK) == "not-found"
@@ -1134,7 +1134,7 @@ def test_a_basis_of_another_length_offers_the_blocks_that_fit(raw: Raw, root: Pa
 
 @pytest.fixture
 def gated(server: Server) -> Any:
-    """Let the server lose its patience at once, and its work wait at a gate.
+    """Let the server reply ``pending`` at once, and its jobs wait for an event.
 
     Only for connections made after it: each keeps the store that it began with.
     """

@@ -10,7 +10,7 @@ TIMEOUT_S = 30.0
 
 
 class Log(logging.Handler):
-    """Keeps the lines of the server's log for whoever waits for them."""
+    """Collects the records of the server's log, and waits for them."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -27,7 +27,7 @@ class Log(logging.Handler):
                 return values
 
     def so_far(self, message: str) -> list[dict[str, Any]]:
-        """Return the fields of all lines with ``message`` that nobody has waited for."""
+        """Return the fields of all records with ``message`` that were not waited for."""
         lines = []
         with contextlib.suppress(queue.Empty):
             while True:

@@ -36,7 +36,7 @@ class CutSocket:
         self.sent += data
 
     def gettimeout(self) -> float:
-        return 1.0  # so nobody calls the system with our descriptor, which is none
+        return 1.0  # so that the descriptor, which is invalid, is never polled
 
     def settimeout(self, seconds: float | None) -> None: ...
 

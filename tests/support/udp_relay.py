@@ -95,7 +95,7 @@ class Wire:
             ready, _, _ = select.select([self._near, far, self._wake[0]], [], [])
             if self._wake[0] in ready and self._wake[0].recv(1) == b"q":
                 return
-            # What was to be read may have been an error, and told to somebody else.
+            # What was readable may have been an error, which another call received.
             if self._near in ready:
                 with contextlib.suppress(OSError):
                     raw, self._client = self._near.recvfrom(65_535)
