@@ -43,7 +43,7 @@ UNLIMITED: Final = {"ftpkit.cli.commands"}
 
 # Above storage/, only the public names and the default of Server and the CLI name it.
 DIRECTORY_STORE: Final = "DirectoryStore"
-NAMES_DIRECTORY_STORE: Final = {"ftpkit", "ftpkit.server.default_store"}
+NAMES_DIRECTORY_STORE: Final = {"ftpkit", "ftpkit.server.handler"}
 
 ENVIRONMENT: Final = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
