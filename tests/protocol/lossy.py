@@ -1,4 +1,4 @@
-"""A seeded link in simulated time between two ends of a session: no socket, no clock.
+"""A seeded network in simulated time between both sides of a session, without sockets.
 
 Times are seconds, rates bytes a second.
 """
@@ -27,13 +27,13 @@ from ftpkit.protocol.udp.session import (
     ServerDatagramSession,
 )
 
-# IP and UDP headers, which take their time on the link as well.
+# IP and UDP headers, which take bandwidth as well.
 _HEADERS: Final = 28
 
 
 @dataclass(slots=True)
 class Lossy:
-    """One direction of a link; ``size`` of a packet is with its IP and UDP headers."""
+    """One direction of a network; the size of a packet includes its IP and UDP headers."""
 
     bytes_per_s: float = 12.5e6
     delay_s: float = 0.05
@@ -68,7 +68,7 @@ class Lossy:
 
 
 class Doorway:
-    """What a server does before a session: it echoes probes, and lets who proves an address in."""
+    """The server before a session: echoes probes, and starts when the address is proven."""
 
     def __init__(
         self, start: Callable[[int, float, float], DatagramTransfer], proof: int = 77
@@ -81,7 +81,7 @@ class Doorway:
         self._last = 0
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
-        """Answer a probe, or hand it on."""
+        """Echo a probe, or pass a datagram to the session."""
         if header.kind != Kind.PROBE:
             if self.end is not None:
                 self.end.receive(header, payload, now)
@@ -89,18 +89,20 @@ class Doorway:
             self._last, probe = header.number, read_probe(payload)
             self.probes.append(probe)
             if self.end is None and probe.proof == self.proof and probe.piece:
-                row = self._start(probe.piece, probe.rtt_us / 1e6, now)
-                self.end = ServerDatagramSession(header.session, row, lambda header, payload: None)
+                transfer = self._start(probe.piece, probe.rtt_us / 1e6, now)
+                self.end = ServerDatagramSession(
+                    header.session, transfer, lambda header, payload: None
+                )
             size = len(payload) + OVERHEAD
             self._echoes.append(echo_of(header, size, Probe(self.proof, probe.piece, 0)))
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return what is to leave now."""
+        """Return the datagrams to send now."""
         echoes, self._echoes = self._echoes, []
         return echoes + (self.end.datagrams_to_send(now) if self.end else [])
 
     def next_event(self, now: float) -> float:
-        """Return when there is something to do."""
+        """Return the time of the next call."""
         if self._echoes:
             return now
         return self.end.next_event(now) if self.end else now + 1
@@ -115,22 +117,22 @@ def converse(
     until: Callable[[float], bool],
     limit_s: float = 600.0,
 ) -> float:
-    """Let two ends talk over a link until ``until``, asked with the time; return that time.
+    """Run both sides over a network until ``until(now)``; return that time.
 
-    An end is asked when it said that it wants to be, and when something arrives.
+    A side is called at its ``next_event``, and when something arrives.
     """
     now, order = 0.0, count()
     queue: list[tuple[float, int, DatagramSession, bytes, bytes]] = []
     sides = ((near, far, up), (far, near, down))
     while not until(now):
-        assert now < limit_s, "it takes too long"
-        for end, other, link in sides:
+        assert now < limit_s, "timeout"
+        for end, other, network in sides:
             for header, payload in end.datagrams_to_send(now):
                 size = len(header) + len(payload) + TAG + _HEADERS
-                for at in link.arrivals(size, now):
+                for at in network.arrivals(size, now):
                     heapq.heappush(queue, (at, next(order), other, header, bytes(payload)))
         wanted = min(end.next_event(now) for end, _, _ in sides)
-        # Who wants to be asked at once is asked a moment later: time always gets on.
+        # Time always advances, even if a side wants to be called at once.
         now = max(now + 1e-6, min(wanted, queue[0][0]) if queue else wanted)
         while queue and queue[0][0] <= now:
             _, _, end, raw, payload = heapq.heappop(queue)

@@ -1,4 +1,4 @@
-"""A peer's stream, and reading it in every way that a network may cut it."""
+"""Streams of frames, split in every way that a network may split them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from ftpkit.protocol.frame import Header
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A header as it was read, and the body behind it."""
+    """A decoded header and its body."""
 
     header: Header
     body: bytes = b""
 
 
 def framed(header: bytes, body: bytes = b"") -> bytes:
-    """Return a frame whose header is ``header``, be it JSON or not."""
+    """Return a frame with ``header``, valid or not."""
     return pack("!I", len(header)) + header + body
 
 
@@ -44,7 +44,7 @@ def read(pieces: Iterable[bytes]) -> list[Frame]:
 
 
 def cuts(stream: bytes) -> Iterator[list[bytes]]:
-    """Yield ``stream`` whole, byte by byte, and in every cut in two."""
+    """Yield ``stream`` whole, byte by byte, and in every split in two."""
     yield [stream]
     yield [stream[at : at + 1] for at in range(len(stream))]
     for at in range(1, len(stream)):

@@ -1,4 +1,4 @@
-"""What hypothesis draws headers and messages from."""
+"""Hypothesis strategies for headers and messages."""
 
 import dataclasses
 import re

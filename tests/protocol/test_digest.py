@@ -28,7 +28,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_digest_is_written_and_taken_apart_again(algorithm: str) -> None:
+def test_a_digest_is_formatted_and_split(algorithm: str) -> None:
     text = digest_of(b"", algorithm)
     assert text == f"{algorithm}:{EMPTY[algorithm]}"
     assert looks_like_digest(text)
@@ -38,7 +38,7 @@ def test_a_digest_is_written_and_taken_apart_again(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_hasher_takes_bytes_in_pieces_and_of_every_kind(algorithm: str) -> None:
+def test_a_hasher_takes_all_kinds_of_bytes_in_pieces(algorithm: str) -> None:
     hasher = new_hasher(algorithm)
     for piece in (b"a", bytearray(b"b"), memoryview(b"cc")[:1]):
         hasher.update(piece)
@@ -52,7 +52,7 @@ def test_the_default_is_blake3() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "", "BLAKE3", "sha-256"])
-def test_an_algorithm_that_we_do_not_have_is_unsupported(algorithm: str) -> None:
+def test_an_unknown_algorithm_is_unsupported(algorithm: str) -> None:
     with pytest.raises(RefusedError, match="use blake3 or sha256") as caught:
         new_hasher(algorithm)
     assert caught.value.code is Code.UNSUPPORTED
@@ -62,7 +62,7 @@ def test_an_algorithm_that_we_do_not_have_is_unsupported(algorithm: str) -> None
     "value",
     ["blake3:" + "0f" * 32, "sha256:" + "a0" * 32, "md5:00", "a:" + "ff" * 64, "x-y-9:0123"],
 )
-def test_a_digest_has_its_form(value: str) -> None:
+def test_well_formed_digests(value: str) -> None:
     assert looks_like_digest(value)
     assert not looks_like_algorithm(value)
 
@@ -77,19 +77,19 @@ def test_a_digest_has_its_form(value: str) -> None:
         "a:" + "ff" * 65, "a" * 33 + ":00", "md5:\u0660\u0660", "\uff4dd5:00",
     ],
 )  # fmt: skip
-def test_what_is_no_digest(value: object) -> None:
+def test_malformed_digests(value: object) -> None:
     assert not looks_like_digest(value)
 
 
 @pytest.mark.parametrize("value", ["blake3", "sha256", "a", "a" * 32, "sha3-512"])
-def test_an_algorithm_has_a_name(value: str) -> None:
+def test_well_formed_algorithms(value: str) -> None:
     assert looks_like_algorithm(value)
 
 
 @pytest.mark.parametrize(
     "value", [None, 5, b"a", "", "A", "a" * 33, "3a", "-a", "a b", "a\n", "a:b", "é"]
 )
-def test_what_is_no_name_of_an_algorithm(value: object) -> None:
+def test_malformed_algorithms(value: object) -> None:
     assert not looks_like_algorithm(value)
 
 
@@ -103,12 +103,12 @@ def test_what_is_no_name_of_an_algorithm(value: object) -> None:
         (["blake3", "sha256"], "blake3"),
     ],
 )
-def test_the_first_preference_that_we_have_is_picked(preferred: list[str], picked: str) -> None:
+def test_the_first_known_algorithm_is_picked(preferred: list[str], picked: str) -> None:
     assert pick_algorithm(preferred) == picked
 
 
 def grow(running: RunningDigest, offset: int, block: bytes) -> None:
-    """Hash ``block`` as a writer does that finds it good."""
+    """Hash ``block`` as a writer does that has verified it."""
     hasher = running.fork(offset)
     if hasher is not None:
         hasher.update(block)
@@ -121,6 +121,7 @@ def test_blocks_in_order_give_the_digest_of_the_whole(algorithm: str) -> None:
     assert running.of(0) == digest_of(b"", algorithm)
     grow(running, 0, b"ab")
     grow(running, 2, b"cd")
+    assert running.length == 4
     assert running.of(4) == digest_of(b"abcd", algorithm)
     assert running.of(2) is None
     assert running.of(5) is None
@@ -135,7 +136,7 @@ def test_blocks_out_of_order_give_no_digest() -> None:
     assert running.of(2) == digest_of(b"ab")
 
 
-def test_a_block_that_proved_bad_leaves_no_trace() -> None:
+def test_a_corrupt_block_leaves_no_trace() -> None:
     running = RunningDigest()
     bad = running.fork(0)
     assert bad is not None
@@ -145,7 +146,7 @@ def test_a_block_that_proved_bad_leaves_no_trace() -> None:
     assert running.of(2) == digest_of(b"ab")
 
 
-def test_a_replaced_block_begins_anew() -> None:
+def test_a_replaced_block_starts_again() -> None:
     running = RunningDigest()
     grow(running, 0, b"ab")
     grow(running, 2, b"cd")
@@ -157,7 +158,7 @@ def test_a_replaced_block_begins_anew() -> None:
     assert running.of(2) == digest_of(b"xy")
 
 
-def test_a_fork_that_stands_on_a_replaced_block_is_not_taken_back() -> None:
+def test_a_fork_above_a_replaced_block_is_not_joined() -> None:
     running = RunningDigest()
     grow(running, 0, b"ab")
     late = running.fork(2)
@@ -185,7 +186,7 @@ def test_of_two_forks_the_newer_counts() -> None:
     assert running.of(4) is None
 
 
-def test_a_keyed_number_is_the_same_for_the_same_key_and_data_only() -> None:
+def test_a_keyed_number_depends_on_key_and_data() -> None:
     one, other = bytes(32), bytes(31) + b"1"
     assert keyed_number(one, b"data") == keyed_number(one, b"data")
     assert (

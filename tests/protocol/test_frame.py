@@ -1,4 +1,4 @@
-"""Frames at their borders, in every cut, and from any bytes at all."""
+"""Frames: boundaries, splits, and arbitrary bytes."""
 
 import contextlib
 import json
@@ -133,7 +133,7 @@ NEXT = framed(b'{"op":"ping"}')
 
 
 @pytest.mark.parametrize(("raw", "header"), GOOD)
-def test_a_header_is_the_same_in_every_cut(raw: bytes, header: dict[str, Any]) -> None:
+def test_a_header_survives_every_split(raw: bytes, header: dict[str, Any]) -> None:
     body = b"x" * header.get("size", 0)
     expected = [Frame(header, body), Frame({"op": "ping"})]
     for pieces in cuts(framed(raw, body) + NEXT):
@@ -141,7 +141,7 @@ def test_a_header_is_the_same_in_every_cut(raw: bytes, header: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(("raw", "header"), GOOD)
-def test_a_good_header_can_be_written_and_read_again(raw: bytes, header: dict[str, Any]) -> None:
+def test_a_valid_header_is_encoded_and_decoded(raw: bytes, header: dict[str, Any]) -> None:
     assert read([encode_header(header)])[0].header == header
 
 
@@ -151,7 +151,7 @@ def test_the_largest_body_can_be_declared() -> None:
 
 
 @pytest.mark.parametrize(("raw", "why"), BAD)
-def test_a_bad_header_is_refused_in_every_cut(raw: bytes, why: str) -> None:
+def test_a_bad_header_is_refused_in_every_split(raw: bytes, why: str) -> None:
     stream = framed(raw) + NEXT
     for pieces in cuts(stream) if len(raw) < 200 else [[stream]]:
         with pytest.raises(ProtocolError, match=why) as caught:
@@ -163,7 +163,7 @@ def test_a_bad_header_is_refused_in_every_cut(raw: bytes, why: str) -> None:
     "raw",
     [b"[" * 60_000, b'{"a":' * 12_000, nested(20_000), nested(10_000, '{"a":', "}")[:-10]],
 )
-def test_brackets_without_end_are_refused(raw: bytes) -> None:
+def test_deep_nesting_is_refused(raw: bytes) -> None:
     with pytest.raises(ProtocolError, match="deeper than 16"):
         read([framed(raw)])
 
@@ -195,7 +195,7 @@ def test_the_shortest_header_is_two_bytes() -> None:
 
 
 @pytest.mark.parametrize("word", [b"GET ", b"SSH-", b"USER", b"220 ", b"HTTP"])
-def test_a_stranger_is_told_what_this_is(word: bytes) -> None:
+def test_other_protocols_get_an_explanation(word: bytes) -> None:
     for pieces in cuts(word):
         with pytest.raises(ProtocolError, match="ftpkit") as caught:
             read(pieces)
@@ -203,12 +203,12 @@ def test_a_stranger_is_told_what_this_is(word: bytes) -> None:
 
 
 @pytest.mark.parametrize("word", [b"\x16\x03\x01\x02", b"\r\n\r\n", b"GET\xff"])
-def test_bytes_that_are_no_text_are_too_long_a_header(word: bytes) -> None:
+def test_other_bytes_are_a_header_over_the_limit(word: bytes) -> None:
     with pytest.raises(ProtocolError, match="exceeds the limit"):
         read([word])
 
 
-def test_a_decoder_can_be_given_a_smaller_limit() -> None:
+def test_a_decoder_with_a_smaller_limit() -> None:
     assert Decoder(max_header=10).feed(pack("!I", 10)) is None
     with pytest.raises(ProtocolError, match="exceeds the limit of 10"):
         Decoder(max_header=10).feed(pack("!I", 11))
@@ -227,13 +227,13 @@ def test_the_decoder_never_wants_a_byte_of_the_body() -> None:
     assert (decoder.wanted, decoder.at_border) == (4, True)
 
 
-def test_a_declared_length_takes_no_memory() -> None:
+def test_a_declared_length_allocates_nothing() -> None:
     decoder = Decoder(max_header=2**32 - 1)
     assert decoder.feed(pack("!I", 2**32 - 1)) is None
     assert decoder.wanted == 2**32 - 1
 
 
-def test_more_than_wanted_is_a_mistake_of_the_caller() -> None:
+def test_more_bytes_than_wanted_are_a_value_error() -> None:
     decoder = Decoder()
     with pytest.raises(ValueError, match="at most 4 bytes now, not 5"):
         decoder.feed(b"\0\0\0\2{")
@@ -252,7 +252,7 @@ def test_a_failed_decoder_stays_failed() -> None:
         assert again.value is first.value
 
 
-def test_the_end_between_two_frames_is_the_end() -> None:
+def test_the_end_between_two_frames() -> None:
     decoder = Decoder()
     with pytest.raises(EndOfStreamError, match="closed the connection"):
         decoder.feed(b"")
@@ -266,9 +266,7 @@ def test_the_end_between_two_frames_is_the_end() -> None:
     ("fed", "got", "expected"),
     [([b"\0"], 1, 4), ([b"\0\0\0"], 3, 4), ([b"\0\0\x10\0"], 0, 4096), ([b"\0\0\0\2", b"{"], 1, 2)],
 )
-def test_the_end_within_a_frame_is_a_truncated_frame(
-    fed: list[bytes], got: int, expected: int
-) -> None:
+def test_the_end_within_a_frame(fed: list[bytes], got: int, expected: int) -> None:
     decoder = Decoder()
     for piece in fed:
         assert decoder.feed(piece) is None
@@ -278,7 +276,7 @@ def test_the_end_within_a_frame_is_a_truncated_frame(
     assert f"{got:,} of {expected:,} bytes" in str(caught.value)
 
 
-def test_a_header_is_written_small_and_in_its_own_order() -> None:
+def test_a_header_is_compact_and_keeps_its_order() -> None:
     assert encode_header({"z": 1, "a": "é"}) == b"\0\0\0\x10" + '{"z":1,"a":"é"}'.encode()
     assert encode_header(MappingProxyType({"op": "ping"})) == NEXT
 
@@ -335,7 +333,7 @@ def circle() -> dict[str, Any]:
     ],
     ids=lambda header: repr(header)[:40] if len(header) > 1 else str(list(header)),
 )
-def test_what_a_peer_would_refuse_is_not_written(header: dict[str, Any]) -> None:
+def test_a_header_that_a_peer_would_refuse_is_a_value_error(header: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         encode_header(header)
 
@@ -346,7 +344,7 @@ def test_the_deepest_header_is_written() -> None:
 
 
 @pytest.mark.parametrize("header", [[], "a", 5, None, {"a": b""}, {"a": {1, 2}}, {(1, 2): 3}])
-def test_what_is_no_json_is_not_written(header: Any) -> None:
+def test_a_value_that_json_lacks_is_a_type_error(header: Any) -> None:
     with pytest.raises(TypeError):
         encode_header(header)
 
@@ -379,14 +377,14 @@ def test_any_bytes_of_the_declared_length_give_a_header_or_a_protocol_error(raw:
 
 
 @given(headers)
-def test_every_header_comes_back(header: dict[str, Any]) -> None:
+def test_every_header_makes_the_round_trip(header: dict[str, Any]) -> None:
     wire = encode_header(header)
     assert decode_header(wire[4:]) == header
     assert read([wire])[0].header == header
 
 
 @given(st.lists(headers, max_size=3), st.data())
-def test_any_split_gives_the_same(sent: list[dict[str, Any]], data: st.DataObject) -> None:
+def test_any_split_gives_the_same_headers(sent: list[dict[str, Any]], data: st.DataObject) -> None:
     stream = b""
     for header in sent:
         if "size" in header:

@@ -1,4 +1,4 @@
-"""Requests and replies: from headers, to headers, and what is wrong with the rest."""
+"""Requests and replies: to headers and back, and invalid headers."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,12 @@ from ftpkit.protocol.codec import (
     request_from_header,
     request_to_header,
 )
-from ftpkit.protocol.fields import is_block_size
+from ftpkit.protocol.fields import (
+    BLOCK_RECORD,
+    is_block_size,
+    pack_block_record,
+    unpack_block_records,
+)
 from ftpkit.protocol.frame import decode_header, encode_header
 from ftpkit.protocol.messages import (
     REPLIES,
@@ -55,7 +60,7 @@ def over_the_wire(header: dict[str, Any]) -> dict[str, Any]:
     return decode_header(encode_header(header)[4:])
 
 
-def test_every_operation_of_the_protocol_is_here() -> None:
+def test_the_operations() -> None:
     assert " ".join(REQUESTS) == (
         "hello auth ping stat list mkdir rename delete digest put get "
         "begin write commit abort push pull status"
@@ -65,20 +70,20 @@ def test_every_operation_of_the_protocol_is_here() -> None:
 
 @pytest.mark.parametrize("kind", REQUEST_KINDS)
 @given(data=st.data())
-def test_every_request_comes_back(kind: type[Request], data: st.DataObject) -> None:
+def test_every_request_makes_the_round_trip(kind: type[Request], data: st.DataObject) -> None:
     request = data.draw(messages_of(kind))
     assert request_from_header(over_the_wire(request_to_header(request))) == request
 
 
 @pytest.mark.parametrize("kind", REPLY_KINDS)
 @given(data=st.data())
-def test_every_reply_comes_back(kind: type[Reply], data: st.DataObject) -> None:
+def test_every_reply_makes_the_round_trip(kind: type[Reply], data: st.DataObject) -> None:
     reply = data.draw(messages_of(kind))
     assert reply_from_header(kind, over_the_wire(reply_to_header(reply))) == reply
 
 
 @pytest.mark.parametrize("code", Code)
-def test_every_refusal_comes_back(code: Code) -> None:
+def test_every_refusal_makes_the_round_trip(code: Code) -> None:
     header = over_the_wire(refusal_to_header(RefusedError(code, "so it is")))
     refusal = reply_from_header(OkReply, header)
     assert isinstance(refusal, RefusedError)
@@ -86,13 +91,13 @@ def test_every_refusal_comes_back(code: Code) -> None:
 
 
 @given(st.lists(messages_of(ListEntry), max_size=4))
-def test_every_line_of_a_list_comes_back(entries: list[ListEntry]) -> None:
+def test_every_list_entry_makes_the_round_trip(entries: list[ListEntry]) -> None:
     body = b"".join(map(list_entry_to_json, entries))
     assert body.count(b"\n") == len(entries)
     assert [list_entry_from_json(line) for line in body.splitlines()] == entries
 
 
-def test_a_line_of_a_list_is_small_and_may_know_more() -> None:
+def test_a_list_entry_is_compact_and_may_have_more_keys() -> None:
     line = b'{"name":"\xc3\xa9","kind":"dir","total":0,"mtime":-1}\n'
     entry = ListEntry(name="é", kind="dir", total=0, mtime=-1)
     assert list_entry_to_json(entry) == line
@@ -116,7 +121,7 @@ def test_bad_lines_of_a_list(line: bytes, why: str) -> None:
         list_entry_from_json(line)
 
 
-def test_what_is_at_its_default_goes_without_saying() -> None:
+def test_defaults_are_not_sent() -> None:
     assert request_to_header(Ping()) == {"op": "ping"}
     assert request_to_header(List()) == {"op": "list"}
     assert request_to_header(Put(name="a", size=0)) == {"op": "put", "name": "a", "size": 0}
@@ -271,6 +276,13 @@ def test_a_body_belongs_to_put_and_write(op: str) -> None:
     assert isinstance(request_from_header(header), Put | Write)
 
 
+def test_block_records_make_the_round_trip() -> None:
+    records = [(0, 65_536, DIGEST), (65_536, 1, "blake3:" + "cd" * 32)]
+    body = b"".join(pack_block_record(*record) for record in records)
+    assert len(body) == 2 * BLOCK_RECORD.size == 2 * 44
+    assert list(unpack_block_records(body, "blake3")) == records
+
+
 @pytest.mark.parametrize(
     ("size", "good"),
     [(2**15, False), (2**16 - 1, False), (2**16, True), (2**16 + 1, False), (3 * 2**16, False),
@@ -311,7 +323,7 @@ def test_bad_replies(kind: type[Reply], header: dict[str, Any], why: str) -> Non
         reply_from_header(kind, header)
 
 
-def test_a_reply_may_say_that_the_work_goes_on() -> None:
+def test_a_pending_reply() -> None:
     header = {"ok": True, "pending": True, "done": 1, "total": 2}
     assert reply_from_header(FileReply, header) == Pending(done=1, total=2)
 

@@ -1,4 +1,4 @@
-"""Names: what may be one, and what only looks like one."""
+"""Good and bad names."""
 
 import contextlib
 import sys
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.protocol.names import RESERVED, check_name, is_reserved, split_name
+from ftpkit.protocol.names import RESERVED, check_name, is_in, is_reserved, split_name
 
 LONG = "/".join(["x" * 255] * 16)  # 4,095 bytes
 
@@ -23,7 +23,7 @@ LONG = "/".join(["x" * 255] * 16)  # 4,095 bytes
         f"{LONG[:-1]}/y", ".ftpki", ".ftpk\u0131", "ftpkit", "a.ftpkit", "ftpkit/.ftp", "\ufffd",
     ],
 )  # fmt: skip
-def test_a_name(name: str) -> None:
+def test_good_names(name: str) -> None:
     assert check_name(name) == name
     assert "/".join(split_name(name)) == name
 
@@ -64,13 +64,13 @@ def test_a_name(name: str) -> None:
         (".ftpkit-more", "are reserved"),
     ],
 )
-def test_no_name(name: str, why: str) -> None:
+def test_bad_names(name: str, why: str) -> None:
     with pytest.raises(RefusedError, match=why) as caught:
         check_name(name)
     assert caught.value.code is Code.BAD_NAME
 
 
-def test_a_name_of_the_most_bytes() -> None:
+def test_the_longest_name() -> None:
     name = f"{LONG[:-1]}/y"
     assert len(name) == 4096
     assert check_name(name) == name
@@ -86,7 +86,7 @@ def test_a_name_of_the_most_bytes() -> None:
         ".ftpk\u0131t", ".FTPK\u0130T", ".ftpki\u0307t",
     ],
 )  # fmt: skip
-def test_what_looks_like_our_own_is_our_own(part: str) -> None:
+def test_look_alikes_of_the_reserved_name_are_reserved(part: str) -> None:
     assert is_reserved(part)
     with pytest.raises(RefusedError, match="are reserved"):
         check_name(f"a/{part}/b")
@@ -100,7 +100,7 @@ def likenesses(character: str) -> set[str]:
     return {case(form) for form in cases for case in (str.lower, str.casefold)}
 
 
-def test_no_character_of_unicode_is_a_way_to_our_own() -> None:
+def test_no_unicode_character_leads_to_the_reserved_name() -> None:
     ways = [
         RESERVED[:at] + character + RESERVED[at + 1 :]
         for character in map(chr, range(128, sys.maxunicode + 1))
@@ -119,17 +119,17 @@ IGNORED_BY_HFS: Final = "\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
 
 
 @pytest.mark.parametrize("ignored", IGNORED_BY_HFS, ids=ascii)
-def test_what_a_disk_ignores_hides_nothing(ignored: str) -> None:
+def test_ignored_characters_do_not_hide_the_reserved_name(ignored: str) -> None:
     for at in range(len(RESERVED) + 1):
         assert is_reserved(RESERVED[:at] + ignored + RESERVED[at:])
 
 
 @pytest.mark.parametrize("part", ["", ".", "ftpkit", ".ftpki", ".ftpkì", "a.ftpkit", "漢.ftpkit"])
-def test_what_is_not_our_own(part: str) -> None:
+def test_similar_names_that_are_not_reserved(part: str) -> None:
     assert not is_reserved(part)
 
 
-def test_the_root_is_a_name_only_where_it_is_meant() -> None:
+def test_the_root_is_a_name_only_if_allowed() -> None:
     assert check_name("", root=True) == ""
     assert check_name("a", root=True) == "a"
     assert split_name("") == []
@@ -137,7 +137,7 @@ def test_the_root_is_a_name_only_where_it_is_meant() -> None:
         check_name("/", root=True)
 
 
-def test_a_refusal_shows_the_name_in_ascii_and_not_all_of_a_long_one() -> None:
+def test_a_refusal_quotes_the_name_in_ascii_and_shortened() -> None:
     with pytest.raises(RefusedError) as caught:
         check_name("/\x1b[31m" + "é" * 1_000)
     message = str(caught.value)
@@ -156,3 +156,10 @@ def test_any_text_is_a_safe_name_or_a_bad_name(text: str) -> None:
         assert all(0 < len(part.encode()) <= 255 for part in parts)
         assert not {".", "..", ""} & set(parts)
         assert not any(unicodedata.category(c) in ("Cc", "Cs") or c == "\\" for c in name)
+
+
+def test_a_name_is_in_its_parents_and_in_itself() -> None:
+    assert is_in("", "a/b")
+    assert is_in("a", "a/b")
+    assert is_in("a/b", "a/b")
+    assert not is_in("a", "ab")

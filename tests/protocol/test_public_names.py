@@ -1,4 +1,4 @@
-"""What ``ftpkit.protocol`` offers, and what importing it brings along."""
+"""The public names of ``ftpkit.protocol``, and what importing it imports."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_the_public_names_are_these() -> None:
     assert all(hasattr(ftpkit.protocol, name) for name in ftpkit.protocol.__all__)
 
 
-def test_importing_the_protocol_brings_no_socket_and_no_screen() -> None:
+def test_importing_the_protocol_imports_no_socket_and_no_terminal() -> None:
     found = subprocess.run(
         [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""Conversations: who may say what, when, and which reply is whose."""
+"""Both sides of a session: allowed requests, and matching of replies."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def said(wire: bytes) -> Header:
 
 
 def code_of(server: ServerProtocol, header: Header) -> Code | None:
-    """Let ``server`` receive and answer; return with which code it refused."""
+    """Let ``server`` handle ``header``; return the code of a refusal."""
     try:
         server.receive(header)
     except RefusedError as refusal:
@@ -51,7 +51,7 @@ def code_of(server: ServerProtocol, header: Header) -> Code | None:
     return None
 
 
-# The server's half
+# The server's side
 
 
 def test_a_request_gets_its_reply() -> None:
@@ -64,7 +64,7 @@ def test_a_request_gets_its_reply() -> None:
     assert not server.closed
 
 
-def test_work_that_goes_on_is_pending() -> None:
+def test_a_long_operation_is_pending() -> None:
     server = ServerProtocol()
     server.receive({"op": "commit", "upload": "u", "total": 5, "id": "c"})
     assert said(server.accept(Pending(done=1, total=5))) == {
@@ -98,7 +98,7 @@ def test_a_bad_id_is_refused_and_not_repeated(identity: Any) -> None:
     assert code_of(server, PING | {"id": None}) is None
 
 
-def test_a_refusal_that_nobody_asked_for_has_no_id() -> None:
+def test_a_refusal_without_a_request_has_no_id() -> None:
     server = ServerProtocol()
     server.receive(PING | {"id": 7})
     server.accept(OkReply())
@@ -113,7 +113,7 @@ def test_a_full_server_refuses_before_any_request() -> None:
     assert said(server.refuse(refusal, close=True)) == FULL
 
 
-def test_a_closed_conversation_stays_closed() -> None:
+def test_a_closed_session_stays_closed() -> None:
     server = ServerProtocol()
     server.refuse(RefusedError(Code.BAD_FRAME, "what?"), close=True)
     with pytest.raises(RuntimeError, match="closed"):
@@ -125,7 +125,7 @@ def test_a_closed_conversation_stays_closed() -> None:
     assert server.closed
 
 
-def test_hello_comes_first_or_not_at_all() -> None:
+def test_hello_must_be_the_first_request() -> None:
     server = ServerProtocol()
     assert server.receive(HELLO) == Hello(version=1)
     server.accept(OkReply())
@@ -145,7 +145,7 @@ def test_hello_is_too_late_after_any_request(first: Header) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, 2**64 - 1])
-def test_another_version_is_unsupported_and_the_conversation_goes_on(version: int) -> None:
+def test_another_version_is_unsupported_and_the_session_continues(version: int) -> None:
     server = ServerProtocol()
     with pytest.raises(RefusedError, match="protocol version here is 1") as caught:
         server.receive({"op": "hello", "version": version})
@@ -167,7 +167,7 @@ def test_another_version_is_unsupported_and_the_conversation_goes_on(version: in
         {},
     ],
 )
-def test_without_a_token_everything_else_must_wait(header: Header) -> None:
+def test_other_requests_need_authentication(header: Header) -> None:
     server = ServerProtocol(must_authenticate=True)
     assert code_of(server, header) is Code.AUTH_REQUIRED
     assert code_of(server, AUTH) is None
@@ -176,7 +176,7 @@ def test_without_a_token_everything_else_must_wait(header: Header) -> None:
     assert code_of(server, header) is not Code.AUTH_REQUIRED
 
 
-def test_hello_and_auth_may_come_without_a_token() -> None:
+def test_hello_and_auth_need_no_authentication() -> None:
     server = ServerProtocol(must_authenticate=True)
     assert server.receive(HELLO) == Hello(version=1)
     server.accept(OkReply())
@@ -188,7 +188,7 @@ def test_hello_and_auth_may_come_without_a_token() -> None:
     assert server.receive(PING) == Ping()
 
 
-def test_a_locked_server_still_judges_hello_and_auth() -> None:
+def test_hello_and_auth_are_checked_before_authentication() -> None:
     server = ServerProtocol(must_authenticate=True)
     assert code_of(server, HELLO | {"version": 2}) is Code.UNSUPPORTED
     assert code_of(server, HELLO) is Code.BAD_REQUEST
@@ -196,7 +196,7 @@ def test_a_locked_server_still_judges_hello_and_auth() -> None:
     assert code_of(server, AUTH | {"size": 5}) is Code.BAD_REQUEST
 
 
-def test_the_third_bad_token_is_the_last() -> None:
+def test_the_third_invalid_token_closes() -> None:
     server = ServerProtocol(must_authenticate=True)
     for left in (2, 1, 0):
         server.receive(AUTH)
@@ -206,13 +206,13 @@ def test_the_third_bad_token_is_the_last() -> None:
             assert code_of(server, PING) is Code.AUTH_REQUIRED
 
 
-def test_a_server_may_close_after_the_first_bad_token() -> None:
+def test_a_server_may_close_after_the_first_invalid_token() -> None:
     server = ServerProtocol(must_authenticate=True)
     server.receive(AUTH)
     assert said(server.refuse(BAD_TOKEN, close=True))["close"] is True
 
 
-# Requests that are nearly right: known operations with fields of any kind.
+# Nearly valid requests: known operations with arbitrary fields.
 requests = st.sampled_from(REQUEST_KINDS).flatmap(
     lambda kind: st.fixed_dictionaries(
         {"op": st.just(kind.op)},
@@ -243,7 +243,7 @@ def test_any_header_is_a_request_or_refused(offered: list[Header], locked: bool)
         assert reply.get("id") in (header.get("id"), None)
 
 
-# The client's half
+# The client's side
 
 
 def test_replies_are_matched_in_order() -> None:
@@ -264,7 +264,7 @@ def test_replies_are_matched_in_order() -> None:
     assert (client.unanswered, client.closed) == (0, False)
 
 
-def test_a_client_hears_that_the_work_goes_on() -> None:
+def test_a_client_receives_a_pending_reply() -> None:
     client = ClientProtocol()
     request = Commit(upload="u", total=5)
     client.send_request(request)
@@ -281,7 +281,7 @@ def test_a_client_reads_an_unknown_code_as_internal() -> None:
     assert reply.code is Code.INTERNAL
 
 
-def test_a_reply_may_say_that_the_server_closes() -> None:
+def test_a_reply_may_announce_a_close() -> None:
     client = ClientProtocol()
     client.send_request(Ping())
     client.send_request(Ping())
@@ -299,7 +299,7 @@ def test_only_true_closes(close: object) -> None:
     assert not client.closed
 
 
-def test_a_server_that_closes_may_refuse_unasked() -> None:
+def test_a_closing_refusal_needs_no_request() -> None:
     client = ClientProtocol()
     with pytest.raises(RefusedError, match="full") as caught:
         client.receive(FULL)
@@ -317,19 +317,19 @@ def test_a_server_that_closes_may_refuse_unasked() -> None:
         {"ok": False, "code": 5, "message": "", "close": True},
     ],
 )
-def test_any_other_unasked_reply_is_an_error(header: Header) -> None:
+def test_any_other_reply_without_a_request_is_an_error(header: Header) -> None:
     with pytest.raises(ProtocolError):
         ClientProtocol().receive(header)
 
 
-def test_a_reply_that_does_not_fit_is_an_error() -> None:
+def test_a_reply_of_another_kind_is_an_error() -> None:
     client = ClientProtocol()
     client.send_request(Stat(name="a"))
     with pytest.raises(ProtocolError, match="name is missing"):
         client.receive({"ok": True})
 
 
-def test_a_request_that_cannot_be_written_is_not_waited_for() -> None:
+def test_a_request_that_cannot_be_encoded_expects_no_reply() -> None:
     client = ClientProtocol()
     with pytest.raises(ValueError, match="digest"):
         client.send_request(Get(name="a", digest="BLAKE3"))
@@ -337,7 +337,7 @@ def test_a_request_that_cannot_be_written_is_not_waited_for() -> None:
 
 
 @given(headers)
-def test_any_reply_is_an_answer_or_an_error(header: Header) -> None:
+def test_any_header_is_a_reply_or_an_error(header: Header) -> None:
     client = ClientProtocol()
     client.send_request(Ping())
     try:
@@ -347,11 +347,11 @@ def test_any_reply_is_an_answer_or_an_error(header: Header) -> None:
     assert answer.request == Ping()
 
 
-# Both halves together
+# Both sides together
 
 
 @given(st.lists(st.sampled_from(REQUEST_KINDS).flatmap(messages_of), max_size=5), st.data())
-def test_what_one_half_asks_the_other_answers(asked: list[Any], data: st.DataObject) -> None:
+def test_both_sides_together(asked: list[Any], data: st.DataObject) -> None:
     client, server = ClientProtocol(), ServerProtocol()
     stream = b"".join(client.send_request(request) for request in asked)
     decoder, replies = Decoder(), list[Any]()

@@ -20,16 +20,16 @@ from tests.support.status import STATUS, TRANSFER, status, transfer
 NEVER: tuple[Any, ...] = (True, -1, -0.5, 2**63, 1e300, {}, {"a": 1})
 
 
-def test_what_is_encoded_is_decoded() -> None:
+def test_a_status_makes_the_round_trip() -> None:
     full = status(transfer(name="名/é", total=None, left_s=None), transfer(level=2, position=7))
     assert decode_status(encode_status(full)) == full
 
 
-def test_whole_seconds_are_seconds() -> None:
+def test_integers_are_valid_floats() -> None:
     assert decode_status(encode_status(status(uptime_s=12)))["uptime_s"] == 12
 
 
-def test_keys_that_nobody_knows_are_kept() -> None:
+def test_unknown_keys_are_kept() -> None:
     body = json.dumps({**status(), "mood": [1, {"a": None}]}).encode()
     assert decode_status(body)["mood"] == [1, {"a": None}]  # type: ignore[typeddict-item]
 
@@ -51,7 +51,7 @@ def test_a_key_that_is_missing_or_bad(key: str) -> None:
         ("transfers", TransferStatus, TRANSFER),
     ],
 )
-def test_a_bad_row(where: str, kind: type, good: dict[str, Any]) -> None:
+def test_a_bad_list_element(where: str, kind: type, good: dict[str, Any]) -> None:
     rows: list[Any] = [None, [], 7, "x", {}]
     for key in kind.__annotations__:
         rows += [{**good, key: value} for value in NEVER]
@@ -83,7 +83,7 @@ def test_any_value_is_part_of_a_status_or_a_protocol_error(key: str, value: obje
     assert decode_status(encode_status(decoded)) == decoded
 
 
-def test_of_too_many_transfers_the_first_are_told() -> None:
+def test_too_many_transfers_are_cut() -> None:
     many = [transfer(name="n" * 4000, position=number) for number in range(10_000)]
     body = encode_status(status(*many))
     assert len(body) <= MAX_STATUS

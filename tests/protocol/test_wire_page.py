@@ -1,4 +1,4 @@
-"""The page WIRE.md: its frames, its client and its lists are true."""
+"""WIRE.md: its frames, client and tables match the code."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ from tests.protocol.reading import Frame, read
 
 PAGE = (Path(protocol.__file__).parent / "WIRE.md").read_text("utf-8")
 
-# A line of a hex block: bytes, then perhaps two blanks and what they mean.
+# A line of a hex block: bytes, then optionally two spaces and their meaning.
 LINE = re.compile(r"((?:[0-9a-f]{2} )*[0-9a-f]{2})(?:  .*)?")
 EXAMPLE = re.compile(r"```hex\n(.*?)```\n\n```json\n(.*?)```", re.DOTALL)
 
@@ -78,7 +78,7 @@ def test_every_block_of_hex_is_an_example() -> None:
 
 
 @pytest.mark.parametrize(("frame", "header"), EXAMPLES)
-def test_the_hex_says_what_the_json_says(frame: Frame, header: Header) -> None:
+def test_the_hex_matches_the_json(frame: Frame, header: Header) -> None:
     assert list(frame.header.items()) == list(header.items())
     if isinstance(request_or_none(header), Write):
         return  # its body is too long to be shown
@@ -88,7 +88,7 @@ def test_the_hex_says_what_the_json_says(frame: Frame, header: Header) -> None:
 
 
 @pytest.mark.parametrize(("frame", "header"), EXAMPLES)
-def test_the_text_beside_the_hex_is_its_text(frame: Frame, header: Header) -> None:
+def test_the_text_matches_the_hex(frame: Frame, header: Header) -> None:
     (block,) = (text for text, _ in EXAMPLE.findall(PAGE) if frame_in(text) == frame)
     prefix, *lines = block.splitlines()
     assert prefix.endswith(f"n = {len(encode_header(header)) - 4}")
@@ -142,7 +142,7 @@ def fits_begin(header: Header) -> bool:
 
 
 def section(op: str) -> str:
-    """Return what the page says beneath the heading of an operation."""
+    """Return the section of an operation."""
     match = re.search(rf"^### `{op}`\n(.*?)^##", PAGE, re.DOTALL | re.MULTILINE)
     assert match, op
     return match[1]
@@ -189,7 +189,7 @@ DATAGRAMS = [
 ]
 
 
-def test_the_datagrams_in_the_page_are_those_that_it_tells_of() -> None:
+def test_the_datagrams_match_their_descriptions() -> None:
     assert "`000102030405060708090a0b0c0d0e0f`" in PAGE
     opened = [DatagramCipher(bytes(range(16))).decrypt(memoryview(raw)) for raw in DATAGRAMS]
     (probe, echo, data, ack) = [(found[0], bytes(found[1])) for found in opened if found]
@@ -202,7 +202,7 @@ def test_the_datagrams_in_the_page_are_those_that_it_tells_of() -> None:
     assert [len(raw) for raw in DATAGRAMS[:2]] == [60, 60]
 
 
-def test_the_numbers_of_datagrams_are_those_of_the_code() -> None:
+def test_the_numbers_of_datagrams_match_the_code() -> None:
     text = PAGE.split("## 11. ")[1]
     assert f"less {OVERHEAD}" in text
     assert f"{MIN_PIECE} bytes" in text
@@ -219,7 +219,7 @@ def test_every_code_is_in_its_table() -> None:
     assert re.findall(r"^\| `([a-z-]+)` \| [a-z]", PAGE.split("## 8. ")[1], re.MULTILINE) == [*Code]
 
 
-def test_the_numbers_are_those_of_the_code() -> None:
+def test_the_numbers_match_the_code() -> None:
     for number in (MAX_NAME, MAX_ID, protocol.MAX_HEADER, 65_536, 67_108_864):
         assert f"{number:,}" in PAGE
     assert f"over {MAX_PART} bytes" in PAGE
@@ -253,7 +253,7 @@ def test_the_client_in_the_page_works(
 
 
 def serve_one_put(listener: socket.socket, received: list[bytes]) -> None:
-    """Be a server for one ``put``, as the last section of the page says."""
+    """Serve one ``put``."""
     sock, _ = listener.accept()
     with sock:
         decoder, server = Decoder(), ServerProtocol()

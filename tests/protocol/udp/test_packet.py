@@ -1,4 +1,4 @@
-"""Datagrams to the byte, and what is remembered of their numbers."""
+"""The layout of datagrams, and packet numbers."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ headers = st.builds(Header, words, st.integers(1, MAX_NUMBER), words, words, kin
 
 
 @given(headers)
-def test_a_header_is_read_as_it_was_packed(header: Header) -> None:
+def test_a_header_makes_the_round_trip(header: Header) -> None:
     session, number, block, offset, kind = header
     raw = pack_header(session, number, kind, block, offset)
     assert read_header(raw + bytes(TAG)) == header
@@ -61,7 +61,7 @@ def test_any_bytes_are_a_header_or_none(raw: bytes) -> None:
         pack_header(1, 1, 5 | FROM_SERVER) + bytes(TAG),
     ],
 )
-def test_what_is_none_of_ours(raw: bytes) -> None:
+def test_other_datagrams_have_no_header(raw: bytes) -> None:
     assert read_header(raw) is None
 
 
@@ -78,7 +78,7 @@ acks = st.builds(Ack, words, st.integers(0, 2**64 - 1), st.integers(0, 2**REMEMB
 
 
 @given(acks)
-def test_an_ack_is_read_as_it_was_packed(ack: Ack) -> None:
+def test_an_ack_makes_the_round_trip(ack: Ack) -> None:
     assert read_ack(pack_ack(ack)) == ack
 
 
@@ -96,7 +96,7 @@ probes = st.builds(Probe, st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1), 
 
 
 @given(probes, st.integers(MIN_DATAGRAM, 9000))
-def test_a_probe_is_as_long_as_it_is_to_be(probe: Probe, size: int) -> None:
+def test_a_probe_has_the_given_size(probe: Probe, size: int) -> None:
     payload = pack_probe(probe, size)
     assert len(payload) + OVERHEAD == size
     assert read_probe(payload) == probe
@@ -139,7 +139,7 @@ def test_merging_is_adding_each(merges: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("number", [MAX_NUMBER, REMEMBERED + 1])
-def test_a_number_far_ahead_costs_no_memory(number: int) -> None:
+def test_a_number_far_ahead_allocates_nothing(number: int) -> None:
     arrivals = ReceivedPackets()
     arrivals.add(1)
     arrivals.add(number)
@@ -148,7 +148,7 @@ def test_a_number_far_ahead_costs_no_memory(number: int) -> None:
     assert arrivals.since(1) == 0
 
 
-def test_numbers_are_used_up_in_the_end() -> None:
+def test_packet_numbers_end() -> None:
     numbers = PacketNumbers()
     assert [numbers.next(), numbers.next(), numbers.last] == [1, 2, 2]
     numbers.last = MAX_NUMBER - 1
@@ -160,11 +160,11 @@ def test_numbers_are_used_up_in_the_end() -> None:
 @pytest.mark.parametrize(
     ("block", "blocks"), [(64 * 1024, 16), (4 * 2**20, 16), (16 * 2**20, 4), (64 * 2**20, 1)]
 )
-def test_so_many_blocks_may_be_open(block: int, blocks: int) -> None:
+def test_the_limit_of_open_blocks(block: int, blocks: int) -> None:
     assert max_open_blocks(block) == blocks
 
 
-def test_memory_is_used_again_for_the_same_length() -> None:
+def test_memory_of_the_same_length_is_reused() -> None:
     bodies = BlockBuffers()
     long, short = bodies.borrow(10), bodies.borrow(4)
     long[:] = b"0123456789"

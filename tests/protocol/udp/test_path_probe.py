@@ -1,4 +1,4 @@
-"""How a client finds out what a path carries, and shows that it is at its end."""
+"""Path probing: the largest datagram, and proof of the address."""
 
 from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
@@ -38,7 +38,7 @@ def echo(path: PathProber, probe: Datagram, now: float, proof: int = PROOF) -> N
     path.receive(numbered(answer), answer.payload, now)
 
 
-def test_it_probes_every_size_twice_and_again_until_it_is_heard() -> None:
+def test_it_probes_every_size_twice_until_an_echo_comes() -> None:
     path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     assert lengths(probes) == [9000, 9000, 1472, 1472, 1232, 1232]
@@ -51,7 +51,7 @@ def test_it_probes_every_size_twice_and_again_until_it_is_heard() -> None:
     assert not path.is_open
 
 
-def test_the_largest_that_comes_back_settles_it_at_once() -> None:
+def test_an_echo_of_the_largest_size_decides_at_once() -> None:
     path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[0], 0.1)
@@ -61,7 +61,7 @@ def test_the_largest_that_comes_back_settles_it_at_once() -> None:
     assert lengths([first]) == [MIN_DATAGRAM]
 
 
-def test_else_the_largest_of_those_that_come_back_in_time() -> None:
+def test_otherwise_the_largest_echo_in_time_decides() -> None:
     path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[4], 0.1)
@@ -77,7 +77,7 @@ def test_else_the_largest_of_those_that_come_back_in_time() -> None:
     assert path.piece == 1472 - OVERHEAD, "a row is cut in one way"
 
 
-def test_it_shows_its_proof_until_the_server_sends_something_else() -> None:
+def test_it_returns_the_proof_until_the_server_accepts_it() -> None:
     path = PathProber(7, SIZES, 0.0)
     echo(path, path.datagrams_to_send(0.0)[0], 0.1)
     (probe, _) = path.datagrams_to_send(0.1)
@@ -101,7 +101,7 @@ def test_a_new_address_is_proven_at_once() -> None:
     assert told(path.datagrams_to_send(1.3)[0]).proof == PROOF + 1
 
 
-def test_an_echo_of_what_was_never_sent_is_nothing() -> None:
+def test_an_echo_without_a_probe_is_ignored() -> None:
     path = PathProber(7, SIZES, 0.0)
     header = Header(7, 99, 0, 0, Kind.ECHO | FROM_SERVER)
     path.receive(header, pack_probe(Probe(PROOF, 0, 0), 9000), 0.1)
@@ -117,8 +117,8 @@ def test_only_the_last_probes_are_remembered() -> None:
     assert not path.is_open
 
 
-def test_an_echo_that_is_repeated_says_nothing() -> None:
-    """Somebody who kept one from another address would bring its proof back."""
+def test_a_replayed_echo_is_ignored() -> None:
+    """An attacker could restore the proof of another address."""
     path = PathProber(7, SIZES, 0.0)
     probes = path.datagrams_to_send(0.0)
     echo(path, probes[0], 0.1)

@@ -1,4 +1,4 @@
-"""Pieces in any order become blocks, and each is told of."""
+"""Pieces in any order become blocks and are acknowledged."""
 
 import random
 from typing import Any
@@ -25,7 +25,7 @@ SIZES = {0: 2000, 1: 2000, 2: 700}
 
 
 class Here:
-    """A receiver, and what it has taken."""
+    """A receiver and its completed blocks."""
 
     def __init__(self, sizes: dict[int, int] = SIZES, max_open: int = 16) -> None:
         self.blocks: dict[int, bytes] = {}
@@ -57,7 +57,7 @@ def pieces(size: int) -> list[tuple[int, int, bytes]]:
 
 
 @given(st.randoms(use_true_random=False), st.integers(MIN_PIECE, 3000))
-def test_any_order_and_any_repetition_give_the_blocks(chance: random.Random, size: int) -> None:
+def test_any_order_and_repetition_give_the_blocks(chance: random.Random, size: int) -> None:
     here = Here()
     arriving = pieces(size) * 2
     chance.shuffle(arriving)
@@ -69,21 +69,21 @@ def test_any_order_and_any_repetition_give_the_blocks(chance: random.Random, siz
     assert here.receiver.received == sum(size + 32 for size in SIZES.values())
 
 
-def test_a_datagram_that_comes_again_counts_once() -> None:
+def test_a_repeated_datagram_counts_once() -> None:
     here = Here()
     here.piece(1, 0, 0, data_of(0)[:1000])
     here.piece(1, 1, 0, data_of(1)[:1000])
     assert here.receiver.received == 1000
 
 
-def test_one_that_is_too_old_to_tell_is_dropped() -> None:
+def test_a_datagram_older_than_the_window_is_dropped() -> None:
     here = Here()
     here.piece(REMEMBERED + 1, 0, 0, data_of(0)[:1000])
     here.piece(1, 1, 0, data_of(1)[:1000])
     assert here.receiver.received == 1000
 
 
-def test_a_block_that_nobody_wants_is_acknowledged_and_dropped() -> None:
+def test_a_piece_of_an_unknown_block_is_acknowledged_and_dropped() -> None:
     here = Here()
     here.piece(1, 9, 0, b"x" * 1000)
     (datagram,) = here.receiver.datagrams_to_send(1.0)
@@ -99,14 +99,14 @@ def test_a_block_that_nobody_wants_is_acknowledged_and_dropped() -> None:
         (0, b"x" * (MIN_PIECE - 1)),  # short, and not at the end
     ],
 )
-def test_nonsense_of_a_peer_that_holds_the_key(offset: int, data: bytes) -> None:
+def test_invalid_pieces_are_protocol_errors(offset: int, data: bytes) -> None:
     here = Here()
     with pytest.raises(ProtocolError):
         here.piece(1, 0, offset, data)
     assert here.receiver.received == 0
 
 
-def test_overlapping_pieces_make_no_block_that_matches_its_digest() -> None:
+def test_overlapping_pieces_fail_the_digest() -> None:
     taken: list[bytes] = []
     receiver = Receiver(
         7, {0: 2000}, lambda block, data, raw: taken.append(raw), max_open=1, direction=0
@@ -119,7 +119,7 @@ def test_overlapping_pieces_make_no_block_that_matches_its_digest() -> None:
     assert taken != [DIGEST]
 
 
-def test_no_more_blocks_are_open_than_agreed_on() -> None:
+def test_the_number_of_open_blocks_is_limited() -> None:
     here = Here(max_open=2)
     here.piece(1, 0, 0, data_of(0)[:1000])
     here.piece(2, 1, 0, data_of(1)[:1000])
@@ -131,7 +131,7 @@ def test_no_more_blocks_are_open_than_agreed_on() -> None:
     assert here.receiver.received == (2000 + 32) + 1000 + 600
 
 
-def test_what_take_raises_passes_and_is_not_acknowledged() -> None:
+def test_an_exception_of_on_block_propagates_unacknowledged() -> None:
     here = Here()
     here.refuse = True
     with pytest.raises(RefusedError):
@@ -147,7 +147,7 @@ def acked(receiver: Receiver, now: float) -> Any:
     return read_ack(datagram.payload)
 
 
-def test_it_tells_after_32_datagrams() -> None:
+def test_it_acknowledges_after_32_datagrams() -> None:
     here = Here({0: 100_000})
     for number in range(1, 33):
         assert acked(here.receiver, 0.0) is None
@@ -156,7 +156,7 @@ def test_it_tells_after_32_datagrams() -> None:
     assert acked(here.receiver, 9.0) is None
 
 
-def test_it_tells_after_256_kib() -> None:
+def test_it_acknowledges_after_256_kib() -> None:
     here = Here({0: 2**20})
     for number in range(4):
         here.piece(number + 1, 0, number * 65_000, b"x" * 65_000)
@@ -165,7 +165,7 @@ def test_it_tells_after_256_kib() -> None:
     assert acked(here.receiver, 0.0) is not None
 
 
-def test_it_tells_after_5_ms() -> None:
+def test_it_acknowledges_after_5_ms() -> None:
     here = Here()
     assert here.receiver.next_event(10.0) == 11.0
     here.piece(1, 0, 0, data_of(0)[:1000], now=10.0)
@@ -174,7 +174,7 @@ def test_it_tells_after_5_ms() -> None:
     assert acked(here.receiver, 10.006) is not None
 
 
-def test_it_tells_at_once_when_all_is_here() -> None:
+def test_it_acknowledges_completion_at_once() -> None:
     here = Here({2: 700})
     here.piece(1, 2, 0, data_of(2) + DIGEST)
     assert acked(here.receiver, 0.0) is not None

@@ -1,4 +1,4 @@
-"""Two ends and a link in simulated time: all blocks arrive, whatever the link does."""
+"""Both sides over a network in simulated time: all blocks arrive."""
 
 import random
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ def digest(data: bytes | memoryview) -> bytes:
 
 @dataclass
 class Copy:
-    """A file that moves from one end to the other: up, or down."""
+    """A file that is uploaded or downloaded."""
 
     data: bytes
     up: bool = True
@@ -87,10 +87,10 @@ class Copy:
             return ClientDatagramSession(path, self.send), Doorway(self.receive)
         return ClientDatagramSession(path, self.receive), Doorway(self.send)
 
-    def move(self, **link: Any) -> float:
-        """Move it over a link; return the simulated seconds."""
+    def move(self, **network: Any) -> float:
+        """Transfer it over a network; return the simulated seconds."""
         near, far = self.ends()
-        up, down = Lossy(seed=1, **link), Lossy(seed=2, **link)
+        up, down = Lossy(seed=1, **network), Lossy(seed=2, **network)
         seconds = converse(near, far, up, down, until=lambda now: near.done)
         assert b"".join(self.got[block] for block in sorted(self.got)) == self.data
         assert self.sender is not None
@@ -98,7 +98,7 @@ class Copy:
 
     @property
     def again(self) -> float:
-        """What left again, as a share of what left."""
+        """The share of bytes that was sent again."""
         assert self.sender is not None
         return self.sender.sent.resent / self.sender.sent.first
 
@@ -113,7 +113,7 @@ def test_any_size_arrives_in_both_directions(size: int, up: bool) -> None:
     Copy(noise(size), up).move()
 
 
-LINKS: dict[str, dict[str, Any]] = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "1 % loss": {"loss": 0.01},
     "5 % loss": {"loss": 0.05},
     "20 % loss": {"loss": 0.2},
@@ -131,19 +131,19 @@ LINKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("up", [True, False])
-@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
-def test_everything_arrives_whatever_the_link_does(link: dict[str, Any], up: bool) -> None:
-    Copy(noise(1_500_000), up).move(**link)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_everything_arrives_over_any_network(network: dict[str, Any], up: bool) -> None:
+    Copy(noise(1_500_000), up).move(**network)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.01, 0.05, 0.2])
-def test_no_more_leaves_again_than_was_lost(loss: float) -> None:
+def test_little_more_is_resent_than_was_lost(loss: float) -> None:
     copy = Copy(noise(8_000_000))
     copy.move(loss=loss, queue=1e9)
     assert copy.again <= loss / (1 - loss) + 0.02
 
 
-def test_late_ones_are_not_taken_for_lost() -> None:
+def test_reordered_packets_are_not_declared_lost() -> None:
     copy = Copy(noise(4_000_000))
     copy.move(reorder=0.02, duplicate=0.02)
     assert copy.sender is not None
@@ -158,8 +158,8 @@ def test_loss_does_not_slow_it_down(loss: float) -> None:
     assert Copy(data).move(loss=loss) < lossless * 1.2
 
 
-def test_the_end_takes_no_more_than_3_round_trips() -> None:
-    """Behind the last piece that leaves for the first time."""
+def test_the_last_pieces_take_at_most_3_round_trips() -> None:
+    """After the last piece is sent for the first time."""
     copy = Copy(noise(30_000_000))
     near, far = copy.ends()
     up, down = Lossy(loss=0.05, seed=1), Lossy(loss=0.05, seed=2)
@@ -176,7 +176,7 @@ def test_the_end_takes_no_more_than_3_round_trips() -> None:
     assert done_at - left_at[0] < 3 * 2 * up.delay_s
 
 
-def test_a_cap_is_kept() -> None:
+def test_the_rate_limit_is_kept() -> None:
     copy = Copy(noise(1_000_000))
 
     def capped(piece: int, rtt_s: float, now: float) -> DatagramTransfer:
@@ -193,7 +193,7 @@ def test_a_cap_is_kept() -> None:
     )
 
 
-def test_an_end_of_the_server_is_heard() -> None:
+def test_the_server_can_end_the_session() -> None:
     copy = Copy(b"x" * 5000)
     near, _ = copy.ends()
     datagram = ServerDatagramSession(1, copy.receive(), lambda header, payload: None).end_datagram()
@@ -203,14 +203,14 @@ def test_an_end_of_the_server_is_heard() -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.ACK, Kind.ECHO, Kind.END, Kind.DATA])
-def test_the_client_takes_nothing_that_a_client_sent(kind: Kind) -> None:
+def test_the_client_ignores_datagrams_of_clients(kind: Kind) -> None:
     near, _ = Copy(b"x" * 5000).ends()
     near.receive(Header(1, 1, 0, 0, kind), b"\0" * 14, 1.0)
     assert not near.closed_by_server
     assert not near.path.is_open
 
 
-def test_the_server_takes_nothing_that_a_server_sent() -> None:
+def test_the_server_ignores_datagrams_of_servers() -> None:
     copy = Copy(b"x" * 5000)
     end = ServerDatagramSession(1, copy.receive(), lambda header, payload: None)
     end.receive(Header(1, 1, 0, 0, Kind.DATA | FROM_SERVER), b"x" * 1000, 1.0)
@@ -218,7 +218,7 @@ def test_the_server_takes_nothing_that_a_server_sent() -> None:
     assert end.last_received_at == 0.0
 
 
-def test_the_server_answers_probes_as_it_is_told_to() -> None:
+def test_the_server_echoes_probes_through_its_callback() -> None:
     echo = Datagram(b"header", b"payload")
     answers = [echo, None]
     end = ServerDatagramSession(1, Copy(b"x").receive(), lambda header, payload: answers.pop(0))
@@ -230,15 +230,15 @@ def test_the_server_answers_probes_as_it_is_told_to() -> None:
     assert (end.last_received_at, end.done) == (2.0, False)
 
 
-def test_a_server_that_has_sent_all_is_done() -> None:
+def test_a_server_is_done_when_all_is_acknowledged() -> None:
     copy = Copy(b"x" * 5000, up=False)
     near, far = copy.ends()
     converse(near, far, Lossy(), Lossy(), until=lambda now: far.end is not None and far.end.done)
     assert near.done
 
 
-def test_who_cannot_be_meant_is_not_asked() -> None:
-    """An acknowledgement to a receiver, and data to a sender, are dropped."""
+def test_datagrams_for_the_other_role_are_dropped() -> None:
+    """Acknowledgements to a receiver and data to a sender."""
     copy = Copy(b"x" * 5000)
     end = ServerDatagramSession(1, copy.receive(), lambda header, payload: None)
     end.receive(Header(1, 1, 0, 0, Kind.ACK), pack_ack(Ack(1, 1, 1)), 1.0)
@@ -248,14 +248,14 @@ def test_who_cannot_be_meant_is_not_asked() -> None:
 
 
 @pytest.mark.parametrize("ack", [Ack(2, 0, 1), Ack(1, 0, 2), Ack(0, 0, 1)])
-def test_an_acknowledgement_of_what_never_left(ack: Ack) -> None:
+def test_an_acknowledgement_of_unsent_datagrams(ack: Ack) -> None:
     sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
     assert len(sender.datagrams_to_send(0.0)) == 1
     with pytest.raises(ProtocolError, match="never sent"):
         sender.receive_ack(pack_ack(ack), 0.1)
 
 
-def test_an_acknowledgement_that_is_repeated_or_late_changes_nothing() -> None:
+def test_a_repeated_or_late_acknowledgement_changes_nothing() -> None:
     sender = Copy(b"x" * 5000).send(1000, 0.1, 0.0)
     sent: list[Datagram] = []
     now = 0.0
@@ -271,14 +271,14 @@ def test_an_acknowledgement_that_is_repeated_or_late_changes_nothing() -> None:
     assert sender.done
 
 
-def test_nothing_said_is_no_acknowledgement() -> None:
+def test_an_empty_acknowledgement_changes_nothing() -> None:
     sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
     sender.datagrams_to_send(0.0)
     sender.receive_ack(pack_ack(Ack(0, 0, 0)), 0.1)
     assert not sender.done
 
 
-def test_what_comes_before_the_path_is_known_is_dropped() -> None:
+def test_datagrams_before_the_path_is_known_are_dropped() -> None:
     near, _ = Copy(b"x" * 500).ends()
     near.receive(Header(1, 1, 0, 0, Kind.ACK | FROM_SERVER), pack_ack(Ack(0, 0, 0)), 1.0)
     assert near.transfer is None
