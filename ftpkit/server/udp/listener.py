@@ -36,7 +36,7 @@ _WAIT_S: Final = 1.0
 # A client that has not measured its round trip time says 0.
 _MIN_RTT_S: Final = 0.001
 
-Address = tuple[Any, ...]
+SocketAddress = tuple[Any, ...]
 """A socket address, as the socket module has it."""
 TakeTurn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
 """Waits for a turn of the scheduler; its argument returns the bytes that have moved so far."""
@@ -61,7 +61,7 @@ class UdpPort(Protocol):
     def close(self) -> None: ...
 
     @property
-    def send_to(self) -> Callable[[Parts, Address, Address], None]:
+    def send_to(self) -> Callable[[Parts, SocketAddress, SocketAddress], None]:
         """Send one datagram to the first address, from the second."""
 
 
@@ -87,7 +87,7 @@ class UdpListener:
         start: StartTransfer,
         on_end: Callable[[], None],
         take_turn: TakeTurn,
-        local: tuple[int, Address],
+        local: tuple[int, SocketAddress],
     ) -> "UdpConversation":
         """Open a session; ``local`` is the socket family and address that the client knows."""
         with self._lock:
@@ -106,11 +106,11 @@ class UdpListener:
         """Answer probes, in a thread."""
         self._thread.start()
 
-    def send(self, parts: Parts, address: Address, local: Address) -> None:
+    def send(self, parts: Parts, address: SocketAddress, local: SocketAddress) -> None:
         """Send one datagram from the port, with ``local`` as its source."""
         self._port.send_to(parts, address, local)
 
-    def proof_for(self, session: int, address: Address) -> int:
+    def proof_for(self, session: int, address: SocketAddress) -> int:
         """Return the number that proves, when it comes back, that ``address`` receives."""
         return keyed_number(self._secret, repr((session, address)).encode())
 
@@ -132,7 +132,7 @@ class UdpListener:
                     except Exception:  # of one session; the port serves the others
                         log.exception("error", extra={"fields": {"peer": repr(address)}})
 
-    def _receive(self, raw: memoryview, address: Address) -> None:
+    def _receive(self, raw: memoryview, address: SocketAddress) -> None:
         header = read_header(raw)
         if header is None:
             return
@@ -160,7 +160,7 @@ class UdpConversation:
         start: StartTransfer,
         on_end: Callable[[], None],
         take_turn: TakeTurn,
-        local: tuple[int, Address],
+        local: tuple[int, SocketAddress],
     ) -> None:
         self.session = session
         self.key = secrets.token_bytes(KEY)
@@ -169,7 +169,7 @@ class UdpConversation:
         self._cipher = DatagramCipher(self.key)
         self._lock = threading.Lock()
         self._last_probe = 0
-        self._peer: Address | None = None
+        self._peer: SocketAddress | None = None
         self._session: ServerDatagramSession | None = None
         self._sock: DatagramSocket | None = None
         self._thread: threading.Thread | None = None
@@ -191,7 +191,7 @@ class UdpConversation:
         """The bytes of blocks that have moved."""
         return self._session.transfer.moved if self._session else 0
 
-    def on_probe(self, raw: memoryview, address: Address) -> None:
+    def on_probe(self, raw: memoryview, address: SocketAddress) -> None:
         """Answer a probe that came to the port, if it is encrypted with this session's key."""
         opened = self._cipher.decrypt(raw)
         if opened is None:
@@ -202,7 +202,7 @@ class UdpConversation:
                 (parts,) = self._cipher.encrypt(echo)
                 self._listener.send(parts, address, self._local[1])
 
-    def on_stray(self, raw: memoryview, address: Address) -> None:
+    def on_stray(self, raw: memoryview, address: SocketAddress) -> None:
         """Pass on a datagram that came to the port just before the session's socket connected."""
         with self._lock:
             if self._sock is not None and address == self._peer:
@@ -222,7 +222,7 @@ class UdpConversation:
             self._on_end()
 
     def _answer(
-        self, header: Header, payload: bytes | memoryview, address: Address
+        self, header: Header, payload: bytes | memoryview, address: SocketAddress
     ) -> Datagram | None:
         """Return the echo of a probe; one with the proof for its address connects the session.
 
@@ -244,7 +244,7 @@ class UdpConversation:
         size = len(payload) + OVERHEAD
         return echo_of(header, size, Probe(proof, probe.piece, probe.rtt_us))
 
-    def _connect(self, address: Address, probe: Probe) -> None:
+    def _connect(self, address: SocketAddress, probe: Probe) -> None:
         """Send to ``address`` from now on; the first time, start the transfer and its thread."""
         if self._ended or address == self._peer:
             return
@@ -311,7 +311,7 @@ def _moved(transfer: DatagramTransfer) -> int:
     return transfer.sent.first if isinstance(transfer, Sender) else transfer.moved
 
 
-def bind_shared(family: int, address: Address) -> socket.socket:
+def bind_shared(family: int, address: SocketAddress) -> socket.socket:
     """Return a UDP socket bound to ``address``, which other sockets of the server share."""
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
