@@ -104,5 +104,5 @@ def test_tokens_work_but_one_with_a_quota_is_refused(
 
 def test_several_workers_need_a_store_that_can_be_shared(store: MemoryStore) -> None:
     supervisor = Supervisor(store, WorkerConfig(workers=2), port=0)
-    with pytest.raises(TypeError, match="a store that processes can share"):
+    with pytest.raises(TypeError, match="a store that several processes can share"):
         supervisor.start()

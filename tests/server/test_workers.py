@@ -25,7 +25,6 @@ from ftpkit.server.workers.processes import next_delay
 from ftpkit.server.workers.supervisor import Supervisor
 from ftpkit.server.workers.worker import WorkerConfig
 from ftpkit.storage import DirectoryStore
-from ftpkit.storage.memory import MemoryStore
 from ftpkit.tokens import Grant, Permission, Tokens
 from tests.support.logs import Log
 from tests.support.raw import Raw, Reply, frame
@@ -532,12 +531,6 @@ def one_alive(raw: Raw) -> bool:
 def test_a_server_whose_workers_do_not_start_raises(root: Path) -> None:
     server = Supervisor(root, WorkerConfig(workers=2, on_start=fail), port=0)
     with pytest.raises(OSError, match="did not start"):
-        server.start()
-
-
-def test_a_store_that_cannot_be_shared_is_refused() -> None:
-    server = Supervisor(MemoryStore(), WorkerConfig(workers=2), port=0)
-    with pytest.raises(TypeError, match="can share"):
         server.start()
 
 

@@ -74,7 +74,7 @@ def run_worker(
 
 
 class Worker:
-    """Handles the messages of the supervisor; the ``UploadLocks`` of its store ask that."""
+    """Serves what the supervisor sends; it is the ``UploadLocks`` of its own store."""
 
     def __init__(
         self, channel: IpcChannel, number: int, open_store: OpenStore, config: WorkerConfig
