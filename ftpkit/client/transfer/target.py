@@ -12,13 +12,11 @@ from ftpkit.storage.api import FileInfo, UploadSpec
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.directory.tree import Tree
 from ftpkit.storage.directory.upload import (
-    DATA,
-    JOURNAL,
     DirectoryUpload,
     create_upload,
-    read_journal,
     reopen_upload,
 )
+from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
 
 
 class DownloadTarget:
@@ -112,10 +110,10 @@ class DownloadTarget:
 
     def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
         info = self._tree.publish(
-            upload.directory,
+            upload.staged.directory,
             DATA,
             self._base,
-            fd=upload.fileno(),
+            fd=upload.staged.data,
             overwrite=self._overwrite,
             content_digest=content_digest,
         )

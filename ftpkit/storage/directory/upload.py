@@ -25,11 +25,14 @@ from ftpkit.storage.directory import journal
 from ftpkit.storage.directory.content_digest import ContentDigest, block_matches
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.directory.journal import HeldBlock, JournalState
+from ftpkit.storage.directory.upload_files import (
+    JOURNAL,
+    UploadFiles,
+    create_files,
+    read_journal,
+)
 from ftpkit.storage.os_errors import translate_os_errors
 from ftpkit.storage.quota import NO_RESERVATION, UNLIMITED, QuotaScope, Reservation
-
-DATA: Final = "data"
-JOURNAL: Final = "journal"
 
 # What a crash of the machine may cost: blocks since the last checkpoint are sent again.
 _CHECKPOINT_BYTES: Final = 256 * 1024 * 1024
@@ -57,22 +60,13 @@ def create_upload(
 
     ``others`` is the status of the data of other uploads, whose space is taken already.
     """
+    record = journal.encode_spec({"id": identity, "block": block, **asdict(spec)})
     with contextlib.ExitStack() as undo:
         undo.enter_context(directory)
-        record = journal.encode_spec({"id": identity, "block": block, **asdict(spec)})
-        data = files.create(directory, DATA, 0o666)
-        try:
-            files.preallocate(data, spec.total or 0, others)
-        finally:
-            os.close(data)
-        fd = files.create(directory, JOURNAL)
-        try:
-            files.write(fd, memoryview(record), 0)
-        finally:
-            os.close(fd)
-        state = journal.replay(record)
+        create_files(directory, files, record, spec.total or 0, others)
+        staged = undo.enter_context(UploadFiles(directory, files, len(record)))
         upload = DirectoryUpload(
-            directory, files, state, reopened=False, publish=publish, on_release=on_release
+            staged, journal.replay(record), publish=publish, on_release=on_release
         )
         undo.pop_all()
     return upload
@@ -91,25 +85,13 @@ def reopen_upload(
         if state is None or state.spec is None:
             return None
         try:
-            directory.stat(DATA)
-            upload = DirectoryUpload(
-                directory, files, state, reopened=True, publish=publish, on_release=on_release
-            )
+            staged = undo.enter_context(UploadFiles(directory, files, state.length))
         except FileNotFoundError:
             return None
+        upload = DirectoryUpload(staged, state, publish=publish, on_release=on_release)
+        upload.recover(state)
         undo.pop_all()
     return upload
-
-
-def read_journal(directory: DirHandle, part: str, max_bytes: int = -1) -> JournalState | None:
-    """Return the state that the journal ``part`` (or its start) describes; None: no such file."""
-    try:
-        # A crash during a rename may have left it with two names.
-        fd = directory.open_file(part, hard_linked=True)
-    except FileNotFoundError:
-        return None
-    with open(fd, "rb") as file:
-        return journal.replay(file.read(max_bytes))
 
 
 class DirectoryUpload:
@@ -121,11 +103,9 @@ class DirectoryUpload:
 
     def __init__(
         self,
-        directory: DirHandle,
-        files: FileSystem,
+        staged: UploadFiles,
         state: JournalState,
         *,
-        reopened: bool,
         publish: Publish,
         on_release: OnRelease,
     ) -> None:
@@ -135,8 +115,7 @@ class DirectoryUpload:
         self.spec = UploadSpec(**values)
         self.quota: QuotaScope = UNLIMITED
         """What blocks are reserved from while the total is unknown."""
-        self.directory = directory
-        self._files = files
+        self.staged = staged
         self._grid = BlockGrid(self.block, self.spec.total)
         self._publish, self._on_release = publish, on_release
         self._lock = threading.Lock()
@@ -147,21 +126,9 @@ class DirectoryUpload:
         self._publication: FileInfo | None = None
         self._open = True
         self._committing = False
-        self._journal_length = state.length
         self._checkpoint_at = time.monotonic()
         self._unsafe_bytes = 0
-        self._names_safe = False
-        with contextlib.ExitStack() as undo:
-            self._data = directory.open_file(DATA, write=True)
-            undo.callback(os.close, self._data)
-            self._journal = directory.open_file(JOURNAL, write=True)
-            undo.callback(os.close, self._journal)
-            self._content = ContentDigest(
-                self._data, self._lock, self._blocks, self._forget_unwritten
-            )
-            if reopened:
-                self._recover(state)
-            undo.pop_all()
+        self._content = ContentDigest(staged.data, self._lock, self._blocks, self._forget_unwritten)
 
     @property
     def held(self) -> int:
@@ -187,7 +154,7 @@ class DirectoryUpload:
             self._check_open()
             if spec != self.spec:
                 limit = _MAX_SPEC_BYTES + _BLOCK_RECORD_BYTES * len(self._blocks)
-                if self._journal_length > limit:
+                if self.staged.journal_length > limit:
                     raise RefusedError(
                         Code.BUSY,
                         "this upload was continued with too many changes of its metadata:"
@@ -195,7 +162,7 @@ class DirectoryUpload:
                     )
                 self.spec = spec
                 identity = {"id": self.id, "block": self.block}
-                self._append(journal.encode_spec({**identity, **asdict(spec)}))
+                self.staged.append(journal.encode_spec({**identity, **asdict(spec)}))
 
     def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
         """Offer the blocks of ``reader``; on success the upload owns and closes it."""
@@ -228,7 +195,7 @@ class DirectoryUpload:
     def put(self, view: memoryview, offset: int) -> None:
         """Write bytes of a block into the staged file."""
         with translate_os_errors(self.spec.name):
-            self._files.write(self._data, view, offset)
+            self.staged.write(view, offset)
 
     def hold(self, writer: BlockFileWriter) -> None:
         """Record a block that arrived whole and matches its digest."""
@@ -247,7 +214,7 @@ class DirectoryUpload:
             due = late or self._unsafe_bytes >= _CHECKPOINT_BYTES
         if not writer.keep:
             return
-        os_files.start_writeback(self._data, block.offset, block.length)
+        os_files.start_writeback(self.staged.data, block.offset, block.length)
         self._content.catch_up(2 * self.block)
         if due:
             self.checkpoint()
@@ -264,17 +231,17 @@ class DirectoryUpload:
             with self._lock:
                 if not self._open or not self._unsafe_bytes:
                     return
-                covered, bytes_before = self._journal_length, self._unsafe_bytes
+                covered, bytes_before = self.staged.journal_length, self._unsafe_bytes
             with translate_os_errors(self.spec.name):
-                self._files.sync_data(self._data)
+                self.staged.sync_data()
                 with self._lock:
                     if not self._open:
                         return
-                    self._append(journal.encode_checkpoint(covered))
+                    self.staged.append(journal.encode_checkpoint(covered))
                     self._unsafe_bytes -= bytes_before
                     self._checkpoint_at = time.monotonic()
-                self._files.sync_data(self._journal)
-                self._make_names_safe()
+                self.staged.sync_journal()
+                self.staged.sync_names()
 
     def commit(
         self,
@@ -304,17 +271,6 @@ class DirectoryUpload:
             self._prepare(total, known)
             return self._finish(known)
 
-    def fileno(self) -> int:
-        """Return the descriptor of the staged file."""
-        return self._data
-
-    def has_data(self) -> bool:
-        """Whether the staged file is still here, and not under its name."""
-        with contextlib.suppress(FileNotFoundError):
-            self.directory.stat(DATA)
-            return True
-        return False
-
     def abort(self) -> None:
         """Revoke all writers and close; the store deletes the directory."""
         with self._checkpointing, self._lock:
@@ -334,7 +290,7 @@ class DirectoryUpload:
         with self._checkpointing, self._lock:
             self._close()
 
-    def _recover(self, state: JournalState) -> None:
+    def recover(self, state: JournalState) -> None:
         """Hold the blocks of a journal, as far as they are on the disk.
 
         Its writer may have died before it was synced: the records used must be stable first,
@@ -342,47 +298,38 @@ class DirectoryUpload:
         is read again; one that does not match is struck out, so that no later checkpoint
         covers it.
         """
-        self._files.truncate(self._journal, state.length)
-        self._files.sync_data(self._journal)
-        self._make_names_safe()
+        self.staged.truncate_journal()
+        self.staged.sync_names()
         for offset, held in sorted(state.blocks.items()):
             if state.is_safe(held):
                 self._blocks[offset] = held
-            elif block_matches(self._data, offset, held):
+            elif block_matches(self.staged.data, offset, held):
                 self._blocks[offset] = held
                 self._unsafe_bytes += held.length
             else:
-                self._append(journal.encode_forget(offset))
+                self.staged.append(journal.encode_forget(offset))
 
     def _prepare(self, total: int, content_digest: str) -> None:
         """Bring the complete file, and the record that it may be published, to stable storage."""
         with translate_os_errors(self.spec.name):
-            self._files.truncate(self._data, total)
-            path = os.path.join(self.directory.path, DATA)
-            self._files.set_metadata(
-                self._data, path, self.spec.mode, self.spec.mtime, content_digest
-            )
-            self._files.sync(self._data)
-            # A journal with this record and without its data means: it was published.
-            self._make_names_safe()
-            mtime = os.fstat(self._data).st_mtime_ns
+            mtime = self.staged.complete(total, self.spec, content_digest)
             prepared = {"content_digest": content_digest, "total": total, "mtime": mtime}
             with self._lock:
-                self._append(journal.encode_prepared(prepared))
-            self._files.sync_data(self._journal)
+                self.staged.append(journal.encode_prepared(prepared))
+            self.staged.sync_journal()
 
     def _finish(self, content_digest: str) -> FileInfo:
         try:
             info = self._publish(self, content_digest)
         except BaseException:
-            if not self.has_data():
+            if not self.staged.has_data():
                 with self._lock:
                     self._close()
             raise
         with self._lock:
             self._publication = info
             with contextlib.suppress(OSError):
-                self._append(journal.encode_published(asdict(info)))
+                self.staged.append(journal.encode_published(asdict(info)))
             self._close()
         return info
 
@@ -415,12 +362,6 @@ class DirectoryUpload:
             reservation.commit()
             self.quota.note_deleted(self.spec.name)
 
-    def _make_names_safe(self) -> None:
-        """Bring the names of data and journal to stable storage, once (without the lock)."""
-        if not self._names_safe:
-            self._files.sync_directory(self.directory)
-            self._names_safe = True
-
     # The methods below are called with the lock held.
 
     def _check_open(self) -> None:
@@ -433,9 +374,7 @@ class DirectoryUpload:
             self._revoke_writers()  # the number of a closed descriptor is reused
             self._drop_basis()
             self._content.stop()
-            os.close(self._data)
-            os.close(self._journal)
-            self.directory.close()
+            self.staged.close()
 
     def _drop_basis(self) -> None:
         if self._basis is not None:
@@ -462,23 +401,19 @@ class DirectoryUpload:
             self._forget(block.offset)
         return True
 
-    def _append(self, record: bytes) -> None:
-        # Not at the end of the file: half a record that a full disk left there
-        # would hide this one from every replay.
-        self._files.write(self._journal, memoryview(record), self._journal_length)
-        self._journal_length += len(record)
-
     def _add(self, block: BlockRecord) -> None:
         """Hold a block whose bytes have been written."""
         with translate_os_errors(self.spec.name):
-            self._append(journal.encode_block(block.offset, block.length, block.digest))
-        self._blocks[block.offset] = HeldBlock(block.length, block.digest, self._journal_length)
+            self.staged.append(journal.encode_block(block.offset, block.length, block.digest))
+        self._blocks[block.offset] = HeldBlock(
+            block.length, block.digest, self.staged.journal_length
+        )
 
     def _forget(self, offset: int) -> None:
         """Stop holding a block, on stable storage, before its bytes are overwritten."""
         with translate_os_errors(self.spec.name):
-            self._append(journal.encode_forget(offset))
-            self._files.sync_data(self._journal)
+            self.staged.append(journal.encode_forget(offset))
+            self.staged.sync_journal()
         del self._blocks[offset]
         self._content.running.forget(offset)
         if self.spec.total is None:

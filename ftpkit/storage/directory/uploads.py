@@ -23,13 +23,11 @@ from ftpkit.storage.directory.filesystem import (
 from ftpkit.storage.directory.journal import JournalState
 from ftpkit.storage.directory.tree import Tree, no_progress
 from ftpkit.storage.directory.upload import (
-    DATA,
-    JOURNAL,
     DirectoryUpload,
     create_upload,
-    read_journal,
     reopen_upload,
 )
+from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
 from ftpkit.storage.os_errors import translate_os_errors
 from ftpkit.storage.quota import QuotaScope
 
@@ -283,15 +281,15 @@ class Uploads:
         spec, key = upload.spec, _key_of(upload)
         try:
             info = self._tree.publish(
-                upload.directory,
+                upload.staged.directory,
                 DATA,
                 spec.name,
-                fd=upload.fileno(),
+                fd=upload.staged.data,
                 overwrite=spec.overwrite,
                 content_digest=content_digest,
             )
         except BaseException:
-            if not upload.has_data():
+            if not upload.staged.has_data():
                 # It has its name all the same: a repeated commit finds that out in _recover.
                 with self._lock:
                     self._remove(key)
@@ -302,7 +300,7 @@ class Uploads:
         with self._lock:
             # The file is published: _recover does later what fails here.
             with contextlib.suppress(OSError):
-                self._files.rename(upload.directory, JOURNAL, self._published, upload.id)
+                self._files.rename(upload.staged.directory, JOURNAL, self._published, upload.id)
                 self._files.rmdir(self.unfinished, key)
             self._remove(key)
         return info

@@ -7,7 +7,7 @@ from typing import Final
 from ftpkit.protocol.names import is_in, is_reserved
 from ftpkit.storage.directory.filesystem import DirHandle
 from ftpkit.storage.directory.journal import MAX_RECORD
-from ftpkit.storage.directory.upload import DATA, JOURNAL, read_journal
+from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
 
 # It vanished, is no longer a directory, or cannot be read.
 _SKIPPED: Final = FileNotFoundError, NotADirectoryError, PermissionError
