@@ -20,7 +20,7 @@ from ftpkit.protocol.status import TransferStatus
 from ftpkit.server.limits import Limits
 from tests.cli.conftest import WAIT_S, Run, command
 from tests.support.hostile import Peer, hostile
-from tests.support.inside import service_of
+from tests.support.inside import handler_of
 from tests.support.status import transfer
 
 ENTER: Final = "\x1b[?1049h"
@@ -44,8 +44,8 @@ def let_go_on(
     server: Server, transfers: list[TransferStatus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let the server tell of these."""
-    tell = service_of(server).status
-    monkeypatch.setattr(service_of(server), "status", lambda: {**tell(), "transfers": transfers})
+    tell = handler_of(server).status
+    monkeypatch.setattr(handler_of(server), "status", lambda: {**tell(), "transfers": transfers})
 
 
 def names(printed: str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from ftpkit import Client, RefusedError, Server
 from ftpkit.protocol import Decoder, encode_header
-from tests.support.inside import service_of
+from tests.support.inside import handler_of
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.trees import published
@@ -82,7 +82,7 @@ def test_it_reconnects_after_the_server_closed_the_connection(
 ) -> None:
     for _ in range(2):
         client.ping()
-        for session in service_of(server).sessions():
+        for session in handler_of(server).sessions():
             session.stop(now=False)
         assert client._connection._connection is not None
         assert select.select([client._connection._connection.sock], [], [], 10.0)[0], (

@@ -16,7 +16,7 @@ from ftpkit.errors import FtpkitError
 from ftpkit.server import session as session_module
 from ftpkit.server.limits import Limits
 from ftpkit.tokens import Grant, Permission, Tokens
-from tests.support.inside import service_of
+from tests.support.inside import handler_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, Reply, frame
 from tests.support.trees import published, staged
@@ -409,7 +409,7 @@ def ended(raw: Raw) -> None:
 @contextmanager
 def held(server: Server) -> Iterator[threading.Event]:
     """Delay jobs until the end of the block; the event is set when one has started."""
-    jobs, started, proceed = service_of(server).jobs, threading.Event(), threading.Event()
+    jobs, started, proceed = handler_of(server).jobs, threading.Event(), threading.Event()
     run = jobs.run
 
     def run_late(key: Hashable, work: Callable[..., Any]) -> Any:

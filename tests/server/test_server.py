@@ -19,7 +19,7 @@ from ftpkit import Client, DirectoryStore, Server
 from ftpkit.osapi import files as os_files
 from ftpkit.server.limits import Limits
 from ftpkit.server.listener import peer_name
-from tests.support.inside import service_of
+from tests.support.inside import handler_of
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log
 from tests.support.raw import Raw, frame
@@ -402,8 +402,8 @@ def test_200_short_connections_leak_nothing(server: Server, log: Log) -> None:
         log.wait_for("connection")
     for thread in [t for t in threading.enumerate() if "process_request" in t.name]:
         thread.join(10.0)
-    assert not service_of(server).sessions()
-    store = service_of(server).store
+    assert not handler_of(server).sessions()
+    store = handler_of(server).store
     assert isinstance(store, DirectoryStore)
     assert not open_uploads(store)
 
@@ -461,8 +461,8 @@ def test_a_put_with_an_internal_error_is_logged(server: Server, root: Path, log:
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
-    store = service_of(server).store
-    setattr(service_of(server), "store", Broken())  # noqa: B010  it stands before a store
+    store = handler_of(server).store
+    setattr(handler_of(server), "store", Broken())  # noqa: B010  it stands before a store
     with Raw(server.address) as raw:
         assert raw.refused("put", b"abc", name="f") == "internal"
     assert log.wait_for("transfer", name="f")["outcome"] == "internal"

@@ -13,7 +13,7 @@ import pytest
 
 from ftpkit import DirectoryStore, Server
 from tests.support.gated_store import Gated
-from tests.support.inside import service_of
+from tests.support.inside import handler_of
 from tests.support.raw import Raw, Reply
 from tests.support.trees import published, staged
 
@@ -1007,7 +1007,7 @@ def test_a_block_is_taken_over_from_a_silent_connection(
 
 
 def open_uploads(server: Server) -> list[Any]:
-    store = service_of(server).store
+    store = handler_of(server).store
     assert isinstance(store, DirectoryStore)
     return list(store._uploads._open.values())
 
@@ -1138,15 +1138,15 @@ def gated(server: Server) -> Any:
 
     Only for connections made after it: each keeps the store that it began with.
     """
-    gated = Gated(service_of(server).store)
-    setattr(service_of(server), "store", gated)  # noqa: B010  it stands before a store, and looks like one
-    service_of(server).jobs._patience_s = 0.0
+    gated = Gated(handler_of(server).store)
+    setattr(handler_of(server), "store", gated)  # noqa: B010  it stands before a store, and looks like one
+    handler_of(server).jobs._patience_s = 0.0
     yield gated
     gated.gate.set()
 
 
 def opened(server: Server, gated: Gated) -> None:
-    service_of(server).jobs._patience_s = 20.0
+    handler_of(server).jobs._patience_s = 20.0
     gated.gate.set()
 
 
@@ -1238,7 +1238,7 @@ def test_a_basis_that_was_not_requested_again_is_offered_anew(
     assert gated.came.wait(10.0)
     one.close()
     server.connection_limiter.wait_for(lambda count: count == 0)
-    (job,) = service_of(server).jobs._jobs.values()
+    (job,) = handler_of(server).jobs._jobs.values()
     opened(server, gated)
     assert job.finished.wait(10.0)
     assert records(connect().granted("begin", **keys)) == [record(0, b"abc")]
@@ -1267,8 +1267,8 @@ def test_a_failure_of_the_server_has_a_reference_and_no_detail(
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
 
-    store = service_of(server).store
-    setattr(service_of(server), "store", Broken())  # noqa: B010  it stands before a store
+    store = handler_of(server).store
+    setattr(handler_of(server), "store", Broken())  # noqa: B010  it stands before a store
     # The connection is older than the broken store: it keeps the store it began with.
     raw.granted("ping")
     with Raw(server.address) as other:
@@ -1283,7 +1283,7 @@ def test_a_failure_of_the_server_has_a_reference_and_no_detail(
 
 def test_work_is_refused_while_the_server_stops(raw: Raw, server: Server, root: Path) -> None:
     (root / "f").write_bytes(b"x")
-    service_of(server).jobs.stop()
+    handler_of(server).jobs.stop()
     assert raw.refused("digest", name="f") == "shutting-down"
 
 

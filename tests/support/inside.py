@@ -1,10 +1,10 @@
-"""The inside of a running server, for tests that have to reach there."""
+"""The connection handler of a running server, for tests that need its internals."""
 
 from ftpkit import Server
 from ftpkit.server.handler import ConnectionHandler
 
 
-def service_of(server: Server) -> ConnectionHandler:
-    """Return what serves the connections of a server that was started."""
+def handler_of(server: Server) -> ConnectionHandler:
+    """Return the handler of a server that runs."""
     assert server.handler is not None
     return server.handler
