@@ -73,7 +73,6 @@ class RawSender:
         return self.acked or self._requests > _MAX_REQUESTS
 
     def next_event(self, now: float) -> float:
-        """Return the time of the next call, if nothing arrives before."""
         return min(self._next_send_at, now + _LONGEST_WAIT_S)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
@@ -100,7 +99,6 @@ class RawSender:
         return datagrams
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
-        """Process an acknowledgement; ProtocolError if it is malformed."""
         ack = read_ack(payload)
         if ack.largest > self._numbers.last or ack.received > self.sent.first:
             raise ProtocolError("an acknowledgement of a datagram that was never sent")

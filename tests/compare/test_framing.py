@@ -177,7 +177,7 @@ def test_a_full_receive_buffer_loses_datagrams_and_the_receiver_ends() -> None:
         control.send(b"the end")
         came = take_datagrams(receiver, ended)
     assert 0 < len(came) < 500
-    assert came == messages[: len(came)], "the first ones found room"
+    assert came == messages[: len(came)], "the buffer held the first ones"
     fates = datagram_fates(messages, came)
     assert (fates.count(WHOLE), fates.count(LOST)) == (len(came), 500 - len(came))
 

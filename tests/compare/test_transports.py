@@ -53,35 +53,35 @@ def assert_adds_up(outcome: Outcome, total: int) -> None:
 
 def test_every_transport_of_this_machine_is_measured(path: str, tmp_path: Path) -> None:
     with comparing(path) as comparison:
-        rows = measured(comparison)
+        outcomes = measured(comparison)
         assert comparison.network_counts() is None
     names = ["tcp", f"tcp-{STREAMS}", *(f"tcp-{name}" for name in congestion_controls()[1:])]
-    assert list(rows) == [*names, "udp-raw", "udp"]
-    raw = rows.pop("udp-raw")
-    for row in (raw, *rows.values()):
-        assert_adds_up(row, TOTAL)
-        assert row.server_cpu_s is not None
-        assert row.server_cpu_s >= 0
-    for row in rows.values():
-        assert (row.verified, row.bytes) == (True, TOTAL)
+    assert list(outcomes) == [*names, "udp-raw", "udp"]
+    raw = outcomes.pop("udp-raw")
+    for outcome in (raw, *outcomes.values()):
+        assert_adds_up(outcome, TOTAL)
+        assert outcome.server_cpu_s is not None
+        assert outcome.server_cpu_s >= 0
+    for outcome in outcomes.values():
+        assert (outcome.verified, outcome.bytes) == (True, TOTAL)
     assert (raw.verified, raw.resent_bytes) == (False, 0)
-    assert [raw.congestion, rows.pop("udp").congestion] == [None, None]
+    assert [raw.congestion, outcomes.pop("udp").congestion] == [None, None]
     if sys.platform == "linux":
         default, *others = congestion_controls()
-        assert [row.congestion for row in rows.values()] == [default, default, *others]
-        for row in rows.values():
-            assert row.sent_bytes is not None
-            assert row.sent_bytes >= TOTAL
-            assert row.lost_bytes is None
+        assert [outcome.congestion for outcome in outcomes.values()] == [default, default, *others]
+        for outcome in outcomes.values():
+            assert outcome.sent_bytes is not None
+            assert outcome.sent_bytes >= TOTAL
+            assert outcome.lost_bytes is None
     assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_given_server_is_left_as_it_was(path: str, server: Server, root: Path) -> None:
     (root / "mine").write_text("stays")
     with comparing(path, to=Url(server.address)) as comparison:
-        rows = measured(comparison)
-    assert [row.server_cpu_s for row in rows.values()] == [None] * len(rows)
-    assert {name for name, row in rows.items() if not row.verified} == {"udp-raw"}
+        outcomes = measured(comparison)
+    assert [outcome.server_cpu_s for outcome in outcomes.values()] == [None] * len(outcomes)
+    assert {name for name, outcome in outcomes.items() if not outcome.verified} == {"udp-raw"}
     assert published(root) == {"mine": b"stays"}
     assert staged(root) == []
 
@@ -93,10 +93,12 @@ def test_a_transport_over_the_limit_is_stopped_and_cleaned_up(
     with huge.open("wb") as file:
         file.truncate(2**30)
     with comparing(str(huge), to=Url(server.address), limit_s=0.15) as comparison:
-        for row in measured(comparison).values():
-            assert (row.stopped, row.verified, row.error) == (True, False, None), row
-            assert 0 <= row.bytes < 2**30
-            assert 0.15 <= row.seconds < PATIENCE_S
+        for outcome in measured(comparison).values():
+            assert (outcome.stopped, outcome.verified, outcome.error) == (True, False, None), (
+                outcome
+            )
+            assert 0 <= outcome.bytes < 2**30
+            assert 0.15 <= outcome.seconds < PATIENCE_S
     assert published(root) == {}
     assert staged(root) == []
 
@@ -106,23 +108,23 @@ def test_a_failure_is_in_the_outcome(path: str, root: Path) -> None:
         Server(root, port=0, datagrams=False) as server,
         comparing(path, to=Url(server.address)) as comparison,
     ):
-        rows = measured(comparison)
+        outcomes = measured(comparison)
     for name in ("udp", "udp-raw"):
-        error = rows[name].error
+        error = outcomes[name].error
         assert error is not None
         assert "datagrams" in error
-        assert (rows[name].bytes, rows[name].goodput_bps) == (0, 0.0)
-        assert rows[name].first_byte_s is None
-    assert rows["tcp"].verified
+        assert (outcomes[name].bytes, outcomes[name].goodput_bps) == (0, 0.0)
+        assert outcomes[name].first_byte_s is None
+    assert outcomes["tcp"].verified
     assert published(root) == {}
     assert staged(root) == []
 
 
 def test_a_missing_congestion_control_is_in_the_outcome(path: str) -> None:
     with comparing(path) as comparison:
-        row = comparison.measure(Transport(name="tcp-none", streams=1, congestion="none"))
+        outcome = comparison.measure(Transport(name="tcp-none", streams=1, congestion="none"))
     if sys.platform == "linux":
-        assert row.error == ("cannot use congestion control none: No such file or directory")
+        assert outcome.error == ("cannot use congestion control none: No such file or directory")
 
 
 def test_an_unusable_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -160,8 +162,8 @@ def test_over_a_lossy_network_raw_loses_and_repaired_repairs(tmp_path: Path) -> 
         after = comparison.network_counts()
         repaired = comparison.measure(transports["udp"])
         plain = comparison.measure(transports["tcp"])
-    for row in (raw, repaired, plain):
-        assert_adds_up(row, 2_000_000)
+    for outcome in (raw, repaired, plain):
+        assert_adds_up(outcome, 2_000_000)
     assert before is not None
     assert after is not None
     # Raw loses what the network lost, and not a byte less.

@@ -31,7 +31,7 @@ def headers_in(data: bytes) -> list[Header]:
 
 
 def one(data: bytes) -> None:
-    """Decode, write again, and let both halves of a conversation read what came."""
+    """Decode, encode again, and pass the headers to both sides of a session."""
     server = ServerProtocol()
     for header in headers_in(data):
         assert headers_in(encode_header(header)) == [header]

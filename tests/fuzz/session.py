@@ -28,7 +28,7 @@ from tests.support.status import status
 ROOT = tempfile.mkdtemp()
 
 
-def conversation(data: bytes) -> bytes:
+def framed(data: bytes) -> bytes:
     """Return ``data`` as frames: each line a header (without braces) and a body behind a tab."""
     frames = bytearray()
     for line in data.split(b"\n"):
@@ -40,7 +40,7 @@ def conversation(data: bytes) -> bytes:
 
 def one(data: bytes) -> None:
     """Run two sessions: on the data as it is, and with frames around its lines."""
-    for requests in (data, conversation(data)):
+    for requests in (data, framed(data)):
         with DirectoryStore(ROOT) as store:
             sock = CutSocket(requests, [])
             stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)

@@ -129,7 +129,7 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
 ) -> None:
     network, count, size = make_network(20 * M, 0.01, queue_bytes=8_000_000), 1500, 1500
     senders, receivers = [], []
-    # All wait before the link, so that it does not matter when a sender is let run.
+    # All wait in the queue, so the scheduling of the senders does not matter.
     os.kill(network.relay_pid, signal.SIGSTOP)
     for here, there in ((network.near, network.far), (network.far, network.near)):
         version, headers = (4, UDP_V4) if here is network.near else (6, UDP_V6)
@@ -159,7 +159,7 @@ def test_datagrams_flow_at_the_rate_in_each_direction_on_its_own(
 def test_a_connection_flows_at_the_rate(
     make_network: MakeNetwork, run: Run, version: int, headers: int
 ) -> None:
-    # Without drops: what a sender does after them says nothing about the link.
+    # Without drops, after which a sender slows down by itself.
     network, size = make_network(30 * M, 0.005, queue_bytes=8_000_000), 4_000_000
     target = address(network.far, version)
     receiver = run(network.far, "accept", target)

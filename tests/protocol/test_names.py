@@ -101,15 +101,15 @@ def likenesses(character: str) -> set[str]:
 
 
 def test_no_unicode_character_leads_to_the_reserved_name() -> None:
-    ways = [
+    parts = [
         RESERVED[:at] + character + RESERVED[at + 1 :]
         for character in map(chr, range(128, sys.maxunicode + 1))
         if (taken := likenesses(character) & set(RESERVED))
         for at, letter in enumerate(RESERVED)
         if letter in taken
     ]
-    assert len(ways) > 100
-    assert [ascii(way) for way in ways if not is_reserved(way)] == []
+    assert len(parts) > 100
+    assert [ascii(part) for part in parts if not is_reserved(part)] == []
 
 
 # What HFS+ leaves out of a comparison (Apple, Technical Note TN1150, and what Git guards against).

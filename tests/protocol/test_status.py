@@ -36,7 +36,7 @@ def test_unknown_keys_are_kept() -> None:
 
 @pytest.mark.parametrize("key", ServerStatus.__annotations__)
 def test_a_key_that_is_missing_or_bad(key: str) -> None:
-    for value in (..., "nobody" if key not in ("version", "policy") else 7, *NEVER):
+    for value in (..., "text" if key not in ("version", "policy") else 7, *NEVER):
         bad: dict[str, Any] = {**STATUS, key: value}
         if value is ...:
             del bad[key]
@@ -52,13 +52,13 @@ def test_a_key_that_is_missing_or_bad(key: str) -> None:
     ],
 )
 def test_a_bad_list_element(where: str, kind: type, good: dict[str, Any]) -> None:
-    rows: list[Any] = [None, [], 7, "x", {}]
+    elements: list[Any] = [None, [], 7, "x", {}]
     for key in kind.__annotations__:
-        rows += [{**good, key: value} for value in NEVER]
-        rows.append({name: value for name, value in good.items() if name != key})
-    for row in rows:
+        elements += [{**good, key: value} for value in NEVER]
+        elements.append({name: value for name, value in good.items() if name != key})
+    for element in elements:
         with pytest.raises(ProtocolError, match=f"'{where}'"):
-            decode_status(encode_status(status(**{where: [good, row]})))
+            decode_status(encode_status(status(**{where: [good, element]})))
 
 
 @given(st.binary(max_size=200))

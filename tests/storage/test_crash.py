@@ -1,4 +1,4 @@
-"""After a crash at any point, the store keeps what WIRE.md section 5 promises."""
+"""After a crash at any point, the store keeps what WIRE.md section 7 promises."""
 
 import ast
 import random

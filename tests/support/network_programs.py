@@ -1,4 +1,4 @@
-"""Small programs that run in the ends of a link: senders, receivers and echoes.
+"""Small programs that run in a namespace of an emulated network: senders, receivers, echoes.
 
 Run as a file, since it needs nothing of ftpkit. Each prints JSON, one object a
 line: first ``{"port": …}`` where others must know it, last what it has seen.
@@ -14,7 +14,7 @@ from typing import Any, Final
 NUMBER: Final = struct.Struct("!I")
 _TIMESPEC: Final = struct.Struct("@qq")
 _PATIENCE_S: Final = 30.0
-# Linux; not all of them are names in every Python.
+# Linux; not in the socket module of every Python.
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _SO_TIMESTAMPNS: Final = 35
@@ -44,13 +44,13 @@ def bound(address: str) -> socket.socket:
 
 
 def arrival(ancillary: list[tuple[int, int, bytes]]) -> float:
-    """When the kernel got it, in seconds: it does not matter when we come to read."""
+    """Return when the kernel received it, in seconds, however late we read it."""
     seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2][: _TIMESPEC.size])
     return float(seconds + nanoseconds / 1e9)
 
 
 def receive(address: str) -> None:
-    """Take as many numbered datagrams as standard input then says there are to come."""
+    """Receive as many numbered datagrams as a number on standard input says."""
     with bound(address) as sock:
         sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         expected = int(sys.stdin.readline())
@@ -70,7 +70,7 @@ def receive(address: str) -> None:
 
 
 def send(address: str, port: str, count: str, size: str) -> None:
-    """Send ``count`` numbered datagrams of ``size`` bytes, as fast as they are taken."""
+    """Send ``count`` numbered datagrams of ``size`` bytes, as fast as possible."""
     rest = bytes(int(size) - NUMBER.size)
     with udp(address) as sock:
         sock.connect((address, int(port)))
@@ -123,7 +123,7 @@ def accept(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as listener:
         listener.settimeout(_PATIENCE_S)
-        # The window stays open however late we come to read.
+        # The window stays open however late we read.
         listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         # Here, and not on the connection: its first bytes may have come before it is accepted.
         listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
@@ -149,14 +149,14 @@ def push(address: str, port: str, size: str, congestion: str) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(_PATIENCE_S)
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_CONGESTION, congestion.encode())
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)  # the kernel does the rest
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)  # sent by the kernel
         sock.connect((address, int(port)))
         sock.sendall(bytes(int(size)))
     say(sent=int(size))
 
 
 def whole(address: str, port: str) -> socket.socket:
-    """Return a connected socket whose datagrams must not be cut into pieces."""
+    """Return a connected socket that does not fragment datagrams."""
     sock = udp(address)
     if ":" in address:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IP_PMTUDISC_DO)
@@ -167,7 +167,7 @@ def whole(address: str, port: str) -> socket.socket:
 
 
 def told(address: str, port: str, size: str) -> None:
-    """Send one datagram, and wait for what the network says to that."""
+    """Send one datagram, and wait for the ICMP error."""
     with whole(address, port) as sock:
         sock.send(bytes(int(size)))
         try:
@@ -179,7 +179,7 @@ def told(address: str, port: str, size: str) -> None:
 
 
 def fits(address: str, port: str, size: str) -> None:
-    """Send one datagram; say whether it may go."""
+    """Send one datagram; report whether the device accepts it."""
     with whole(address, port) as sock:
         try:
             sock.send(bytes(int(size)))

@@ -128,7 +128,6 @@ class BbrControl:
 
     @property
     def bytes_per_s(self) -> float:
-        """The pacing rate."""
         rate = self._gain * self._bandwidth / (1 - self._loss)
         # Some datagrams must leave on the worst path, or a recovery would go unnoticed.
         rate = max(rate, _MIN_DATAGRAMS_PER_RTT * self._datagram / max(self._rtt_s, _RTT_FLOOR_S))
@@ -148,7 +147,6 @@ class BbrControl:
         return self._gain < 1
 
     def on_ack(self, sample: AckSample) -> None:
-        """Update rate and window from an acknowledgement."""
         self._update_rtt(sample)
         self._update_loss(sample)
         if sample.bytes_per_s > 0 and (

@@ -79,7 +79,6 @@ class Receiver:
         return not self._sizes
 
     def next_event(self, now: float) -> float:
-        """Return the time of the next call, if nothing arrives before."""
         return min(now + _MAX_WAIT_S, self._ack_at)
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:

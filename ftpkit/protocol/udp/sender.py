@@ -117,7 +117,6 @@ class Sender:
         return not self._pending and not self._missing
 
     def next_event(self, now: float) -> float:
-        """Return the time of the next call, if nothing arrives before."""
         at = now + _MAX_WAIT_S
         if self._packets:
             at = min(at, self._probe_at)
@@ -126,7 +125,6 @@ class Sender:
         return at
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return the datagrams to send now."""
         datagrams: list[Datagram] = []
         if self._packets and now >= self._probe_at:
             datagrams += self._on_probe_timeout(now)
@@ -147,7 +145,6 @@ class Sender:
         return datagrams
 
     def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
-        """Process an acknowledgement; ProtocolError if it is malformed."""
         ack = read_ack(payload)
         if ack.largest > self._numbers.last or ack.bits & 1 != (ack.largest > 0):
             raise ProtocolError("an acknowledgement of a datagram that was never sent")

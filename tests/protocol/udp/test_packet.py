@@ -31,7 +31,7 @@ from ftpkit.protocol.udp.packet import (
 )
 
 words = st.integers(0, 2**32 - 1)
-kinds = st.sampled_from([kind | way for kind in Kind for way in (0, FROM_SERVER)])
+kinds = st.sampled_from([kind | direction for kind in Kind for direction in (0, FROM_SERVER)])
 headers = st.builds(Header, words, st.integers(1, MAX_NUMBER), words, words, kinds)
 
 

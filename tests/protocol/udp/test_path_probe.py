@@ -74,7 +74,7 @@ def test_otherwise_the_largest_echo_in_time_decides() -> None:
     assert path.piece == 1472 - OVERHEAD
     echo(path, probes[0], 0.5)
     path.datagrams_to_send(0.5)
-    assert path.piece == 1472 - OVERHEAD, "a row is cut in one way"
+    assert path.piece == 1472 - OVERHEAD, "the piece does not change"
 
 
 def test_it_returns_the_proof_until_the_server_accepts_it() -> None:
