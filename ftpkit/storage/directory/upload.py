@@ -95,7 +95,7 @@ def reopen_upload(
 
 
 class DirectoryUpload:
-    """An unfinished upload in a directory of its own.
+    """An unfinished upload in a directory of its own; api.py documents the methods of ``Upload``.
 
     Several connections may write blocks at once. Each block has one writer: a newer writer
     takes it over, because the connection of the older one may have died unnoticed.
@@ -132,12 +132,10 @@ class DirectoryUpload:
 
     @property
     def held(self) -> int:
-        """The bytes of the blocks that are held."""
         with self._lock:
             return sum(held.length for held in self._blocks.values())
 
     def records(self, algorithm: str) -> list[BlockRecord]:
-        """Return the blocks that need not be sent, held or from the basis, by offset."""
         with self._lock:
             known = dict(self._basis.blocks) if self._basis else {}
             for offset, held in self._blocks.items():
@@ -149,7 +147,6 @@ class DirectoryUpload:
         ]
 
     def renew(self, spec: UploadSpec) -> None:
-        """Replace the spec by a later one with the same name and total."""
         with self._lock:
             self._check_open()
             if spec != self.spec:
@@ -165,7 +162,6 @@ class DirectoryUpload:
                 self.staged.append(journal.encode_spec({**identity, **asdict(spec)}))
 
     def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
-        """Offer the blocks of ``reader``; on success the upload owns and closes it."""
         basis = Basis(reader, self._grid, algorithm, progress)
         with self._lock:
             self._check_open()
@@ -173,7 +169,6 @@ class DirectoryUpload:
             self._basis = basis
 
     def write(self, offset: int, size: int, digest: str) -> BlockFileWriter:
-        """Start a block; it takes the block over from an unfinished older writer."""
         self._grid.check(offset, size)
         writer = BlockFileWriter(self, BlockRecord(offset, size, digest))
         reserved = self.spec.total is not None
@@ -250,7 +245,6 @@ class DirectoryUpload:
         blocks_digest: str | None,
         progress: Progress,
     ) -> FileInfo:
-        """Publish the file; a repeated call returns the first result."""
         with self._checkpointing, self._sealed():
             with self._lock:
                 if self._publication is not None:
