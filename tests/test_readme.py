@@ -195,13 +195,16 @@ def test_every_link_resolves(path: Path, target: str) -> None:
 
 
 def test_every_command_is_told_of() -> None:
-    for command in main.commands:
+    for command in main.list_commands(click.Context(main)):
         assert f"`ftpkit {command}" in PAGES[README] or f"`{command} " in PAGES[README]
 
 
 def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Yield every command below ``group`` with the words that call it."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         yield (*names, name), command
         if isinstance(command, click.Group):
             yield from commands(command, *names, name)

@@ -1,8 +1,8 @@
-"""What a failure is to a person, one line on stderr, and to a program, an exit code."""
+"""Report errors: a line on stderr, and an exit code."""
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,9 +22,9 @@ INTERRUPTED: Final = 130
 
 EXIT_CODES: Final = """\b
 Exit codes:
-  0    all done
+  0    success
   1    a transfer failed
-  2    usage: the command line or the settings are wrong
+  2    usage error in the command line or the settings
   3    refused by the server
   4    cannot connect
   130  interrupted"""
@@ -36,12 +36,12 @@ class InterruptedTransferError(FtpkitError):
     code = "interrupted"
 
     def __init__(self, moved: int, total: int) -> None:
-        where = f" at {format_size(moved)} of {format_size(total)}; the same command goes on there"
+        where = f" at {format_size(moved)} of {format_size(total)}; repeat the command to resume"
         super().__init__(f"interrupted{where if moved else ''}")
 
 
 def exit_code(error: FtpkitError) -> int:
-    """Return the exit code that says what ``error`` is."""
+    """Return the exit code for ``error``."""
     match error:
         case RefusedError():
             return REFUSED
@@ -52,38 +52,52 @@ def exit_code(error: FtpkitError) -> int:
 
 
 class Tally:
-    """Collects how the parts of one command failed, and what exit code that makes."""
+    """Collects the failures of one command, and derives its exit code."""
 
     def __init__(self) -> None:
         self._codes: set[int] = set()
 
     def add(self, error: FtpkitError) -> None:
-        """Count ``error`` in."""
+        """Record a failure."""
         self._codes.add(exit_code(error))
 
     @property
     def exit_code(self) -> int:
-        """0, the code of all failures, or 1 where they differ."""
+        """0 without failures, their code if they all have the same one, else 1."""
         if len(self._codes) > 1:
             return FAILED
         return next(iter(self._codes), DONE)
 
 
 def print_error(message: str, name: str = "") -> None:
-    """Tell a person in one line on stderr, and of which file, unless the message says so."""
-    # In a message a name is quoted, alone or as the end of a path.
+    """Print one line on stderr, prefixed with ``name`` unless the message contains it."""
+    # A message quotes a name, alone or as the end of a path.
     quoted = (repr(name), ascii(name), f"/{repr(name)[1:]}")
     if name and not any(form in message for form in quoted):
         message = f"{name}: {message}"
     click.echo(f"ftpkit: {escaped(' '.join(message.split()))}", err=True)
 
 
+def run_each(names: Iterable[str], act: Callable[[str], object]) -> int:
+    """Call ``act`` for each of ``names``, also after a failure; return the exit code."""
+    tally = Tally()
+    for name in names:
+        try:
+            act(name)
+        except CannotConnectError:
+            raise
+        except FtpkitError as error:
+            print_error(str(error), name)
+            tally.add(error)
+    return tally.exit_code
+
+
 @contextmanager
 def reported() -> Iterator[None]:
-    """Make one line and an exit code of whatever a command raises.
+    """Turn an exception of a command into an error message and an exit code.
 
-    click's own exceptions pass, and so does a broken pipe, which click takes
-    for what it is: the reader of our output has seen enough.
+    click's own exceptions pass, and so does a broken pipe, which click handles: the reader of the
+    output has closed it.
     """
     try:
         yield
@@ -99,12 +113,12 @@ def reported() -> Iterator[None]:
         if os.environ.get("FTPKIT_DEBUG"):
             traceback.print_exc()
         kind = type(error).__name__
-        print_error(f"unexpected {kind}: {error} (FTPKIT_DEBUG=1 shows where it comes from)")
+        print_error(f"unexpected {kind}: {error} (set FTPKIT_DEBUG=1 to see a traceback)")
         raise click.exceptions.Exit(FAILED) from error
 
 
-def usage_fault(error: click.ClickException) -> str:
-    """Return one sentence on what is wrong with the command line, and where help is."""
+def usage_message(error: click.ClickException) -> str:
+    """Return what is wrong with the command line, with a pointer to the command's help."""
     message = error.format_message()
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return message
@@ -115,7 +129,7 @@ def usage_fault(error: click.ClickException) -> str:
 
 
 def _origin(ctx: click.Context, param: click.Parameter) -> str:
-    """Return where a person wrote the value of ``param``."""
+    """Return the name of the option, argument or variable that set ``param``."""
     if ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT:
         return str(param.envvar)
     return "/".join(param.opts) if isinstance(param, click.Option) else param.human_readable_name

@@ -1,4 +1,4 @@
-"""How names, entries and other answers are shown: escaped, aligned, or as JSON."""
+"""Format names and replies of a server: escaped, aligned, or as JSON."""
 
 import json
 import unicodedata
@@ -9,15 +9,15 @@ from itertools import accumulate
 from ftpkit.cli.output.units import format_size
 from ftpkit.protocol.messages import ListEntry, StatReply
 
-_CUT = "..."
+_ELLIPSIS = "..."
 _MARKS = {"dir": "/", "link": "@", "other": "?"}
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` so that no terminal obeys it.
+    """Return ``text`` with control and format characters as escapes like ``\\x1b``.
 
-    Control and format characters, line breaks and bytes that are not text become escapes like
-    ``\\x1b``: a name from somewhere else must not move the cursor or turn the writing around.
+    So are line breaks and undecodable bytes: a name from the server must not move the cursor or
+    reverse the direction of writing.
     """
     if text.isprintable():
         return text
@@ -25,27 +25,26 @@ def escaped(text: str) -> str:
 
 
 def width(text: str) -> int:
-    """Return how many columns of a terminal ``text`` takes, as ``shown`` has made it."""
+    """Return the number of terminal columns that escaped ``text`` takes."""
     if text.isascii():
         return len(text)
     return sum(map(_columns, text))
 
 
-def truncated(text: str, room: int) -> str:
-    """Return as much of the start of ``text`` as ``room`` columns hold."""
-    used = accumulate(map(_columns, text))
-    return text[: sum(1 for columns in used if columns <= room)]
+def truncated(text: str, columns: int) -> str:
+    """Return the start of ``text`` that fits into ``columns``."""
+    ends = accumulate(map(_columns, text))
+    return text[: sum(1 for end in ends if end <= columns)]
 
 
-def fitted(text: str, room: int) -> str:
-    """Return a name in ``room`` columns; the end of a path tells more than its start."""
-    if width(text) <= room:
+def fitted(text: str, columns: int) -> str:
+    """Return ``text`` in ``columns``; the start of a long path is replaced by ``...``."""
+    if width(text) <= columns:
         return text
-    start = len(text)
-    room -= width(_CUT)
-    while start and (room := room - _columns(text[start - 1])) >= 0:
+    start, left = len(text), columns - width(_ELLIPSIS)
+    while start and (left := left - _columns(text[start - 1])) >= 0:
         start -= 1
-    return _CUT + text[start:]
+    return _ELLIPSIS + text[start:]
 
 
 def _columns(character: str) -> int:
@@ -60,38 +59,38 @@ def json_line(values: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return ``text`` as a JSON string that can be read, and that no terminal obeys."""
+    """Return ``text`` as a JSON string, with only unprintable characters escaped."""
     string = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else json_line(c)[1:-1] for c in string)
 
 
 def ls_line(entry: ListEntry) -> str:
-    """Return the line of ``ls`` for ``entry``: size, date, marked name."""
+    """Return the line of ``ls``: size, date, name with a mark for its kind."""
     size = format_size(entry.total) if entry.kind == "file" else "-"
     mark = _MARKS.get(entry.kind, "")
     return f"{size:>7}  {format_time(entry.mtime):16}  {escaped(entry.name)}{mark}"
 
 
 def ls_json(entry: ListEntry) -> str:
-    """Return ``entry`` as the server lists it: ``mtime`` in nanoseconds."""
+    """Return ``entry`` with the keys of the wire; ``mtime`` in nanoseconds."""
     values = {"name": entry.name, "kind": entry.kind, "total": entry.total, "mtime": entry.mtime}
     return json_line(values)
 
 
 def stat_lines(reply: StatReply) -> str:
-    """Return what is known about one name, a line for each fact."""
-    facts = {"name": reply.name or "(the root)", "kind": reply.kind}
+    """Return the output of ``stat``, one fact per line."""
+    facts = {"name": reply.name or "(root)", "kind": reply.kind}
     if reply.kind == "file":
         facts["size"] = f"{format_size(reply.total)} ({reply.total:,} bytes)"
     facts["modified"] = format_time(reply.mtime)
     facts["version"] = reply.version
     if reply.content_digest is not None:
         facts["digest"] = reply.content_digest
-    return "\n".join(f"{word:8}  {escaped(fact)}" for word, fact in facts.items())
+    return "\n".join(f"{title:8}  {escaped(fact)}" for title, fact in facts.items())
 
 
 def stat_json(reply: StatReply) -> str:
-    """Return ``reply`` with the words of the wire."""
+    """Return ``reply`` with the keys of the wire."""
     return json_line(asdict(reply))
 
 

@@ -1,37 +1,59 @@
-"""The group of all commands."""
+"""The command ``ftpkit``, a group of all commands."""
 
 import io
 import sys
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
 from ftpkit import __version__
 from ftpkit.cli import exit_codes
-from ftpkit.cli.commands.compare import compare
-from ftpkit.cli.commands.files import ls, mkdir, mv, ping, rm, stat
-from ftpkit.cli.commands.help import help_command
-from ftpkit.cli.commands.hosts import hosts, login
-from ftpkit.cli.commands.serve import serve
-from ftpkit.cli.commands.status import status
-from ftpkit.cli.commands.token import token
-from ftpkit.cli.commands.transfer import get, put
-from ftpkit.cli.commands.verify import verify
+
+_COMMANDS: Final = (
+    "serve",
+    "token",
+    "login",
+    "hosts",
+    "put",
+    "get",
+    "ls",
+    "stat",
+    "mv",
+    "rm",
+    "mkdir",
+    "verify",
+    "ping",
+    "status",
+    "compare",
+    "help",
+)
 
 
 class Commands(click.Group):
-    """A group that tells every failure in one line and gives the exit code it is known by."""
+    """A group that imports a command when it is used, and reports each error in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return [*_COMMANDS]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the module of a command, and return its function of the same name."""
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"ftpkit.cli.commands.{name}"), name)
+        return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run one command line and exit."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                # A name that the terminal's encoding does not know must not end a listing.
+                # A name that the terminal's encoding lacks must not end a listing.
                 stream.reconfigure(errors="backslashreplace")
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
-            exit_codes.print_error(exit_codes.usage_fault(error))
+            exit_codes.print_error(exit_codes.usage_message(error))
             code = error.exit_code
         except click.Abort:
             exit_codes.print_error("interrupted")
@@ -39,7 +61,7 @@ class Commands(click.Group):
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what it returns is its exit code."""
+        """Run a command; its return value is the exit code."""
         with exit_codes.reported():
             return super().invoke(ctx)
 
@@ -53,34 +75,16 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="ftpkit", message="%(prog)s %(version)s")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Push big files to a host: whole, verified, one port, one command on each side.
+    """Transfer large files to and from a server, verified, over a single port.
 
     \b
-    On the host:    ftpkit serve
-    On a client:    ftpkit login LINK, with the link that it prints
+    On the server:  ftpkit serve
+    On a client:    ftpkit login URL       the login URL that 'ftpkit serve' prints
                     ftpkit put bigfile.iso
                     ftpkit get bigfile.iso
+
+    'ftpkit COMMAND --help' shows the options of a command, 'ftpkit help' lists the manual pages,
+    and 'ftpkit help TOPIC' shows one.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-
-
-for _command in (
-    serve,
-    token,
-    login,
-    hosts,
-    put,
-    get,
-    ls,
-    stat,
-    mv,
-    rm,
-    mkdir,
-    verify,
-    ping,
-    status,
-    compare,
-    help_command,
-):
-    main.add_command(_command)

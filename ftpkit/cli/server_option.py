@@ -1,4 +1,4 @@
-"""Which server a client's command talks to, and what is known of it."""
+"""The options that name the server, and finding that server's URL, pin and token."""
 
 import sys
 from contextlib import closing
@@ -7,8 +7,21 @@ from functools import partial
 
 import click
 
-from ftpkit.cli.paths import digest_cache_directory, hosts_file, running_directory, settings_file
-from ftpkit.cli.settings import TIMEOUT, URL, Command, Decorator, config_option, setting
+from ftpkit.cli.paths import (
+    digest_cache_directory,
+    hosts_file,
+    local_servers_directory,
+    settings_file,
+)
+from ftpkit.cli.settings import (
+    DURATION,
+    TIMEOUT,
+    URL,
+    Command,
+    add_options,
+    config_option,
+    setting,
+)
 from ftpkit.client import Client, UdpMode
 from ftpkit.client.connection import Connection, UrlProvider
 from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers
@@ -16,15 +29,26 @@ from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError,
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.local import is_local_host
 
+retry_option = setting(
+    "retry-for",
+    "--retry-for",
+    type=DURATION,
+    metavar="TIME",
+    default="10m",
+    show_default=True,
+    help="Reconnect after a lost connection, until nothing has been transferred for TIME.",
+)
 
-def kept_hosts() -> KnownHosts:
-    """Return the links that ``login`` has kept."""
+
+def known_hosts() -> KnownHosts:
+    """Return the servers that ``login`` has saved."""
     return KnownHosts(hosts_file())
 
 
-def timeout_options(command: Command) -> Command:
-    """Add ``timeout``, and the settings file."""
-    options = (
+def connection_options(command: Command) -> Command:
+    """Add the options ``timeout`` and ``config``."""
+    return add_options(
+        command,
         setting(
             "timeout",
             "--timeout",
@@ -32,27 +56,24 @@ def timeout_options(command: Command) -> Command:
             metavar="TIME",
             default="30s",
             show_default=True,
-            help="Give up on a server that is silent for so long.",
+            help="Fail if the server does not respond for this long.",
         ),
         config_option("FTPKIT_CONFIG", settings_file, where="~/.config/ftpkit/client.toml"),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
-def target_options(command: Command) -> Command:
-    """Add what every command of the client takes: ``url``, ``timeout``, and the settings file."""
-    url: Decorator = setting(
+def server_options(command: Command) -> Command:
+    """Add the options of every client command: ``url``, ``timeout`` and ``config``."""
+    url = setting(
         "url",
         "--to",
         "--from",
         type=URL,
         metavar="URL",
-        show_default="the last login, else the server that runs here",
-        help="The server, or a link to it; both spellings mean the same.",
+        show_default="the last login, else the server on this machine",
+        help="The server's address or login URL; --to and --from are the same option.",
     )
-    return url(timeout_options(command))
+    return url(connection_options(command))
 
 
 def connect(
@@ -63,12 +84,15 @@ def connect(
     udp: UdpMode = UdpMode.NO,
     jobs: int = 1,
 ) -> Client:
-    """Return a client of ``url`` that connects when it is used; ``rate`` in bytes a second."""
-    where = partial(find, url)
-    if has_person():
-        _get_acquainted(where, timeout)
+    """Return a client that connects on first use; ``rate`` in bytes per second, times in seconds.
+
+    On a terminal, the user is first asked to confirm the pin of a key that cannot be verified.
+    """
+    provider = partial(find_server, url)
+    if is_interactive():
+        _save_confirmed_pin(provider, timeout)
     return Client(
-        where,
+        provider,
         timeout_s=timeout,
         bytes_per_s=rate,
         retry_for_s=retry_for,
@@ -78,108 +102,108 @@ def connect(
     )
 
 
-def find(asked: Url | None) -> Url:
-    """Return where a command goes, with what is known of it; None asks for no server by name."""
-    if asked is not None and (asked.pin is not None or (asked.plain and asked.token is not None)):
-        return asked
-    kept = kept_hosts().load()
-    if asked is None:
-        return kept.find(kept.default) or _only_running() or Url(Address("127.0.0.1"))
-    known = kept.find(asked.address) or _running_at(asked.address)
-    if known is None or (asked.plain and not known.plain):
-        return asked
-    if asked.token is not None:
-        return replace(asked, pin=known.pin)
-    return replace(known, address=asked.address)
+def find_server(requested: Url | None) -> Url:
+    """Return ``requested`` with the pin and token known for it; for None, the default server."""
+    if requested is not None and (
+        requested.pin is not None or (requested.plain and requested.token is not None)
+    ):
+        return requested
+    saved = known_hosts().load()
+    if requested is None:
+        return saved.find(saved.default) or _default_local_server() or Url(Address("127.0.0.1"))
+    known = saved.find(requested.address) or _local_server_at(requested.address)
+    if known is None or (requested.plain and not known.plain):
+        return requested
+    if requested.token is not None:
+        return replace(requested, pin=known.pin)
+    return replace(known, address=requested.address)
 
 
-def meet(where: UrlProvider, timeout: float) -> tuple[Connection, Url]:
-    """Connect, and return how the server is known then.
+def connect_verified(provider: UrlProvider, timeout: float) -> tuple[Connection, Url]:
+    """Connect, and return the connection and the URL with the server's pin.
 
-    On a terminal, a person decides about a key that nobody vouches for.
+    On a terminal, the user is asked to confirm the pin of a key that cannot be verified.
     """
     try:
-        connection = Connection(where, timeout_s=timeout, limiter=None)
+        connection = Connection(provider, timeout_s=timeout, limiter=None)
     except UntrustedError:
-        if where().pin is not None or not has_person():
+        if provider().pin is not None or not is_interactive():
             raise
-        url = replace(where(), pin=_accepted_pin(where, timeout))
+        url = replace(provider(), pin=_confirmed_pin(provider, timeout))
         connection = Connection(lambda: url, timeout_s=timeout, limiter=None)
     return connection, connection.url
 
 
-def _accepted_pin(where: UrlProvider, timeout: float) -> str | None:
-    """Return the pin of the server's key, if a person says that it is the right one.
+def _confirmed_pin(provider: UrlProvider, timeout: float) -> str | None:
+    """Return the pin that the user confirmed; None if the key can now be verified without one."""
+    pins: list[str] = []
 
-    None says that there is nothing to ask, after all.
-    """
-    shown: list[str] = []
-
-    def see(pin: str) -> bool:
-        shown.append(pin)
-        return False  # a server has no time for a handshake in which a person thinks
+    def reject(pin: str) -> bool:
+        pins.append(pin)
+        return False  # the handshake would time out while the user decides
 
     try:
-        Connection(where, timeout_s=timeout, limiter=None, confirm_pin=see).close()
+        Connection(provider, timeout_s=timeout, limiter=None, confirm_pin=reject).close()
     except UntrustedError:
-        if not shown:
+        if not pins:
             raise
-        click.echo(f"The key of {where()} is not known here. Its pin is\n{shown[0]}", err=True)
-        if not click.confirm("Is that the pin of the server that you mean?", err=True):
+        click.echo(f"The key of {provider()} cannot be verified. Its pin is\n{pins[0]}", err=True)
+        if not click.confirm("Is this the pin that the server printed?", err=True):
             raise
-    return shown[0] if shown else None
+    return pins[0] if pins else None
 
 
-def has_person() -> bool:
-    """Whether there is somebody who can be asked."""
+def is_interactive() -> bool:
+    """Whether a user can be asked: stdin and stderr are terminals."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _get_acquainted(where: UrlProvider, timeout: float) -> None:
-    """Have a person decide about an unknown key, before anything is begun, and keep that."""
-    known = where()
+def _save_confirmed_pin(provider: UrlProvider, timeout: float) -> None:
+    """Ask the user to confirm an unknown key before anything is transferred, and save its pin."""
+    known = provider()
     if known.plain or known.pin is not None:
         return
     try:
-        connection, url = meet(where, timeout)
+        connection, url = connect_verified(provider, timeout)
     except FtpkitError as error:
-        # Who has just said that the key is right is not to hear that nobody vouches for it.
+        # A command that went on would fail with a less exact error.
         if isinstance(error, UntrustedError) or error.code == Code.AUTH_REQUIRED:
             raise
-        return  # the command itself tells, and perhaps tries again
+        return  # the command itself reports it, or retries
     with closing(connection):
         if url.pin is not None:
-            kept = kept_hosts().load().find(url.address)
-            token = None if kept is None else kept.token
-            kept_hosts().save(Url(url.address, pin=url.pin, token=token), default=False)
+            saved = known_hosts().load().find(url.address)
+            token = None if saved is None else saved.token
+            known_hosts().save(Url(url.address, pin=url.pin, token=token), default=False)
 
 
-def _only_running() -> Url | None:
-    """Return the server that runs here; of several, the one at the usual port."""
-    servers = _running()
-    usual = [server for server in servers if server.url.address.port == DEFAULT_PORT]
-    match usual or servers:
+def _default_local_server() -> Url | None:
+    """Return the only server on this machine, or the only one of several at the default port."""
+    servers = _local_servers()
+    at_default = [server for server in servers if server.url.address.port == DEFAULT_PORT]
+    match at_default or servers:
         case []:
             return None
         case [server]:
             return server.url
         case several:
-            told = ", ".join(f"{server.url} ({server.root})" for server in several)
+            choices = ", ".join(f"{server.url} ({server.root})" for server in several)
             raise CannotConnectError(
-                f"several servers run here, --to says which: {told}", permanent=True
+                f"several servers run on this machine; choose one with --to: {choices}",
+                permanent=True,
             )
 
 
-def _running() -> list[LocalServer]:
+def _local_servers() -> list[LocalServer]:
     try:
-        directory = running_directory()
-    except LocalFileError:  # an account without a home can still be a client
+        directory = local_servers_directory()
+    except LocalFileError:  # a user without a home directory can still be a client
         return []
     return LocalServers(directory).servers()
 
 
-def _running_at(address: Address) -> Url | None:
-    for server in _running():
+def _local_server_at(address: Address) -> Url | None:
+    for server in _local_servers():
         if server.url.address.port == address.port and is_local_host(address.host):
             return server.url
     return None

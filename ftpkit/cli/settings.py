@@ -1,6 +1,6 @@
-"""Where a value comes from: the command line, an FTPKIT_… variable, a TOML file, the default.
+"""Options that can also be set by an FTPKIT_… variable or in a TOML file, and their types.
 
-click knows every option, its type and its default; nothing of that is said again here.
+The command line takes precedence over the variable, the variable over the file.
 """
 
 import re
@@ -21,31 +21,31 @@ T = TypeVar("T")
 Command = Callable[..., int | None]
 Decorator = Callable[[Command], Command]
 
-# poll() counts a socket's timeout in milliseconds, in 31 bits: 24.8 days.
+# poll() takes a timeout in milliseconds as a 32-bit int: 24.8 days.
 MAX_DURATION_S: Final = 24 * 86400
 
 
-def word(read: Callable[[str], T], expected: str) -> Callable[[str], T]:
-    """Return a click type: ``read`` raises ValueError for a word that is not ``expected``."""
+def parsed_by(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
+    """Return a click type: ``parse`` raises ValueError for text that is not ``expected``."""
 
     def convert(text: str) -> T:
         try:
-            return read(text)
+            return parse(text)
         except ValueError:
             raise click.BadParameter(f"expected {expected}, got '{escaped(text)}'") from None
 
     return convert
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from ``low`` to ``high``, of nine digits at most."""
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of integers from ``low`` to ``high``, of at most nine digits."""
 
-    def read(text: str) -> int:
+    def parse(text: str) -> int:
         if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
             raise ValueError(text)
         return int(text)
 
-    return read
+    return parse
 
 
 def _rate(text: str) -> float | None:
@@ -65,7 +65,7 @@ def _timeout(text: str) -> float:
 
 
 def _schedule(text: str) -> str:
-    # A client's command has no use for it.
+    # Deferred: client commands start faster without the policies.
     from ftpkit.scheduling.policies import POLICIES
 
     if text not in POLICIES:
@@ -73,29 +73,29 @@ def _schedule(text: str) -> str:
     return text
 
 
-def URL(text: str) -> Url:  # noqa: N802  a click type, as those below
-    """Read an address or a link; what is none is not said again, for there may be a token in it."""
+def URL(text: str) -> Url:  # noqa: N802  a click type, like the constants below
+    """Parse an address or a login URL; an error does not repeat it, since it may hold a token."""
     try:
         return Url.parse(text)
     except ValueError:
         raise click.BadParameter(
-            "expected ftpk://HOST:PORT or a whole link, with a port from 1 to 65535"
+            "expected a login URL or ftpk://HOST:PORT, with a port from 1 to 65535"
         ) from None
 
 
-PORT: Final = word(whole(0, 65535), "a port from 0 to 65535")
-COUNT: Final = word(whole(1, 10**9 - 1), "a whole number from 1")
-WORKERS: Final = word(
-    lambda text: os_process.cores() if text == "auto" else whole(1, 1000)(text),
-    "a whole number from 1 to 1000, or auto",
+PORT: Final = parsed_by(integer(0, 65535), "a port from 0 to 65535")
+COUNT: Final = parsed_by(integer(1, 10**9 - 1), "an integer of at least 1")
+WORKERS: Final = parsed_by(
+    lambda text: os_process.cores() if text == "auto" else integer(1, 1000)(text),
+    "an integer from 1 to 1000, or auto",
 )
-SLOTS: Final = word(
-    lambda text: whole(0, 10**9 - 1)(text) or None, "a whole number, or 0 for no limit"
+SLOTS: Final = parsed_by(
+    lambda text: integer(0, 10**9 - 1)(text) or None, "an integer, or 0 for no limit"
 )
-SCHEDULE: Final = word(_schedule, "fcfs, sjf, rr, mlfq or fair")
-RATE: Final = word(_rate, "bytes a second like 20M or 20Mi, or 0 for no limit")
-DURATION: Final = word(_duration, "a time like 30s, 10m or 7d, 24d at most")
-TIMEOUT: Final = word(_timeout, "a time like 30s, 10m or 7d, over 0 and 24d at most")
+SCHEDULE: Final = parsed_by(_schedule, "fcfs, sjf, rr, mlfq or fair")
+RATE: Final = parsed_by(_rate, "bytes per second like 20M or 20Mi, or 0 for no limit")
+DURATION: Final = parsed_by(_duration, "a time like 30s, 10m or 7d, at most 24d")
+TIMEOUT: Final = parsed_by(_timeout, "a time like 30s, 10m or 7d, more than 0 and at most 24d")
 
 
 def variable(key: str) -> str:
@@ -104,13 +104,30 @@ def variable(key: str) -> str:
 
 
 def setting(key: str, *flags: str, **rest: Any) -> Decorator:
-    """Return an option that is also a variable and a key of the settings file."""
+    """Return an option that is also an environment variable and a key of the settings file."""
     name = key.replace("-", "_")
     return click.option(name, *flags, envvar=variable(key), show_envvar=True, **rest)
 
 
+def add_options(command: Command, *options: Decorator) -> Command:
+    """Add ``options`` to ``command``; --help lists them in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def json_option(text: str = "Print JSON, one object per line.") -> Decorator:
+    """Return the option ``--json`` with this help text."""
+    return setting("json", "--json", is_flag=True, help=text)
+
+
+def quiet_option(text: str) -> Decorator:
+    """Return the option ``--quiet`` with this help text."""
+    return setting("quiet", "-q", "--quiet", is_flag=True, help=text)
+
+
 def settings_of(command: click.Command) -> dict[str, click.Parameter]:
-    """Return the settings of ``command`` by their keys in the settings file."""
+    """Return the options of ``command`` that are settings, by their keys in the settings file."""
     return {
         param.name.replace("_", "-"): param
         for param in command.params
@@ -121,7 +138,10 @@ def settings_of(command: click.Command) -> dict[str, click.Parameter]:
 def config_option(
     envvar: str, default: Callable[[], str] | None = None, where: str = ""
 ) -> Decorator:
-    """Return the eager option that loads a settings file; only the default one may be missing."""
+    """Return the option that loads a settings file; only the default file may be missing.
+
+    It is eager: the file's values are the defaults of the options parsed after it.
+    """
     return click.option(
         "--config",
         metavar="FILE",
@@ -132,12 +152,12 @@ def config_option(
         is_eager=True,
         expose_value=False,
         callback=_load,
-        help="Read settings from this TOML file: its keys are the options that have a variable.",
+        help="Read settings from this TOML file; its keys are the options that list a variable.",
     )
 
 
-class Rereadable(click.Command):
-    """A command whose options can be read once more, from wherever they came."""
+class ReloadableCommand(click.Command):
+    """A command whose variables and settings file can be read again."""
 
     def make_context(
         self,
@@ -146,17 +166,17 @@ class Rereadable(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Read the options, and keep the command line."""
+        """Parse the options, and keep the command line in ``ctx.obj``."""
         return super().make_context(info_name, args, parent, obj=[*args], **extra)
 
     @staticmethod
-    def read_again(ctx: click.Context) -> dict[str, Any]:
-        """Return all values as they are now; the command line stays what it was."""
+    def reload(ctx: click.Context) -> dict[str, Any]:
+        """Return the current values of all options; the command line is the original one."""
         return ctx.command.make_context(ctx.info_name, [*ctx.obj], ctx.parent).params
 
 
 def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    """Make the file's values the defaults of this command."""
+    """Make the values in the file the defaults of this command."""
     if path is None:
         return
     try:
@@ -164,15 +184,16 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
             table = tomllib.load(file)
     except FileNotFoundError:
         if ctx.get_parameter_source("config") is not ParameterSource.DEFAULT:
-            raise _fault(ctx, path, "there is no such file") from None
+            raise _fault(ctx, path, "no such file") from None
         return
     except OSError as error:
         raise _fault(ctx, path, error.strerror or str(error)) from None
     except UnicodeDecodeError:
-        raise _fault(ctx, path, "not TOML: expected text in UTF-8") from None
+        raise _fault(ctx, path, "invalid TOML: not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise _fault(ctx, path, f"not TOML: {error}") from None
-    known = _known(ctx, param)
+        raise _fault(ctx, path, f"invalid TOML: {error}") from None
+    own = settings_of(ctx.command)
+    known = own if own.keys() >= table.keys() else _settings_of_all(ctx, param)
     for key, value in table.items():
         if key not in known:
             expected = ", ".join(sorted(known))
@@ -181,30 +202,28 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
             table[key] = _checked(known[key], value, ctx)
         except click.BadParameter as error:
             raise _fault(ctx, path, f"{key}: {error.message}") from None
-    own = settings_of(ctx.command)
     ctx.default_map = {str(own[key].name): value for key, value in table.items() if key in own}
 
 
-def _known(ctx: click.Context, config: click.Parameter) -> dict[str, click.Parameter]:
-    """Return the settings of every command that reads the same file as this one."""
+def _settings_of_all(ctx: click.Context, config: click.Parameter) -> dict[str, click.Parameter]:
+    """Return the settings of all commands that read the same file as this one."""
     group = ctx.find_root().command
-    commands = group.commands.values() if isinstance(group, click.Group) else [ctx.command]
-    known = {}
-    for command in commands:
-        if any(
-            param.name == "config" and param.envvar == config.envvar for param in command.params
-        ):
-            known.update(settings_of(command))
+    known = settings_of(ctx.command)
+    if isinstance(group, click.Group):
+        for name in group.list_commands(ctx):
+            command = group.get_command(ctx, name)
+            if command and any(each.envvar == config.envvar for each in command.params):
+                known.update(settings_of(command))
     return known
 
 
 def _checked(param: click.Parameter, value: object, ctx: click.Context) -> object:
-    """Return what click is to convert, or raise BadParameter: TOML has types of its own."""
+    """Return ``value`` as click expects it; raise BadParameter if its TOML type is wrong."""
     match param.type:
         case BoolParamType():
             fits, expected = isinstance(value, bool), "true or false"
         case StringParamType():
-            fits, expected = isinstance(value, str), "text in quotes"
+            fits, expected = isinstance(value, str), "a quoted string"
         case _:
             value = str(value)
             param.type.convert(value, param, ctx)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -42,6 +43,13 @@ class ServeProcess:
         self.process.send_signal(number)
         _, log = self.process.communicate(timeout=WAIT_S)
         return self.process.returncode, log
+
+
+def commands() -> dict[str, click.Command]:
+    """Return all commands by name."""
+    context = click.Context(main)
+    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 Serve = Callable[..., ServeProcess]

@@ -177,7 +177,10 @@ def test_a_plot_without_matplotlib_says_what_to_install(file: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "ftpkit: a plot needs matplotlib: pip install 'ftpkit[plot]'\n"
+    assert (
+        done.stderr
+        == "ftpkit: --plot requires matplotlib; install it with: pip install 'ftpkit[plot]'\n"
+    )
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="there is no matplotlib")
@@ -192,10 +195,10 @@ def test_a_plot_is_drawn(run: Run, file: str) -> None:
     assert "<svg" in Path("a.svg").read_text()
     done = drawn("a.txt")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "a plot's name ends in one of " in done.stderr
+    assert "the file name must end in one of " in done.stderr
     done = drawn("nowhere/a.png")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "ftpkit: cannot write 'nowhere/a.png': there is no such directory\n"
+    assert done.stderr == "ftpkit: cannot write 'nowhere/a.png': no such directory\n"
 
 
 @pytest.mark.parametrize("where", ["loopback", pytest.param("link", marks=pytest.mark.net)])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import ftpkit
-from ftpkit.cli import main
-from tests.cli.conftest import WAIT_S, Run, command
+from tests.cli.conftest import WAIT_S, Run, command, commands
 
 DOCS = Path(ftpkit.__file__).parent / "docs"
 TOPICS = sorted(page.stem for page in DOCS.iterdir())
@@ -34,7 +33,7 @@ def test_a_topic_prints_its_page_without_markers(run: Run, topic: str) -> None:
     assert result.stdout.splitlines() == "\n".join(shown).rstrip().splitlines()
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_a_command_prints_its_help(run: Run, name: str) -> None:
     assert name not in TOPICS
     result = run("help", name)

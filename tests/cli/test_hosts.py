@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit import Server
-from ftpkit.cli.paths import hosts_file, running_directory
-from ftpkit.cli.server_option import find, kept_hosts
+from ftpkit.cli.paths import hosts_file, local_servers_directory
+from ftpkit.cli.server_option import find_server, known_hosts
 from ftpkit.client.known_hosts import LocalServers
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
@@ -106,7 +106,7 @@ def terminal(*args: str) -> Iterator[Terminal]:
 
 
 def here() -> LocalServers:
-    return LocalServers(running_directory())
+    return LocalServers(local_servers_directory())
 
 
 def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path: Path) -> None:
@@ -128,25 +128,25 @@ def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
         check=True,
     )
     assert done.stdout.startswith("logged in to ")
-    assert find(None) == guard.url
+    assert find_server(None) == guard.url
 
 
 def test_what_comes_from_standard_input_and_is_no_link_is_told(run: Run) -> None:
     result = run("login")
     assert result.exit_code == 2
     assert result.stderr == (
-        "ftpkit: expected ftpk://HOST:PORT or a whole link, with a port from 1 to 65535 "
+        "ftpkit: expected a login URL or ftpk://HOST:PORT, with a port from 1 to 65535 "
         "(see 'ftpkit login --help')\n"
     )
 
 
 def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
     with terminal("login") as screen:
-        screen.answer("Link: ", guard.url.login_url(), hidden=True)
+        screen.answer("Login URL: ", guard.url.login_url(), hidden=True)
         code, printed = screen.end()
     assert (code, printed[:13]) == (0, "logged in to ")
     assert TOKEN not in screen.shown
-    assert find(None) == guard.url
+    assert find_server(None) == guard.url
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_login_that_fails_keeps_nothing(
 def test_a_login_that_fails_leaves_the_one_before(run: Run, guard: Guard) -> None:
     run("login", guard.url.login_url())
     assert run("login", replace(guard.url, token="other").login_url()).exit_code == 3
-    assert find(None) == guard.url
+    assert find_server(None) == guard.url
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
@@ -192,7 +192,7 @@ def test_what_is_no_link_is_not_said_again(
         Path(hosts_file()).with_name("client.toml").write_text(f'url = "{wrong}"')
     result = run(*args)
     assert result.exit_code == 2
-    assert "expected ftpk://HOST:PORT or a whole link" in result.stderr
+    assert "expected a login URL or ftpk://HOST:PORT" in result.stderr
     assert TOKEN not in result.output
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_link_is_not_said_again(
 def test_a_server_that_asks_for_no_token(run: Run, tmp_path: Path, plain: bool) -> None:
     with guarded(Guard(None if plain else Identity.make())) as guard:
         result = run("login", guard.url.login_url())
-        assert result.stdout == f"{guard.url} is known; it asks for no token\n"
+        assert result.stdout == f"saved {guard.url}, which requires no token\n"
         assert run("ping").exit_code == 0
 
 
@@ -212,7 +212,7 @@ def test_hosts_are_listed_without_their_secrets(run: Run, guard: Guard, unknown:
     run("login", replace(unknown, pin=pin).login_url())
     lines = run("hosts").stdout.splitlines()
     assert [line.split() for line in lines] == [
-        ["host", "default", "key", "token"],
+        ["host", "default", "pin", "token"],
         [str(guard.address), "no", f"{pin[:12]}...", "yes"],
         [str(unknown), "yes", f"{pin[:12]}...", "no"],
     ]
@@ -227,7 +227,7 @@ def test_a_host_is_forgotten(run: Run, guard: Guard, unknown: Url) -> None:
     run("login", guard.url.login_url())
     result = run("hosts", "--forget", str(unknown), str(guard.address))
     assert result.exit_code == 1
-    assert result.stderr == f"ftpkit: nothing is known of {unknown}\n"
+    assert result.stderr == f"ftpkit: {unknown} is not a saved host; 'ftpkit hosts' lists them\n"
     assert run("hosts").output == ""
     assert run("ping", "--to", str(guard.address)).exit_code == 4
     for args in (["--forget"], [str(unknown)]):
@@ -256,11 +256,11 @@ def test_a_token_without_a_key_goes_to_the_key_that_is_known(run: Run, guard: Gu
 
 def test_what_was_kept_for_tls_is_not_shown_in_plaintext(guard: Guard) -> None:
     plain = Url(guard.address, plain=True)
-    kept_hosts().save(guard.url, default=True)
-    assert find(plain) == plain
+    known_hosts().save(guard.url, default=True)
+    assert find_server(plain) == plain
     token = replace(plain, token=TOKEN)
-    kept_hosts().save(token, default=True)
-    assert find(plain) == find(Url(guard.address)) == token
+    known_hosts().save(token, default=True)
+    assert find_server(plain) == find_server(Url(guard.address)) == token
 
 
 def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None:
@@ -272,7 +272,7 @@ def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None
 
 
 def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: Url) -> None:
-    kept_hosts().save(replace(unknown, pin=OTHER_PIN), default=True)
+    known_hosts().save(replace(unknown, pin=OTHER_PIN), default=True)
     for args in (["ping"], ["login", str(unknown)]):
         result = run(*args)
         assert result.exit_code == 4
@@ -288,9 +288,9 @@ def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: 
 
 
 def test_a_fresh_link_takes_the_place_of_the_old_one(run: Run, guard: Guard) -> None:
-    kept_hosts().save(Url(guard.address, OTHER_PIN, "old"), default=False)
+    known_hosts().save(Url(guard.address, OTHER_PIN, "old"), default=False)
     assert run("login", guard.url.login_url()).exit_code == 0
-    assert find(None) == guard.url
+    assert find_server(None) == guard.url
 
 
 def test_a_person_is_asked_once_about_an_unknown_key(
@@ -307,7 +307,7 @@ def test_a_person_is_asked_once_about_an_unknown_key(
     assert "[y/N]" not in screen.shown
     assert run(*put).exit_code == 0
     assert published(tmp_path / "unknown") == {"f": b"data"}
-    assert kept_hosts().load().default is None, "it was no login"
+    assert known_hosts().load().default is None, "it was no login"
 
 
 @pytest.mark.parametrize("args", [["ping", "--to"], ["login"]])
@@ -351,7 +351,7 @@ def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
             for guard in guards
         ]
         assert [login.wait(WAIT_S) for login in logins] == [0] * 4
-    assert set(kept_hosts().load().urls) == {guard.url for guard in guards}
+    assert set(known_hosts().load().urls) == {guard.url for guard in guards}
 
 
 def test_the_server_that_runs_here_is_found(run: Run, guard: Guard) -> None:
@@ -367,15 +367,15 @@ def test_the_secrets_of_the_server_that_runs_here_are_for_this_machine(guard: Gu
     with here().announce(guard.url, root="/srv"):
         port = guard.address.port
         for elsewhere in (Address("192.0.2.1", port), Address("127.0.0.1", port + 1)):
-            assert find(Url(elsewhere)) == Url(elsewhere)
+            assert find_server(Url(elsewhere)) == Url(elsewhere)
         nowhere = Url(Address("no-such-host.invalid", port))
-        assert find(nowhere) == nowhere
+        assert find_server(nowhere) == nowhere
 
 
 def test_what_a_login_kept_comes_before_what_runs_here(run: Run, guard: Guard) -> None:
     run("login", guard.url.login_url())
     with here().announce(Url(guard.address, OTHER_PIN, "other"), root="/srv"):
-        assert find(None) == find(Url(guard.address)) == guard.url
+        assert find_server(None) == find_server(Url(guard.address)) == guard.url
 
 
 def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> None:
@@ -384,13 +384,13 @@ def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> 
         result = run("ping")
         assert result.exit_code == 4
         assert result.stderr == (
-            "ftpkit: several servers run here, --to says which: "
+            "ftpkit: several servers run on this machine; choose one with --to: "
             f"{other} (/b), {guard.address} (/a)\n"
         )
         assert run("ping", "--to", str(guard.address)).exit_code == 0
         usual = Url(Address("127.0.0.1"))
         with here().announce(usual, root="/c"):
-            assert find(None) == usual
+            assert find_server(None) == usual
 
 
 # With servers as people start them
@@ -407,7 +407,7 @@ def test_on_the_machine_of_the_server_nobody_has_to_log_in(
     assert published(served.root) == {"f": b"data", "g": b"data"}
     assert run("status").exit_code == 0
     served.end(signal.SIGKILL)
-    assert find(None) == Url(Address("127.0.0.1"))
+    assert find_server(None) == Url(Address("127.0.0.1"))
 
 
 def test_elsewhere_one_login_is_enough_until_the_token_is_removed(

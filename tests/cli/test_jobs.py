@@ -53,7 +53,7 @@ def test_it_is_a_setting(run: Run, served: Served, monkeypatch: pytest.MonkeyPat
     for bad in ("0", "-1", "many"):
         assert run("put", "a", "--jobs", bad).exit_code == 2
     monkeypatch.setenv("FTPKIT_JOBS", "0")
-    assert "FTPKIT_JOBS: expected a whole number from 1" in run("put", "a").stderr
+    assert "FTPKIT_JOBS: expected an integer of at least 1" in run("put", "a").stderr
     monkeypatch.setenv("FTPKIT_JOBS", "2")
     assert run("put", "a").exit_code == 0
 
@@ -195,7 +195,7 @@ def test_one_ctrl_c_stops_all_and_says_what_goes_on(
     assert process.returncode == 130
     *each, last = told.splitlines()
     assert last == "ftpkit: interrupted"
-    at = "interrupted at [0-9.]+ MB of 10.5 MB; the same command goes on there"
+    at = "interrupted at [0-9.]+ MB of 10.5 MB; repeat the command to resume"
     for name, line in zip("ab"[:jobs], sorted(each), strict=True):
         assert re.fullmatch(f"ftpkit: {name}: {at}", line)
     assert out == ""

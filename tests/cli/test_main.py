@@ -81,7 +81,7 @@ def test_mv_replaces_only_when_told(run: Run, served: Served) -> None:
 
 def test_ping(run: Run, served: Served) -> None:
     result = run("ping")
-    assert result.stdout.startswith(f"{served.url} answers in ")
+    assert result.stdout.startswith(f"reply from {served.url} in ")
 
 
 def test_a_hostile_name_is_escaped(run: Run, served: Served) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.cli.paths import default_state, running_directory
+from ftpkit.cli.paths import default_state, local_servers_directory
 from ftpkit.osapi import files as os_files
 from tests.cli.conftest import WAIT_S
 
@@ -19,7 +19,7 @@ def test_the_default_is_in_the_home_of_the_account(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
     if sys.platform == "linux":
         assert default_state() == str(tmp_path / "states" / "ftpkit")
-    assert running_directory() == os.path.join(default_state(), "running")
+    assert local_servers_directory() == os.path.join(default_state(), "running")
 
 
 NOBODY = """
@@ -48,7 +48,7 @@ def test_an_account_without_a_home_is_told() -> None:
         timeout=WAIT_S,
     )
     assert done.stderr == ""
-    assert done.stdout == "this account has no home directory to keep keys and tokens in\n"
+    assert done.stdout == "this user has no home directory for the server's key and tokens\n"
 
 
 @pytest.mark.skipif(
@@ -57,6 +57,7 @@ def test_an_account_without_a_home_is_told() -> None:
 def test_an_account_without_a_home_can_be_a_client() -> None:
     program = (
         "import encodings.idna, os\n"
+        "import ftpkit.cli.commands.ping\n"
         "from ftpkit.cli import main\n"
         "os.setuid(54321)\n"
         "main(['ping', '--to', '127.0.0.1:1'])\n"

@@ -24,7 +24,7 @@ from tests.support.trees import published
 NAME = "nobody"
 
 is_root = os.name == "posix" and os.geteuid() == 0
-pytestmark = pytest.mark.skipif(not is_root, reason="only root can become another user")
+pytestmark = pytest.mark.skipif(not is_root, reason="only root can change to another user")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_rights_that_cannot_be_given_up_end_it(place: Path, everybodys_python: l
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        f"ftpkit: --user {NAME}: root's rights cannot be given up for those of {NAME}\n"
+        f"ftpkit: --user {NAME}: cannot drop root privileges and become {NAME}\n"
     )
     assert done.stdout == ""
 
@@ -156,7 +156,7 @@ def test_a_user_without_a_home_needs_a_place_for_the_state(
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "/nonexistent" in done.stderr
-    assert "--state names another directory" in done.stderr
+    assert "choose another directory with --state" in done.stderr
 
 
 def test_only_root_can(everybodys_python: list[str]) -> None:
@@ -165,11 +165,11 @@ def test_only_root_can(everybodys_python: list[str]) -> None:
         user=NAME, capture_output=True, text=True, check=False, timeout=WAIT_S, cwd="/",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "--user: only root can become another user" in done.stderr
+    assert "--user: only root can change to another user" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("root", "has all rights"), ("no-such-user", "there is no user")]
+    ("name", "fault"), [("root", "has user ID 0"), ("no-such-user", "no such user")]
 )
 def test_whom_it_cannot_become(run: Run, name: str, fault: str) -> None:
     result = run("serve", "--user", name)

@@ -6,11 +6,10 @@ import click
 import pytest
 
 import ftpkit
-from ftpkit.cli import main
-from ftpkit.cli.server_option import find
+from ftpkit.cli.server_option import find_server
 from ftpkit.cli.settings import COUNT, DURATION, PORT, RATE, TIMEOUT, settings_of, variable
 from ftpkit.net.address import Address, Url
-from tests.cli.conftest import Run, Serve, ServeProcess
+from tests.cli.conftest import Run, Serve, ServeProcess, commands
 
 CONF = Path(ftpkit.__file__).parent.parent / "conf" / "ftpkit.toml"
 
@@ -40,8 +39,8 @@ def test_flag_then_variable_then_file_then_default(
 
 @pytest.mark.parametrize("name", CLIENT)
 def test_the_default_is_this_machine(run: Run, name: str) -> None:
-    assert find(None) == Url(Address("127.0.0.1", 9021))
-    assert "the last login, else the server that runs here" in " ".join(
+    assert find_server(None) == Url(Address("127.0.0.1", 9021))
+    assert "the last login, else the server on this machine" in " ".join(
         run(name, "--help").stdout.split()
     )
 
@@ -57,7 +56,7 @@ def test_a_file_may_be_named(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_that_was_named_must_exist(run: Run) -> None:
     result = run(ASK, "--config", "nowhere.toml")
     assert result.exit_code == 2
-    assert "nowhere.toml: there is no such file" in result.stderr
+    assert "nowhere.toml: no such file" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,20 +69,20 @@ def test_a_file_that_was_named_must_exist(run: Run) -> None:
         ),
         ("as = 'x'", "as: unknown key"),
         ("config = 'x'", "config: unknown key"),
-        ("rate = 'fast'", "rate: expected bytes a second like 20M"),
-        ("rate = true", "rate: expected bytes a second like 20M or 20Mi, or 0 for no limit, got"),
+        ("rate = 'fast'", "rate: expected bytes per second like 20M"),
+        ("rate = true", "rate: expected bytes per second like 20M or 20Mi, or 0 for no limit, got"),
         (
             "rate = [1]",
-            "rate: expected bytes a second like 20M or 20Mi, or 0 for no limit, got '[1]'",
+            "rate: expected bytes per second like 20M or 20Mi, or 0 for no limit, got '[1]'",
         ),
         ("timeout = 0", "timeout: expected a time like 30s"),
         ("timeout = '25d'", "timeout: expected a time like 30s"),
-        ("url = 'http://x/'", "url: expected ftpk://HOST:PORT"),
+        ("url = 'http://x/'", "url: expected a login URL or ftpk://HOST:PORT"),
         ("quiet = 'yes'", "quiet: expected true or false, got 'yes'"),
         ("quiet = 1", "quiet: expected true or false, got 1"),
-        ("[url]\nhost = 'x'", "url: expected ftpk://HOST:PORT"),
+        ("[url]\nhost = 'x'", "url: expected a login URL or ftpk://HOST:PORT"),
         ('"a\\u001b[31m" = 1', "a\\x1b[31m: unknown key"),
-        ("\n\nurl = =", "not TOML: Invalid value (at line 3"),
+        ("\n\nurl = =", "invalid TOML: Invalid value (at line 3"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_it(
@@ -100,7 +99,7 @@ def test_a_bad_file_is_an_error_that_names_it(
 def test_a_file_that_is_not_text_or_not_a_file_is_an_error(run: Run, tmp_path: Path) -> None:
     path = client_file(tmp_path, "")
     path.write_bytes(b"url = '\xff'")
-    assert f"{path}: not TOML: expected text in UTF-8" in run(ASK).stderr
+    assert f"{path}: invalid TOML: not UTF-8 text" in run(ASK).stderr
     result = run(ASK, "--config", str(tmp_path))
     assert result.exit_code == 2
     assert f"{tmp_path}: Is a directory" in result.stderr
@@ -110,14 +109,14 @@ def test_a_bad_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("FTPKIT_RATE", "fast")
     result = run("put", "x")
     assert result.exit_code == 2
-    assert result.stderr.startswith("ftpkit: FTPKIT_RATE: expected bytes a second like 20M")
+    assert result.stderr.startswith("ftpkit: FTPKIT_RATE: expected bytes per second like 20M")
     result = run("put", "x", "--rate", "slow")
-    assert result.stderr.startswith("ftpkit: --rate: expected bytes a second like 20M")
+    assert result.stderr.startswith("ftpkit: --rate: expected bytes per second like 20M")
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_every_setting_has_a_variable_of_its_name(name: str) -> None:
-    for key, param in settings_of(main.commands[name]).items():
+    for key, param in settings_of(commands()[name]).items():
         assert param.envvar == variable(key)
 
 
@@ -131,7 +130,7 @@ def test_the_words_of_settings() -> None:
 
 
 def test_conf_documents_every_key_of_serve_with_its_default() -> None:
-    serve = main.commands["serve"]
+    serve = commands()["serve"]
     defaults = serve.make_context("serve", []).params
     assert serve.make_context("serve", ["--config", str(CONF)]).params == defaults
     text = CONF.read_text()
@@ -159,8 +158,8 @@ def test_serve_names_file_and_key(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     for text, expected in [
         ("port = 'http'", "port: expected a port from 0 to 65535, got 'http'"),
-        ("host = 5", "host: expected text in quotes, got 5"),
-        ("root = 5", "root: expected text in quotes, got 5"),
+        ("host = 5", "host: expected a quoted string, got 5"),
+        ("root = 5", "root: expected a quoted string, got 5"),
         ("jobs = 5", "jobs: unknown key"),
     ]:
         path.write_text(text)

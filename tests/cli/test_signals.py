@@ -6,10 +6,10 @@ import pytest
 
 from tests.cli.conftest import WAIT_S
 
-# Nobody can say when the wait has begun for certain; before it, the signal is heard all the more.
+# The start of the wait cannot be observed; a signal that arrives before it must be seen, too.
 TAKEN_BY_A_THREAD = """
 import signal, sys, threading
-from ftpkit.cli.serve.signals import heard
+from ftpkit.cli.serve.signals import handled_signals
 
 def take():
     main = threading.main_thread().ident
@@ -17,7 +17,7 @@ def take():
         pass
     signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
-with heard() as next_signal:
+with handled_signals() as next_signal:
     threading.Thread(target=take).start()
     print(int(next_signal()))
 """

@@ -109,7 +109,7 @@ def test_a_damaged_identity_is_told_and_kept(
 ) -> None:
     state.identity()
     private_files.replace(str(path / name), content)
-    with pytest.raises(LocalFileError, match=f"there is no identity in {path}: .*{name}"):
+    with pytest.raises(LocalFileError, match=f"invalid key or certificate in {path}: .*{name}"):
         state.identity()
     assert (path / name).read_bytes() == content
 

@@ -21,7 +21,7 @@ def test_a_server_at_rest() -> None:
     assert shown_of(status()) == [
         "ftpkit 1.2.3 at ftpk://h:7, up 2 h 05 min, 3 of 1,024 connections",
         "worker 1: pid 123, up 2 h 05 min, 3 connections",
-        "ended: 12 uploads, 3 downloads, 1 unfinished; 1.23 GB up, 456 kB down",
+        "finished: 12 uploads, 3 downloads, 1 unfinished; 1.23 GB up, 456 kB down",
         "now: 0 running, 0 ready, 0 blocked; 0 B/s up, 0 B/s down",
     ]
 
@@ -42,7 +42,7 @@ def test_transfers_and_how_they_are_scheduled() -> None:
     assert shown_of(told)[4:] == [
         "now: 1 running, 1 ready, 1 blocked; 500 B/s up, 500 B/s down",
         "",
-        "user  peer  way   state    level  position     done    total   %     rate   left  name",
+        "user  peer  dir   state    level  position     done    total   %     rate   left  name",
         "ada   h:1   up    running      2         -  1.00 kB  4.00 kB  25  500 B/s  6.0 s  a/b",
         "      h:1   down  ready        -         1  1.00 kB        -   -  500 B/s      -  é",
         "      h:1   up    blocked      -         -      0 B      0 B   0    0 B/s      -  e\\x1b",
@@ -51,7 +51,7 @@ def test_transfers_and_how_they_are_scheduled() -> None:
 
 def test_columns_that_nobody_has_are_not_shown() -> None:
     heading = shown_of(status(transfer()))[5].split()
-    assert heading == ["peer", "way", "state", "done", "total", "%", "rate", "left", "name"]
+    assert heading == ["peer", "dir", "state", "done", "total", "%", "rate", "left", "name"]
 
 
 def test_every_order() -> None:
@@ -97,7 +97,7 @@ def test_columns_give_way_to_names() -> None:
     headings = {room: shown_of(told, room=room)[5].split() for room in (60, 80, 100, 120)}
     assert len({len(heading) for heading in headings.values()}) == 4
     for heading in headings.values():
-        assert {"way", "state", "done", "%", "rate", "name"} <= {*heading}
+        assert {"dir", "state", "done", "%", "rate", "name"} <= {*heading}
     assert "peer" in headings[120]
     assert "peer" not in headings[100]
 

@@ -15,7 +15,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client
-from ftpkit.cli.serve.systemd import handed_over, shown_to_the_journal
+from ftpkit.cli.serve.systemd import inherited_sockets, stdout_is_journal
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
 from tests.cli.conftest import HERE, WAIT_S, command, processes_with
@@ -117,7 +117,7 @@ def test_a_socket_that_was_opened_for_it_is_served_and_stays_open(
         with Raw(address) as early:
             server = start("--workers", workers, "--port", "1", sockets=[listening])
             early.granted("ping")
-            assert f" at {address} - " in first_line(server)
+            assert f" at {address}; " in first_line(server)
         code, log = end(server)
         assert (code, "Traceback" in log) == (0, False)
 
@@ -140,7 +140,7 @@ def test_sockets_of_another_process_are_left_alone(
     monkeypatch.setenv("LISTEN_FDS", "1")
     line = first_line(start("--host", "127.0.0.1", "--port", "0"))
     assert f":{listening.getsockname()[1]} " not in line
-    assert handed_over() == []
+    assert inherited_sockets() == []
     assert "LISTEN_FDS" not in os.environ
 
 
@@ -151,7 +151,7 @@ def test_a_unix_socket_is_refused_in_one_line(start: Start, tmp_path: Path) -> N
         _, log = (server := start(sockets=[sock])).communicate(timeout=WAIT_S)
     assert server.returncode == 1
     assert log == (
-        "ftpkit: cannot listen on what was handed over: "
+        "ftpkit: cannot use the sockets of the service manager: "
         "descriptor 3 is not a listening TCP socket\n"
     )
 
@@ -162,9 +162,9 @@ def test_what_is_no_socket_is_refused(
 ) -> None:
     """Descriptor 3 of a process that was started with none beyond stderr is not open."""
     code = (
-        "import os, sys; from ftpkit.cli.serve.systemd import handed_over\n"
+        "import os, sys; from ftpkit.cli.serve.systemd import inherited_sockets\n"
         f"os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS={count!r})\n"
-        "try: handed_over()\nexcept ValueError as error: print(error)"
+        "try: inherited_sockets()\nexcept ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LISTEN_FDS: ")
@@ -251,11 +251,11 @@ def test_a_manager_that_does_not_listen_is_a_line_in_the_log(start: Start, tmp_p
     first_line(server)
     code, log = end(server)
     assert code == 0
-    assert "the service manager cannot be told READY=1: " in log
+    assert "cannot notify the service manager of READY=1: " in log
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_token_is_not_shown_to_the_journal(
+def test_a_token_is_not_stdout_is_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
     journal = tmp_path / "journal"
@@ -272,12 +272,12 @@ def test_a_token_is_not_shown_to_the_journal(
         told.next()
     line = journal.read_text()
     adding = " ".join(["ftpkit token add NAME", *state])
-    assert line.endswith(f" - make a link for a client with: {adding}\n")
+    assert line.endswith(f"; to create a login URL, run: {adding}\n")
     assert "@" not in line
 
 
 def test_what_is_not_the_journal() -> None:
-    assert not shown_to_the_journal()
+    assert not stdout_is_journal()
 
 
 # The unit files

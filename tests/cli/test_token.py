@@ -53,7 +53,10 @@ def test_a_link_is_all_that_a_client_needs(run: Run, state: State) -> None:
     url = Url.parse(result.stdout.removesuffix("\n"))
     assert (url.address, url.pin, url.plain) == (WHERE, state.identity().pin, False)
     assert re.fullmatch("[A-Za-z0-9._:/@+-]+\n", result.stdout)
-    assert result.stderr == "For alice: ftpkit login LINK - the link is not shown again\n"
+    assert (
+        result.stderr
+        == "On the client of alice, run: ftpkit login URL (the URL above is not shown again)\n"
+    )
     grant = granted(state, url)
     assert grant.user == "alice"
     assert grant.can == {Permission.READ, Permission.WRITE}
@@ -90,7 +93,9 @@ def test_before_the_first_start_a_link_is_a_guess(run: Run, path: Path) -> None:
     url = Url.parse(result.stdout.strip())
     assert url.address.port == 9021
     assert url.pin == State(str(path)).identity().pin
-    assert result.stderr.endswith(f"No server has run with {path} yet: {url} is a guess\n")
+    assert result.stderr.endswith(
+        f"No server has used {path} yet; the address {url} may be wrong\n"
+    )
     assert [grant.user for grant in State(str(path)).tokens().grants()] == ["owner", "alice"]
 
 
@@ -159,7 +164,7 @@ def test_rm_counts_at_once_and_goes_on_after_an_unknown_name(run: Run, state: St
     assert all(running.is_valid(grant) for grant in grants)
     result = run("token", "rm", "alice", "dave", "bob")
     assert result.exit_code == 1
-    assert result.output == "ftpkit: there is no token dave\n"
+    assert result.output == "ftpkit: no such user: dave; 'ftpkit token ls' lists them\n"
     assert [running.is_valid(grant) for grant in grants] == [False, False, True]
     assert run("token", "rm", "carol", "owner").output == ""
     assert running.grants() == []
@@ -183,17 +188,17 @@ def test_a_name_is_taken_once(run: Run, state: State) -> None:
         (["\u0430lice"], "NAME: expected at most 64 letters, digits and . _ -"),
         ([".."], "NAME: expected at most 64 letters, digits and . _ -"),
         (["a" * 65], "NAME: expected at most 64 letters, digits and . _ -"),
-        (["a", "--can", "all"], "--can: expected some of read,write,delete,admin, got 'all'"),
-        (["a", "--can", ""], "--can: expected some of read,write,delete,admin, got ''"),
-        (["a", "--under", ".."], "--under: expected a directory in the server's root"),
-        (["a", "--under", "/srv"], "--under: expected a directory in the server's root"),
-        (["a", "--under", "a//b"], "--under: expected a directory in the server's root"),
-        (["a", "--quota", "0"], "--quota: expected bytes like 10G or 10Gi, over 0, got '0'"),
-        (["a", "--quota", "much"], "--quota: expected bytes like 10G or 10Gi, over 0"),
-        (["a", "--rate", "fast"], "--rate: expected bytes a second like 20M"),
-        (["a", "--weight", "0.0"], "--weight: expected a number over 0, like 2 or 0.5"),
-        (["a", "--weight", "nan"], "--weight: expected a number over 0, like 2 or 0.5"),
-        (["a", "--connections", "0"], "--connections: expected a whole number from 1"),
+        (["a", "--can", "all"], "--can: expected a list of read,write,delete,admin, got 'all'"),
+        (["a", "--can", ""], "--can: expected a list of read,write,delete,admin, got ''"),
+        (["a", "--under", ".."], "--under: expected a directory below the server's root"),
+        (["a", "--under", "/srv"], "--under: expected a directory below the server's root"),
+        (["a", "--under", "a//b"], "--under: expected a directory below the server's root"),
+        (["a", "--quota", "0"], "--quota: expected bytes like 10G or 10Gi, more than 0, got '0'"),
+        (["a", "--quota", "much"], "--quota: expected bytes like 10G or 10Gi, more than 0"),
+        (["a", "--rate", "fast"], "--rate: expected bytes per second like 20M"),
+        (["a", "--weight", "0.0"], "--weight: expected a number more than 0, like 2 or 0.5"),
+        (["a", "--weight", "nan"], "--weight: expected a number more than 0, like 2 or 0.5"),
+        (["a", "--connections", "0"], "--connections: expected an integer of at least 1"),
         (["a", "--expires", "0s"], "--expires: expected a time like 12h, 7d or 365d"),
         (["a", "--expires", "2026-12-24"], "--expires: expected a time like 12h, 7d or 365d"),
         (["a", "--expires", "3651d"], "--expires: expected a time like 12h, 7d or 365d"),
@@ -217,7 +222,7 @@ def test_the_longest_words_are_fine(run: Run, state: State) -> None:
 def test_nothing_is_made_where_no_server_was(run: Run, path: Path, args: list[str]) -> None:
     result = run("token", *args)
     assert result.exit_code == 1
-    assert result.output.startswith(f"ftpkit: cannot look for tokens in {path}: ")
+    assert result.output.startswith(f"ftpkit: cannot read the state directory {path}: ")
     assert not path.exists()
 
 

@@ -35,7 +35,7 @@ def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(
         url = str(relay.address)
         result = run("put", "large.bin", "--udp", "--to", url)
         assert result.exit_code == 0
-        assert result.stderr == f"ftpkit: UDP to {url} is blocked; going on over TCP\n"
+        assert result.stderr == f"ftpkit: UDP to {url} is blocked; continuing over TCP\n"
         events = [
             json.loads(line)
             for line in run(
@@ -66,7 +66,7 @@ def test_a_server_without_udp(run: Run, serve: Serve) -> None:
         sock.bind(("127.0.0.1", port))
     result = run("put", "large.bin", "--udp", "--to", served.url)
     assert result.exit_code == 0
-    assert result.stderr == f"ftpkit: {served.url} does not accept UDP; going on over TCP\n"
+    assert result.stderr == f"ftpkit: {served.url} does not accept UDP; continuing over TCP\n"
     assert run("put", "large.bin", "--udp-only", "--to", served.url).exit_code == 4
 
 

@@ -189,7 +189,7 @@ def test_a_path_that_becomes_narrower_falls_back_to_tcp(ends: Ends) -> None:
     _, errors = command.communicate(timeout=WAIT_S)
     assert command.returncode == 0, errors
     assert "no longer gets through" in errors
-    assert "going on over TCP" in errors
+    assert "continuing over TCP" in errors
     far.check("up", data)
 
 

@@ -1,4 +1,4 @@
-"""compare schedules: one trace of uploads under each policy, and how long its files took."""
+"""The command ``compare schedules``: one trace of uploads under each policy, and flow times."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
-from ftpkit.cli.commands.files import json_option
 from ftpkit.cli.exit_codes import DONE
 from ftpkit.cli.format import json_line
-from ftpkit.cli.output.progress import watched
+from ftpkit.cli.output.progress import stderr_is_terminal
 from ftpkit.cli.output.table import Column, table
 from ftpkit.cli.output.units import format_duration, format_size, parse_size
-from ftpkit.cli.settings import whole, word
+from ftpkit.cli.settings import integer, json_option, parsed_by
 from ftpkit.scheduling.policies import POLICIES
 
 if TYPE_CHECKING:
@@ -40,9 +39,10 @@ _COLUMNS: Final = (
     Column("makespan_s", "makespan", format_duration),
 )
 _LEGEND: Final = """\
-mean, median, p99: from the arrival of a file until it is through; slowdown: that over the time
-it takes alone; longest wait: the most that it took longer; Jain: 1 if all are equally fast;
-makespan: when the last was through. small: less than {small}; large: {large} or more."""
+mean, median, p99: time from the arrival of a file to its completion; slowdown: this time divided
+by the time the file takes alone; longest wait: the largest difference of the two; Jain: fairness
+index, 1 if all are equally fast; makespan: completion of the last file.
+small: less than {small}; large: {large} or more."""
 
 
 def _load(text: str) -> float:
@@ -58,56 +58,63 @@ def _rate(text: str) -> int:
 
 
 @click.command()
-@click.option("--simulate", "simulated", is_flag=True, help="Do it in simulated time.")
+@click.option(
+    "--simulate",
+    "simulated",
+    is_flag=True,
+    help="Simulate the uploads instead of running a server.",
+)
 @click.option(
     "--policy",
     "policies",
     type=click.Choice(list(POLICIES)),
     multiple=True,
     default=list(POLICIES),
-    help="Only this policy; may be given again.",
+    help="Run only this policy; can be repeated.",
 )
 @click.option(
     "--load",
     "loads",
-    type=word(_load, "a share of the rate, over 0 and below 2"),
-    metavar="SHARE",
+    type=parsed_by(_load, "a fraction of the rate, more than 0 and less than 2"),
+    metavar="FRACTION",
     multiple=True,
     default=[str(load) for load in _LOADS],
     show_default=True,
-    help="How much of the rate the files ask for; may be given again.",
+    help="Offered load, as a fraction of the rate; can be repeated.",
 )
 @click.option(
     "--flows",
-    type=word(whole(1, MAX_FLOWS), f"a whole number from 1 to {MAX_FLOWS}"),
+    type=parsed_by(integer(1, MAX_FLOWS), f"an integer from 1 to {MAX_FLOWS}"),
     metavar="N",
-    help=f"How many files, if not {_SERVED:,}, or {_SIMULATED:,} simulated.",
+    help=f"Number of files.  [default: {_SERVED:,}; simulated: {_SIMULATED:,}]",
 )
 @click.option(
     "--rate",
     "bytes_per_s",
-    type=word(_rate, "bytes a second like 20M or 20Mi, from 1k to 1T"),
+    type=parsed_by(_rate, "bytes per second like 20M or 20Mi, from 1k to 1T"),
     metavar="RATE",
     default="5M",
     show_default=True,
-    help="The rate that the server is shaped to, in bytes a second.",
+    help="Rate limit of the server, in bytes per second.",
 )
 @click.option(
     "--seed",
-    type=word(whole(0, 10**9 - 1), "a whole number"),
+    type=parsed_by(integer(0, 10**9 - 1), "an integer"),
     metavar="N",
     default="1",
     show_default=True,
-    help="Another seed makes another trace.",
+    help="Seed of the random trace.",
 )
 @click.option(
     "--trace",
     "path",
     metavar="FILE",
-    help="Take this trace: a line for each file, with seconds, bytes and user, as CSV or JSON.",
+    help="Read the trace from FILE: seconds, bytes and user of one file per line, as CSV or JSON.",
 )
-@click.option("--plot", metavar="PATH", help="Draw the mean flow times, into a .png, .svg or .pdf.")
-@json_option
+@click.option(
+    "--plot", metavar="PATH", help="Plot the mean flow times to a .png, .svg or .pdf file."
+)
+@json_option()
 def schedules(
     simulated: bool,
     policies: Sequence[str],
@@ -119,19 +126,19 @@ def schedules(
     plot: str | None,
     json: bool,
 ) -> int:
-    """Serve the same uploads under each policy.
+    """Compare the scheduling policies on the same uploads.
 
-    Files of eight users come by chance, most of them small and a few of them huge, and ask for
-    a share of the rate that the server is shaped to. Shows how long they take: the shorter, the
-    better, but nobody should pay too much for it.
+    Eight users upload files at random times, most of them small and a few very large, which
+    together offer a given load to a server with a rate limit. Shows how long the files take under
+    each policy, on average and in the worst case.
 
-    The server is a process of its own, on loopback, and all of it takes five minutes; in
-    simulated time it is seconds, and more files.
+    The server is a separate process on loopback, and the default run takes five minutes. With
+    --simulate it takes seconds, for more files.
 
     \b
     Example:  ftpkit compare schedules --load 0.8
     """
-    # No other command has a use for it, and each should start at once.
+    # Deferred: 'ftpkit --help' starts faster without the comparison.
     from ftpkit.cli.output.plot import Plot
     from ftpkit.compare.schedules import large_from, outcomes, simulate
     from ftpkit.compare.uploads import upload_trace
@@ -143,16 +150,16 @@ def schedules(
     for load, trace in _traces(loads, flows, bytes_per_s, seed, path):
         begin = len(found)
         for policy in policies:
-            if watched():
+            if stderr_is_terminal():
                 click.echo(f"{policy} at load {load:.3g} ...", err=True)
             if simulated:
-                through_s = simulate(trace, POLICIES[policy], bytes_per_s)
+                finished_s = simulate(trace, POLICIES[policy], bytes_per_s)
             else:
-                through_s = upload_trace(trace, policy, bytes_per_s)
-            for outcome in outcomes(policy, load, trace, through_s, bytes_per_s):
+                finished_s = upload_trace(trace, policy, bytes_per_s)
+            for outcome in outcomes(policy, load, trace, finished_s, bytes_per_s):
                 found.append(outcome)
                 if json:
-                    click.echo(json_line(_words(outcome)))
+                    click.echo(json_line(_json_fields(outcome)))
         if not json:
             _show(load, found[begin:], large_from(trace))
     if drawing is not None:
@@ -163,7 +170,7 @@ def schedules(
 def _traces(
     loads: Sequence[float], flows: int, bytes_per_s: int, seed: int, path: str | None
 ) -> "Iterator[tuple[float, list[Arrival]]]":
-    """Yield each load and the trace that asks for it."""
+    """Yield each load and a trace that offers it."""
     from ftpkit.compare.trace import load_of, make_trace, read_trace
 
     if path is None:
@@ -173,13 +180,13 @@ def _traces(
     ctx = click.get_current_context()
     for name in ("loads", "flows", "seed"):
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError("--trace goes without --load, --flows and --seed")
+            raise click.UsageError("--trace cannot be combined with --load, --flows or --seed")
     trace = read_trace(path)
     yield load_of(trace, bytes_per_s), trace
 
 
-def _words(outcome: "Outcome") -> dict[str, object]:
-    """Return an outcome under the names that programs read."""
+def _json_fields(outcome: "Outcome") -> dict[str, object]:
+    """Return the outcome with the keys of the JSON output."""
     return {
         "class" if key == "size_class" else key: value for key, value in asdict(outcome).items()
     }
@@ -188,8 +195,8 @@ def _words(outcome: "Outcome") -> dict[str, object]:
 def _show(load: float, rows: "Sequence[Outcome]", large: int) -> None:
     from ftpkit.compare.schedules import SMALL
 
-    shared = f"a slowdown of {1 / (1 - load):.3g}" if load < 1 else "ever longer flow times"
-    click.echo(f"Load {load:.3g}, where ideal processor sharing has {shared}:")
+    ideal = f"a slowdown of {1 / (1 - load):.3g}" if load < 1 else "unbounded flow times"
+    click.echo(f"Load {load:.3g} (ideal processor sharing: {ideal})")
     click.echo()
     click.echo(table(_COLUMNS, [asdict(row) for row in rows]))
     click.echo()

@@ -1,4 +1,4 @@
-"""compare transports: one file sent in several ways, and what each of them took."""
+"""The command ``compare transports``: one file sent over each transport, and what it took."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ftpkit.cli.commands.files import json_option
 from ftpkit.cli.exit_codes import DONE, FAILED, print_error
 from ftpkit.cli.format import json_line
-from ftpkit.cli.output.progress import watched
+from ftpkit.cli.output.progress import stderr_is_terminal
 from ftpkit.cli.output.table import Column, table
 from ftpkit.cli.output.units import format_bit_rate, format_duration, format_size
-from ftpkit.cli.server_option import find
-from ftpkit.cli.settings import URL, whole, word
+from ftpkit.cli.server_option import find_server
+from ftpkit.cli.settings import URL, integer, json_option, parsed_by
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
@@ -28,19 +27,19 @@ _COLUMNS: Final = (
     Column("sent_bytes", "sent", format_size),
     Column("resent_bytes", "resent", format_size),
     Column("lost_bytes", "lost", format_size),
-    Column("client_cpu_s", "CPU here", "{:.2f}".format),
-    Column("server_cpu_s", "CPU there", "{:.2f}".format),
+    Column("client_cpu_s", "client CPU", "{:.2f}".format),
+    Column("server_cpu_s", "server CPU", "{:.2f}".format),
     Column("verified", "verified"),
 )
-# What differs by less is not worth a number.
+# A smaller ratio is reported as "about as fast".
 _ALIKE: Final = 1.05
 _LEGEND: Final = """\
-first, last: when the server had the first and the last byte; sent: with what was sent again;
-CPU: seconds of the client and of the server; verified: published whole, and checked.
+first, last: when the first and the last byte reached the server; sent: includes resent; CPU:
+seconds of processor time; verified: the file was published complete and its digest matches.
 """
 
 
-def _shape(text: str) -> "NetworkProfile":
+def _network(text: str) -> "NetworkProfile":
     from ftpkit.lab.network import NetworkProfile
 
     return NetworkProfile.parse(text)
@@ -48,56 +47,62 @@ def _shape(text: str) -> "NetworkProfile":
 
 @click.command()
 @click.argument("file", type=click.Path(readable=False))
-@click.option("--to", "url", type=URL, metavar="URL", help="A server; without, one is made.")
+@click.option(
+    "--to", "url", type=URL, metavar="URL", help="Send to this server instead of starting one."
+)
 @click.option(
     "--link",
-    "shape",
-    type=word(_shape, "RATE,DELAY or RATE,DELAY,LOSS as in 100M,50ms,1%"),
-    metavar="SHAPE",
-    help="Make a link to it: bits a second, delay one way, loss each way. Needs Linux and root.",
+    "profile",
+    type=parsed_by(_network, "RATE,DELAY or RATE,DELAY,LOSS as in 100M,50ms,1%"),
+    metavar="RATE,DELAY[,LOSS]",
+    help="Emulate a network path with this rate in bits per second, one-way delay and loss. Needs "
+    "Linux and root.",
 )
 @click.option(
     "--seconds",
     "limit",
-    type=word(whole(1, 86400), "a whole number of seconds from 1 to 86400"),
+    type=parsed_by(integer(1, 86400), "an integer from 1 to 86400"),
     metavar="N",
     default="60",
     show_default=True,
-    help="Break a transport off after so long, and show how far it got.",
+    help="Stop each transport after N seconds, and show how far it got.",
 )
-@click.option("--plot", metavar="PATH", help="Draw the goodput, into a .png, .svg or .pdf.")
-@json_option
+@click.option("--plot", metavar="PATH", help="Plot the goodput to a .png, .svg or .pdf file.")
+@json_option()
 def transports(
     file: str,
     url: Url | None,
-    shape: "NetworkProfile | None",
+    profile: "NetworkProfile | None",
     limit: int,
     plot: str | None,
     json: bool,
 ) -> int:
-    """Send FILE over TCP and over UDP, in one way after the other.
+    """Send FILE over TCP and over UDP, one transport after the other.
 
-    TCP over one connection, over several, and with each congestion control of this kernel; UDP by
-    itself, which loses; and UDP repaired, as put --udp does it. Server and client are processes
-    of their own, on loopback unless told otherwise. FILE is removed from the server each time.
+    The transports are TCP over one connection, over several connections, and with each congestion
+    control of this kernel; plain UDP, which loses data; and UDP with repair, as in 'put --udp'.
+    Server and client are separate processes, on loopback by default. FILE is deleted from the
+    server after each run.
 
-    In JSON, goodput_bps is bits of the file a second, and null what nobody can tell.
+    In the JSON output, goodput_bps is bits of the file per second, and unknown values are null.
 
     \b
     Example:  ftpkit compare transports bigfile.iso --link 100M,50ms,1%
     """
-    # No other command has a use for it, and each should start at once.
+    # Deferred: 'ftpkit --help' starts faster without the comparison.
     from ftpkit.cli.output.plot import Plot
     from ftpkit.compare.transports import comparing
 
-    if url is not None and shape is not None:
-        raise click.UsageError("--link leads to a server that is made, so it goes without --to")
+    if url is not None and profile is not None:
+        raise click.UsageError(
+            "--link cannot be combined with --to: it emulates the path to a local server"
+        )
     drawing = None if plot is None else Plot(plot)
     outcomes: list[Outcome] = []
-    to = None if url is None else find(url)
-    with comparing(file, to=to, profile=shape, limit_s=limit) as comparison:
+    to = None if url is None else find_server(url)
+    with comparing(file, to=to, profile=profile, limit_s=limit) as comparison:
         for transport in comparison.transports():
-            if watched():
+            if stderr_is_terminal():
                 click.echo(f"{transport.name} ...", err=True)
             outcomes.append(comparison.measure(transport))
             if json:
@@ -126,14 +131,14 @@ def _show(outcomes: "Sequence[Outcome]", counts: "NetworkCounts | None") -> None
     click.echo(table(_COLUMNS, rows))
     click.echo()
     click.echo(_LEGEND)
-    for sentence in _seen(outcomes):
+    for sentence in _conclusions(outcomes):
         click.echo(sentence)
     if counts is not None:
-        click.echo(_of_link(counts))
+        click.echo(_network_summary(counts))
 
 
-def _seen(outcomes: "Sequence[Outcome]") -> Iterator[str]:
-    """Yield a sentence for each thing that the rows show."""
+def _conclusions(outcomes: "Sequence[Outcome]") -> Iterator[str]:
+    """Yield the conclusions from the table, one sentence each."""
     for outcome in outcomes:
         if outcome.stopped:
             yield (
@@ -144,9 +149,9 @@ def _seen(outcomes: "Sequence[Outcome]") -> Iterator[str]:
     if raw.lost_bytes is not None and raw.sent_bytes:
         share = raw.lost_bytes / raw.sent_bytes
         if share:
-            yield f"UDP by itself lost {share:.2%} of what it sent, and nobody sent that again."
+            yield f"Plain UDP lost {share:.2%} of what it sent, and did not resend it."
         else:
-            yield "UDP by itself lost nothing this time, and nobody would have known."
+            yield "Plain UDP lost nothing this time, but would not have noticed a loss."
     for pick in (max, min):
         pair = udp, pick(tcp, key=_goodput)
         slow, fast = sorted(pair, key=_goodput)
@@ -160,14 +165,14 @@ def _goodput(outcome: "Outcome") -> float:
     return outcome.goodput_bps
 
 
-def _of_link(counts: "NetworkCounts") -> str:
-    """Return why the link can be trusted, or why not."""
+def _network_summary(counts: "NetworkCounts") -> str:
+    """Return how exactly the emulated network kept to its profile."""
     far, near = counts
     latest_s = max(far.latest_s, near.latest_s)
     return (
-        f"Of {far.packets:,} packets to the server the link lost {far.lost:,} by chance and "
-        f"{far.dropped:,} at a full queue,\n"
-        f"of {near.packets:,} that came back {near.lost:,} and {near.dropped:,}. "
-        f"None was late by more than {format_duration(latest_s)}; "
-        f"{far.overrun + near.overrun:,} more did not get in."
+        f"The emulated network lost {far.lost:,} of {far.packets:,} packets to the server at "
+        f"random and {far.dropped:,} at a full queue,\n"
+        f"and {near.lost:,} and {near.dropped:,} of {near.packets:,} packets to the client. "
+        f"No packet was delayed too long by more than {format_duration(latest_s)}; "
+        f"{far.overrun + near.overrun:,} overran the emulator."
     )

@@ -1,23 +1,22 @@
-"""The command ``help``: the pages of ftpkit/docs, and the help text of each command."""
+"""The command ``help``: shows the manual pages in ftpkit/docs, and the help of each command."""
 
 import re
-from typing import TYPE_CHECKING, Final
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Final
 
 import click
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 _COMMENT: Final = re.compile(r"^<!--.*?-->\n", re.MULTILINE | re.DOTALL)
 
 
-@click.command("help")
+@click.command()
 @click.argument("words", metavar="[TOPIC|COMMAND]", nargs=-1)
 @click.pass_context
-def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Show a page of the manual, or the help of a command.
+def help(ctx: click.Context, words: tuple[str, ...]) -> None:  # noqa: A001  named like the command
+    """Show a manual page, or the help of a command.
 
-    Without TOPIC, list all topics. The pages are part of the installation.
+    Without TOPIC, list all topics. The pages are installed with ftpkit.
 
     \b
     Example:  ftpkit help serving
@@ -25,11 +24,13 @@ def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
     """
     pages = _pages()
     if not words:
-        click.echo("Topics, shown by 'ftpkit help TOPIC':\n")
+        click.echo("Manual pages (show one with 'ftpkit help TOPIC'):\n")
         width = max(map(len, pages))
         for topic, page in pages.items():
             click.echo(f"  {topic:{width}}  {_summary(page)}")
-        click.echo("\n'ftpkit help COMMAND' shows the options of a command.")
+        click.echo(
+            "\n'ftpkit --help' lists the commands, 'ftpkit help COMMAND' shows the help of one."
+        )
     elif len(words) == 1 and words[0] in pages:
         text = _COMMENT.sub("", pages[words[0]].read_text("utf-8"))
         click.echo_via_pager(text.rstrip("\n"))
@@ -37,9 +38,8 @@ def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
         click.echo(_help_of(ctx, words, list(pages)))
 
 
-def _pages() -> "dict[str, Traversable]":
-    """Return the pages by their topics, in alphabetical order."""
-    from importlib import resources  # other commands need not wait for this import
+def _pages() -> dict[str, Traversable]:
+    """Return the pages by topic, in alphabetical order."""
 
     pages = (resources.files("ftpkit") / "docs").iterdir()
     return {
@@ -47,21 +47,21 @@ def _pages() -> "dict[str, Traversable]":
     }
 
 
-def _summary(page: "Traversable") -> str:
-    """Return what the title says of the page: "# Topic: summary"."""
+def _summary(page: Traversable) -> str:
+    """Return the summary in the title of a page, "# Topic: summary"."""
     title = page.read_text("utf-8").partition("\n")[0]
     return title.partition(": ")[2]
 
 
 def _help_of(ctx: click.Context, words: tuple[str, ...], topics: list[str]) -> str:
-    """Return the help of the command that ``words`` name; UsageError if there is none."""
+    """Return the help of the command named by ``words``; UsageError if there is none."""
     found = ctx.find_root()
     for word in words:
         command = found.command
         inner = command.get_command(found, word) if isinstance(command, click.Group) else None
         if inner is None:
             raise click.UsageError(
-                f"no topic or command {' '.join(words)!r}; the topics are {', '.join(topics)}", ctx
+                f"no topic or command {' '.join(words)!r}; topics are {', '.join(topics)}", ctx
             )
         found = click.Context(inner, info_name=word, parent=found)
     return found.get_help()

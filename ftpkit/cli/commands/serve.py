@@ -1,4 +1,4 @@
-"""serve: run a server until a signal."""
+"""The command ``serve``."""
 
 from typing import Any
 
@@ -13,22 +13,23 @@ from ftpkit.cli.settings import (
     SLOTS,
     TIMEOUT,
     WORKERS,
-    Rereadable,
+    ReloadableCommand,
     config_option,
+    quiet_option,
     setting,
     variable,
 )
 from ftpkit.net.address import DEFAULT_PORT
 
 
-@click.command(cls=Rereadable)
+@click.command(cls=ReloadableCommand)
 @click.argument("root", envvar=variable("root"), default="inbox")
 @setting(
     "host",
     "--host",
     metavar="HOST",
-    show_default="every interface",
-    help="The name or address to listen on.",
+    show_default="all interfaces",
+    help="Listen on this host name or address.",
 )
 @setting(
     "port",
@@ -37,44 +38,46 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="PORT",
     default=str(DEFAULT_PORT),
     show_default=True,
-    help="0 picks a free one.",
+    help="Listen on this TCP and UDP port; 0 picks a free one.",
 )
 @setting(
     "user",
     "--user",
     metavar="NAME",
-    help="Give up root's rights for those of this user, once the port is open.",
+    help="Run as this user after opening the port; requires root.",
 )
 @setting(
     "state",
     "--state",
     metavar="DIR",
-    show_default="ftpkit's directory for it in the user's home",
-    help="Where the key, the certificate and the tokens are.",
+    show_default="~/.local/state/ftpkit",
+    help="Directory of the server's key, certificate and tokens.",
 )
 @setting(
     "cert",
     "--cert",
     metavar="FILE",
-    help="A certificate in PEM, with those that vouch for it, in place of one that is made.",
+    help="Use this certificate chain (PEM) instead of a self-signed certificate.",
 )
 @setting(
     "key",
     "--key",
     metavar="FILE",
-    help="Its key; links name the key, so that a certificate is best renewed with the same.",
+    help="Private key of the certificate (PEM). Login URLs contain its pin, so keep the key when "
+    "you renew the certificate.",
 )
 @setting(
     "plain",
     "--plain",
     is_flag=True,
-    help="Speak with clients without TLS as well: who is on the way can read and change all.",
+    help="Also accept unencrypted connections (anyone on the network path can read and change "
+    "data).",
 )
 @setting(
     "open",
     "--open",
     is_flag=True,
-    help="Admit everybody without a token: who reaches the port can read, change and delete all.",
+    help="Require no token (anyone who can reach the port can read, change and delete all files).",
 )
 @setting(
     "max-connections",
@@ -83,7 +86,7 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="N",
     default="1024",
     show_default=True,
-    help="Turn further clients away.",
+    help="Maximum number of connections.",
 )
 @setting(
     "max-connections-per-address",
@@ -92,7 +95,7 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="N",
     default="1000",
     show_default=True,
-    help="Turn further clients of the same address away.",
+    help="Maximum number of connections from one address.",
 )
 @setting(
     "idle-timeout",
@@ -101,7 +104,7 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="TIME",
     default="5m",
     show_default=True,
-    help="Close a connection that asks for nothing for so long.",
+    help="Close a connection that has sent no request for this long.",
 )
 @setting(
     "stall-timeout",
@@ -110,7 +113,7 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="TIME",
     default="30s",
     show_default=True,
-    help="Give up on a transfer that moves no byte for so long.",
+    help="Close a connection whose transfer has made no progress for this long.",
 )
 @setting(
     "expire-uploads",
@@ -119,29 +122,29 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="TIME",
     default="7d",
     show_default=True,
-    help="Remove an unfinished upload that nobody went on with for so long.",
+    help="Delete an unfinished upload that has not been resumed for this long.",
 )
 @setting(
     "no-fsync",
     "--no-fsync",
     is_flag=True,
-    help="Acknowledge before stable storage: for scratch data that a power cut may take.",
+    help="Acknowledge uploads before they are durable (a power failure can lose them).",
 )
-@setting("no-udp", "--no-udp", is_flag=True, help="Take no datagrams on the UDP port.")
+@setting("no-udp", "--no-udp", is_flag=True, help="Do not offer transfers over UDP.")
 @setting(
     "rate",
     "--rate",
     type=RATE,
     metavar="RATE",
-    help="Move at most so many bytes a second each way, like 100M; a little less than the line "
-    "carries lets --schedule decide and not the line.",
+    help="Limit the total rate in each direction, in bytes per second, like 100M. Set it slightly "
+    "below the network's capacity to let --schedule decide which transfer moves.",
 )
 @setting(
     "slots",
     "--slots",
     type=SLOTS,
     metavar="N",
-    help="Let at most so many transfers move at a time; 0 is no limit.",
+    help="Limit the number of transfers that move at the same time; 0 is no limit.",
 )
 @setting(
     "schedule",
@@ -150,7 +153,8 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="POLICY",
     default="fair",
     show_default=True,
-    help="Who moves next where --rate or --slots make transfers wait: fcfs, sjf, rr, mlfq or fair.",
+    help="Policy that picks the next transfer when --rate or --slots make transfers wait: fcfs, "
+    "sjf, rr, mlfq or fair.",
 )
 @setting(
     "workers",
@@ -159,7 +163,7 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="N",
     default="1",
     show_default=True,
-    help="Serve with so many processes; auto is one for each core.",
+    help="Number of worker processes; auto is one per core.",
 )
 @setting(
     "grace",
@@ -168,28 +172,29 @@ from ftpkit.net.address import DEFAULT_PORT
     metavar="TIME",
     default="30s",
     show_default=True,
-    help="Let running transfers finish for so long when the server is told to stop.",
+    help="When stopping, wait this long for active transfers to finish.",
 )
-@setting("verbose", "-v", "--verbose", is_flag=True, help="Log more.")
-@setting("quiet", "-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
-@setting("log-json", "--log-json", is_flag=True, help="Log JSON, one object a line.")
+@setting("verbose", "-v", "--verbose", is_flag=True, help="Log debug messages, too.")
+@quiet_option("Log warnings and errors only.")
+@setting("log-json", "--log-json", is_flag=True, help="Log JSON, one object per line.")
 @config_option("FTPKIT_SERVER_CONFIG")
 def serve(**values: Any) -> int:
-    """Receive files and hand them out.
+    """Serve the files in the directory ROOT.
 
-    ROOT is the directory that they are in; it is made if missing.  [default: inbox]
+    ROOT is created if it does not exist.  [default: inbox]
 
-    At its first start it makes a key and a token, and prints a link: whoever has it is let in,
-    over TLS. 'ftpkit token' makes links that allow less. Sockets that a service manager has opened
-    are used, if there are any.
+    The first start creates a key and a token with all permissions, and prints a login URL for
+    clients. 'ftpkit token add' creates login URLs with fewer permissions. Connections use TLS.
+    Sockets passed by a service manager (socket activation) are used instead of --host and --port.
 
-    SIGTERM and Ctrl-C end it once running transfers have finished; again, at once. SIGHUP lets it
-    read its settings and its certificate again, and drops nobody.
+    SIGTERM and Ctrl-C stop the server after active transfers have finished, a second one stops it
+    immediately. SIGHUP reloads the settings and the certificate without closing connections.
 
     \b
     Example:  ftpkit serve /srv/inbox
     """
-    # A client's command has no use for it, and should start at once.
-    from ftpkit.cli.serve.runner import Settings, serve_until_told
+    # Deferred: 'ftpkit --help' starts faster without the server.
+    from ftpkit.cli.serve.options import ServeOptions
+    from ftpkit.cli.serve.runner import run_server
 
-    return serve_until_told(Settings(**values), click.get_current_context())
+    return run_server(ServeOptions.parse(values), click.get_current_context())

@@ -1,4 +1,4 @@
-"""status: what a server is doing now, once or as it goes on."""
+"""The command ``status``: the server's state, once or continuously."""
 
 import contextlib
 import threading
@@ -10,15 +10,14 @@ from typing import Final
 
 import click
 
-from ftpkit.cli.commands.files import json_option
-from ftpkit.cli.commands.transfer import retry_option
 from ftpkit.cli.exit_codes import DONE, INTERRUPTED
 from ftpkit.cli.format import escaped, json_line, truncated
 from ftpkit.cli.output.progress import Lines
 from ftpkit.cli.output.screen import Screen, columns, is_screen
 from ftpkit.cli.output.status_table import ORDERS, status_table
 from ftpkit.cli.output.units import format_duration
-from ftpkit.cli.server_option import connect, target_options
+from ftpkit.cli.server_option import connect, retry_option, server_options
+from ftpkit.cli.settings import json_option
 from ftpkit.client import Client
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.errors import FtpkitError
@@ -26,33 +25,33 @@ from ftpkit.net.address import Address, Url
 from ftpkit.protocol.status import ServerStatus
 
 INTERVAL_S: Final = 1.0
-# How soon a new size of the terminal is seen.
-_LOOK_S: Final = 0.2
+# How soon a resized terminal is redrawn.
+_REDRAW_S: Final = 0.2
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Go on each second; on a terminal, q quits.")
+@click.option("--watch", is_flag=True, help="Update every second; on a terminal, q quits.")
 @click.option(
     "--sort",
     "order",
     type=click.Choice(list(ORDERS)),
     default="rate",
     show_default=True,
-    help="Which transfers come first.",
+    help="Sort transfers by this column.",
 )
-@json_option
+@json_option()
 @retry_option
-@target_options
+@server_options
 def status(
     watch: bool, order: str, json: bool, retry_for: float, url: Url | None, timeout: float
 ) -> int:
-    """Show what the server is doing now.
+    """Show connections and active transfers of the server.
 
-    How long it is up, how many are connected, what has ended since, and each transfer that goes
-    on: its rate is that of the last second or so, its position that among those that wait for a
-    turn.
+    Prints uptime, number of connections, totals of finished transfers, and each active transfer
+    with its rate over the last second and its position in the scheduler's queue. Requires a token
+    with the admin permission.
 
-    With --watch, a server that is lost is waited for as long as --retry-for says.
+    With --watch, a lost connection is retried until --retry-for has passed.
 
     \b
     Example:  ftpkit status --watch --sort position
@@ -68,7 +67,7 @@ def status(
             _Watch(client, backoff, order).run()
         else:
             with client:
-                for each in answers(client, backoff, partial(Lines(quiet=False).retrying, "")):
+                for each in poll_status(client, backoff, partial(Lines(quiet=False).retrying, "")):
                     _print(each, client.address, order, json=json)
                     if not json:
                         click.echo()
@@ -77,8 +76,8 @@ def status(
     return DONE
 
 
-def answers(client: Client, backoff: Backoff, on_retry: OnRetry) -> Iterator[ServerStatus]:
-    """Yield what the server says, each second, over new connections where they are lost."""
+def poll_status(client: Client, backoff: Backoff, on_retry: OnRetry) -> Iterator[ServerStatus]:
+    """Request the status every second, reconnecting as ``backoff`` allows."""
     for number in count():
         try:
             status = client.status()
@@ -87,7 +86,6 @@ def answers(client: Client, backoff: Backoff, on_retry: OnRetry) -> Iterator[Ser
             continue
         backoff.progress(number)
         yield status
-        # A server does not call: it is asked anew, each second.
         time.sleep(INTERVAL_S)
 
 
@@ -99,39 +97,39 @@ def _print(status: ServerStatus, address: Address, order: str, *, json: bool) ->
 
 
 class _Watch:
-    """The screen, and a thread that asks the server, so that keys are heard meanwhile."""
+    """The screen and its keys, and a thread that polls the server."""
 
     def __init__(self, client: Client, backoff: Backoff, order: str) -> None:
         self._client, self._backoff, self._order = client, backoff, order
         self._address = client.address
         self._status: ServerStatus | None = None
-        self._trouble = ""
+        self._problem = ""
         self._failure: BaseException | None = None
 
     def run(self) -> None:
-        """Show what the server says until somebody quits; raise why it says no more."""
-        # It ends with the process: a call that waits for the server cannot be called off.
-        threading.Thread(target=self._ask, name="ftpkit-status", daemon=True).start()
-        # Who hangs up has seen enough.
+        """Show the status until the user quits; raise the error that ended the polling."""
+        # A daemon thread: a request that waits for the server cannot be cancelled.
+        threading.Thread(target=self._poll, name="ftpkit-status", daemon=True).start()
+        # EOFError and OSError: the terminal has been closed.
         with contextlib.suppress(EOFError, OSError), Screen() as screen:
             while self._failure is None:
                 screen.draw(self._lines(*screen.size))
-                typed = screen.keys(_LOOK_S)
+                typed = screen.keys(_REDRAW_S)
                 if "q" in typed:
                     return
                 self._sort(typed)
         if self._failure is not None:
             raise self._failure
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         try:
-            for status in answers(self._client, self._backoff, self._retrying):
-                self._status, self._trouble = status, ""
-        except BaseException as error:  # noqa: BLE001  it is raised where it is shown
+            for status in poll_status(self._client, self._backoff, self._retrying):
+                self._status, self._problem = status, ""
+        except BaseException as error:  # noqa: BLE001  run() raises it
             self._failure = error
 
     def _retrying(self, error: FtpkitError, delay: float) -> None:
-        self._trouble = f"{error}; retrying in {format_duration(delay)}"
+        self._problem = f"{error}; retrying in {format_duration(delay)}"
 
     def _sort(self, typed: str) -> None:
         names = {order.letter: name for name, order in ORDERS.items()}
@@ -139,21 +137,21 @@ class _Watch:
             self._order = names.get(key, self._order)
 
     def _lines(self, columns: int, rows: int) -> list[str]:
-        """Return what fits: the transfers that come first, and the keys."""
+        """Return the lines of the screen: as many transfers as fit, and the keys."""
         if self._status is None:
-            lines = [f"asking {self._address}"]
+            lines = [f"connecting to {self._address}"]
         else:
             lines = status_table(self._status, self._address, self._order, columns)
-        room = rows - 2
-        if len(lines) > room:
-            hidden = len(lines) - room + 1
-            lines = [*lines[: room - 1], f"and {hidden:,} more"]
-        foot = [escaped(self._trouble), _keys(self._order)]
-        return [truncated(line, columns) for line in [*lines, *foot]][:rows]
+        available = rows - 2
+        if len(lines) > available:
+            hidden = len(lines) - available + 1
+            lines = [*lines[: available - 1], f"and {hidden:,} more"]
+        footer = [escaped(self._problem), _keys(self._order)]
+        return [truncated(line, columns) for line in [*lines, *footer]][:rows]
 
 
-def _keys(chosen: str) -> str:
-    """Return which keys there are; the order that is ``chosen`` stands in brackets."""
+def _keys(current: str) -> str:
+    """Return the list of keys, with the current sort order in brackets."""
     orders = {name: f"{order.letter} {name}" for name, order in ORDERS.items()}
-    orders[chosen] = f"[{orders[chosen]}]"
+    orders[current] = f"[{orders[current]}]"
     return "q quit, sort by: " + "  ".join(orders.values())

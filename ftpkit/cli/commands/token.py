@@ -1,4 +1,4 @@
-"""token: who may use a server, and for what."""
+"""The command group ``token``: ``add``, ``ls`` and ``rm``."""
 
 import os
 import re
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ftpkit.cli.commands.files import json_option
 from ftpkit.cli.exit_codes import DONE, FAILED, print_error
-from ftpkit.cli.format import format_time, json_line
-from ftpkit.cli.output.table import Column, table
-from ftpkit.cli.output.units import format_size, parse_duration, parse_size
-from ftpkit.cli.paths import default_state, running_directory
-from ftpkit.cli.settings import COUNT, RATE, setting, word
+from ftpkit.cli.format import format_time
+from ftpkit.cli.output.table import Column, plain, print_rows
+from ftpkit.cli.output.units import format_rate, format_size, parse_duration, parse_size
+from ftpkit.cli.paths import default_state, local_servers_directory
+from ftpkit.cli.settings import COUNT, RATE, json_option, parsed_by, setting
 from ftpkit.client.known_hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
@@ -63,51 +62,49 @@ def _lifetime(text: str) -> float:
     return seconds
 
 
-USER: Final = word(_user, "at most 64 letters, digits and . _ -, a letter or digit first")
-CAN: Final = word(_can, f"some of {','.join(Permission)}")
-UNDER: Final = word(_under, "a directory in the server's root, like people/alice")
-QUOTA: Final = word(_quota, "bytes like 10G or 10Gi, over 0")
-WEIGHT: Final = word(_weight, "a number over 0, like 2 or 0.5")
-LIFETIME: Final = word(_lifetime, "a time like 12h, 7d or 365d, over 0 and 3650d at most")
+USER: Final = parsed_by(
+    _user, "at most 64 letters, digits and . _ -, starting with a letter or digit"
+)
+CAN: Final = parsed_by(_can, f"a list of {','.join(Permission)}")
+UNDER: Final = parsed_by(_under, "a directory below the server's root, like people/alice")
+QUOTA: Final = parsed_by(_quota, "bytes like 10G or 10Gi, more than 0")
+WEIGHT: Final = parsed_by(_weight, "a number more than 0, like 2 or 0.5")
+LIFETIME: Final = parsed_by(_lifetime, "a time like 12h, 7d or 365d, more than 0 and at most 3650d")
 
 
-def _shown_rate(bytes_per_s: float) -> str:
-    return f"{format_size(bytes_per_s)}/s"
-
-
-def _shown_end(expires_at: float) -> str:
-    end = format_time(int(expires_at * 1e9))
-    return f"{end} (expired)" if expires_at <= time.time() else end
+def _format_expiry(expires_at: float) -> str:
+    expiry = format_time(int(expires_at * 1e9))
+    return f"{expiry} (expired)" if expires_at <= time.time() else expiry
 
 
 _COLUMNS: Final = (
     Column("user", "name"),
     Column("can", "can", ",".join),
-    Column("under", "under"),
+    Column("under", "under", lambda under: plain(under) or "-"),
     Column("quota", "quota", format_size),
-    Column("rate_bps", "rate", _shown_rate),
+    Column("rate_bps", "rate", format_rate),
     Column("weight", "weight"),
     Column("connections", "connections"),
-    Column("expires_at", "expires", _shown_end),
+    Column("expires_at", "expires", _format_expiry),
 )
 
 state_option = setting(
     "state",
     "--state",
     metavar="DIR",
-    show_default="that of the server that runs here, else ~/.local/state/ftpkit",
-    help="The directory that the server keeps its key and its tokens in.",
+    show_default="that of the running server, else ~/.local/state/ftpkit",
+    help="State directory of the server, which holds its key and tokens.",
 )
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def token(ctx: click.Context) -> None:
-    """Say who may use the server on this machine, and for what.
+    """Manage the users of the server on this machine.
 
-    Each user has a token, a secret word. The link that 'add' prints holds it, and all else that a
-    client needs. A running server notices every change by itself: who has lost a token is cut off
-    within a second.
+    Each user has a token, a secret with certain permissions. 'add' prints a login URL, which
+    contains the token and everything else that a client needs. A running server applies changes by
+    itself: a user whose token is removed is disconnected within a second.
 
     \b
     Example:  ftpkit token add alice --under people/alice --quota 10G
@@ -121,28 +118,31 @@ def token(ctx: click.Context) -> None:
 @click.option(
     "--can",
     type=CAN,
-    metavar="WORDS",
+    metavar="LIST",
     default="read,write",
     show_default=True,
-    help="Some of read, write, delete and admin. Without delete, nothing that stands is replaced; "
-    "admin is to see what the server does.",
+    help="Permissions, from read, write, delete and admin. Replacing a file requires delete; "
+    "'ftpkit status' requires admin.",
 )
 @click.option(
     "--under",
     type=UNDER,
     metavar="DIR",
     default="",
-    show_default="all",
-    help="See nothing but this directory of the server, as if it were all.",
+    show_default="the root",
+    help="Restrict the user to this directory, which appears as the root.",
 )
 @click.option(
     "--quota",
     type=QUOTA,
     metavar="SIZE",
-    help="Store so many bytes there at most, like 10G.",
+    help="Limit the bytes stored in the user's directory, like 10G.",
 )
 @click.option(
-    "--rate", type=RATE, metavar="RATE", help="Move so many bytes a second each way, like 50M."
+    "--rate",
+    type=RATE,
+    metavar="RATE",
+    help="Limit the rate in each direction, in bytes per second, like 50M.",
 )
 @click.option(
     "--weight",
@@ -150,10 +150,17 @@ def token(ctx: click.Context) -> None:
     metavar="N",
     default="1",
     show_default=True,
-    help="Move N times as much as others, where they wait for each other.",
+    help="Give the user N times the share of others with the schedule fair.",
 )
-@click.option("--connections", type=COUNT, metavar="N", help="Have so many at most at a time.")
-@click.option("--expires", type=LIFETIME, metavar="TIME", help="End after this time, like 7d.")
+@click.option(
+    "--connections", type=COUNT, metavar="N", help="Limit the user's simultaneous connections."
+)
+@click.option(
+    "--expires",
+    type=LIFETIME,
+    metavar="TIME",
+    help="Let the token expire after this time, like 7d.",
+)
 @state_option
 def add(
     user: str,
@@ -166,10 +173,10 @@ def add(
     expires: float | None,
     state: str | None,
 ) -> None:
-    """Make a token for NAME, and print its link.
+    """Create a token for the user NAME, and print its login URL.
 
-    On the client, 'ftpkit login LINK' takes it. Only its hash is kept, so that it cannot be shown
-    again. A server that is running admits it at once.
+    Run 'ftpkit login URL' on the client. The URL cannot be shown again: the server stores only the
+    hash of the token. A running server accepts it immediately.
 
     \b
     Example:  ftpkit token add alice --can read,write,delete --quota 10G --expires 30d
@@ -184,79 +191,80 @@ def add(
         connections=connections,
         expires_at=None if expires is None else time.time() + expires,
     )
-    place = _state(state)
-    served = place.url()
-    url = served or Url(Address(socket.gethostname()), pin=place.identity().pin)
+    directory = _state(state)
+    saved_url = directory.url()
+    url = saved_url or Url(Address(socket.gethostname()), pin=directory.identity().pin)
     try:
-        secret = place.tokens().add(grant)
+        secret = directory.tokens().add(grant)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     click.echo(replace(url, token=secret).login_url())
-    click.echo(f"For {user}: ftpkit login LINK - the link is not shown again", err=True)
-    if served is None:
-        click.echo(f"No server has run with {place.path} yet: {url} is a guess", err=True)
+    click.echo(
+        f"On the client of {user}, run: ftpkit login URL (the URL above is not shown again)",
+        err=True,
+    )
+    if saved_url is None:
+        click.echo(
+            f"No server has used {directory.path} yet; the address {url} may be wrong", err=True
+        )
 
 
 @token.command()
-@json_option
+@json_option()
 @state_option
 def ls(json: bool, state: str | None) -> None:
-    """List all tokens, the oldest first.
+    """List all users with their permissions and limits, the oldest first.
 
-    What each allows is shown, and never the token itself: only its hash is known here.
+    The tokens cannot be shown: the server stores only their hashes.
 
     \b
     Example:  ftpkit token ls
     """
-    grants = _known(state).tokens().grants()
-    rows = [
-        {key: value for key, value in encode_grant(each).items() if key != "key"} for each in grants
-    ]
-    if json:
-        for row in rows:
-            click.echo(json_line(row))
-    else:
-        click.echo(table(_COLUMNS, [{**row, "under": row["under"] or None} for row in rows]))
+    grants = map(encode_grant, _existing_state(state).tokens().grants())
+    rows = [{key: value for key, value in each.items() if key != "key"} for each in grants]
+    print_rows(_COLUMNS, rows, json=json)
 
 
 @token.command()
 @click.argument("users", metavar="NAME...", nargs=-1, required=True, type=USER)
 @state_option
 def rm(users: tuple[str, ...], state: str | None) -> int:
-    """Take the token of each NAME away.
+    """Remove the token of each user NAME.
 
-    Who is connected with it is cut off within a second.
+    A running server closes the user's connections within a second.
 
     \b
     Example:  ftpkit token rm alice
     """
-    tokens, code = _known(state).tokens(), DONE
+    tokens, code = _existing_state(state).tokens(), DONE
     for user in users:
         if not tokens.remove(user):
-            print_error(f"there is no token {user}")
+            print_error(f"no such user: {user}; 'ftpkit token ls' lists them")
             code = FAILED
     return code
 
 
-def _place() -> str:
-    """Return where the state of the server is that is meant: the one that runs, if one does."""
-    running = LocalServers(running_directory()).servers()
+def _default_path() -> str:
+    """Return the state directory of the only running server; else the default one."""
+    running = LocalServers(local_servers_directory()).servers()
     states = {server.state for server in running if server.state is not None}
     return states.pop() if len(states) == 1 else default_state()
 
 
 def _state(path: str | None) -> "State":
-    # It loads what makes certificates, which other commands should not wait for.
+    # Deferred: 'ftpkit --help' starts faster without the module that makes certificates.
     from ftpkit.cli.serve.state_dir import State
 
-    return State(path or _place())
+    return State(path or _default_path())
 
 
-def _known(path: str | None) -> "State":
-    """Return the state of a server, but make none where it was looked for by mistake."""
-    path = path or _place()
+def _existing_state(path: str | None) -> "State":
+    """Return a state directory, without creating it; LocalFileError if it does not exist."""
+    path = path or _default_path()
     try:
         os.stat(path)
     except OSError as error:
-        raise LocalFileError(f"cannot look for tokens in {path}: {error.strerror}") from error
+        raise LocalFileError(
+            f"cannot read the state directory {path}: {error.strerror}; choose one with --state"
+        ) from error
     return _state(path)

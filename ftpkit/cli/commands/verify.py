@@ -1,29 +1,28 @@
-"""verify: whether files on the server are still what was stored."""
+"""The command ``verify``."""
 
 from collections.abc import Iterator
 
 import click
 
-from ftpkit.cli.commands.files import json_option
 from ftpkit.cli.exit_codes import DONE, FAILED
 from ftpkit.cli.format import escaped, json_line
-from ftpkit.cli.server_option import connect, target_options
-from ftpkit.cli.settings import setting
+from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.settings import json_option, quiet_option
 from ftpkit.client import Client
 from ftpkit.net.address import Url
 
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@setting("quiet", "-q", "--quiet", is_flag=True, help="Print damaged files only.")
-@json_option
-@target_options
+@quiet_option("Print damaged files only.")
+@json_option()
+@server_options
 def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, timeout: float) -> int:
-    """Let the server read each NAME again, and report what no longer matches its digest.
+    """Have the server read each NAME and compare it with its stored digest.
 
-    A directory stands for all files in it; without NAME it is everything. The digest of a file is
-    kept when it is stored; a file that was put there in another way, or written to since, has none.
-    Exit code 1 if a file is damaged.
+    A directory stands for all files below it; the default is the root of the server. A file is
+    "good", "damaged", or "unknown": it has no digest if it was not uploaded with ftpkit or has been
+    modified since. The exit code is 1 if a file is damaged.
 
     \b
     Example:  ftpkit verify backups

@@ -1,1 +1,1 @@
-"""What commands print: progress, bars, tables, plots."""
+"""The output of commands: progress, tables, plots, the status screen."""

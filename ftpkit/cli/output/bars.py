@@ -1,4 +1,4 @@
-"""Bars for a person who watches; alone here, because importing tqdm takes its time."""
+"""Progress bars on a terminal; a module of its own, since importing tqdm is slow."""
 
 import os
 import sys
@@ -19,79 +19,79 @@ ROWS: Final = 24
 
 
 class Bars:
-    """The same lines, and on stderr a bar for each file that moves and one for the whole.
+    """Prints ``lines``, and below them a bar on stderr per active file and one for all files.
 
-    ``totals`` are the bytes of all files; of one alone there is no other whole.
+    ``totals`` are the sizes of the files in bytes; a single file has no second bar.
     """
 
     def __init__(self, lines: Lines, totals: list[int], at_once: int) -> None:
-        # tqdm's monitor thread redraws bars that seldom move; with miniters=1 it has no use.
+        # tqdm's monitor thread is needed only with miniters above 1.
         tqdm.monitor_interval = 0
         self._lines = lines
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._files: dict[str, tqdm[Never]] = {}
-        self._over = 0
+        self._finished = 0
         several = len(totals) > 1
-        self._whole = _bar("all files", sum(totals), position=at_once) if several else None
+        self._all_files = _bar("all files", sum(totals), position=at_once) if several else None
 
     def start(self, name: str, total: int | None) -> None:
-        """Wait for the first byte."""
+        """Draw nothing before the first byte."""
 
     def moved(self, name: str, moved: int, total: int) -> None:
-        """Draw, unless it was done a moment ago."""
-        with self._turn:
+        """Update the bars; tqdm limits how often they are drawn."""
+        with self._lock:
             if name not in self._files:
-                # What an earlier attempt moved must not count as this one's speed.
+                # Bytes of an earlier attempt must not count in the rate of this one.
                 self._files[name] = self._file_bar(name, total, moved)
             self._files[name].update(moved - self._files[name].n)
-            if self._whole is not None:
-                here = sum(bar.n for bar in self._files.values())
-                self._whole.update(self._over + here - self._whole.n)
+            if self._all_files is not None:
+                active = sum(bar.n for bar in self._files.values())
+                self._all_files.update(self._finished + active - self._all_files.n)
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """Print the line above the bars."""
-        with self._turn, tqdm.external_write_mode(sys.stderr):
+        with self._lock, tqdm.external_write_mode(sys.stderr):
             self._lines.retrying(name, error, delay)
 
     def done(self, transfer: TransferResult) -> None:
         """Print the line above the bars."""
-        with self._turn:
+        with self._lock:
             self._end_file(transfer.name)
             with tqdm.external_write_mode(sys.stderr):
                 self._lines.done(transfer)
 
     def failed(self, name: str, error: FtpkitError) -> None:
         """Print the line above the bars."""
-        with self._turn:
+        with self._lock:
             self._end_file(name)
             with tqdm.external_write_mode(sys.stderr):
                 self._lines.failed(name, error)
 
     def close(self) -> None:
-        """Wipe the bars."""
+        """Erase the bars."""
         for name in list(self._files):
             self._end_file(name)
-        if self._whole is not None:
-            self._whole.close()
-            # The lower bar is wiped, but the cursor stays where its end was.
+        if self._all_files is not None:
+            self._all_files.close()
+            # tqdm leaves the cursor at the end of the erased bar.
             sys.stderr.write("\r")
             sys.stderr.flush()
 
     def _file_bar(self, name: str, total: int, moved: int) -> "tqdm[Never]":
-        taken = {abs(bar.pos) for bar in self._files.values()}
-        free = next(row for row in count() if row not in taken)
-        return _bar(escaped(name), total, position=free, initial=moved)
+        used = {abs(bar.pos) for bar in self._files.values()}
+        position = next(each for each in count() if each not in used)
+        return _bar(escaped(name), total, position=position, initial=moved)
 
     def _end_file(self, name: str) -> None:
         bar = self._files.pop(name, None)
         if bar is not None:
-            self._over += int(bar.n)
+            self._finished += int(bar.n)
             bar.close()
 
 
 def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Never]":
-    # A terminal that does not know its size would get bars of no size.
-    knows = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    # On a terminal that reports no size, tqdm would draw bars of no width.
+    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     return tqdm(
         desc=name,
         total=total,
@@ -101,9 +101,9 @@ def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Nev
         unit_scale=True,
         miniters=1,
         mininterval=BAR_INTERVAL_S,
-        dynamic_ncols=knows,
-        ncols=None if knows else COLUMNS,
-        nrows=None if knows else ROWS,
+        dynamic_ncols=has_size,
+        ncols=None if has_size else COLUMNS,
+        nrows=None if has_size else ROWS,
         leave=False,
         file=sys.stderr,
     )

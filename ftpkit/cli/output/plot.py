@@ -1,4 +1,4 @@
-"""What was compared as a drawing, in a file."""
+"""Plots of comparisons, written to a file."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,10 @@ _ROW_INCHES: Final = 0.45
 
 
 class Plot:
-    """A drawing at ``path``, whose ending says in which format.
+    """A plot to be written to ``path``, whose extension selects the format.
 
-    It is made before anything is measured, for where there can be none it says so.
+    Created before the measurements, so that an unusable path is reported first: raises
+    ClickException without matplotlib, BadParameter and LocalFileError for a wrong path.
     """
 
     def __init__(self, path: str) -> None:
@@ -25,19 +26,20 @@ class Plot:
             from matplotlib.figure import Figure
         except ImportError:
             raise click.ClickException(
-                "a plot needs matplotlib: pip install 'ftpkit[plot]'"
+                "--plot requires matplotlib; install it with: pip install 'ftpkit[plot]'"
             ) from None
         self._path, self._figure = path, Figure(layout="constrained")
         formats = self._figure.canvas.get_supported_filetypes()
         if os.path.splitext(path)[1].removeprefix(".").lower() not in formats:
             raise click.BadParameter(
-                f"a plot's name ends in one of {', '.join(sorted(formats))}", param_hint="--plot"
+                f"the file name must end in one of {', '.join(sorted(formats))}",
+                param_hint="--plot",
             )
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise LocalFileError(f"cannot write {path!r}: there is no such directory")
+            raise LocalFileError(f"cannot write {path!r}: no such directory")
 
     def goodput(self, rows: Iterable[tuple[str, float, bool]]) -> None:
-        """Draw bars from top to bottom: their label, bits a second, and if they are verified."""
+        """Draw horizontal bars: label, bits per second, and whether the file was verified."""
         labels, bits, verified = zip(*rows, strict=True)
         self._figure.set_size_inches(8, 1.2 + _ROW_INCHES * len(labels))
         axes = self._figure.subplots()
@@ -49,15 +51,15 @@ class Plot:
         axes.bar_label(bars, [format_bit_rate(each) for each in bits], padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
-        axes.set_xlabel("Mbit/s of the file (grey: not verified)")
+        axes.set_xlabel("goodput, Mbit/s (grey: not verified)")
         self._save()
 
     def flow_times(self, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> None:
-        """Draw a panel for each title, and in it a line for each label: load, seconds."""
+        """Draw a panel per title, and in it a curve per label, of points (load, seconds)."""
         self._figure.set_size_inches(3.6 * len(panels), 3.6)
         [row] = self._figure.subplots(1, len(panels), squeeze=False)
-        for axes, (title, lines) in zip(row, panels.items(), strict=True):
-            for label, points in lines.items():
+        for axes, (title, curves) in zip(row, panels.items(), strict=True):
+            for label, points in curves.items():
                 loads, seconds = zip(*points, strict=True)
                 axes.plot(loads, seconds, marker="o", label=label)
             axes.set_title(title)

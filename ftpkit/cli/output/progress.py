@@ -1,4 +1,4 @@
-"""How transfers are told: lines to a person, events to a program."""
+"""Reports of transfers: lines for people, JSON events for programs."""
 
 import sys
 import threading
@@ -10,7 +10,7 @@ import click
 
 from ftpkit.cli.exit_codes import print_error
 from ftpkit.cli.format import escaped, json_line
-from ftpkit.cli.output.units import format_duration, format_size
+from ftpkit.cli.output.units import format_duration, format_rate, format_size
 from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError, UdpBlockedError
 
@@ -18,62 +18,61 @@ EVENT_INTERVAL_S: Final = 0.5
 
 
 class Report(Protocol):
-    """What a command tells of its transfers, by their names; several threads may tell of them."""
+    """Receives the progress of named transfers; its methods may be called by several threads."""
 
     def start(self, name: str, total: int | None) -> None:
-        """Say that ``name`` begins; ``total`` in bytes, None if not known yet."""
+        """The transfer ``name`` begins; ``total`` in bytes, None if unknown."""
 
     def moved(self, name: str, moved: int, total: int) -> None:
-        """Say that ``moved`` bytes of ``total`` are over; called often."""
+        """``moved`` of ``total`` bytes have been transferred; called often."""
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
-        """Say what failed, and that the next try is in ``delay`` seconds."""
+        """``error`` occurred, and the next attempt starts in ``delay`` seconds."""
 
     def done(self, transfer: TransferResult) -> None:
-        """Say that the file is over, and verified."""
+        """The file is complete and verified."""
 
     def failed(self, name: str, error: FtpkitError) -> None:
-        """Say why it is not."""
+        """The transfer failed."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
-def watched() -> bool:
-    """Whether stderr is a terminal."""
+def stderr_is_terminal() -> bool:
     return sys.stderr.isatty()
 
 
 class Lines:
-    """A line on stdout for each file that is over, and one on stderr for each that is not."""
+    """One line per file: on stdout when it is complete, on stderr when it failed."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
 
     def start(self, name: str, total: int | None) -> None:
-        """Nothing to say yet."""
+        """Print nothing."""
 
     def moved(self, name: str, moved: int, total: int) -> None:
-        """Nothing to say yet."""
+        """Print nothing."""
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
-        """Print what failed, and when it goes on."""
+        """Print the error, and when the next attempt starts."""
         if not self._quiet:
             on_tcp = isinstance(error, UdpBlockedError)
-            then = "going on over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
+            then = "continuing over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
             print_error(f"{error}; {then}")
 
     def done(self, transfer: TransferResult) -> None:
-        """Print what was moved, and how fast."""
+        """Print size, time and rate."""
         if not self._quiet:
             click.echo(summary(transfer))
 
     def failed(self, name: str, error: FtpkitError) -> None:
-        """Print what was not moved, and why."""
+        """Print the error."""
         print_error(str(error), name)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 class Events:
@@ -82,7 +81,7 @@ class Events:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next: dict[str, float] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def start(self, name: str, total: int | None) -> None:
         """``{"event": "start", "name", "total"}``; ``total`` may be null."""
@@ -122,10 +121,10 @@ class Events:
         self._emit("error", name=name, code=str(error.code), message=str(error))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     def _emit(self, event: str, **values: object) -> None:
-        with self._turn:
+        with self._lock:
             click.echo(json_line({"event": event, **values}))
 
 
@@ -133,4 +132,4 @@ def summary(transfer: TransferResult) -> str:
     """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
     rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
     size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
-    return f"{escaped(transfer.name)}: {size} in {seconds}, {format_size(rate)}/s, verified"
+    return f"{escaped(transfer.name)}: {size} in {seconds}, {format_rate(rate)}, verified"

@@ -1,4 +1,4 @@
-"""A terminal that is drawn anew again and again, as ``top`` does, and its keys."""
+"""A full-screen display like that of ``top``, and its keys."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ import click
 
 from ftpkit.osapi import terminal as os_terminal
 
-# The other screen, without a cursor and without wrapping; and back again.
+# Switch to the alternate screen, hide the cursor, turn off wrapping; and the reverse.
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _ERASE: Final = "\x1b[H\x1b[J"
-# Where a terminal does not know its size.
+# For a terminal that reports no size.
 _COLUMNS: Final = 80
 _ROWS: Final = 24
 
@@ -24,7 +24,7 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 def is_screen() -> bool:
-    """Whether there is a terminal that can be drawn on, and typed at."""
+    """Whether stdin and stdout are a terminal with cursor control."""
     return (
         os_terminal.HAS_TERMINALS
         and sys.stdin.isatty()
@@ -34,15 +34,15 @@ def is_screen() -> bool:
 
 
 def columns() -> int | None:
-    """Return how many columns stdout has; None if it is no terminal."""
+    """Return the width of stdout; None if it is not a terminal."""
     return _size()[0] if sys.stdout.isatty() else None
 
 
 class Screen:
-    """The whole terminal, from the start of a ``with`` block to its end.
+    """Occupies the whole terminal during a ``with`` block.
 
-    However the block ends, by an exception or a signal, the terminal is as it was before; so it
-    is while the process is stopped.
+    The terminal is restored when the block ends, also by an exception or a signal, and while the
+    process is stopped by Ctrl-Z.
     """
 
     def __init__(self) -> None:
@@ -64,20 +64,20 @@ class Screen:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows, as they are now."""
+        """The current columns and rows."""
         return _size()
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show ``lines``, which fit."""
+        """Show ``lines``, which must fit on the screen."""
         drawn = _ERASE + "\n".join(lines)
         if drawn != self._drawn:
             self._drawn = drawn
             _write(drawn)
 
     def keys(self, seconds: float) -> str:
-        """Return what was typed within ``seconds``, as soon as it is; EOFError at the end."""
+        """Wait up to ``seconds`` for keys, and return them; EOFError if the terminal is closed."""
         typed = os_terminal.read_keys(sys.stdin.fileno(), seconds)
-        # An arrow, say, is no row of letters.
+        # An escape sequence, like that of an arrow key, stands for no letters.
         return "" if typed.startswith(b"\x1b") else typed.decode("ascii", "replace")
 
     def _pause(self, _number: int, _frame: FrameType | None) -> None:
@@ -107,7 +107,7 @@ def _size() -> tuple[int, int]:
 
 
 def _write(text: str) -> None:
-    # A terminal that is gone needs no order.
+    # The terminal may be closed.
     with contextlib.suppress(OSError):
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What ``status`` shows: lines for people, as wide as there is room."""
+"""The output of ``status`` for people, as wide as the terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,18 +6,13 @@ from typing import Any, Final, NamedTuple
 
 from ftpkit.cli.format import escaped, fitted, truncated, width
 from ftpkit.cli.output.table import Column, table
-from ftpkit.cli.output.units import format_duration, format_size
+from ftpkit.cli.output.units import format_duration, format_rate, format_size
 from ftpkit.net.address import Address
 from ftpkit.protocol.status import ServerStatus, TransferStatus
 
 
-def format_rate(bytes_per_s: float) -> str:
-    """Return bytes a second for a person: ``252 MB/s``."""
-    return f"{format_size(bytes_per_s)}/s"
-
-
 class Order(NamedTuple):
-    """A column by which transfers are sorted, and the key on a keyboard that stands for it."""
+    """A sort order of transfers, and the key that selects it."""
 
     letter: str
     rank: Callable[[TransferStatus], Any]
@@ -27,7 +22,7 @@ _STATES: Final = {"running": 0, "ready": 1, "blocked": 2}
 
 
 def _known(value: float | None) -> float:
-    """Return a rank: what is unknown comes last."""
+    """Return a sort key that puts unknown values last."""
     return float("inf") if value is None else value
 
 
@@ -44,7 +39,7 @@ ORDERS: Final[dict[str, Order]] = {
 _COLUMNS: Final = (
     Column("user", "user"),
     Column("peer", "peer"),
-    Column("direction", "way"),
+    Column("direction", "dir"),
     Column("state", "state"),
     Column("level", "level"),
     Column("position", "position"),
@@ -54,21 +49,20 @@ _COLUMNS: Final = (
     Column("rate_bps", "rate", format_rate),
     Column("left_s", "left", format_duration),
 )
-# Columns that are given up where there is no room, the first ones first, so that of the names
-# at least so much is seen.
-_DISPENSABLE: Final = ("peer", "level", "total", "position", "left_s", "user")
+# What a narrow table leaves out, in this order, until names have _NAME columns of the terminal.
+_OPTIONAL: Final = ("peer", "level", "total", "position", "left_s", "user")
 _NAME: Final = 20
 _USER: Final = 16
 
 
 def status_table(
-    status: ServerStatus, address: Address, order: str, room: int | None = None
+    status: ServerStatus, address: Address, order: str, columns: int | None = None
 ) -> list[str]:
-    """Return all lines, the transfers last; each fits into ``room`` columns, if that is limited."""
+    """Return the lines, the transfers last; truncated to ``columns`` unless it is None."""
     lines = [escaped(line) for line in _summary(status, address)]
     if status["transfers"]:
-        lines += ["", *_transfers(status["transfers"], order, room)]
-    return lines if room is None else [truncated(line, room) for line in lines]
+        lines += ["", *_transfers(status["transfers"], order, columns)]
+    return lines if columns is None else [truncated(line, columns) for line in lines]
 
 
 def _summary(status: ServerStatus, address: Address) -> list[str]:
@@ -83,10 +77,13 @@ def _summary(status: ServerStatus, address: Address) -> list[str]:
         for each in status["workers"]
     ]
     totals = status["totals"]
+    uploads, downloads = (
+        _count(totals["uploads"], "upload"),
+        _count(totals["downloads"], "download"),
+    )
     lines.append(
-        f"ended: {_count(totals['uploads'], 'upload')}, {_count(totals['downloads'], 'download')},"
-        f" {totals['unfinished']:,} unfinished; {format_size(totals['up_bytes'])} up,"
-        f" {format_size(totals['down_bytes'])} down"
+        f"finished: {uploads}, {downloads}, {totals['unfinished']:,} unfinished;"
+        f" {format_size(totals['up_bytes'])} up, {format_size(totals['down_bytes'])} down"
     )
     lines.append(_now(status["transfers"]))
     return lines
@@ -117,25 +114,25 @@ def _now(transfers: Sequence[TransferStatus]) -> str:
     return f"now: {counts}; {up} up, {down} down"
 
 
-def _transfers(transfers: Sequence[TransferStatus], order: str, room: int | None) -> list[str]:
+def _transfers(transfers: Sequence[TransferStatus], order: str, max_width: int | None) -> list[str]:
     rows = [_row(each) for each in sorted(transfers, key=ORDERS[order].rank)]
     columns = [
         column for column in _COLUMNS if any(row[column.key] not in (None, "") for row in rows)
     ]
     lines = table(columns, rows).splitlines()
-    if room is not None:
-        for key in _DISPENSABLE:
-            if _widest(lines) + _NAME <= room:
+    if max_width is not None:
+        for key in _OPTIONAL:
+            if _widest(lines) + _NAME <= max_width:
                 break
             columns = [column for column in columns if column.key != key]
             lines = table(columns, rows).splitlines()
-    start = _widest(lines)
+    start = _widest(lines) + 2
     names = ["name", *(escaped(str(row["name"])) for row in rows)]
+    if max_width is not None:
+        names = [fitted(name, max_width - start) for name in names]
     return [
-        line + " " * (start + 2 - width(line))
-        + (name if room is None else fitted(name, room - start - 2))
-        for line, name in zip(lines, names, strict=True)
-    ]  # fmt: skip
+        line + " " * (start - width(line)) + name for line, name in zip(lines, names, strict=True)
+    ]
 
 
 def _row(transfer: TransferStatus) -> dict[str, object]:

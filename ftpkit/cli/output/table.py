@@ -1,16 +1,18 @@
-"""Tables for people: a heading, and rows whose numbers stand under each other."""
+"""Tables for people, with aligned columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ftpkit.cli.format import escaped, width
+import click
+
+from ftpkit.cli.format import escaped, json_line, width
 
 _GAP: Final = "  "
 
 
 def plain(value: object) -> str:
-    """Return ``value`` for a person: ``12,345``, ``0.5``, ``yes``, text that no terminal obeys."""
+    """Format ``value`` for a person: ``12,345``, ``0.5``, ``yes``, escaped text."""
     match value:
         case bool():
             return "yes" if value else "no"
@@ -24,10 +26,7 @@ def plain(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Shows the value that each row has under ``key``; ``show`` makes a word of it.
-
-    ``show`` is one of ftpkit.cli.units, for values that have a unit.
-    """
+    """Shows the value of each row at ``key``; ``show`` formats it, e.g. with its unit."""
 
     key: str
     title: str
@@ -35,26 +34,36 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Mapping[str, object]]) -> str:
-    """Return the heading and ``rows``, a line for each, without trailing blanks.
+    """Return the heading and ``rows``, one per line, without trailing blanks.
 
-    A column that holds numbers and nothing else is aligned to the right. A
-    value that is None or missing is shown as ``-``.
+    Columns of numbers are aligned to the right. A value that is None or missing is shown as ``-``.
     """
     return "\n".join(
-        _GAP.join(words).rstrip()
-        for words in zip(*(_words(column, rows) for column in columns), strict=True)
+        _GAP.join(cells).rstrip()
+        for cells in zip(*(_cells(column, rows) for column in columns), strict=True)
     )
 
 
-def _words(column: Column, rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """Return what stands in ``column``, its title first, all of one width."""
+def print_rows(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, object]], *, json: bool
+) -> None:
+    """Print ``rows`` as a table, or as JSON, one object per line; nothing without rows."""
+    if json:
+        for row in rows:
+            click.echo(json_line(row))
+    elif rows:
+        click.echo(table(columns, rows))
+
+
+def _cells(column: Column, rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the title and values of ``column``, padded to the same width."""
     values = [row.get(column.key) for row in rows]
-    words = [column.title, *("-" if value is None else column.show(value) for value in values)]
-    room = max(map(width, words))
-    blanks = [" " * (room - width(word)) for word in words]
+    cells = [column.title, *("-" if value is None else column.show(value) for value in values)]
+    widest = max(map(width, cells))
+    blanks = [" " * (widest - width(cell)) for cell in cells]
     if any(value is not None for value in values) and all(map(_is_number, values)):
-        return [blank + word for blank, word in zip(blanks, words, strict=True)]
-    return [word + blank for blank, word in zip(blanks, words, strict=True)]
+        return [blank + cell for blank, cell in zip(blanks, cells, strict=True)]
+    return [cell + blank for blank, cell in zip(blanks, cells, strict=True)]
 
 
 def _is_number(value: object) -> bool:

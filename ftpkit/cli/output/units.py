@@ -1,4 +1,4 @@
-"""Sizes, rates and times, as people write and read them."""
+"""Parse and format sizes, rates and durations."""
 
 import re
 from fractions import Fraction
@@ -18,30 +18,30 @@ SECONDS: Final[dict[str, int | Fraction]] = {
     "d": 86400,
 }
 
-# The digits are few enough for every result to be a float and a C integer.
+# So few digits that every result fits into a float and a C integer.
 _QUANTITY: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``text`` says: ``20M`` is 20,000,000 and ``20Mi`` 20 * 2^20.
+    """Parse a number of bytes: ``20M`` is 20,000,000 and ``20Mi`` 20 * 2^20.
 
-    A ``B`` may follow; a ``b`` may not, for it means bits. ValueError if it is no size.
+    A ``B`` may follow, but not a ``b``, which means bits. Raises ValueError.
     """
     number, unit = _split(text)
     return int(number * _factor(unit.removesuffix("B").lower(), FACTORS))
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that ``text`` says: ``500ms``, ``30`` or ``30s``, ``10m``, ``2h``, ``7d``.
+    """Parse a duration, in seconds: ``500ms``, ``30`` or ``30s``, ``10m``, ``2h``, ``7d``.
 
-    ValueError if it is no time.
+    Raises ValueError.
     """
     number, unit = _split(text)
     return float(number * _factor(unit, SECONDS))
 
 
 def format_size(count: float) -> str:
-    """Return ``count`` bytes for a person: ``512 B``, ``4.29 GB``."""
+    """Format a number of bytes: ``512 B``, ``4.29 GB``."""
     if count < 999.5:
         return f"{count:.0f} B"
     for prefix in "kMGTPE":
@@ -52,13 +52,18 @@ def format_size(count: float) -> str:
     return f"{count:.{digits}f} {prefix}B"
 
 
-def format_bit_rate(bits: float) -> str:
-    """Return ``bits`` a second for a person: ``92.3 Mbit/s``, as links are sold."""
-    return f"{format_size(bits).removesuffix('B')}bit/s"
+def format_rate(bytes_per_s: float) -> str:
+    """Format a rate: ``252 MB/s``."""
+    return f"{format_size(bytes_per_s)}/s"
+
+
+def format_bit_rate(bits_per_s: float) -> str:
+    """Format a rate in bits: ``92.3 Mbit/s``."""
+    return f"{format_size(bits_per_s).removesuffix('B')}bit/s"
 
 
 def format_duration(seconds: float) -> str:
-    """Return ``seconds`` for a person: ``12 ms``, ``3.9 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    """Format a duration: ``12 ms``, ``3.9 s``, ``2 min 05 s``, ``1 h 02 min``."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
     if seconds < 59.5:

@@ -1,1 +1,1 @@
-"""What ``ftpkit serve`` does around the server: settings, state, signals, logs."""
+"""The process of ``ftpkit serve``: options, state directory, signals, logs."""

@@ -1,4 +1,4 @@
-"""How the server's log looks: one line a record, for a person or as JSON."""
+"""The format of the server's log: one line per record, as text or as JSON."""
 
 import logging
 import os
@@ -10,8 +10,8 @@ from ftpkit.cli.format import escaped, json_line, quoted
 
 
 def log_to_stderr(*, level: int, as_json: bool) -> None:
-    """Send what ftpkit logs from ``level`` on to stderr."""
-    # A log that nobody reads any more is no reason to print a traceback.
+    """Log records of ftpkit from ``level`` on to stderr."""
+    # A closed stderr must not cause tracebacks.
     logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
@@ -24,11 +24,11 @@ def log_to_stderr(*, level: int, as_json: bool) -> None:
 class TextFormatter(logging.Formatter):
     """``2026-11-06 14:03:22 transfer name=big.iso bytes=4096 outcome=ok``.
 
-    What could be taken for something else is a JSON string, so that a line can be read back.
+    Ambiguous values are JSON strings, so that a line can be parsed.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
+        """Return one line of text."""
         when = f"{datetime.fromtimestamp(record.created):%Y-%m-%d %H:%M:%S}"
         fields = [f"{key}={_text(value)}" for key, value in _fields(record).items()]
         return " ".join([when, escaped(record.getMessage()), *fields])
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
     """``{"time": "2026-11-06T14:03:22.123456+00:00", "level": "info", "event": "transfer", …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line; ``time`` has the machine's offset from UTC."""
+        """Return one line of JSON; ``time`` is local time with its offset from UTC."""
         when = datetime.fromtimestamp(record.created).astimezone().isoformat()
         head = {"time": when, "level": record.levelname.lower()}
         if hasattr(record, "fields"):
@@ -54,7 +54,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
         fields["worker"] = int(number)
     if record.exc_info and record.exc_info[1] is not None:
         error = record.exc_info[1]
-        # A log of one line a record has room for the places of a traceback, not for its lines.
+        # One line per record: only the locations of the traceback.
         steps = traceback.extract_tb(error.__traceback__)
         fields["error"] = f"{type(error).__name__}: {error}"
         fields["where"] = ", ".join(

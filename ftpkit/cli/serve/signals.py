@@ -1,4 +1,4 @@
-"""The signals that tell a server to read its settings again, to end, or to end at once."""
+"""The signals that reload, stop, or immediately stop a server."""
 
 import contextlib
 import os
@@ -11,11 +11,12 @@ RELOAD: Final = getattr(signal, "SIGHUP", None)
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[Callable[[], int]]:
-    """Give what waits for SIGHUP, or the first SIGTERM or SIGINT; the second ends the process.
+def handled_signals() -> Iterator[Callable[[], int]]:
+    """Return a function that waits for SIGHUP, SIGTERM or SIGINT and returns its number.
 
-    The numbers come through a socket, into which they are written before Python's own handlers
-    run: one that comes just before the wait for a lock, or in another thread, would not end it.
+    A second SIGTERM or SIGINT ends the process. The numbers arrive through a socket
+    (``signal.set_wakeup_fd``): waiting for a lock would miss a signal that arrives just before, or
+    in another thread.
     """
 
     def first(_number: int, _frame: object) -> None:
@@ -28,14 +29,14 @@ def heard() -> Iterator[Callable[[], int]]:
     def second(number: int, _frame: object) -> None:
         os._exit(128 + number)
 
-    arrived, told = socket.socketpair()
+    receiver, sender = socket.socketpair()
 
     def next_signal() -> int:
-        return arrived.recv(1)[0]
+        return receiver.recv(1)[0]
 
-    with arrived, told:
-        told.setblocking(False)
-        before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    with receiver, sender:
+        sender.setblocking(False)
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         try:
             for each in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(each, first)

@@ -1,4 +1,4 @@
-"""What a server keeps of its own: its key, its tokens, and where it was reached last."""
+"""The state directory of a server: key, certificate, tokens, and last address."""
 
 import os
 from dataclasses import replace
@@ -14,10 +14,10 @@ OWNER: Final = "owner"
 
 
 class State:
-    """The state directory of a server; all that is in it is for its owner alone.
+    """A state directory, readable only by its owner.
 
-    What is missing is made at its first use. Each file is whole at any instant, and of several
-    processes that find one missing one makes it. LocalFileError says what is wrong with one.
+    Missing files are created at first use, by one of several concurrent processes, and replaced
+    atomically. Methods raise LocalFileError for a file that is unreadable or invalid.
     """
 
     def __init__(self, path: str) -> None:
@@ -30,48 +30,48 @@ class State:
         self._url = os.path.join(self.path, "url")
 
     def identity(self) -> Identity:
-        """Return the server's key and its certificate."""
+        """Return the server's key and certificate."""
         if private_files.read(self._key) is None:
             with private_files.locked(self._key):
                 if private_files.read(self._key) is None:
-                    made = Identity.make()
-                    # The key comes last: a certificate alone is what a kill in between left.
-                    private_files.replace(self._certificate, made.certificate)
-                    private_files.replace(self._key, made.key)
+                    identity = Identity.make()
+                    # The key is written last: a certificate without a key is made again.
+                    private_files.replace(self._certificate, identity.certificate)
+                    private_files.replace(self._key, identity.key)
         try:
             return Identity.read(self._certificate, self._key)
         except OSError as error:
             raise LocalFileError(f"cannot read {error.filename}: {error.strerror}") from None
         except ValueError as error:
-            raise LocalFileError(f"there is no identity in {self.path}: {error}") from None
+            raise LocalFileError(f"invalid key or certificate in {self.path}: {error}") from None
 
     def tokens(self) -> Tokens:
-        """Return the server's tokens: at first a single one, which allows ``owner`` everything."""
+        """Return the server's tokens; at first one of the user ``owner`` with all permissions."""
         tokens = Tokens(self._tokens)
         if not os.path.lexists(self._tokens):
             with private_files.locked(self._first_token):
                 if not os.path.lexists(self._tokens):
                     token = new_token()
-                    # It is written down before it holds: what holds can be told again.
+                    # Saved before it is valid, so that a valid one can always be printed.
                     private_files.replace(self._first_token, token.encode() + b"\n")
                     tokens.add(Grant(user=OWNER), token)
-        # Who starts a server is to hear of a file with a fault, and not its clients.
+        # An invalid file is reported at the start of the server, not to its clients.
         tokens.grants()
         return tokens
 
     def first_token(self) -> str | None:
-        """Return the token that was made with the tokens, as long as it is one."""
+        """Return the token that the first start created, unless it has been removed."""
         tokens = self.tokens()
         token = (private_files.read(self._first_token) or b"").decode(errors="replace").strip()
         return token if tokens.find(token) else None
 
     def set_url(self, url: Url) -> None:
-        """Keep where the server is reached and by which key it is known; not its token."""
+        """Save address and pin of the server, without a token."""
         with private_files.locked(self._url):
             private_files.replace(self._url, replace(url, token=None).login_url().encode() + b"\n")
 
     def url(self) -> Url | None:
-        """Return where the server is, or was last, if one ever was."""
+        """Return the last saved address and pin; None if no server has run."""
         try:
             return Url.parse((private_files.read(self._url) or b"").decode().strip())
         except ValueError:

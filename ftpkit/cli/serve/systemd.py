@@ -1,4 +1,4 @@
-"""What a service manager hands over and wants to know: sd_listen_fds(3) and sd_notify(3)."""
+"""Socket activation and status notification: sd_listen_fds(3) and sd_notify(3)."""
 
 import logging
 import os
@@ -7,18 +7,18 @@ import sys
 import time
 from typing import Final
 
-# The first descriptor that is handed over.
-_FIRST: Final = 3
-# What is left to do behind the grace.
-_ENDING_S: Final = 15.0
+# SD_LISTEN_FDS_START.
+_FIRST_FD: Final = 3
+# Time to close everything after the grace period.
+_CLEANUP_S: Final = 15.0
 
 log = logging.getLogger("ftpkit.cli")
 
 
-def handed_over() -> list[socket.socket]:
-    """Take the sockets that were opened for this process, if any; no child will find them.
+def inherited_sockets() -> list[socket.socket]:
+    """Return the sockets passed to this process, if any; child processes do not inherit them.
 
-    ValueError says that what was handed over is none.
+    ValueError: the variables or descriptors are invalid.
     """
     names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
     pid, count, *_ = [os.environ.pop(name, "") for name in names]
@@ -27,7 +27,7 @@ def handed_over() -> list[socket.socket]:
     if not count.isdecimal():
         raise ValueError(f"LISTEN_FDS: expected a number, got {count!r}")
     sockets = list[socket.socket]()
-    for fd in range(_FIRST, _FIRST + int(count)):
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
         try:
             os.set_inheritable(fd, False)
             sockets.append(socket.socket(fileno=fd))
@@ -36,8 +36,8 @@ def handed_over() -> list[socket.socket]:
     return sockets
 
 
-def shown_to_the_journal() -> bool:
-    """Whether what is printed on stdout is kept in the system's log."""
+def stdout_is_journal() -> bool:
+    """Whether stdout is written to the systemd journal."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(sys.stdout.fileno())
@@ -46,26 +46,26 @@ def shown_to_the_journal() -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-class Manager:
-    """Who started this process and wants to hear how it goes, if anybody does."""
+class ServiceManager:
+    """Notifies the service manager, if one started this process."""
 
     def __init__(self) -> None:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def ready(self, status: str) -> None:
-        """Tell that the server serves, again or for the first time, and in a few words what."""
-        self._tell("READY=1", f"STATUS={status}")
+        """The server has started or reloaded; ``status`` is shown by systemctl."""
+        self._notify("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Tell that the settings are read again; ``ready`` follows."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """The settings are being reloaded; ``ready`` follows."""
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, grace_s: float) -> None:
-        """Tell that the server ends, and how long that may take."""
-        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(grace_s + _ENDING_S) * 1e6:.0f}")
+        """The server is stopping, which may take ``grace_s`` and a little longer."""
+        self._notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={(grace_s + _CLEANUP_S) * 1e6:.0f}")
 
-    def _tell(self, *lines: str) -> None:
+    def _notify(self, *lines: str) -> None:
         if not self._address:
             return
         try:
@@ -73,4 +73,4 @@ class Manager:
                 sock.connect(self._address)
                 sock.sendall("\n".join(lines).encode())
         except OSError as error:
-            log.warning("the service manager cannot be told %s: %s", lines[0], error)
+            log.warning("cannot notify the service manager of %s: %s", lines[0], error)

@@ -1,0 +1,21 @@
+"""The command ``mv``."""
+
+import click
+
+from ftpkit.cli.server_option import connect, server_options
+from ftpkit.net.address import Url
+
+
+@click.command()
+@click.argument("name")
+@click.argument("to")
+@click.option("--overwrite", is_flag=True, help="Replace TO if it is an existing file.")
+@server_options
+def mv(name: str, to: str, overwrite: bool, url: Url | None, timeout: float) -> None:
+    """Rename NAME to TO on the server.
+
+    \b
+    Example:  ftpkit mv bigfile.iso archive/bigfile-2026.iso
+    """
+    with connect(url, timeout) as client:
+        client.rename(name, to, overwrite=overwrite)

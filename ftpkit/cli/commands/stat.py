@@ -1,0 +1,23 @@
+"""The command ``stat``."""
+
+import click
+
+from ftpkit.cli.format import stat_json, stat_lines
+from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.settings import json_option
+from ftpkit.net.address import Url
+
+
+@click.command()
+@click.argument("name")
+@json_option()
+@server_options
+def stat(name: str, json: bool, url: Url | None, timeout: float) -> None:
+    """Show size, modification time, version and digest of NAME.
+
+    \b
+    Example:  ftpkit stat bigfile.iso
+    """
+    with connect(url, timeout) as client:
+        reply = client.stat(name)
+    click.echo(stat_json(reply) if json else stat_lines(reply))

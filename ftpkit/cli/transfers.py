@@ -1,0 +1,229 @@
+"""What ``put`` and ``get`` share: their options, and running several transfers at once."""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import click
+
+from ftpkit.cli.exit_codes import InterruptedTransferError, Tally
+from ftpkit.cli.output.progress import Events, Lines, Report, stderr_is_terminal
+from ftpkit.cli.server_option import connect, retry_option
+from ftpkit.cli.settings import (
+    COUNT,
+    RATE,
+    Command,
+    add_options,
+    json_option,
+    quiet_option,
+    setting,
+)
+from ftpkit.client import Client, TransferResult, UdpMode
+from ftpkit.errors import CannotConnectError, FtpkitError
+from ftpkit.net.address import Url
+
+T = TypeVar("T")
+
+
+def transfer_options(command: Command) -> Command:
+    """Add the options of ``TransferOptions``, but for those of every client command."""
+    return add_options(
+        command,
+        click.option("--no-overwrite", is_flag=True, help="Fail if the target exists."),
+        setting(
+            "rate",
+            "--rate",
+            type=RATE,
+            metavar="RATE",
+            help="Limit the transfer rate, in bytes per second, like 20M or 20Mi; 0 is no limit.",
+        ),
+        setting(
+            "jobs",
+            "--jobs",
+            type=COUNT,
+            metavar="N",
+            default="1",
+            show_default=True,
+            help="Transfer up to N files at the same time.",
+        ),
+        retry_option,
+        setting(
+            "udp",
+            "--udp",
+            is_flag=True,
+            help="Send blocks as UDP datagrams if possible: faster on lossy or long paths.",
+        ),
+        setting("udp-only", "--udp-only", is_flag=True, help="Like --udp, but fail without UDP."),
+        quiet_option("Print errors only."),
+        json_option("Print events on stdout as JSON, one object per line."),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOptions:
+    """The options that ``put`` and ``get`` share; rates in bytes per second, times in seconds."""
+
+    no_overwrite: bool
+    rate: float | None
+    jobs: int
+    retry_for: float
+    udp: bool
+    udp_only: bool
+    quiet: bool
+    json: bool
+    url: Url | None
+    timeout: float
+
+    def connect(self) -> Client:
+        """Return a client of the server; it connects when it is used."""
+        udp = UdpMode.ONLY if self.udp_only else UdpMode.FIRST if self.udp else UdpMode.NO
+        return connect(self.url, self.timeout, self.rate, self.retry_for, udp, self.jobs)
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether progress bars are drawn."""
+        return not self.json and not self.quiet and stderr_is_terminal()
+
+    def run(
+        self,
+        jobs: "list[TransferJob]",
+        move: Callable[..., TransferResult],
+        submit: "Callable[..., Future[TransferResult]]",
+    ) -> int:
+        """Transfer all ``jobs``, also after one failed; return the exit code.
+
+        ``move`` and ``submit`` are the client's two methods for one direction.
+        """
+        overwrite = not self.no_overwrite
+        with closing(self._report(jobs)) as report:
+            if self.jobs == 1:
+                tally = _one_by_one(jobs, report, partial(move, overwrite=overwrite))
+            else:
+                tally = _together(jobs, report, partial(submit, overwrite=overwrite), self.jobs)
+        return tally.exit_code
+
+    def _report(self, jobs: "list[TransferJob]") -> Report:
+        if self.json:
+            return Events()
+        lines = Lines(quiet=self.quiet)
+        if not self.shows_bars:
+            return lines
+        # Deferred: importing tqdm is slow.
+        from ftpkit.cli.output.bars import Bars
+
+        return Bars(lines, [job.total or 0 for job in jobs], min(self.jobs, len(jobs)))
+
+
+@dataclass(slots=True)
+class TransferJob:
+    """One file to transfer: its name on the server, the client's arguments, and its progress."""
+
+    name: str
+    args: tuple[Any, ...]
+    total: int | None
+    """Bytes; None until known."""
+    moved: int = 0
+
+    def start(self, report: Report, method: Callable[..., T]) -> T:
+        """Call ``method`` of the client, with callbacks that report progress."""
+
+        def on_progress(moved: int, total: int) -> None:
+            self.moved, self.total = moved, total
+            report.moved(self.name, moved, total)
+
+        report.start(self.name, self.total)
+        on_retry = partial(report.retrying, self.name)
+        return method(*self.args, on_progress=on_progress, on_retry=on_retry)
+
+    @property
+    def interrupted(self) -> InterruptedTransferError:
+        """The error of a transfer that Ctrl-C ended."""
+        return InterruptedTransferError(self.moved, self.total or 0)
+
+
+def last_part(path: str) -> str:
+    """Return the last component of ``path``."""
+    return os.path.basename(path.rstrip("/")) or path
+
+
+def reject_duplicates(names: list[str]) -> None:
+    """Raise UsageError if two files would have the same name: one would replace the other."""
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise click.UsageError(f"several files would be named {min(duplicates)}")
+
+
+def _one_by_one(
+    jobs: list[TransferJob], report: Report, move: Callable[..., TransferResult]
+) -> Tally:
+    """Transfer in this thread: cheaper for many small files."""
+    tally = Tally()
+    for job in jobs:
+        try:
+            transfer = job.start(report, move)
+        except KeyboardInterrupt:
+            report.failed(job.name, job.interrupted)
+            raise
+        except FtpkitError as error:
+            report.failed(job.name, error)
+            tally.add(error)
+            if isinstance(error, CannotConnectError):
+                break
+        else:
+            report.done(transfer)
+    return tally
+
+
+def _together(
+    jobs: list[TransferJob],
+    report: Report,
+    submit: "Callable[..., Future[TransferResult]]",
+    at_once: int,
+) -> Tally:
+    tally, waiting = Tally(), deque(jobs)
+    running: dict[Future[TransferResult], TransferJob] = {}
+    # Cheaper for many small files than ``wait``, which visits every running future.
+    ended: SimpleQueue[Future[TransferResult]] = SimpleQueue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.popleft()
+                future = job.start(report, submit)
+                running[future] = job
+                future.add_done_callback(ended.put)
+            future = ended.get()
+            error = _finish(running.pop(future), future, report)
+            if error is not None:
+                tally.add(error)
+            if isinstance(error, CannotConnectError):
+                waiting.clear()
+    except KeyboardInterrupt:
+        for future in running:
+            future.cancel()
+        for future, job in running.items():
+            _finish(job, future, report)
+        raise
+    return tally
+
+
+def _finish(
+    job: TransferJob, future: "Future[TransferResult]", report: Report
+) -> FtpkitError | None:
+    """Wait for a transfer and report its outcome; return the error if it failed."""
+    error: FtpkitError
+    try:
+        transfer = future.result()
+    except CancelledError:
+        error = job.interrupted
+    except FtpkitError as failure:
+        error = failure
+    else:
+        report.done(transfer)
+        return None
+    report.failed(job.name, error)
+    return error
