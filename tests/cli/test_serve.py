@@ -195,7 +195,8 @@ def test_where_the_state_cannot_be_written_another_key_serves_all_the_same(
     written(second := Identity.make(), tmp_path, "mine")
     (tmp_path / "state" / "ftpkit").chmod(0o777)
     served.process.send_signal(signal.SIGHUP)
-    assert "new login URLs will not contain it: others" in lines_until(served, "key is another")
+    log = lines_until(served, "key has changed")
+    assert "new login URLs will not contain it: other users can write" in log
     assert pin_of(Url.parse(served.url).address) == second.pin
     assert served.end()[0] == 0
 
