@@ -56,7 +56,7 @@ def test_compare_alone_shows_what_there_is(run: Run) -> None:
     assert result.exit_code == 0
     assert result.stdout == run("compare", "--help").stdout
     assert "framing     Count sticky packets and lost datagrams." in result.stdout
-    assert "schedules   Serve the same uploads under each policy." in result.stdout
+    assert "schedules   Compare the scheduling policies on the same uploads." in result.stdout
     assert (
         "transports  Send FILE over TCP and over UDP, in one way after the other." in result.stdout
     )
@@ -115,7 +115,7 @@ def test_transports_prints_a_table_and_what_is_seen(run: Run, file: str) -> None
     table, legend, seen = result.stdout.split("\n\n")
     heading, *rows = table.splitlines()
     assert heading.split()[:6] == ["goodput", "first", "last", "sent", "resent", "lost"]
-    assert heading.split()[6:] == ["CPU", "here", "CPU", "there", "verified"]
+    assert heading.split()[6:] == ["client", "CPU", "server", "CPU", "verified"]
     assert {len(row.rstrip()) for row in rows} <= {heading.index("verified") + n for n in (2, 3)}
     assert re.match(r"TCP( \(\w+\))? +[0-9.]+ [kMG]bit/s ", rows[0])
     assert re.match(r"TCP x4", rows[1])

@@ -418,7 +418,7 @@ def test_its_settings_are_read_again(
     assert log.count("restart the server to change no-udp") == 1
     # The command line says which port, whatever the file does.
     assert "port changes" not in log
-    assert "max-connections: expected a whole number" in log
+    assert "max-connections: expected an integer" in log
 
 
 def lines_until(served: ServeProcess, text: str) -> str:

@@ -299,7 +299,7 @@ def test_keys_are_heard_while_a_server_is_silent() -> None:
         socket.create_server(("127.0.0.1", 0)) as silent,
         terminal("--to", f"127.0.0.1:{silent.getsockname()[1]}") as screen,
     ):
-        screen.wait("asking ftpk://127.0.0.1")
+        screen.wait("connecting to ftpk://127.0.0.1")
         screen.press("q")
         assert screen.end() == (0, "")
 
