@@ -123,7 +123,7 @@ def test_transports_prints_a_table_and_what_is_seen(run: Run, file: str) -> None
     assert re.match(r"UDP repaired .* yes$", rows[-1])
     assert legend.startswith("first, last: when the server had")
     lost, *faster = seen.splitlines()
-    assert re.match(r"UDP by itself lost ([0-9.]+% of what it sent|nothing this time)", lost)
+    assert re.match(r"Plain UDP lost ([0-9.]+% of what it sent|nothing this time)", lost)
     assert len(faster) == 2
     assert all(
         re.fullmatch(r".* was ([0-9.]+ times|about) as fast as .*\.", line) for line in faster
