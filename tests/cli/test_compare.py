@@ -58,7 +58,8 @@ def test_compare_alone_shows_what_there_is(run: Run) -> None:
     assert "framing     Count sticky packets and lost datagrams." in result.stdout
     assert "schedules   Compare the scheduling policies on the same uploads." in result.stdout
     assert (
-        "transports  Send FILE over TCP and over UDP, in one way after the other." in result.stdout
+        "transports  Send FILE over TCP and over UDP, one transport after the other."
+        in result.stdout
     )
     assert "Example:  ftpkit compare framing" in run("compare", "framing", "--help").stdout
 
@@ -121,7 +122,7 @@ def test_transports_prints_a_table_and_what_is_seen(run: Run, file: str) -> None
     assert re.match(r"TCP x4", rows[1])
     assert re.match(r"UDP raw .* no$", rows[-2])
     assert re.match(r"UDP repaired .* yes$", rows[-1])
-    assert legend.startswith("first, last: when the server had")
+    assert legend.startswith("first, last: when the first and the last byte")
     lost, *faster = seen.splitlines()
     assert re.match(r"Plain UDP lost ([0-9.]+% of what it sent|nothing this time)", lost)
     assert len(faster) == 2

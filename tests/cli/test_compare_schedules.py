@@ -27,7 +27,7 @@ def test_a_table_for_each_load_and_what_its_words_mean(run: Run) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     first, table, legend, second, _, _ = result.stdout.rstrip("\n").split("\n\n")
     assert first == "Load 0.5 (ideal processor sharing: a slowdown of 2)"
-    assert second == "Load 1.2, where ideal processor sharing has ever longer flow times:"
+    assert second == "Load 1.2 (ideal processor sharing: unbounded flow times)"
     heading, *rows = table.splitlines()
     assert heading.split()[:5] == ["files", "number", "mean", "median", "p99"]
     assert [row.split()[:2] for row in rows] == [[p, c] for p in POLICIES for c in CLASSES]
