@@ -53,7 +53,7 @@ def simulate(
     """Return when each file completes, in simulated seconds, on a server with this rate limit."""
     scheduler = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
-    through_s = [math.inf] * len(trace)
+    completed_s = [math.inf] * len(trace)
     numbers: dict[Transfer, int] = {}
     ends: list[tuple[float, int, Flow]] = []
     now, arrived, turns = 0.0, 0, 0
@@ -77,16 +77,16 @@ def simulate(
                 scheduler.ready(flow, now)
             else:
                 scheduler.remove(flow, now)
-                through_s[numbers.pop(flow.transfer)] = now
+                completed_s[numbers.pop(flow.transfer)] = now
         elif now == math.inf:
-            return through_s
+            return completed_s
 
 
 def outcomes(
     policy: str,
     load: float,
     trace: Sequence[Arrival],
-    through_s: Sequence[float],
+    completed_s: Sequence[float],
     bytes_per_s: float,
 ) -> Iterator[Outcome]:
     """Yield the results of each size class that has files, all files first.
@@ -100,7 +100,7 @@ def outcomes(
         _FlowTimes(
             each.size, end - each.at_s + min(each.size, quantum) / bytes_per_s, end, bytes_per_s
         )
-        for each, end in zip(trace, through_s, strict=True)
+        for each, end in zip(trace, completed_s, strict=True)
     ]
     large = large_from(trace)
     classes = {

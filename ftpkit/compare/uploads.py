@@ -82,7 +82,7 @@ def _zeros(directory: str, size: int) -> str:
 
 
 def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor) -> list[float]:
-    through_s = [0.0] * len(trace)
+    completed_s = [0.0] * len(trace)
     failed = threading.Event()
     start_s = time.monotonic()
 
@@ -92,7 +92,7 @@ def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor
         except BaseException:
             failed.set()
             raise
-        through_s[number] = time.monotonic() - start_s
+        completed_s[number] = time.monotonic() - start_s
 
     begun = []
     for number, arrival in enumerate(trace):
@@ -102,7 +102,7 @@ def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor
         begun.append(pool.submit(upload, number))
     for ended in wait(begun, return_when=FIRST_EXCEPTION).done:
         ended.result()
-    return through_s
+    return completed_s
 
 
 class _Uploads:

@@ -101,11 +101,11 @@ class Forwarder:
 
     def collect(self) -> None:
         """Read a batch of packets from the source."""
-        take, now = self.model.enqueue, time.monotonic()
+        enqueue, now = self.model.enqueue, time.monotonic()
         with contextlib.suppress(BlockingIOError):  # no more packets
             for _ in range(_BATCH):
                 packet = os.read(self.source, self._mtu)
-                if not take(packet, now) and not self._black_hole:
+                if not enqueue(packet, now) and not self._black_hole:
                     os.write(self.source, too_big(packet, self.model.path_mtu))
 
     def deliver(self) -> int:
