@@ -31,11 +31,9 @@ from ftpkit.net.local import is_local_host
 
 retry_option = setting(
     "retry-for",
-    "--retry-for",
     type=DURATION,
     metavar="TIME",
     default="10m",
-    show_default=True,
     help="Reconnect after a lost connection, until nothing has been transferred for TIME.",
 )
 
@@ -51,11 +49,9 @@ def connection_options(command: Command) -> Command:
         command,
         setting(
             "timeout",
-            "--timeout",
             type=TIMEOUT,
             metavar="TIME",
             default="30s",
-            show_default=True,
             help="Fail if the server does not respond for this long.",
         ),
         config_option("FTPKIT_CONFIG", settings_file, where="~/.config/ftpkit/client.toml"),

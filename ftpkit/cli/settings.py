@@ -104,8 +104,12 @@ def variable(key: str) -> str:
 
 
 def setting(key: str, *flags: str, **rest: Any) -> Decorator:
-    """Return an option that is also an environment variable and a key of the settings file."""
-    name = key.replace("-", "_")
+    """Return an option that is also an environment variable and a key of the settings file.
+
+    ``flags`` is ``--key`` unless given.
+    """
+    name, flags = key.replace("-", "_"), flags or (f"--{key}",)
+    rest.setdefault("show_default", "default" in rest)
     return click.option(name, *flags, envvar=variable(key), show_envvar=True, **rest)
 
 
@@ -118,7 +122,7 @@ def add_options(command: Command, *options: Decorator) -> Command:
 
 def json_option(text: str = "Print JSON, one object per line.") -> Decorator:
     """Return the option ``--json`` with this help text."""
-    return setting("json", "--json", is_flag=True, help=text)
+    return setting("json", is_flag=True, help=text)
 
 
 def quiet_option(text: str) -> Decorator:

@@ -26,114 +26,89 @@ from ftpkit.net.address import DEFAULT_PORT
 @click.argument("root", envvar=variable("root"), default="inbox")
 @setting(
     "host",
-    "--host",
     metavar="HOST",
     show_default="all interfaces",
     help="Listen on this host name or address.",
 )
 @setting(
     "port",
-    "--port",
     type=PORT,
     metavar="PORT",
     default=str(DEFAULT_PORT),
-    show_default=True,
     help="Listen on this TCP and UDP port; 0 picks a free one.",
 )
-@setting(
-    "user",
-    "--user",
-    metavar="NAME",
-    help="Run as this user after opening the port; requires root.",
-)
+@setting("user", metavar="NAME", help="Run as this user after opening the port; requires root.")
 @setting(
     "state",
-    "--state",
     metavar="DIR",
     show_default="~/.local/state/ftpkit",
     help="Directory of the server's key, certificate and tokens.",
 )
 @setting(
     "cert",
-    "--cert",
     metavar="FILE",
     help="Use this certificate chain (PEM) instead of a self-signed certificate.",
 )
 @setting(
     "key",
-    "--key",
     metavar="FILE",
     help="Private key of the certificate (PEM). Login URLs contain its pin, so keep the key when "
     "you renew the certificate.",
 )
 @setting(
     "plain",
-    "--plain",
     is_flag=True,
     help="Also accept unencrypted connections (anyone on the network path can read and change "
     "data).",
 )
 @setting(
     "open",
-    "--open",
     is_flag=True,
     help="Require no token (anyone who can reach the port can read, change and delete all files).",
 )
 @setting(
     "max-connections",
-    "--max-connections",
     type=COUNT,
     metavar="N",
     default="1024",
-    show_default=True,
     help="Maximum number of connections.",
 )
 @setting(
     "max-connections-per-address",
-    "--max-connections-per-address",
     type=COUNT,
     metavar="N",
     default="1000",
-    show_default=True,
     help="Maximum number of connections from one address.",
 )
 @setting(
     "idle-timeout",
-    "--idle-timeout",
     type=TIMEOUT,
     metavar="TIME",
     default="5m",
-    show_default=True,
     help="Close a connection that has sent no request for this long.",
 )
 @setting(
     "stall-timeout",
-    "--stall-timeout",
     type=TIMEOUT,
     metavar="TIME",
     default="30s",
-    show_default=True,
     help="Close a connection whose transfer has made no progress for this long.",
 )
 @setting(
     "expire-uploads",
-    "--expire-uploads",
     type=DURATION,
     metavar="TIME",
     default="7d",
-    show_default=True,
     help="Delete an unfinished upload that has not been resumed for this long.",
 )
 @setting(
     "no-fsync",
-    "--no-fsync",
     is_flag=True,
     help="Acknowledge uploads before they are durable (a power failure can lose them).",
 )
-@setting("no-udp", "--no-udp", is_flag=True, help="Do not offer transfers over UDP.")
+@setting("no-udp", is_flag=True, help="Do not offer transfers over UDP.")
 @setting(
     "rate",
-    "--rate",
     type=RATE,
     metavar="RATE",
     help="Limit the total rate in each direction, in bytes per second, like 100M. Set it slightly "
@@ -141,42 +116,35 @@ from ftpkit.net.address import DEFAULT_PORT
 )
 @setting(
     "slots",
-    "--slots",
     type=SLOTS,
     metavar="N",
     help="Limit the number of transfers that move at the same time; 0 is no limit.",
 )
 @setting(
     "schedule",
-    "--schedule",
     type=SCHEDULE,
     metavar="POLICY",
     default="fair",
-    show_default=True,
     help="Policy that picks the next transfer when --rate or --slots make transfers wait: fcfs, "
     "sjf, rr, mlfq or fair.",
 )
 @setting(
     "workers",
-    "--workers",
     type=WORKERS,
     metavar="N",
     default="1",
-    show_default=True,
     help="Number of worker processes; auto is one per core.",
 )
 @setting(
     "grace",
-    "--grace",
     type=DURATION,
     metavar="TIME",
     default="30s",
-    show_default=True,
     help="When stopping, wait this long for active transfers to finish.",
 )
 @setting("verbose", "-v", "--verbose", is_flag=True, help="Log debug messages, too.")
 @quiet_option("Log warnings and errors only.")
-@setting("log-json", "--log-json", is_flag=True, help="Log JSON, one object per line.")
+@setting("log-json", is_flag=True, help="Log JSON, one object per line.")
 @config_option("FTPKIT_SERVER_CONFIG")
 def serve(**values: Any) -> int:
     """Serve the files in the directory ROOT.

@@ -90,7 +90,6 @@ _COLUMNS: Final = (
 
 state_option = setting(
     "state",
-    "--state",
     metavar="DIR",
     show_default="that of the running server, else ~/.local/state/ftpkit",
     help="State directory of the server, which holds its key and tokens.",
