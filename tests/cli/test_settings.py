@@ -6,9 +6,11 @@ import click
 import pytest
 
 import ftpkit
+from ftpkit.cli.serve.options import ServeOptions
 from ftpkit.cli.server_option import find_server
 from ftpkit.cli.settings import COUNT, DURATION, PORT, RATE, TIMEOUT, settings_of, variable
 from ftpkit.net.address import Address, Url
+from ftpkit.server.limits import Limits
 from tests.cli.conftest import Run, Serve, ServeProcess, commands
 
 CONF = Path(ftpkit.__file__).parent.parent / "conf" / "ftpkit.toml"
@@ -138,6 +140,11 @@ def test_conf_documents_every_key_of_serve_with_its_default() -> None:
     assert set(tomllib.loads(text)) | commented == set(settings_of(serve))
     # Only what is not set by default cannot be written down as its default.
     assert {key for key in commented if defaults[key] is None} == commented
+
+
+def test_the_defaults_of_serve_are_those_of_limits() -> None:
+    values = commands()["serve"].make_context("serve", []).params
+    assert ServeOptions.parse(values).limits == Limits()
 
 
 def test_serve_takes_conf_unchanged(serve: Serve) -> None:
