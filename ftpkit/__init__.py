@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ftpkit.net.address import Address, Url
     from ftpkit.net.tls_identity import Identity
     from ftpkit.server import Server
-    from ftpkit.storage import DirectoryStore, Store
+    from ftpkit.server.limits import Limits
+    from ftpkit.storage import DirectoryStore, MemoryStore, Store
     from ftpkit.tokens import Grant, Permission, Tokens
 
 __all__ = [
@@ -38,8 +39,10 @@ __all__ = [
     "FtpkitError",
     "Grant",
     "Identity",
+    "Limits",
     "ListEntry",
     "LocalFileError",
+    "MemoryStore",
     "Permission",
     "ProtocolError",
     "RefusedError",
@@ -62,7 +65,9 @@ _HOME = {
     "DirectoryStore": "ftpkit.storage",
     "Grant": "ftpkit.tokens",
     "Identity": "ftpkit.net.tls_identity",
+    "Limits": "ftpkit.server.limits",
     "ListEntry": "ftpkit.client",
+    "MemoryStore": "ftpkit.storage",
     "Permission": "ftpkit.tokens",
     "Server": "ftpkit.server",
     "Store": "ftpkit.storage",

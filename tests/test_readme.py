@@ -296,3 +296,11 @@ def test_the_tree_in_architecture_is_that_of_the_package() -> None:
     for package, modules in tree(block).items():
         found = {path.stem for path in (DOCS.parent / package).glob("*.py")}
         assert modules == found - {"__init__", "__main__"}, package
+
+
+def test_the_files_that_a_change_touches_exist() -> None:
+    section = (DOCS / "architecture.md").read_text("utf-8").partition("## Where a change goes")[2]
+    files = re.findall(r"`([A-Za-z0-9_./]+(?:\.py|\.md|\.toml|/))`( \(new\))?", section)
+    missing = [name for name, new in files if not new and not (TOP / "ftpkit" / name).exists()]
+    assert len(files) > 20
+    assert set(missing) <= {"ftpkit/", "tests/"}

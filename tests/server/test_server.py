@@ -482,10 +482,10 @@ def test_importing_ftpkit_imports_no_terminal_library() -> None:
 def test_the_public_names_are_these() -> None:
     assert ftpkit.__all__ == [
         "Address", "CannotConnectError", "Client", "Code", "ConnectionLostError",
-        "CorruptDataError", "DirectoryStore", "FtpkitError", "Grant", "Identity", "ListEntry",
-        "LocalFileError", "Permission", "ProtocolError", "RefusedError", "Server",
-        "SourceChangedError", "Store", "Tokens", "TransferResult", "TruncatedError",
-        "UdpBlockedError", "UdpMode", "UntrustedError", "Url", "__version__",
+        "CorruptDataError", "DirectoryStore", "FtpkitError", "Grant", "Identity", "Limits",
+        "ListEntry", "LocalFileError", "MemoryStore", "Permission", "ProtocolError",
+        "RefusedError", "Server", "SourceChangedError", "Store", "Tokens", "TransferResult",
+        "TruncatedError", "UdpBlockedError", "UdpMode", "UntrustedError", "Url", "__version__",
     ]  # fmt: skip
     assert all(hasattr(ftpkit, name) for name in ftpkit.__all__)
 
