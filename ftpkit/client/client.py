@@ -4,9 +4,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias, TypedDict, Unpack
 
 from ftpkit.client.connection import R, UrlProvider
 from ftpkit.client.reconnect import ReconnectingConnection
@@ -15,7 +16,7 @@ from ftpkit.client.transfer.blocks import OnProgress
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpMode, UdpTransfer
 from ftpkit.client.transfer.upload import Upload
-from ftpkit.errors import CorruptDataError, FtpkitError, ProtocolError
+from ftpkit.errors import CorruptDataError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
 from ftpkit.protocol import messages as m
@@ -27,6 +28,16 @@ from ftpkit.protocol.status import MAX_STATUS, ServerStatus, decode_status
 if TYPE_CHECKING:
     from ftpkit.client.pool import Pool, TransferFuture
     from ftpkit.client.transfer.download import Download
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+class TransferOptions(TypedDict, total=False):
+    """The options of ``Client.put`` and ``Client.get``."""
+
+    overwrite: bool
+    on_progress: OnProgress | None
+    on_retry: OnRetry | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,7 @@ class Client:
         timeout_s: float = 30.0,
         bytes_per_s: float | None = None,
         retry_for_s: float = 0.0,
-        digest_cache: str | os.PathLike[str] | None = None,
+        digest_cache: StrPath | None = None,
         udp: UdpMode = UdpMode.NO,
         jobs: int = 4,
     ) -> None:
@@ -96,7 +107,7 @@ class Client:
 
     def put(
         self,
-        path: str | os.PathLike[str],
+        path: StrPath,
         name: str | None = None,
         *,
         overwrite: bool = True,
@@ -108,12 +119,23 @@ class Client:
         The file is published atomically once all of it is verified and on stable storage.
         Raises SourceChangedError if the file is written to meanwhile.
         """
-        return self._put(path, name, overwrite, on_progress, on_retry, self._connection)
+        path = os.fspath(path)
+        name = check_name(os.path.basename(path) if name is None else name)
+        with Source(path) as source:
+            upload = partial(
+                Upload,
+                source,
+                name,
+                overwrite=overwrite,
+                digest_cache=self._digest_cache,
+                udp_transfer=self._udp_transfer,
+            )
+            return self._run(upload, path, on_progress, on_retry)
 
     def get(
         self,
         name: str,
-        path: str | os.PathLike[str] | None = None,
+        path: StrPath | None = None,
         *,
         overwrite: bool = True,
         on_progress: OnProgress | None = None,
@@ -123,35 +145,35 @@ class Client:
 
         The file appears at ``path`` atomically once all of it is verified.
         """
-        return self._get(name, path, overwrite, on_progress, on_retry, self._connection)
+        # Imported here: only a download needs storage/, with which it stages its blocks.
+        from ftpkit.client.transfer.download import Download
+        from ftpkit.client.transfer.target import DownloadTarget
+
+        check_name(name)
+        path = os.curdir if path is None else os.fspath(path)
+        if os.path.isdir(path):
+            path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
+        with DownloadTarget(path, overwrite=overwrite) as target:
+            download = partial(
+                Download, name, str(self.address), target, udp_transfer=self._udp_transfer
+            )
+            return self._run(download, path, on_progress, on_retry)
 
     def submit_put(
-        self,
-        path: str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        overwrite: bool = True,
-        on_progress: OnProgress | None = None,
-        on_retry: OnRetry | None = None,
+        self, path: StrPath, name: str | None = None, **options: Unpack[TransferOptions]
     ) -> "TransferFuture[TransferResult]":
         """Start ``put`` in the background, and return its future.
 
         The callbacks are called in a thread of the transfer. A cancelled transfer stops at its
         next read or write, and the same upload resumes there later.
         """
-        return self._submit(partial(self._put, path, name, overwrite, on_progress, on_retry))
+        return self._submit(lambda client: client.put(path, name, **options))
 
     def submit_get(
-        self,
-        name: str,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        overwrite: bool = True,
-        on_progress: OnProgress | None = None,
-        on_retry: OnRetry | None = None,
+        self, name: str, path: StrPath | None = None, **options: Unpack[TransferOptions]
     ) -> "TransferFuture[TransferResult]":
         """Start ``get`` in the background, as ``submit_put`` starts ``put``."""
-        return self._submit(partial(self._get, name, path, overwrite, on_progress, on_retry))
+        return self._submit(lambda client: client.get(name, path, **options))
 
     def list(self, name: str = "", *, recursive: bool = False) -> Iterator[m.ListEntry]:
         """Yield the entries of a directory in the byte order of their full names, page by page."""
@@ -252,60 +274,21 @@ class Client:
         )
 
     def _submit(
-        self, work: Callable[[ReconnectingConnection], TransferResult]
+        self, work: "Callable[[Client], TransferResult]"
     ) -> "TransferFuture[TransferResult]":
+        """Run ``work`` in the pool, with a copy of this client that has its own connection."""
         # Imported here: only a client that submits needs it.
         from ftpkit.client.pool import Pool
+
+        def run(connection: ReconnectingConnection) -> TransferResult:
+            client = copy(self)
+            client._connection = connection
+            return work(client)
 
         with self._pool_lock:
             if self._pool is None:
                 self._pool = Pool(self._jobs, self._connect)
-            return self._pool.submit(work)
-
-    def _put(
-        self,
-        path: str | os.PathLike[str],
-        name: str | None,
-        overwrite: bool,
-        on_progress: OnProgress | None,
-        on_retry: OnRetry | None,
-        connection: ReconnectingConnection,
-    ) -> TransferResult:
-        path = os.fspath(path)
-        name = check_name(os.path.basename(path) if name is None else name)
-        with Source(path) as source:
-            upload = partial(
-                Upload,
-                source,
-                name,
-                overwrite=overwrite,
-                digest_cache=self._digest_cache,
-                udp_transfer=self._udp_transfer,
-            )
-            return self._run(upload, path, on_progress, on_retry, connection)
-
-    def _get(
-        self,
-        name: str,
-        path: str | os.PathLike[str] | None,
-        overwrite: bool,
-        on_progress: OnProgress | None,
-        on_retry: OnRetry | None,
-        connection: ReconnectingConnection,
-    ) -> TransferResult:
-        # Imported here: only a download needs storage/, with which it stages its blocks.
-        from ftpkit.client.transfer.download import Download
-        from ftpkit.client.transfer.target import DownloadTarget
-
-        check_name(name)
-        path = os.curdir if path is None else os.fspath(path)
-        if os.path.isdir(path):
-            path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
-        with DownloadTarget(path, overwrite=overwrite) as target:
-            download = partial(
-                Download, name, str(self.address), target, udp_transfer=self._udp_transfer
-            )
-            return self._run(download, path, on_progress, on_retry, connection)
+            return self._pool.submit(run)
 
     def _run(
         self,
@@ -313,10 +296,9 @@ class Client:
         path: str,
         on_progress: OnProgress | None,
         on_retry: OnRetry | None,
-        connection: ReconnectingConnection,
     ) -> TransferResult:
         """Run the transfer that ``make`` returns, given its callbacks, until it is complete."""
-        cancel_token = connection.cancel_token
+        cancel_token = self._connection.cancel_token
         backoff = Backoff(self._retry_for_s, sleep=cancel_token.sleep)
 
         def progress(moved: int, total: int) -> None:
@@ -325,13 +307,10 @@ class Client:
             if on_progress is not None:
                 on_progress(moved, total)
 
-        def retry(error: FtpkitError, delay: float) -> None:
-            if on_retry is not None:
-                on_retry(error, delay)
-
+        retry = on_retry or (lambda error, delay: None)
         started = time.monotonic()
         transfer = make(on_progress=progress, on_retry=retry)
-        reply = connection.run(transfer.run, backoff, retry)
+        reply = self._connection.run(transfer.run, backoff, retry)
         return TransferResult(
             name=reply.name,
             path=path,

@@ -82,10 +82,7 @@ class Download:
                     " the stored digest. Upload it again"
                 ) from None
         return FileReply(
-            name=self._name,
-            total=total,
-            version=first.version,
-            content_digest=info.content_digest,
+            name=self._name, total=total, version=first.version, content_digest=info.content_digest
         )
 
     def _request_first(self, connection: Connection) -> GetReply | StatReply:

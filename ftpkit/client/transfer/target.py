@@ -11,11 +11,7 @@ from ftpkit.osapi import files as os_files
 from ftpkit.storage.api import FileInfo, UploadSpec
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.directory.tree import Tree
-from ftpkit.storage.directory.upload import (
-    DirectoryUpload,
-    create_upload,
-    reopen_upload,
-)
+from ftpkit.storage.directory.upload import DirectoryUpload, create_upload, reopen_upload
 from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
 
 

@@ -11,22 +11,10 @@ from ftpkit.client.retry import OnRetry
 from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress, damaged_error
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpTransfer
-from ftpkit.errors import (
-    Code,
-    FtpkitError,
-    ProtocolError,
-    RefusedError,
-    SourceChangedError,
-)
+from ftpkit.errors import Code, FtpkitError, ProtocolError, RefusedError, SourceChangedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol import messages as m
-from ftpkit.protocol.digest import (
-    DIGEST_BYTES,
-    digest_of,
-    format_digest,
-    new_hasher,
-    split_digest,
-)
+from ftpkit.protocol.digest import DIGEST_BYTES, digest_of, format_digest, new_hasher, split_digest
 from ftpkit.protocol.fields import BLOCK_RECORD, unpack_block_records
 
 SMALL_FILE: Final = 1024 * 1024
