@@ -29,11 +29,9 @@ class CancelToken:
                     self._sock.shutdown(socket.SHUT_RDWR)
 
     def is_cancelled(self) -> bool:
-        """Whether ``cancel`` was called."""
         return self._cancelled.is_set()
 
     def check(self) -> None:
-        """Raise Cancelled if ``cancel`` was called."""
         if self._cancelled.is_set():
             raise Cancelled
 
@@ -44,7 +42,6 @@ class CancelToken:
             self._sock = sock
 
     def detach(self) -> None:
-        """Have ``cancel`` leave the connection alone."""
         with self._lock:
             self._sock = None
 

@@ -78,7 +78,6 @@ class Connection:
 
     @property
     def address(self) -> Address:
-        """The server's host and port."""
         return self.url.address
 
     def allows(self, permission: str) -> bool:
@@ -128,7 +127,6 @@ class Connection:
         self.algorithm, self.features = reply.digest, reply.features
 
     def _authenticate(self) -> m.AuthReply:
-        """Return the reply to ``auth``, which was sent behind ``hello``."""
         if self.url.token is None:
             raise RefusedError(
                 Code.AUTH_REQUIRED,
@@ -195,7 +193,6 @@ class Connection:
             yield self.receive()
 
     def drain(self) -> None:
-        """Receive and discard the replies to all unanswered requests."""
         while self._protocol.unanswered:
             self.receive()
             self.stream.skip_body()
@@ -225,7 +222,6 @@ class Connection:
         return digest
 
     def reconnect(self) -> None:
-        """Close the connection, and open it again."""
         self.close()
         self._open(tls=not self._local_plaintext)
 
@@ -244,7 +240,6 @@ def _expect(reply: m.Reply | m.Pending | RefusedError, expected: type[R]) -> R:
 
 @contextlib.contextmanager
 def _connect_errors(address: Address) -> Iterator[None]:
-    """Raise a CannotConnectError for every error but a refusal."""
     permanent = False
     try:
         yield

@@ -45,11 +45,9 @@ class DigestCache:
                 self._open(directory)
 
     def get(self, offset: int) -> str | None:
-        """Return the digest of the block at ``offset``, or None if it is not in the cache."""
         return self._digests.get(offset)
 
     def add(self, offset: int, digest: str) -> None:
-        """Store the digest of the block at ``offset``."""
         if self._digests.get(offset) == digest:
             return
         self._digests[offset] = digest
@@ -66,7 +64,6 @@ class DigestCache:
                 os.unlink(self._path)
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)

@@ -24,11 +24,9 @@ class SavedUrls:
     default: Address | None = None
 
     def find(self, address: Address | None) -> Url | None:
-        """Return the URL for a host and port, or None."""
         return next((url for url in self.urls if url.address == address), None)
 
     def without(self, address: Address) -> "SavedUrls":
-        """Return a copy without the URL for ``address``."""
         urls = tuple(url for url in self.urls if url.address != address)
         return SavedUrls(urls, None if self.default == address else self.default)
 
@@ -43,7 +41,6 @@ class KnownHosts:
         self._path = path
 
     def load(self) -> SavedUrls:
-        """Return what is saved."""
         data = private_files.read(self._path)
         if data is None:
             return SavedUrls()

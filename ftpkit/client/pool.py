@@ -34,7 +34,6 @@ class TransferFuture(Future[T]):
         return self.cancelled() or not self.done()
 
     def running(self) -> bool:
-        """Whether the transfer has begun and not ended."""
         return self._claim.locked() and not self.done()
 
     def run(self, work: Callable[[], T]) -> None:
@@ -77,7 +76,6 @@ class Pool:
         return future
 
     def close(self, *, cancel_futures: bool) -> None:
-        """Wait for all transfers, or cancel them first, and close the connections."""
         try:
             if cancel_futures:
                 self._cancel()

@@ -19,7 +19,6 @@ OnMoved = Callable[[int], None]
 
 
 def damaged_error(what: str) -> CorruptDataError:
-    """Return the error for what was damaged in all its tries."""
     return CorruptDataError(
         f"{what} arrived damaged {TRIES} times. Check the network and the memory of both computers"
     )
@@ -41,11 +40,9 @@ class BlockTransfer:
 
     @property
     def offsets(self) -> range:
-        """The offset of each block of the file."""
         return range(0, self._total, BLOCK)
 
     def size(self, offset: int) -> int:
-        """Return how many bytes the block at ``offset`` has."""
         return min(BLOCK, self._total - offset)
 
     def sizes(self, offsets: Iterable[int]) -> dict[int, int]:

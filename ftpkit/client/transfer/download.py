@@ -1,6 +1,8 @@
 """A download: blocks of one version of a file, staged beside the target until all have arrived."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ftpkit.client.connection import Connection
@@ -18,6 +20,7 @@ WINDOW: Final = 4
 _PIECE: Final = 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
 class Download:
     """The download of the file ``name`` to ``target``.
 
@@ -26,20 +29,12 @@ class Download:
     identity of what is staged.
     """
 
-    def __init__(
-        self,
-        name: str,
-        server: str,
-        target: DownloadTarget,
-        *,
-        on_progress: OnProgress,
-        on_retry: OnRetry,
-        udp_transfer: UdpTransfer,
-    ) -> None:
-        self._name, self._server, self._target = name, server, target
-        self._on_progress, self._on_retry = on_progress, on_retry
-        self._udp_transfer = udp_transfer
-        self._buffer = memoryview(bytearray(_PIECE))
+    name: str
+    server: str
+    target: DownloadTarget
+    on_progress: OnProgress
+    on_retry: OnRetry
+    udp_transfer: UdpTransfer
 
     def run(self, connection: Connection) -> FileReply:
         """Fetch what is missing and publish it; return what was downloaded."""
@@ -56,43 +51,41 @@ class Download:
 
     def _fetch(self, connection: Connection) -> FileReply:
         first = self._request_first(connection)
-        if first.name != self._name:
+        if first.name != self.name:
             raise ProtocolError("the reply is about another file")
         total = first.total
-        identity = digest_of(repr((self._server, self._name, first.version, total)).encode())
-        spec = UploadSpec(name=self._name, total=total, mtime=first.mtime, mode=first.mode)
-        upload = self._target.stage(identity, spec)
-        blocks = BlockDownload(
-            connection, upload, first, self._target, self._buffer, self._on_progress
-        )
+        identity = digest_of(repr((self.server, self.name, first.version, total)).encode())
+        spec = UploadSpec(name=self.name, total=total, mtime=first.mtime, mode=first.mode)
+        upload = self.target.stage(identity, spec)
+        blocks = BlockDownload(connection, upload, first, self.target, self.on_progress)
         if isinstance(first, GetReply):
             blocks.receive_first(first)
-        if self._udp_transfer.enabled:
-            blocks.fetch_udp(self._udp_transfer, self._on_retry)
+        if self.udp_transfer.enabled:
+            blocks.fetch_udp(self.udp_transfer, self.on_retry)
         blocks.fetch()
-        with self._target.errors():
+        with self.target.errors():
             try:
                 info = upload.commit(total, first.content_digest, None, lambda done, total: None)
             except RefusedError as refusal:
                 if refusal.code is not Code.DIGEST_MISMATCH:
                     raise
-                self._target.drop()
+                self.target.drop()
                 raise CorruptDataError(
-                    f"{self._name!r} is damaged on the server: its content does not match"
+                    f"{self.name!r} is damaged on the server: its content does not match"
                     " the stored digest. Upload it again"
                 ) from None
         return FileReply(
-            name=self._name, total=total, version=first.version, content_digest=info.content_digest
+            name=self.name, total=total, version=first.version, content_digest=info.content_digest
         )
 
     def _request_first(self, connection: Connection) -> GetReply | StatReply:
         """Ask for the first block, or for the metadata alone if blocks are staged already."""
-        if self._target.has_blocks or self._udp_transfer.enabled:
-            reply = connection.request(Stat(name=self._name), StatReply)
+        if self.target.has_blocks or self.udp_transfer.enabled:
+            reply = connection.request(Stat(name=self.name), StatReply)
             if reply.kind == "dir":
-                raise RefusedError(Code.IS_A_DIRECTORY, f"{self._name!a} is a directory")
+                raise RefusedError(Code.IS_A_DIRECTORY, f"{self.name!a} is a directory")
             return reply
-        request = Get(name=self._name, offset=0, length=BLOCK, digest=connection.algorithm)
+        request = Get(name=self.name, offset=0, length=BLOCK, digest=connection.algorithm)
         return connection.request(request, GetReply)
 
 
@@ -105,17 +98,15 @@ class BlockDownload:
         upload: Upload,
         file: GetReply | StatReply,
         target: DownloadTarget,
-        buffer: memoryview,
         on_progress: OnProgress,
     ) -> None:
         self._connection, self._upload, self._file = connection, upload, file
-        self._target, self._buffer = target, buffer
+        self._target, self._buffer = target, memoryview(bytearray(_PIECE))
         self._blocks = BlockTransfer(connection, file.total, WINDOW, on_progress)
         self._held = {record.offset for record in upload.records(connection.algorithm)}
         self._blocks.count_missing(self._missing())
 
     def fetch(self) -> None:
-        """Fetch the missing blocks."""
         self._blocks.run(self._missing(), self._request, self._finish)
 
     def fetch_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
@@ -135,9 +126,9 @@ class BlockDownload:
                 if hold_block(self._upload, offset, data, digest):
                     self._held.add(offset)
 
-        def receive(rate: float | None) -> int:
-            return receive_blocks(connection, file.name, file.version, sizes, hold, on_moved, rate)
-
+        receive = partial(
+            receive_blocks, connection, file.name, file.version, sizes, hold, on_moved
+        )
         udp_transfer.run(connection, receive, on_retry)
         self._blocks.count_missing(self._missing())
 

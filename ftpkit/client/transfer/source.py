@@ -42,7 +42,6 @@ class Source:
             view, offset = view[count:], offset + count
 
     def digest(self, offset: int, size: int, algorithm: str) -> str:
-        """Return the digest of ``size`` bytes from ``offset``."""
         hasher, stop = new_hasher(algorithm), offset + size
         while offset < stop:
             count = self._read(self._buffer[: stop - offset], offset)
@@ -51,7 +50,6 @@ class Source:
         return format_digest(algorithm, hasher.digest())
 
     def check_unchanged(self) -> None:
-        """Raise SourceChangedError if the file's size or mtime changed since it was opened."""
         now, then = os.fstat(self.fd), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise SourceChangedError(f"{self.path!r} changed during the upload: upload it again")

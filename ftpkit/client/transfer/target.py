@@ -80,7 +80,6 @@ class DownloadTarget:
             raise LocalFileError(f"cannot write {self._path!r}: {reason}") from error
 
     def drop(self) -> None:
-        """Remove the staged blocks."""
         self._close_upload()
         self._empty()
 

@@ -37,7 +37,6 @@ class UdpTransfer:
 
     @property
     def enabled(self) -> bool:
-        """Whether to try UDP."""
         return self._mode is not UdpMode.NO and not self._blocked
 
     def run(

@@ -89,8 +89,6 @@ def receive_blocks(
 def upload_starter(
     sizes: Mapping[int, int], fill: Fill, bytes_per_s: float | None
 ) -> Callable[[int, int, float, float], Sender]:
-    """Return what makes the sender of an upload's blocks."""
-
     def start(session: int, piece: int, rtt_s: float, now: float) -> Sender:
         return Sender(
             session,

@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from ftpkit.client.connection import Connection, SendBody
@@ -22,6 +24,7 @@ SMALL_FILE: Final = 1024 * 1024
 WINDOW: Final = 16
 
 
+@dataclass(slots=True)
 class Upload:
     """The upload of one file as ``name``.
 
@@ -29,48 +32,40 @@ class Upload:
     only the blocks that the server does not hold.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        name: str,
-        *,
-        overwrite: bool,
-        digest_cache: str | None,
-        on_progress: OnProgress,
-        on_retry: OnRetry,
-        udp_transfer: UdpTransfer,
-    ) -> None:
-        self._source, self._name, self._overwrite = source, name, overwrite
-        self._digest_cache = digest_cache
-        self._on_progress, self._on_retry = on_progress, on_retry
-        self._udp_transfer = udp_transfer
-        self._put_sent = False
-        self._commit: m.Commit | None = None
+    source: Source
+    name: str
+    overwrite: bool
+    digest_cache: str | None
+    on_progress: OnProgress
+    on_retry: OnRetry
+    udp_transfer: UdpTransfer
+    _put_sent: bool = field(default=False, init=False)
+    _commit: m.Commit | None = field(default=None, init=False)
 
     def run(self, connection: Connection) -> m.FileReply:
         """Send what is missing, and return what was published."""
-        total = self._source.total
-        self._on_progress(0, total)
-        udp = self._udp_transfer.enabled and total > 0
+        total = self.source.total
+        self.on_progress(0, total)
+        udp = self.udp_transfer.enabled and total > 0
         # Without permission to read, a put whose reply was lost could not be recognized.
         if total <= SMALL_FILE and not udp and connection.allows("read"):
             published = self._put(connection)
         else:
             published = self._repeat_commit(connection) or self._send_blocks(connection)
         # Headers have no checksum: the server may have read another name than was sent.
-        if (published.name, published.total) != (self._name, total):
+        if (published.name, published.total) != (self.name, total):
             raise ProtocolError("the server published a file of another name or size than was sent")
         return published
 
     def _put(self, connection: Connection) -> m.FileReply:
-        source = self._source
+        source = self.source
         request = m.Put(
-            name=self._name,
+            name=self.name,
             size=source.total,
             digest=source.digest(0, source.total, connection.algorithm),
             mtime=source.mtime,
             mode=source.mode,
-            overwrite=self._overwrite,
+            overwrite=self.overwrite,
         )
         # The server refuses any content but that which this digest was computed from.
         source.check_unchanged()
@@ -85,23 +80,23 @@ class Upload:
                 # The file may be ours, and only the reply to an earlier put was lost.
                 reply = self._stored(connection, request) or reply
             if isinstance(reply, m.FileReply):
-                self._on_progress(source.total, source.total)
+                self.on_progress(source.total, source.total)
                 return reply
             if not isinstance(reply, RefusedError):
                 raise ProtocolError("the reply does not match the request")
             if reply.code is not Code.DIGEST_MISMATCH:
                 raise reply
             source.check_unchanged()
-        raise damaged_error(repr(self._name))
+        raise damaged_error(repr(self.name))
 
     def _stored(self, connection: Connection, request: m.Put) -> m.FileReply | None:
         """Return what is stored under the name if it has the content of ``request``."""
-        reply = connection.request(m.DigestRequest(name=self._name), m.FileReply)
+        reply = connection.request(m.DigestRequest(name=self.name), m.FileReply)
         return reply if reply.content_digest == request.digest else None
 
     def _send_blocks(self, connection: Connection) -> m.FileReply:
-        status, algorithm = self._source.status, connection.algorithm
-        cache = DigestCache(self._digest_cache, status, block=BLOCK, algorithm=algorithm)
+        status, algorithm = self.source.status, connection.algorithm
+        cache = DigestCache(self.digest_cache, status, block=BLOCK, algorithm=algorithm)
         with closing(cache):
             for _ in range(TRIES):
                 self._commit = self._send_missing(connection, cache)
@@ -119,16 +114,15 @@ class Upload:
 
     def _send_missing(self, connection: Connection, cache: DigestCache) -> m.Commit:
         """Send the blocks that the server does not hold; return the request to publish."""
-        source, name, overwrite = self._source, self._name, self._overwrite
         blocks = BlockUpload(
-            connection, source, name, cache, self._on_progress, overwrite=overwrite
+            connection, self.source, self.name, cache, self.on_progress, overwrite=self.overwrite
         )
         try:
             blocks.begin()
-            if self._udp_transfer.enabled:
-                blocks.send_udp(self._udp_transfer, self._on_retry)
+            if self.udp_transfer.enabled:
+                blocks.send_udp(self.udp_transfer, self.on_retry)
             blocks.send()
-            source.check_unchanged()
+            self.source.check_unchanged()
         except SourceChangedError:
             cache.clear()
             blocks.abort()
@@ -199,7 +193,6 @@ class BlockUpload:
         self.write(self._differing(unverified))
 
     def write(self, offsets: Iterable[int]) -> None:
-        """Send the blocks at ``offsets``."""
         self._blocks.run(offsets, self._request, self._finish)
 
     def send_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
@@ -211,12 +204,8 @@ class BlockUpload:
         from ftpkit.client.transfer.udp_session import send_blocks
 
         self._blocks.count_missing(missing)
-        sizes = self._blocks.sizes(missing)
-        connection, on_moved = self._connection, self._blocks.count
-
-        def send(rate: float | None) -> int:
-            return send_blocks(connection, self.upload, sizes, self.fill, on_moved, rate)
-
+        connection, sizes = self._connection, self._blocks.sizes(missing)
+        send = partial(send_blocks, connection, self.upload, sizes, self.fill, self._blocks.count)
         self.count_arrived(sizes, udp_transfer.run(connection, send, on_retry))
 
     def missing(self) -> dict[int, int]:
@@ -262,7 +251,6 @@ class BlockUpload:
             self._connection.request(m.Abort(upload=self.upload), m.OkReply)
 
     def _plan(self) -> tuple[list[int], list[int]]:
-        """Return which blocks must be sent, and which are held but not in the digest cache."""
         missing, unverified = [], []
         for offset in self._blocks.offsets:
             held, cached = self._held.get(offset), self._cache.get(offset)
