@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
@@ -42,25 +43,21 @@ class BlockingScheduler:
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is any limit; without one, nobody needs to acquire quanta."""
         return self._scheduler.has_limits
 
     def add_flow(self, transfer: Transfer) -> "TurnHandle":
         """Return the handle of one more connection that carries ``transfer``."""
         with self._lock:
-            return TurnHandle(
-                self, self._scheduler.add_flow(transfer), threading.Condition(self._lock)
-            )
+            flow = self._scheduler.add_flow(transfer)
+        return TurnHandle(self, flow, threading.Condition(self._lock))
 
     def configure(self, policy: Policy, *, slots: int | None, bytes_per_s: Rates) -> None:
-        """Change the policy and the limits, also for threads that wait."""
         with self._lock:
             now = self._clock()
             self._scheduler.configure(policy, slots=slots, bytes_per_s=bytes_per_s, now=now)
             self._grant_due(now)
 
     def set_rates(self, account: Account, bytes_per_s: Rates) -> None:
-        """Change the limits of ``account``, also for its threads that wait."""
         with self._lock:
             now = self._clock()
             self._scheduler.set_rates(account, bytes_per_s, now)
@@ -80,7 +77,6 @@ class BlockingScheduler:
             self._waiting.clear()
 
     def snapshot(self) -> list[TransferSnapshot]:
-        """Return the state of all transfers, in the order of their arrival."""
         with self._lock:
             return self._scheduler.snapshot(self._clock())
 
@@ -94,7 +90,8 @@ class BlockingScheduler:
             self._grant_due(now)
             force_at = now + self._longest_wait_s
             while flow in self._waiting:
-                handle.woken.wait(min(self._timer_left_s(handle), force_at - now))
+                until = min(force_at, self._timer_until_s) if handle is self._timer else force_at
+                handle.woken.wait(max(0.0, until - now))
                 now = self._clock()
                 if flow in self._waiting and now >= force_at:
                     force_at = now + self._longest_wait_s
@@ -144,33 +141,26 @@ class BlockingScheduler:
         if handle is not None:
             handle.woken.notify()
 
-    def _timer_left_s(self, handle: "TurnHandle") -> float:
-        if handle is not self._timer:
-            return math.inf
-        return max(0.0, self._timer_until_s - self._clock())
 
-
+@dataclass(slots=True, eq=False)
 class TurnHandle:
     """Acquires and releases the quanta of one flow; one thread at a time uses it."""
 
-    __slots__ = ("_scheduler", "flow", "woken")
-
-    def __init__(
-        self, scheduler: BlockingScheduler, flow: Flow, woken: threading.Condition
-    ) -> None:
-        self._scheduler, self.flow, self.woken = scheduler, flow, woken
+    scheduler: BlockingScheduler
+    flow: Flow
+    woken: threading.Condition
 
     def acquire(self) -> int:
         """Wait for a quantum, and return how many bytes may move in it.
 
         Raises RefusedError once the scheduler is stopped, ConnectionLostError after ``close``.
         """
-        return self._scheduler._acquire(self)
+        return self.scheduler._acquire(self)
 
     def release(self, moved: int) -> None:
         """End the quantum and count ``moved`` bytes, which may also have moved without one."""
-        self._scheduler._release(self.flow, moved)
+        self.scheduler._release(self.flow, moved)
 
     def close(self) -> None:
         """Remove the flow and end a wait for a quantum; any thread may call this, and again."""
-        self._scheduler._remove(self.flow)
+        self.scheduler._remove(self.flow)

@@ -96,7 +96,6 @@ class FairQueue:
         return math.inf
 
     def reorder(self, policy: Policy, now: float) -> None:
-        """Queue all flows again, by ``policy`` and the current limits."""
         self._policy = policy
         flows = self.flows()
         for flow in flows:

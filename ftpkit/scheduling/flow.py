@@ -49,7 +49,6 @@ class Account:
 
     @property
     def bytes_per_s(self) -> Rates:
-        """The limits of this account alone."""
         return {
             direction: rate
             for direction, queue in self.queues.items()
@@ -58,7 +57,6 @@ class Account:
 
     @property
     def has_limits(self) -> bool:
-        """Whether this account has a limit of its own in either direction."""
         return bool(self.bytes_per_s)
 
 
@@ -88,7 +86,6 @@ class Transfer:
         self.meter, self.moved_s = Meter(self.arrived_s), self.arrived_s
 
     def move(self, count: int, now: float) -> None:
-        """Count ``count`` more bytes as moved."""
         if count:
             self.moved += count
             self.moved_s = now

@@ -34,7 +34,6 @@ class Meter:
             self._at, self._gap_s, self._pending = now, gap_s, 0
 
     def bytes_per_s(self, now: float) -> float:
-        """Return the average rate at ``now``."""
         elapsed_s = now - self._at
         rate, weight = self._rate, self._weight
         if self._pending and (elapsed_s >= _STEP_S or not weight):

@@ -39,5 +39,4 @@ class RankedQueue(Generic[T]):
         return queued
 
     def discard(self, item: T) -> None:
-        """Remove ``item`` if it is queued."""
         self.by_age.pop(item, None)

@@ -33,21 +33,17 @@ class RemoteScheduler:
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is any limit; without one, flows need no quanta."""
         return self._local.has_limits
 
     def add_flow(self, transfer: Transfer) -> Flow:
-        """Return a new flow of ``transfer``."""
         return self._local.add_flow(transfer)
 
     def ready(self, flow: Flow, now: float) -> None:
-        """Request a quantum for ``flow``."""
         number = self._number(flow)
         flow.state = State.READY
         self._send(call="ready", flow=number)
 
     def force_grant(self, flow: Flow, now: float) -> None:
-        """Request a small quantum regardless of limits; it is granted as others are."""
         self._send(call="force_grant", flow=self._numbers[flow])
 
     def granted(self, number: int, size: int) -> None:
@@ -55,7 +51,6 @@ class RemoteScheduler:
         self._grants.append((number, size))
 
     def grant_next(self, now: float) -> Flow | None:
-        """Return the next flow that was granted a quantum, if any."""
         while self._grants:
             number, size = self._grants.popleft()
             flow = self._flows.get(number)
@@ -69,7 +64,6 @@ class RemoteScheduler:
         return math.inf
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        """Count ``moved`` bytes of ``flow``, and end its quantum if it holds one."""
         if flow.state is not State.DONE:  # another thread may have removed it
             if self.has_limits or flow in self._numbers:
                 self._send(call="release", flow=self._number(flow), moved=moved)
@@ -77,7 +71,6 @@ class RemoteScheduler:
         self._local.release(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
-        """Remove ``flow`` in whatever state it is; safe to call again."""
         number = self._numbers.pop(flow, None)
         if number is not None:
             del self._flows[number]
@@ -88,16 +81,13 @@ class RemoteScheduler:
     def configure(
         self, policy: Policy, *, slots: int | None, bytes_per_s: Rates, now: float
     ) -> None:
-        """Change the policy and the limits, as the other process does by itself."""
         self._local.configure(policy, slots=slots, bytes_per_s=bytes_per_s, now=now)
 
     def set_rates(self, account: Account, bytes_per_s: Rates, now: float) -> None:
-        """Change the limits of ``account`` in both processes."""
         self._local.set_rates(account, bytes_per_s, now)
         self._send(call="set_rates", user=account.user, bytes_per_s=bytes_per_s)
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
-        """Return the state of this process's transfers, in the order of their arrival."""
         return [
             replace(each, position=self.positions.get(each.transfer.order))
             for each in self._local.snapshot(now)
