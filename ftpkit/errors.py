@@ -127,19 +127,18 @@ class CannotConnectError(ConnectionLostError):
     """
 
     code = "cannot-connect"
+    permanent = False
 
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
-        self.permanent = permanent
+        self.permanent |= permanent
 
 
 class UdpBlockedError(CannotConnectError):
     """The server answers over TCP, but no datagram passes: transfer without UDP."""
 
     code = "udp-blocked"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=True)
+    permanent = True
 
 
 class UntrustedError(CannotConnectError):
@@ -149,9 +148,7 @@ class UntrustedError(CannotConnectError):
     """
 
     code = "untrusted"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=True)
+    permanent = True
 
 
 class HandshakeError(ConnectionLostError):

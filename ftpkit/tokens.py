@@ -72,7 +72,6 @@ def is_user_name(name: str) -> bool:
 
 
 def encode_grant(grant: Grant) -> dict[str, Any]:
-    """Return ``grant`` as the object of tokens.json."""
     values = {_KEYS.get(name, name): value for name, value in asdict(grant).items()}
     return {**values, "can": [can for can in Permission if can in grant.can]}
 
@@ -214,7 +213,6 @@ class Tokens:
 
 
 def new_token() -> str:
-    """Return a random token of 32 characters."""
     return secrets.token_urlsafe(_TOKEN_BYTES)
 
 
@@ -277,7 +275,6 @@ _RULES: Final[dict[str, Callable[[Any], bool]]] = {
 
 
 def _check(grant: Grant) -> None:
-    """Raise ValueError if a value of ``grant`` is invalid."""
     for name, is_valid in _RULES.items():
         if not is_valid(value := getattr(grant, name)):
             raise ValueError(f"{value!r} is not a valid value of {_KEYS.get(name, name)}")

@@ -14,7 +14,6 @@ _HOST_PORT: Final = (
 )
 _TOKEN: Final = "[A-Za-z0-9_.-]{1,128}"  # noqa: S105  its pattern
 _PIN: Final = "[A-Za-z0-9_-]{43}"
-_ADDRESS: Final = re.compile(rf"(?:{SCHEME}://)?{_HOST_PORT}")
 _URL: Final = re.compile(
     rf"(?:{SCHEME}(?P<plain>\+plain)?://)?"
     rf"(?:(?!@)(?P<token>{_TOKEN})?(?::(?P<pin>{_PIN}))?@)?{_HOST_PORT}"
@@ -38,8 +37,8 @@ class Address(NamedTuple):
 
         Raises ValueError with a message for the user.
         """
-        match = _ADDRESS.fullmatch(text)
-        if match is None:
+        match = _URL.fullmatch(text)
+        if match is None or match["plain"] or match["token"] or match["pin"]:
             # The text is not quoted: it could be a login URL with a token.
             raise ValueError(f"invalid address: expected {SCHEME}://HOST:PORT")
         return _address(match)
@@ -100,7 +99,6 @@ def _address(match: re.Match[str]) -> Address:
 
 
 def _plain_host(host: str) -> str:
-    """Return ``host`` without characters that shells interpret."""
     if ":" in host:
         return host.replace(":", "-").replace("%", "s") + ".ipv6-literal.net"
     return host if host.isascii() else host.encode("idna").decode()

@@ -45,5 +45,4 @@ class DatagramCipher:
 
 
 def _at_least(memory: memoryview, length: int) -> memoryview:
-    """Return memory of at least ``length`` bytes: ``memory`` itself if that is enough."""
     return memory if len(memory) >= length else memoryview(bytearray(length))

@@ -87,12 +87,10 @@ class FrameStream:
 
     @property
     def remote(self) -> tuple[int, tuple[Any, ...]]:
-        """Family and address of the peer."""
         return self._sock.family, self._sock.getpeername()
 
     @property
     def is_tls(self) -> bool:
-        """Whether the stream is encrypted."""
         return isinstance(self._transport, TlsTransport)
 
     def peek(self, seconds: float) -> bytes:
@@ -177,7 +175,6 @@ class FrameStream:
         return bytes(body)
 
     def skip_body(self) -> None:
-        """Read the rest of the body and discard it."""
         piece = memoryview(bytearray(min(self.left, _DISCARD_READ)))
         while self.read_into(piece):
             pass
@@ -277,7 +274,6 @@ class FrameStream:
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket; safe to call twice."""
         with contextlib.suppress(OSError):
             self._sock.close()
 

@@ -59,11 +59,9 @@ class DatagramSocket:
         os_sockets.join_segments(sock)
 
     def fileno(self) -> int:
-        """Return the descriptor."""
         return self._sock.fileno()
 
     def connect(self, address: tuple[Any, ...]) -> None:
-        """Send to and receive from one address only; may be called again."""
         self._sock.connect(address)
 
     def sizes(self) -> list[int]:
@@ -134,7 +132,6 @@ class DatagramSocket:
                 self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket; safe to call twice."""
         self._sock.close()
 
     def _send_segments(self, batch: Sequence[Parts]) -> bool:
