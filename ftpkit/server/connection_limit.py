@@ -1,4 +1,4 @@
-"""Limits the number of connections: in total, and from one address."""
+"""Counts and limits connections: those of each client address, or of each user."""
 
 import threading
 from collections import Counter
@@ -6,35 +6,33 @@ from collections.abc import Callable
 
 
 class ConnectionLimiter:
-    """Counts connections from their accept to their end."""
+    """Counts connections by a key, from their start to their end."""
 
-    def __init__(self, maximum: int, maximum_per_address: int) -> None:
-        self._maximum, self._maximum_per_address = maximum, maximum_per_address
+    def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._from: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def acquire(self, host: str) -> bool:
-        """Count a connection from ``host``; False if that would exceed a limit."""
+    def acquire(
+        self, key: str, max_connections: int | None = None, max_total: int | None = None
+    ) -> bool:
+        """Count one more connection of ``key``; False if it or all keys together reach a limit."""
         with self._changed:
-            if self._from.total() >= self._maximum or self._from[host] >= self._maximum_per_address:
+            if max_total is not None and self._counts.total() >= max_total:
                 return False
-            self._from[host] += 1
+            if max_connections is not None and self._counts[key] >= max_connections:
+                return False
+            self._counts[key] += 1
             return True
 
-    def release(self, host: str) -> None:
-        """Stop counting a connection from ``host``."""
+    def release(self, key: str) -> None:
+        """Count one connection of ``key`` less."""
         with self._changed:
-            self._from[host] -= 1
-            if not self._from[host]:
-                del self._from[host]
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
             self._changed.notify_all()
 
     def wait_for(self, condition: Callable[[int], bool], timeout_s: float | None = None) -> bool:
         """Wait until ``condition`` holds for the number of connections; False after a timeout."""
         with self._changed:
-            return self._changed.wait_for(lambda: condition(self._from.total()), timeout_s)
-
-    def change(self, maximum: int, maximum_per_address: int) -> None:
-        """Set other limits; open connections stay open."""
-        with self._changed:
-            self._maximum, self._maximum_per_address = maximum, maximum_per_address
+            return self._changed.wait_for(lambda: condition(self._counts.total()), timeout_s)

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from ftpkit import __version__
@@ -26,6 +26,7 @@ from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.limits import Limits
+from ftpkit.server.listener import Listeners
 from ftpkit.server.session import Session
 from ftpkit.server.status import transfer_status
 from ftpkit.server.transfers.registry import TransferRegistry
@@ -65,8 +66,8 @@ class ConnectionHandler:
         plain: bool = False,
     ) -> None:
         self.store = store
-        self.identity, self._plain = identity, plain
-        self._limits = limits
+        self._tls = identity.context() if identity else None
+        self._plain, self._limits = plain, limits
         self.registry = TransferRegistry(BlockingScheduler(scheduler or limits.new_scheduler()))
         self.jobs = Jobs()
         self._connection_limiter = connection_limiter
@@ -87,26 +88,17 @@ class ConnectionHandler:
         """Return an authenticator, and start the thread that checks the tokens of open sessions."""
         if shared_limits is None:
             shared_limits = LocalLimits(used_bytes_of(self.store))
-            self._before_close.callback(shared_limits.close)
+            self._before_close.callback(shared_limits.quotas.close)
         thread = threading.Thread(target=self._check_tokens, name="ftpkit-tokens", daemon=True)
         thread.start()
         self._before_close.callback(thread.join)
         self._before_close.callback(self._closed.set)
         return Authenticator(tokens, shared_limits, self.store, self._leaving)
 
-    @property
-    def identity(self) -> Identity | None:
-        """The key and certificate for new connections; None disables TLS."""
-        return self._identity
-
-    @identity.setter
-    def identity(self, identity: Identity | None) -> None:
-        tls = None if identity is None else identity.context()
-        self._identity, self._tls = identity, tls
-
-    def change(self, limits: Limits) -> None:
-        """Apply other limits: timeouts to new connections, the rest to all at once."""
+    def change(self, limits: Limits, identity: Identity | None = None) -> None:
+        """Apply other limits, and an ``identity`` for new connections, as ``Server`` does."""
         self._limits = limits
+        self._tls = identity.context() if identity else self._tls
         self.registry.scheduler.configure(
             limits.policy,
             slots=limits.slots,
@@ -244,14 +236,14 @@ def used_bytes_of(store: Store) -> UsedBytes:
     return store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, go_on: 0
 
 
-def sweep_hourly(store: Store, limits: Callable[[], Limits], stopping: threading.Event) -> None:
-    """Delete expired uploads and publications, now and every hour, until ``stopping`` is set."""
+def sweep_hourly(store: Store, listeners: Listeners) -> None:
+    """Delete expired uploads and publications, now and every hour, until ``listeners`` stop."""
     if not isinstance(store, SweepingStore):
         return
     while True:
         try:
-            store.sweep(uploads_s=limits().expire_uploads_s, publications_s=_PUBLICATIONS_S)
+            store.sweep(uploads_s=listeners.limits.expire_uploads_s, publications_s=_PUBLICATIONS_S)
         except OSError:
             log.exception("error", extra={"fields": {"at": "sweep"}})
-        if stopping.wait(_SWEEP_S):
+        if listeners.stopping.wait(_SWEEP_S):
             return

@@ -36,7 +36,8 @@ class Listeners:
 
     Each connection gets a thread to call ``handle`` in, which closes the socket; if not
     ``threaded``, the accepting thread calls it, and the caller releases the ``connection_limiter``.
-    ``sockets`` replace ``host`` and ``port`` at the first ``open``.
+    ``sockets`` replace ``host`` and ``port`` at the first ``open``. ``limits`` can be replaced;
+    open connections stay open.
     """
 
     def __init__(
@@ -53,9 +54,8 @@ class Listeners:
         self._host, self._port, self._datagrams = host, port, datagrams
         self._sockets = sockets
         self.handle, self.threaded = handle, threaded
-        self.connection_limiter = ConnectionLimiter(
-            limits.max_connections, limits.max_connections_per_address
-        )
+        self.limits = limits
+        self.connection_limiter = ConnectionLimiter()
         self.stopping = threading.Event()
         self._listeners: list[Listener] = []
         self._accepting = False
@@ -85,10 +85,6 @@ class Listeners:
         thread = threading.Thread(target=target, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
-
-    def change(self, limits: Limits) -> None:
-        """Apply other connection limits; open connections stay open."""
-        self.connection_limiter.change(limits.max_connections, limits.max_connections_per_address)
 
     def close(self) -> None:
         """Stop accepting, and close the listening sockets, also those that were never opened."""
@@ -133,7 +129,10 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether the limits allow another connection; False leads to a refusal."""
-        return self._owner.connection_limiter.acquire(client_address[0])
+        limits = self._owner.limits
+        return self._owner.connection_limiter.acquire(
+            client_address[0], limits.max_connections_per_address, limits.max_connections
+        )
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start the thread of a connection, or hand it over without one."""

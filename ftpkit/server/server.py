@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 from ftpkit.net.address import DEFAULT_PORT, Address
@@ -53,7 +54,6 @@ class Server:
     ) -> None:
         self._store, self._durable = store, durable
         self._identity, self._plain, self._tokens = identity, plain, tokens
-        self._limits = limits
         self._listeners = Listeners(
             host, port, limits, self._handle, datagrams=datagrams, sockets=sockets
         )
@@ -87,16 +87,13 @@ class Server:
         self.handler = ConnectionHandler(
             store,
             self.connection_limiter,
-            self._limits,
+            self._listeners.limits,
             tokens=self._tokens,
             identity=self._identity,
             plain=self._plain,
         )
         self._udp_listeners = [UdpListener(port) for port in ports]
-        stopping = self._listeners.stopping
-        self._listeners.start_thread(
-            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self._limits, stopping)
-        )
+        self._listeners.start_thread("ftpkit-sweep", partial(sweep_hourly, store, self._listeners))
         self._listeners.accept()
         for udp_listener in self._udp_listeners:
             udp_listener.start()
@@ -133,12 +130,10 @@ class Server:
 
         An ``identity`` replaces the present one for new connections.
         """
-        self._limits = limits
+        self._listeners.limits = limits
         self._identity = identity or self._identity
-        self._listeners.change(limits)
         if self.handler is not None:
-            self.handler.change(limits)
-            self.handler.identity = self._identity
+            self.handler.change(limits, identity)
 
     def status(self) -> ServerStatus:
         """Return what the server does now; WIRE.md section 6 lists the keys.

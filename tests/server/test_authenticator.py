@@ -77,11 +77,11 @@ class Handlers:
         self._stack = ExitStack()
         self._store = self._stack.enter_context(DirectoryStore(root))
         self.limits = LocalLimits(self._store.used_bytes)
-        self._stack.callback(self.limits.close)
+        self._stack.callback(self.limits.quotas.close)
         self._threads = self._stack.enter_context(ThreadPoolExecutor())
 
     def handler(self, limits: Any = None) -> tuple[ConnectionHandler, ConnectionLimiter]:
-        limiter = ConnectionLimiter(1, 1)
+        limiter = ConnectionLimiter()
         handler = ConnectionHandler(
             self._store, limiter, Limits(), tokens=self.tokens, shared_limits=limits or self.limits
         )

@@ -133,12 +133,12 @@ def limits(disk: Disk) -> Iterator[LocalLimits]:
     limits = LocalLimits(disk.count)
     yield limits
     disk.go.set()
-    limits.close()
+    limits.quotas.close()
 
 
 @pytest.fixture
 def join(limits: LocalLimits) -> Iterator[Join]:
-    pool = WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(limits))
+    pool = WorkerPool(ConnectionLimiter(), SharedLimitsServer(limits))
     with ExitStack() as stack:
 
         def start(number: int) -> Worker:

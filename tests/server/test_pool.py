@@ -57,7 +57,7 @@ def limits() -> LocalLimits:
 
 @pytest.fixture
 def pool(limits: LocalLimits) -> WorkerPool:
-    return WorkerPool(ConnectionLimiter(10, 10), SharedLimitsServer(limits))
+    return WorkerPool(ConnectionLimiter(), SharedLimitsServer(limits))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_the_supervisor_takes_no_upload_of_a_worker_and_workers_wait_for_its_own
 
 
 def test_a_connection_counts_until_its_worker_closes_it_or_is_reaped(limits: LocalLimits) -> None:
-    limiter = ConnectionLimiter(10, 10)
+    limiter = ConnectionLimiter()
     pool = WorkerPool(limiter, SharedLimitsServer(limits))
     worker = Worker(pool, 1)
     for _ in range(2):

@@ -46,7 +46,7 @@ class Home:
         place = self._stack.enter_context(Place(self.place.root))
         self.store = place.open(files)
         self.limits = LocalLimits(self.store.used_bytes)
-        self._stack.callback(self.limits.close)
+        self._stack.callback(self.limits.quotas.close)
 
     def close(self) -> None:
         self._stack.close()

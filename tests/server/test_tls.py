@@ -19,7 +19,6 @@ from ftpkit.net.frame_stream import FrameStream
 from ftpkit.net.tls_identity import Identity
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.server.limits import Limits
-from tests.support.inside import handler_of
 from tests.support.logs import Log
 from tests.support.raw import TIMEOUT_S, Raw, frame, frames_in
 from tests.support.tls import TlsClient, secure, unverified_context
@@ -159,7 +158,7 @@ def test_a_tls_connection_over_the_limit_is_refused_and_may_retry(root: Path) ->
 def test_a_changed_key_applies_to_new_connections(server: Server) -> None:
     with secure(Raw(server.address)) as before:
         before.granted("ping")
-        handler_of(server).identity = Identity.make()
+        server.change(Limits(), Identity.make())
         with secure(Raw(server.address)) as after:
             after.granted("ping")
             before.granted("ping")

@@ -30,7 +30,6 @@ from tests.server.test_workers import (
     records,
     two,
     unfinished,
-    wait_until,
     write,
 )
 from tests.support.logs import Log
@@ -210,11 +209,11 @@ def test_a_connection_that_cannot_be_proxied_is_released(
         with pytest.raises(OSError, match=r"ended|reset|EOF"):
             write(raws[1], upload, BLOCK)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        wait_until(lambda: server._shared_limits._connections["ada"] == 1)
+        assert server._shared_limits.connections.wait_for(lambda count: count == 1, WAIT_S)
         again = stack.enter_context(secure(Raw(server.address)))
         again.granted("auth", token=token)
         assert write(again, upload, BLOCK).ok
-        wait_until(lambda: server._shared_limits._connections["ada"] == 2)
+        assert server._shared_limits.connections.wait_for(lambda count: count == 2, WAIT_S)
 
 
 @pytest.mark.skipif(not os_sockets.HAS_SHARED_PORTS, reason="no shared UDP ports on this system")

@@ -139,7 +139,7 @@ class Place:
             return store
         store.mkdir(self._under)
         limits = LocalLimits(store.used_bytes)
-        self._stack.callback(limits.close)
+        self._stack.callback(limits.quotas.close)
         return PrefixStore(
             store.with_quota(AccountQuota(limits.quotas, self._under, _QUOTA)), self._under
         )

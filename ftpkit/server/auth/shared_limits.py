@@ -1,12 +1,11 @@
 """The limits of a whole server: connections of each user, failed logins and quotas."""
 
-import threading
-from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 from ftpkit.server.auth.quota import QuotaLedger, UsedBytes
 from ftpkit.server.auth.throttle import LoginThrottle
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 
@@ -33,10 +32,10 @@ class SharedLimits(Protocol):
     @property
     def quotas(self) -> Quotas: ...
 
-    def acquire(self, user: str, max_connections: int | None) -> bool:
+    def acquire(self, user: str, max_connections: int | None, /) -> bool:
         """Count one more connection of ``user``, unless it has ``max_connections``."""
 
-    def release(self, user: str) -> None:
+    def release(self, user: str, /) -> None:
         """Count one connection of ``user`` less."""
 
     def login_failed(self, host: str) -> float:
@@ -48,29 +47,9 @@ class LocalLimits:
 
     def __init__(self, used_bytes: UsedBytes) -> None:
         self.quotas = QuotaLedger(used_bytes)
-        self._lock = threading.Lock()
-        self._connections: Counter[str] = Counter()
-        self._throttle = LoginThrottle()
-
-    def acquire(self, user: str, max_connections: int | None) -> bool:
-        with self._lock:
-            if max_connections is not None and self._connections[user] >= max_connections:
-                return False
-            self._connections[user] += 1
-            return True
-
-    def release(self, user: str) -> None:
-        with self._lock:
-            self._connections[user] -= 1
-            if not self._connections[user]:
-                del self._connections[user]
-
-    def login_failed(self, host: str) -> float:
-        return self._throttle.failed(host)
-
-    def close(self) -> None:
-        """Stop the counts that run."""
-        self.quotas.close()
+        self.connections = ConnectionLimiter()
+        self.acquire, self.release = self.connections.acquire, self.connections.release
+        self.login_failed = LoginThrottle().failed
 
 
 @dataclass(frozen=True, slots=True)

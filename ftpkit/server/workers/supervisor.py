@@ -126,9 +126,7 @@ class Supervisor:
         except BaseException:
             self._stop(0.0)
             raise
-        self._listeners.start_thread(
-            "ftpkit-sweep", lambda: sweep_hourly(store, lambda: self.config.limits, self._stopping)
-        )
+        self._listeners.start_thread("ftpkit-sweep", partial(sweep_hourly, store, self._listeners))
         self._listeners.log_start(workers=self.config.workers)
 
     def stop(self, grace_s: float = 30.0) -> None:
@@ -145,7 +143,7 @@ class Supervisor:
         self._scheduler.stop()
         for demultiplexer in self._demultiplexers:
             demultiplexer.close()
-        self._shared_limits.close()
+        self._shared_limits.quotas.close()
         self._demultiplexers = []
         self._stack.close()
 
@@ -158,7 +156,7 @@ class Supervisor:
 
         def replaced(started: bool) -> None:
             if started:
-                self._listeners.change(config.limits)
+                self._listeners.limits = config.limits
                 self._scheduler.configure(config.limits)
                 for worker in self._pool.workers():
                     worker.send("limits", limits=asdict(config.limits))

@@ -8,7 +8,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -84,7 +83,7 @@ class Worker:
         self._calls = count()
         self._ended = False
         self.draining = False
-        self.connection_limiter = ConnectionLimiter(sys.maxsize, sys.maxsize)
+        self.connection_limiter = ConnectionLimiter()
         self._scheduler = RemoteScheduler(
             config.limits.new_scheduler(), partial(self.send, "schedule")
         )
