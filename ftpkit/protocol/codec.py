@@ -1,15 +1,14 @@
 """Requests and replies to headers, and back (WIRE.md sections 2 and 6)."""
 
-import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Final, NamedTuple, get_args, get_type_hints
+from types import NoneType
+from typing import Any, Final, NamedTuple, get_args
 
 from ftpkit.errors import Code, FtpkitError, ProtocolError, RefusedError
-from ftpkit.protocol.fields import Constraint
-from ftpkit.protocol.frame import Header, decode_header
+from ftpkit.protocol.fields import Constraint, validator
+from ftpkit.protocol.frame import Header, decode_header, encode_json
 from ftpkit.protocol.messages import REQUESTS, WITH_BODY, ListEntry, Pending, Reply, Request
 
 
@@ -58,7 +57,7 @@ def refusal_to_header(refusal: RefusedError) -> Header:
 
 def list_entry_to_json(entry: ListEntry) -> bytes:
     """Return the JSON line of ``entry`` in the body of a list."""
-    return json.dumps(_values_of(entry), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return encode_json(_values_of(entry)) + b"\n"
 
 
 def list_entry_from_json(line: bytes) -> ListEntry:
@@ -77,15 +76,9 @@ def _refusal(header: Header) -> RefusedError:
 
 class _Field(NamedTuple):
     name: str
-    type: type
-    nullable: bool
-    constraint: Constraint | None
+    accepts: Callable[[Any], bool]
+    expected: str
     default: Any
-
-    @property
-    def expected(self) -> str:
-        what = self.constraint.expected if self.constraint else _PLAIN[self.type]
-        return f"{what} or null" if self.nullable else what
 
 
 _PLAIN: Final = {str: "a string", int: "an integer", bool: "true or false"}
@@ -94,24 +87,26 @@ _PLAIN: Final = {str: "a string", int: "an integer", bool: "true or false"}
 @cache
 def _fields_of(kind: type) -> tuple[_Field, ...]:
     """Return the fields of a message, read from its annotations once."""
-    hints = get_type_hints(kind, include_extras=True)
-    return tuple(_field(field.name, hints[field.name], field.default) for field in fields(kind))
+    return tuple(map(_field, fields(kind)))
 
 
-def _field(name: str, hint: Any, default: Any) -> _Field:
-    nullable = isinstance(hint, UnionType) or NoneType in get_args(hint)
-    if nullable:
-        (hint,) = (arm for arm in get_args(hint) if arm is not NoneType)
-    plain, *constraints = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
-    origin = getattr(plain, "__origin__", plain)
-    return _Field(name, origin, nullable, constraints[0] if constraints else None, default)
+def _field(field: Field[Any]) -> _Field:
+    hint: Any = field.type
+    return _Field(field.name, validator(hint), _expected(hint), field.default)
+
+
+def _expected(hint: Any) -> str:
+    """Return the words for a type in an error."""
+    match get_args(hint):
+        case (_, Constraint(expected=words)):
+            return words
+        case (nullable, none) if none is NoneType:
+            return f"{_expected(nullable)} or null"
+    return _PLAIN[hint]
 
 
 def _read(kind: type, header: Header, error: Callable[[str], FtpkitError]) -> dict[str, Any]:
-    """Return the values that ``header`` has for the fields of ``kind``; ignore other keys.
-
-    Types are compared exactly, for ``isinstance(True, int)``.
-    """
+    """Return the values that ``header`` has for the fields of ``kind``; ignore other keys."""
     values = {}
     for field in _fields_of(kind):
         if field.name not in header:
@@ -119,11 +114,7 @@ def _read(kind: type, header: Header, error: Callable[[str], FtpkitError]) -> di
                 raise error(f"{field.name} is missing")
             continue
         value = values[field.name] = header[field.name]
-        if value is None and field.nullable:
-            continue
-        if type(value) is not field.type or (
-            field.constraint and not field.constraint.accepts(value)
-        ):
+        if not field.accepts(value):
             raise error(f"{field.name} must be {field.expected}")
     return values
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from struct import Struct
-from typing import Annotated, Any, Final
+from types import UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin, is_typeddict
 
 from ftpkit.protocol.digest import (
     DIGEST_BYTES,
@@ -35,10 +37,37 @@ def unpack_block_records(body: bytes, algorithm: str) -> Iterator[tuple[int, int
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a value must satisfy beyond its Python type, and the words for it in an error."""
+    """The words for a type in an error, and what its values must satisfy beyond it."""
 
     expected: str
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[Any], bool] = lambda value: True
+
+
+@cache
+def validator(hint: Any) -> Callable[[Any], bool]:
+    """Return the test whether a value from JSON is of type ``hint``.
+
+    Types are compared exactly, for ``isinstance(True, int)``; an integer is a valid float.
+    """
+    if is_typeddict(hint):
+        keys = {key: validator(each) for key, each in hint.__annotations__.items()}
+        return lambda value: (
+            type(value) is dict
+            and all(key in value and accepts(value[key]) for key, accepts in keys.items())
+        )
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        has_type, constraint = validator(args[0]), args[1]
+        return lambda value: has_type(value) and constraint.accepts(value)
+    inner = tuple(map(validator, args))
+    if origin in (Union, UnionType):
+        return lambda value: any(accepts(value) for accepts in inner)
+    if origin is list:
+        return lambda value: type(value) is list and all(map(inner[0], value))
+    if origin is dict:
+        return lambda value: type(value) is dict and all(map(inner[1], value.values()))
+    types = (int, float) if hint is float else (hint,)
+    return lambda value: type(value) in types
 
 
 def is_block_size(value: int) -> bool:
@@ -46,21 +75,8 @@ def is_block_size(value: int) -> bool:
     return MIN_BLOCK <= value <= MAX_BLOCK and value & (value - 1) == 0
 
 
-def _are_strings(value: list[Any]) -> bool:
-    return all(type(item) is str for item in value)
-
-
-def _are_integers(value: dict[str, Any]) -> bool:
-    return all(type(item) is int for item in value.values())
-
-
-def _are_ranges(value: list[Any]) -> bool:
-    return all(
-        type(pair) is list
-        and list(map(type, pair)) == [int, int]
-        and 0 <= pair[0] < pair[1] <= MAX_SIZE
-        for pair in value
-    )
+def _is_range(value: list[int]) -> bool:
+    return len(value) == 2 and 0 <= value[0] < value[1] <= MAX_SIZE
 
 
 Size = Annotated[int, Constraint("an integer from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
@@ -68,11 +84,12 @@ Time = Annotated[int, Constraint("nanoseconds since 1970", lambda v: -MAX_SIZE <
 Block = Annotated[int, Constraint("a power of two from 64 KiB to 64 MiB", is_block_size)]
 Digest = Annotated[str, Constraint('"<algorithm>:<lowercase hex>"', looks_like_digest)]
 Algorithm = Annotated[str, Constraint("an algorithm's name", looks_like_algorithm)]
-Strings = Annotated[list[str], Constraint("a list of strings", _are_strings)]
-Integers = Annotated[dict[str, int], Constraint("an object of integers", _are_integers)]
+Strings = Annotated[list[str], Constraint("a list of strings")]
+Integers = Annotated[dict[str, int], Constraint("an object of integers")]
 SessionId = Annotated[int, Constraint("an integer from 0 to 2^32-1", lambda v: 0 <= v < 2**32)]
 BlockRanges = Annotated[
-    list[list[int]], Constraint("a list of [first block, last block + 1]", _are_ranges)
+    list[Annotated[list[int], Constraint("a range", _is_range)]],
+    Constraint("a list of [first block, last block + 1]"),
 ]
 # check_name raises by itself, with a code of its own.
 Name = Annotated[str, Constraint("a name", lambda v: check_name(v) == v)]

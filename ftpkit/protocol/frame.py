@@ -32,19 +32,19 @@ class Decoder:
     def __init__(self, max_header: int = MAX_HEADER) -> None:
         self._max_header = max_header
         self._buffer = bytearray()
-        self._length: int | None = None
+        # What the buffer collects: a prefix, or the header of the length in the prefix.
+        self._target, self._in_header = PREFIX.size, False
         self._failed: ProtocolError | None = None
 
     @property
     def wanted(self) -> int:
         """The most bytes that may be fed next; at least 1."""
-        target = PREFIX.size if self._length is None else self._length
-        return target - len(self._buffer)
+        return self._target - len(self._buffer)
 
     @property
     def at_border(self) -> bool:
         """Whether the bytes fed so far end between two frames."""
-        return self._length is None and not self._buffer
+        return not self._in_header and not self._buffer
 
     def feed(self, data: bytes | bytearray | memoryview) -> Header | None:
         """Take 1 to ``wanted`` bytes; return the header that they complete, or None.
@@ -67,17 +67,15 @@ class Decoder:
             raise
 
     def _decode(self) -> Header | None:
-        if self._length is None:
-            if len(self._buffer) < PREFIX.size:
-                return None
-            self._length = self._checked_length()
-            self._buffer.clear()
+        if self.wanted:
             return None
-        if len(self._buffer) < self._length:
-            return None
-        header = decode_header(self._buffer)
+        header = None
+        if self._in_header:
+            header, self._target = decode_header(self._buffer), PREFIX.size
+        else:
+            self._target = self._checked_length()
+        self._in_header = not self._in_header
         self._buffer.clear()
-        self._length = None
         return header
 
     def _checked_length(self) -> int:
@@ -96,8 +94,7 @@ class Decoder:
     def _end(self) -> NoReturn:
         if self.at_border:
             raise EndOfStreamError
-        expected = PREFIX.size if self._length is None else self._length
-        raise TruncatedError(len(self._buffer), expected)
+        raise TruncatedError(len(self._buffer), self._target)
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
@@ -107,7 +104,7 @@ def encode_header(header: Mapping[str, Any]) -> bytes:
     JSON does not have.
     """
     try:
-        raw = _ENCODE({**header}).encode()
+        raw = encode_json({**header})
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
     if len(raw) > MAX_HEADER:
@@ -117,6 +114,11 @@ def encode_header(header: Mapping[str, Any]) -> bytes:
     except ProtocolError as error:
         raise ValueError(str(error)) from None
     return PREFIX.pack(len(raw)) + raw
+
+
+def encode_json(value: object) -> bytes:
+    """Return ``value`` as compact JSON in UTF-8; ValueError for infinity and NaN."""
+    return _ENCODE(value).encode()
 
 
 def decode_header(raw: bytes | bytearray) -> Header:
@@ -149,16 +151,12 @@ def _fault(header: Header, text: str) -> str | None:
         size = header["size"]
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
             return "size must be an integer from 0 to 2^63-1"
-    if "digest" in header and not _digest_fits(header["digest"], has_body="size" in header):
+    digest = header.get("digest")
+    # Null or an algorithm requests a digest, so it has no body.
+    requested = "size" not in header and (digest is None or looks_like_algorithm(digest))
+    if "digest" in header and not (requested or looks_like_digest(digest)):
         return 'digest must be "<algorithm>:<lowercase hex>"'
     return None
-
-
-def _digest_fits(value: object, *, has_body: bool) -> bool:
-    """Whether ``value`` is valid as ``digest``: without a body, also an algorithm or null."""
-    if looks_like_digest(value):
-        return True
-    return not has_body and (value is None or looks_like_algorithm(value))
 
 
 def _depth(value: object) -> int:

@@ -1,34 +1,34 @@
 """The status of a server: the JSON body of the reply to ``status`` (WIRE.md section 6)."""
 
-import json
-from functools import cache
-from types import UnionType
-from typing import Any, Final, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Final, TypedDict
 
 from ftpkit.errors import ProtocolError
-from ftpkit.protocol.frame import MAX_SIZE, decode_header
+from ftpkit.protocol.fields import Constraint, Size, validator
+from ftpkit.protocol.frame import MAX_SIZE, decode_header, encode_json
 
 # In bytes: thousands of transfers with the longest names. Further ones are omitted.
 MAX_STATUS: Final = 16 * 1024 * 1024
+
+Number = Annotated[float, Constraint("from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
 
 
 class WorkerStatus(TypedDict):
     """One worker process."""
 
-    number: int
-    pid: int
-    uptime_s: float
-    connections: int
+    number: Size
+    pid: Size
+    uptime_s: Number
+    connections: Size
 
 
 class Totals(TypedDict):
     """Transfers that ended since the start, completed or ``unfinished``, and bytes moved."""
 
-    uploads: int
-    downloads: int
-    unfinished: int
-    up_bytes: int
-    down_bytes: int
+    uploads: Size
+    downloads: Size
+    unfinished: Size
+    up_bytes: Size
+    down_bytes: Size
 
 
 class TransferStatus(TypedDict):
@@ -44,25 +44,25 @@ class TransferStatus(TypedDict):
     name: str
     direction: str
     state: str
-    level: int | None
-    moved: int
-    total: int | None
-    rate_bps: float
-    left_s: float | None
-    position: int | None
-    seconds: float
+    level: Size | None
+    moved: Size
+    total: Size | None
+    rate_bps: Number
+    left_s: Number | None
+    position: Size | None
+    seconds: Number
 
 
 class ServerStatus(TypedDict):
     """The whole server; ``policy``, ``slots`` and ``rate_bps`` (bytes per second) may be unset."""
 
     version: str
-    uptime_s: float
-    connections: int
-    max_connections: int
+    uptime_s: Number
+    connections: Size
+    max_connections: Size
     policy: str | None
-    slots: int | None
-    rate_bps: float | None
+    slots: Size | None
+    rate_bps: Number | None
     workers: list[WorkerStatus]
     totals: Totals
     transfers: list[TransferStatus]
@@ -70,7 +70,7 @@ class ServerStatus(TypedDict):
 
 def encode_status(status: ServerStatus) -> bytes:
     """Return the body for ``status``; it has at most MAX_STATUS bytes, so maybe fewer transfers."""
-    while len(body := _json(status)) > MAX_STATUS:
+    while len(body := encode_json(status)) > MAX_STATUS:
         transfers = status["transfers"]
         status = {**status, "transfers": transfers[: len(transfers) // 2]}
     return body
@@ -79,33 +79,7 @@ def encode_status(status: ServerStatus) -> bytes:
 def decode_status(body: bytes) -> ServerStatus:
     """Return the status in ``body``, which may have more keys; raises ProtocolError."""
     status: Any = decode_header(body)
-    for key, kind in _keys(ServerStatus).items():
-        if not (key in status and _fits(status[key], kind)):
+    for key, kind in ServerStatus.__annotations__.items():
+        if not (key in status and validator(kind)(status[key])):
             raise ProtocolError(f"bad status: {key!r} is missing or invalid")
     return status  # type: ignore[no-any-return]  # its keys are checked above
-
-
-def _json(status: ServerStatus) -> bytes:
-    return json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-@cache
-def _keys(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of ``kind``; numbers are in the range from 0 to 2^63-1."""
-    if is_typeddict(kind):
-        keys = _keys(kind)
-        return type(value) is dict and all(
-            key in value and _fits(value[key], each) for key, each in keys.items()
-        )
-    if get_origin(kind) is list:
-        (each,) = get_args(kind)
-        return type(value) is list and all(_fits(item, each) for item in value)
-    if get_origin(kind) is UnionType:
-        return any(_fits(value, each) for each in get_args(kind))
-    if kind in (int, float):
-        return type(value) in (int, kind) and 0 <= value <= MAX_SIZE
-    return type(value) is kind
