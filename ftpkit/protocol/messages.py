@@ -75,8 +75,6 @@ class HelloReply(Message):
 
 @_message
 class Auth(Message):
-    """Authenticate with a token."""
-
     op: ClassVar[str] = "auth"
     token: str
 
@@ -103,8 +101,6 @@ class OkReply(Message):
 
 @_message
 class Stat(Message):
-    """Get the metadata of a file or directory."""
-
     op: ClassVar[str] = "stat"
     name: NameOrRoot
 
@@ -153,16 +149,12 @@ class ListEntry(Message):
 
 @_message
 class Mkdir(Message):
-    """Create a directory and its missing parents."""
-
     op: ClassVar[str] = "mkdir"
     name: Name
 
 
 @_message
 class Rename(Message):
-    """Rename a file or directory from ``name`` to ``to``."""
-
     op: ClassVar[str] = "rename"
     name: Name
     to: Name
@@ -187,8 +179,6 @@ class NameReply(Message):
 
 @_message
 class DigestRequest(Message):
-    """Compute the content digest of a file on the server."""
-
     op: ClassVar[str] = "digest"
     name: Name
     digest: Algorithm | None = None
@@ -304,8 +294,6 @@ class Commit(Message):
 
 @_message
 class Abort(Message):
-    """Discard an unfinished upload."""
-
     op: ClassVar[str] = "abort"
     upload: str
 
@@ -343,8 +331,6 @@ class SessionReply(Message):
 
 @_message
 class Status(Message):
-    """Get the server's status."""
-
     op: ClassVar[str] = "status"
 
 

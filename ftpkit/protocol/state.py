@@ -6,7 +6,6 @@ Neither side does I/O: the caller reads headers with a ``Decoder``, passes them 
 
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Final
 
 from ftpkit.errors import Code, ProtocolError, RefusedError
@@ -33,14 +32,6 @@ MAX_BAD_TOKENS: Final = 3
 MAX_ID: Final = 1024
 
 
-class Phase(Enum):
-    """The phase of a session."""
-
-    GREETING = auto()  # no request yet: hello is allowed
-    OPEN = auto()
-    CLOSED = auto()  # the last reply was made
-
-
 class ServerProtocol:
     """The server's side: one reply to each request, in order.
 
@@ -50,15 +41,12 @@ class ServerProtocol:
     """
 
     def __init__(self, *, must_authenticate: bool = False) -> None:
-        self._phase = Phase.GREETING
+        self.closed = False
+        """Whether the last reply announced that the server closes the connection."""
+        self._greeting = True  # no request yet: hello is allowed
         self._locked = must_authenticate
         self._bad_tokens = 0
         self._id: str | int | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the last reply announced that the server closes the connection."""
-        return self._phase is Phase.CLOSED
 
     def receive(self, header: Header) -> Request:
         """Return the request in ``header``, or raise the RefusedError to pass to ``refuse``.
@@ -67,8 +55,7 @@ class ServerProtocol:
         """
         if self.closed:
             raise RuntimeError("the session is closed")
-        greeting = self._phase is Phase.GREETING
-        self._phase = Phase.OPEN
+        greeting, self._greeting = self._greeting, False
         self._id = _checked_id(header.get("id"))
         # Checked first, so that an unauthenticated client learns nothing else.
         if self._locked and header.get("op") not in (Hello.op, Auth.op):
@@ -79,8 +66,7 @@ class ServerProtocol:
                 raise RefusedError(Code.BAD_REQUEST, "hello must be the first request")
             if request.version != PROTOCOL_VERSION:
                 raise RefusedError(
-                    Code.UNSUPPORTED,
-                    f"the protocol version here is {PROTOCOL_VERSION}",
+                    Code.UNSUPPORTED, f"the protocol version here is {PROTOCOL_VERSION}"
                 )
         return request
 
@@ -99,7 +85,7 @@ class ServerProtocol:
         return self._reply(refusal_to_header(refusal), close=close)
 
     def mark_authenticated(self) -> None:
-        """Allow all requests from now on: the client's token is valid."""
+        """Allow all requests from now on."""
         self._locked = False
 
     def _reply(self, header: Header, *, close: bool) -> bytes:
@@ -107,7 +93,7 @@ class ServerProtocol:
             raise RuntimeError("the session is closed")
         if close:
             header["close"] = True
-            self._phase = Phase.CLOSED
+            self.closed = True
         # A closing refusal without a request may follow; it must not repeat this id.
         identity, self._id = self._id, None
         if identity is not None:
@@ -138,17 +124,13 @@ class ClientProtocol:
 
     def __init__(self) -> None:
         self._unanswered: deque[Request] = deque()
-        self._closed = False
+        self.closed = False
+        """Whether the server announced that it closes the connection."""
 
     @property
     def unanswered(self) -> int:
         """How many requests have no reply yet."""
         return len(self._unanswered)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the server announced that it closes the connection."""
-        return self._closed
 
     def send_request(self, request: Request) -> bytes:
         """Return the wire bytes of ``request``; send its body, if it has one, after them."""
@@ -162,10 +144,10 @@ class ClientProtocol:
         Raises the RefusedError of a closing refusal that replies to no request (from a
         server that is full or stops), and ProtocolError for a header that is no reply.
         """
-        self._closed = self._closed or header.get("close") is True
+        self.closed = self.closed or header.get("close") is True
         if not self._unanswered:
             error = reply_from_header(REPLIES[Hello], header) if header.get("ok") is False else None
-            if isinstance(error, RefusedError) and self._closed:
+            if isinstance(error, RefusedError) and self.closed:
                 raise error
             raise ProtocolError("a reply without a request")
         request = self._unanswered.popleft()
