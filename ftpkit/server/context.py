@@ -1,6 +1,7 @@
 """The state of one connection that its operations use, and the result that they return."""
 
 import socket
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
 from ftpkit.scheduling.blocking import TurnHandle
-from ftpkit.scheduling.flow import Account
+from ftpkit.scheduling.flow import Account, Transfer
+from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.auth.authenticator import Authenticator
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.transfers.registry import TransferRegistry, take_turn
@@ -156,6 +158,24 @@ class SessionContext:
         if upload is not None:
             upload.release()
 
+    def join_transfer(
+        self,
+        name: str,
+        direction: Direction,
+        total: int | None,
+        moved: int = 0,
+        upload_id: str | None = None,
+    ) -> TurnHandle:
+        """Return a handle for a transfer; all connections that carry one upload share it."""
+        now = time.monotonic()
+        transfer = Transfer(self.account, name, direction, total, now, moved, self.peer)
+        return self.registry.join(transfer, upload_id)
+
+    def join_upload(self, upload: Upload) -> TurnHandle:
+        """Return a handle for ``upload``; the blocks that the server has count as moved."""
+        spec = upload.spec
+        return self.join_transfer(spec.name, Direction.UP, spec.total, upload.held, upload.id)
+
     def open_datagram_session(
         self, start: StartTransfer, on_end: Callable[[], None], join: Callable[[], TurnHandle]
     ) -> m.SessionReply:
@@ -176,8 +196,9 @@ class SessionContext:
             raise RefusedError(Code.UNSUPPORTED, "this server does not accept UDP datagrams")
         self.end_datagram_session()
         handle = self._turn_handle = join()
-        conversation = self.udp_listener.open(start, ended, turn, self.stream.local)
-        self.udp_conversation = conversation
+        conversation = self.udp_conversation = UdpConversation(
+            self.udp_listener, start, ended, turn, self.stream.local
+        )
         return m.SessionReply(session=conversation.session, key=conversation.key.hex())
 
     def end_datagram_session(self) -> None:

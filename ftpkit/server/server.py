@@ -95,8 +95,6 @@ class Server:
         self._udp_listeners = [UdpListener(port) for port in ports]
         self._listeners.start_thread("ftpkit-sweep", partial(sweep_hourly, store, self._listeners))
         self._listeners.accept()
-        for udp_listener in self._udp_listeners:
-            udp_listener.start()
         self._listeners.log_start()
 
     def stop(self, grace_s: float = 30.0) -> None:

@@ -2,24 +2,21 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from weakref import WeakValueDictionary
 
 from ftpkit.scheduling.blocking import BlockingScheduler, TurnHandle
 from ftpkit.scheduling.flow import Account, Transfer
-from ftpkit.scheduling.policies import DEFAULT_POLICY, POLICIES
 from ftpkit.scheduling.rate_limit import Direction
-from ftpkit.scheduling.scheduler import Scheduler
+from ftpkit.server.limits import DEFAULT_LIMITS
 from ftpkit.server.status import TransferTotals
-from ftpkit.storage.api import Upload
 
 
 class TransferRegistry:
     """Adds connections to transfers: those that carry the same upload share its progress."""
 
     def __init__(self, scheduler: BlockingScheduler | None = None) -> None:
-        self.scheduler = scheduler or BlockingScheduler(Scheduler(POLICIES[DEFAULT_POLICY]))
+        self.scheduler = scheduler or BlockingScheduler(DEFAULT_LIMITS.new_scheduler())
         self.ended = TransferTotals()
         self._lock = threading.Lock()
         self._accounts: WeakValueDictionary[str, Account] = WeakValueDictionary()
@@ -42,29 +39,12 @@ class TransferRegistry:
                 self.scheduler.set_rates(account, rates)
             return account
 
-    def upload(self, account: Account, peer: str, upload: Upload) -> TurnHandle:
-        """Return a handle for an upload; the blocks that the server has count as moved."""
+    def join(self, transfer: Transfer, upload_id: str | None) -> TurnHandle:
+        """Return a handle for ``transfer``, or for the one that carries the same upload."""
         with self._lock:
-            transfer = self._uploads.get(upload.id)
-            if transfer is None:
-                spec = upload.spec
-                transfer = _transfer(
-                    account, peer, spec.name, Direction.UP, spec.total, upload.held
-                )
-                self._uploads[upload.id] = transfer
+            if upload_id is not None:
+                transfer = self._uploads.setdefault(upload_id, transfer)
             return self.scheduler.add_flow(transfer)
-
-    def put(self, account: Account, peer: str, name: str, total: int) -> TurnHandle:
-        """Return a handle for a file that arrives in one request."""
-        return self.scheduler.add_flow(_transfer(account, peer, name, Direction.UP, total, 0))
-
-    def download(
-        self, account: Account, peer: str, name: str, total: int, offset: int
-    ) -> TurnHandle:
-        """Return a handle for a download that begins at ``offset``."""
-        return self.scheduler.add_flow(
-            _transfer(account, peer, name, Direction.DOWN, total, offset)
-        )
 
 
 @contextlib.contextmanager
@@ -83,9 +63,3 @@ def take_turn(
         count = moved() - before
         if limited or count:
             handle.release(count)
-
-
-def _transfer(
-    account: Account, peer: str, name: str, direction: Direction, total: int | None, moved: int
-) -> Transfer:
-    return Transfer(account, name, direction, total, time.monotonic(), moved, peer)

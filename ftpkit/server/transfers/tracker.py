@@ -49,9 +49,7 @@ class TransferTracker:
         """Schedule the body of ``request`` as part of its transfer."""
         match request:
             case m.Put():
-                handle = self._context.registry.put(
-                    self._context.account, self._context.peer, request.name, request.size
-                )
+                handle = self._context.join_transfer(request.name, Direction.UP, request.size)
                 self._put = _TrackedTransfer(Direction.UP, request.name, time.monotonic(), handle)
                 self._move(handle)
             case m.Write():
@@ -111,8 +109,6 @@ class TransferTracker:
                 self._downloaded(reply).count += reply.size
                 if reply.offset + reply.size == reply.total:
                     self._end_download("ok")
-            case _:
-                pass
 
     def on_refusal(self, request: m.Request | None, refusal: RefusedError, since: float) -> None:
         """Record a request that was refused."""
@@ -123,8 +119,6 @@ class TransferTracker:
                 self._log(_TrackedTransfer(Direction.DOWN, request.name, since), refusal.code)
             case m.Begin():
                 self._log(_TrackedTransfer(Direction.UP, request.name, since), refusal.code)
-            case _:
-                pass
 
     def on_interruption(self, request: m.Request | None, count: int, since: float) -> None:
         """Record a request whose body ended after ``count`` bytes."""
@@ -135,8 +129,6 @@ class TransferTracker:
                 if self._download is None:
                     self._download = "", _TrackedTransfer(Direction.DOWN, request.name, since)
                 self._download[1].count += count
-            case _:
-                pass
 
     def close(self) -> None:
         """Record all transfers that have not ended as unfinished."""
@@ -153,8 +145,8 @@ class TransferTracker:
     def _upload(self, upload_id: str) -> _TrackedTransfer:
         transfer = self._uploads.get(upload_id)
         if transfer is None:
-            context, upload = self._context, self._context.upload(upload_id)
-            handle = context.registry.upload(context.account, context.peer, upload)
+            upload = self._context.upload(upload_id)
+            handle = self._context.join_upload(upload)
             transfer = _TrackedTransfer(Direction.UP, upload.spec.name, time.monotonic(), handle)
             self._uploads[upload_id] = transfer
         return transfer
@@ -162,9 +154,8 @@ class TransferTracker:
     def _downloaded(self, reply: m.GetReply) -> _TrackedTransfer:
         if self._download is None or self._download[0] != reply.version:
             self._end_download("unfinished")
-            context = self._context
-            handle = context.registry.download(
-                context.account, context.peer, reply.name, reply.total, reply.offset
+            handle = self._context.join_transfer(
+                reply.name, Direction.DOWN, reply.total, reply.offset
             )
             transfer = _TrackedTransfer(Direction.DOWN, reply.name, time.monotonic(), handle)
             self._download = reply.version, transfer

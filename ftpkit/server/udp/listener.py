@@ -6,11 +6,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Final
 
-from ftpkit.errors import ConnectionLostError, FtpkitError
+from ftpkit.errors import FtpkitError
 from ftpkit.net.cipher import DatagramCipher
 from ftpkit.net.udp_socket import DatagramSocket, Parts, drive_session
 from ftpkit.osapi import sockets as os_sockets
@@ -29,40 +29,19 @@ from ftpkit.protocol.udp.packet import (
 from ftpkit.protocol.udp.path_probe import echo_of
 from ftpkit.protocol.udp.sender import Sender
 from ftpkit.protocol.udp.session import DatagramTransfer, ServerDatagramSession
+from ftpkit.server.udp.demux import PortReader, SocketAddress, UdpPort
 
 # A client that is silent for so long has gone, or continues over its connection.
 _SILENCE_S: Final = 30.0
-_WAIT_S: Final = 1.0
 # A client that has not measured its round trip time says 0.
 _MIN_RTT_S: Final = 0.001
 
-SocketAddress = tuple[Any, ...]
-"""A socket address, as the socket module has it."""
 TakeTurn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
 """Waits for a turn of the scheduler; its argument returns the bytes that have moved so far."""
 StartTransfer = Callable[[int, int, float, float], DatagramTransfer]
 """Starts a transfer: session id, bytes of a piece, round trip time in seconds, time now."""
 
 log = logging.getLogger("ftpkit.server")
-
-
-class UdpPort(Protocol):
-    """Receives the datagrams that are not for the socket of a session."""
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for a datagram; False after ``seconds``."""
-
-    def receive(self) -> Iterator[tuple[memoryview, Any]]:
-        """Yield the datagrams that have arrived, with their source addresses."""
-
-    def shutdown(self) -> None:
-        """End a ``wait``; any thread may call this."""
-
-    def close(self) -> None: ...
-
-    @property
-    def send_to(self) -> Callable[[Parts, SocketAddress, SocketAddress], None]:
-        """Send one datagram to the first address, from the second."""
 
 
 class UdpListener:
@@ -79,32 +58,20 @@ class UdpListener:
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._conversations: dict[int, UdpConversation] = {}
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ftpkit-udp", daemon=True)
+        self.close = PortReader(port, self._receive, "ftpkit-udp").close
 
-    def open(
-        self,
-        start: StartTransfer,
-        on_end: Callable[[], None],
-        take_turn: TakeTurn,
-        local: tuple[int, SocketAddress],
-    ) -> "UdpConversation":
-        """Open a session; ``local`` is the socket family and address that the client knows."""
+    def add(self, conversation: "UdpConversation") -> int:
+        """Receive the probes of a new session; return its id."""
         with self._lock:
             while (session := self._new_session_id()) in self._conversations:
                 pass
-            conversation = UdpConversation(self, session, start, on_end, take_turn, local)
             self._conversations[session] = conversation
-        return conversation
+        return session
 
     def forget(self, conversation: "UdpConversation") -> None:
         """Ignore further datagrams of a session."""
         with self._lock:
             self._conversations.pop(conversation.session, None)
-
-    def start(self) -> None:
-        """Answer probes, in a thread."""
-        self._thread.start()
 
     def send(self, parts: Parts, address: SocketAddress, local: SocketAddress) -> None:
         """Send one datagram from the port, with ``local`` as its source."""
@@ -113,24 +80,6 @@ class UdpListener:
     def proof_for(self, session: int, address: SocketAddress) -> int:
         """Return the number that proves, when it comes back, that ``address`` receives."""
         return keyed_number(self._secret, repr((session, address)).encode())
-
-    def close(self) -> None:
-        """Close the port; all sessions must have ended."""
-        self._closed.set()
-        self._port.shutdown()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._port.close()
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            with contextlib.suppress(ConnectionLostError):
-                self._port.wait(_WAIT_S)
-                for raw, address in self._port.receive():
-                    try:
-                        self._receive(raw, address)
-                    except Exception:  # of one session; the port serves the others
-                        log.exception("error", extra={"fields": {"peer": repr(address)}})
 
     def _receive(self, raw: memoryview, address: SocketAddress) -> None:
         header = read_header(raw)
@@ -150,19 +99,18 @@ class UdpConversation:
     """One UDP session: answers probes at first, and moves blocks once an address is proven.
 
     It has its own socket and thread, so that no session waits for the disk of another. A client
-    whose address changes proves the new one.
+    whose address changes proves the new one. ``local`` is the socket family and address that the
+    client knows.
     """
 
     def __init__(
         self,
         udp_listener: UdpListener,
-        session: int,
         start: StartTransfer,
         on_end: Callable[[], None],
         take_turn: TakeTurn,
         local: tuple[int, SocketAddress],
     ) -> None:
-        self.session = session
         self.key = secrets.token_bytes(KEY)
         self._listener, self._start, self._on_end = udp_listener, start, on_end
         self._take_turn, self._local = take_turn, local
@@ -175,6 +123,7 @@ class UdpConversation:
         self._thread: threading.Thread | None = None
         self._heard_at = time.monotonic()
         self._stopped = self._ended = False
+        self.session = udp_listener.add(self)
 
     @property
     def running(self) -> bool:

@@ -1,6 +1,7 @@
 """Carries out push and pull: uploads and downloads over UDP (WIRE.md section 11)."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 from ftpkit.errors import Code, RefusedError
@@ -11,7 +12,7 @@ from ftpkit.protocol.udp.congestion import BbrControl
 from ftpkit.protocol.udp.packet import FROM_SERVER, MAX_BLOCKS, OVERHEAD, max_open_blocks
 from ftpkit.protocol.udp.receiver import Receiver
 from ftpkit.protocol.udp.sender import Sender
-from ftpkit.scheduling.blocking import TurnHandle
+from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.context import Result, SessionContext
 from ftpkit.storage.api import Reader, hold_block
 
@@ -41,9 +42,7 @@ def push(context: SessionContext, request: m.Push) -> Result:
             allocate=os_files.lazy_memory,
         )
 
-    def join() -> TurnHandle:
-        return context.registry.upload(context.account, context.peer, upload)
-
+    join = partial(context.join_upload, upload)
     return Result(context.open_datagram_session(start, lambda: None, join))
 
 
@@ -69,13 +68,9 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
                 now=now,
             )
 
-        def join() -> TurnHandle:
-            total = reader.info.total
-            moved = total - sum(sizes.values())
-            return context.registry.download(
-                context.account, context.peer, request.name, total, moved
-            )
-
+        total = reader.info.total
+        moved = total - sum(sizes.values())
+        join = partial(context.join_transfer, request.name, Direction.DOWN, total, moved)
         return Result(context.open_datagram_session(start, reader.__exit__, join))
     except BaseException:
         reader.__exit__()

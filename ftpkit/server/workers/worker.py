@@ -112,8 +112,6 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the supervisor says to stop, or ends."""
-        for udp_listener in self.udp_listeners:
-            udp_listener.start()
         self.send("ready")
         while True:
             try:
