@@ -17,7 +17,6 @@ from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Push
-from ftpkit.protocol.udp.congestion import FixedRateControl
 from ftpkit.protocol.udp.packet import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.udp.sender import Sender
 
@@ -183,7 +182,7 @@ class RawUdpStrategy:
 
     def __init__(self, bytes_per_s: float) -> None:
         self.moved = 0
-        self._rate = FixedRateControl(bytes_per_s)
+        self._bytes_per_s = bytes_per_s
         self._moved_at = time.monotonic()
         self._senders: list[RawSender] = []
 
@@ -214,7 +213,9 @@ class RawUdpStrategy:
 
     def _start(self, sizes: Mapping[int, int], upload: BlockUpload) -> SessionStart:
         def begin(session: int, piece: int, rtt_s: float, now: float) -> RawSender:
-            sender = RawSender(session, piece, sizes, upload.fill, self._rate, rtt_s=rtt_s, now=now)
+            sender = RawSender(
+                session, piece, sizes, upload.fill, self._bytes_per_s, rtt_s=rtt_s, now=now
+            )
             self._senders.append(sender)
             return sender
 

@@ -9,13 +9,13 @@ import pytest
 from ftpkit.compare.raw_udp import RawSender
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.udp.congestion import FixedRateControl
 from ftpkit.protocol.udp.packet import (
     FROM_SERVER,
     OVERHEAD,
     Ack,
     Datagram,
     Header,
+    Kind,
     pack_ack,
     read_header,
 )
@@ -36,7 +36,7 @@ def fill(block: int, body: memoryview) -> None:
 
 
 def raw_sender(sizes: Mapping[int, int] = SIZES, rate_bps: float = RATE_BPS) -> RawSender:
-    return RawSender(7, PIECE, sizes, fill, FixedRateControl(rate_bps), rtt_s=0.2, now=0.0)
+    return RawSender(7, PIECE, sizes, fill, rate_bps, rtt_s=0.2, now=0.0)
 
 
 def header_of(datagram: Datagram) -> Header:
@@ -55,7 +55,7 @@ def run(sender: RawSender, receiver: Receiver, lost: set[int]) -> list[tuple[flo
             if header.number not in lost:
                 receiver.receive(header, payload, now)
         for answer in receiver.datagrams_to_send(now):
-            sender.receive_ack(answer.payload, now)
+            sender.receive(header_of(answer), answer.payload, now)
         now = min(sender.next_event(now), receiver.next_event(now))
         assert now < 60
     return left
@@ -110,9 +110,9 @@ def test_the_requests_end() -> None:
     assert (sender.moved, sender.sent.lost) == (0, 0)
 
 
-def test_without_a_rate_a_block_is_sent_at_once() -> None:
+def test_without_a_rate_everything_is_sent_at_once() -> None:
     sender = raw_sender(rate_bps=float("inf"))
-    for pieces in (5, 5, 3, 1):
+    for pieces in (5 + 5 + 3, 1):
         assert len(sender.datagrams_to_send(0.0)) == pieces
     assert sender.datagrams_to_send(0.1) == []
 
@@ -122,4 +122,4 @@ def test_an_acknowledgement_of_unsent_datagrams_is_refused(ack: Ack) -> None:
     sender = raw_sender({0: 4000}, float("inf"))
     sender.datagrams_to_send(0.0)
     with pytest.raises(ProtocolError, match="never sent"):
-        sender.receive_ack(pack_ack(ack), 0.0)
+        sender.receive(Header(7, 1, 0, 0, Kind.ACK | FROM_SERVER), pack_ack(ack), 0.0)

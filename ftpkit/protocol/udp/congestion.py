@@ -6,7 +6,7 @@ header and tag, without IP and UDP headers.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 # BBR's startup gain, 2 / ln 2: doubles the rate with every round trip.
 _STARTUP_GAIN: Final = 2.885
@@ -61,38 +61,6 @@ class AckSample:
     app_limited: bool = False
 
 
-class CongestionControl(Protocol):
-    """Decides how fast datagrams are sent and how many bytes may be in flight."""
-
-    @property
-    def bytes_per_s(self) -> float:
-        """The pacing rate."""
-
-    @property
-    def window(self) -> float:
-        """The most bytes in flight."""
-
-    @property
-    def quiet(self) -> bool:
-        """Whether the rate is below the bandwidth, so that the sender builds no queue."""
-
-    def on_ack(self, sample: AckSample) -> None:
-        """Update rate and window from an acknowledgement."""
-
-
-class FixedRateControl:
-    """A fixed rate, without regard to loss or delay: for comparison only."""
-
-    quiet = False
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self.bytes_per_s = bytes_per_s
-        self.window = float("inf")
-
-    def on_ack(self, sample: AckSample) -> None:
-        """Ignore it."""
-
-
 class BbrControl:
     """Paces by the measured bandwidth and minimum round-trip time, as BBR does.
 
@@ -128,6 +96,7 @@ class BbrControl:
 
     @property
     def bytes_per_s(self) -> float:
+        """The pacing rate."""
         rate = self._gain * self._bandwidth / (1 - self._loss)
         # Some datagrams must leave on the worst path, or a recovery would go unnoticed.
         rate = max(rate, _MIN_DATAGRAMS_PER_RTT * self._datagram / max(self._rtt_s, _RTT_FLOOR_S))
@@ -143,10 +112,11 @@ class BbrControl:
 
     @property
     def quiet(self) -> bool:
-        """Whether the pacing gain is below 1, so that our own queue drains."""
+        """Whether the rate is below the bandwidth, so that the sender builds no queue."""
         return self._gain < 1
 
     def on_ack(self, sample: AckSample) -> None:
+        """Update rate and window from an acknowledgement."""
         self._update_rtt(sample)
         self._update_loss(sample)
         if sample.bytes_per_s > 0 and (

@@ -183,10 +183,6 @@ class ReceivedPackets:
         age = self.largest - number
         return age < 0 or (age < REMEMBERED and not self.bits >> age & 1)
 
-    def add(self, number: int) -> None:
-        """Add a number that ``is_new``."""
-        self.merge(number, 1)
-
     def since(self, largest: int) -> int:
         """Return the bits shifted so that bit 0 stands for ``largest``."""
         ahead = largest - self.largest
@@ -195,7 +191,7 @@ class ReceivedPackets:
             return 0
         return self.bits << ahead & _REMEMBERED_BITS if ahead > 0 else self.bits >> -ahead
 
-    def merge(self, largest: int, bits: int) -> None:
+    def add(self, largest: int, bits: int = 1) -> None:
         """Add the numbers in ``bits``, of which bit 0 stands for ``largest``."""
         if largest >= self.largest:
             self.bits, self.largest = self.since(largest) | bits, largest
@@ -204,14 +200,15 @@ class ReceivedPackets:
 
 
 class PacketNumbers:
-    """Generates the numbers of one kind in one direction of a session, from 1 on."""
+    """Numbers the datagrams of one kind in one direction of a session, from 1 on."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: int, kind: int) -> None:
         self.last = 0
+        self._session, self._kind = session, kind
 
-    def next(self) -> int:
-        """Return the next number; ProtocolError after the last one, 2^32-1."""
+    def next_header(self, block: int = 0, offset: int = 0) -> bytes:
+        """Return the header with the next number; ProtocolError after the last one, 2^32-1."""
         if self.last == MAX_NUMBER:
             raise ProtocolError("the UDP session has used up its packet numbers")
         self.last += 1
-        return self.last
+        return pack_header(self._session, self.last, self._kind, block, offset)

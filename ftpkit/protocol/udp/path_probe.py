@@ -42,8 +42,8 @@ class PathProber:
         """The bytes of a block in one datagram; 0 until the probing is done."""
         self.rtt_s = 0.0
         """The round-trip time of the first probe in seconds."""
-        self._session, self._sizes = session, sizes
-        self._numbers = PacketNumbers()
+        self._sizes = sizes
+        self._numbers = PacketNumbers(session, Kind.PROBE)
         self._sent_at: dict[int, float] = {}
         self._last_received_at = self._next_probe_at = now
         self._decide_at = float("inf")
@@ -82,11 +82,8 @@ class PathProber:
         """Return the time of the next call, if nothing arrives before."""
         if not self.piece:
             return min(self._next_probe_at, self._decide_at)
-        return (
-            max(self._next_probe_at, self._last_received_at + _SILENCE_S)
-            if self._open
-            else self._next_probe_at
-        )
+        silent_at = self._last_received_at + _SILENCE_S
+        return max(self._next_probe_at, silent_at) if self._open else self._next_probe_at
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         """Return the probes that are due."""
@@ -103,11 +100,10 @@ class PathProber:
         return [self._probe(size, now) for size in sizes for _ in range(_COPIES)]
 
     def _probe(self, size: int, now: float) -> Datagram:
-        number = self._numbers.next()
-        self._sent_at[number] = now
+        header = self._numbers.next_header()
+        self._sent_at[self._numbers.last] = now
         while len(self._sent_at) > _REMEMBERED:
             del self._sent_at[next(iter(self._sent_at))]
-        header = pack_header(self._session, number, Kind.PROBE)
         rtt_us = min(int(self.rtt_s * 1e6), _MAX_RTT_US)
         return Datagram(header, pack_probe(Probe(self._proof, self.piece, rtt_us), size))
 

@@ -7,6 +7,7 @@ from typing import Final
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.digest import DIGEST_BYTES
 from ftpkit.protocol.udp.packet import (
+    FROM_SERVER,
     MIN_PIECE,
     Ack,
     Allocate,
@@ -17,7 +18,6 @@ from ftpkit.protocol.udp.packet import (
     PacketNumbers,
     ReceivedPackets,
     pack_ack,
-    pack_header,
     plain_memory,
 )
 
@@ -63,10 +63,8 @@ class Receiver:
         """Bytes of pieces received, each counted once."""
         self.moved = 0
         """Bytes of blocks received."""
-        self._session, self._max_open = session, max_open
-        self._numbers = PacketNumbers()
+        self._numbers, self._max_open = PacketNumbers(session, Kind.ACK | direction), max_open
         self._sizes, self._on_block = dict(sizes), on_block
-        self._kind = Kind.ACK | direction
         self._packets = ReceivedPackets()
         self._open: dict[int, _PartialBlock] = {}
         self._memory = BlockBuffers(allocate)
@@ -83,7 +81,7 @@ class Receiver:
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
         """Process a piece; ProtocolError if it is too short or outside its block."""
-        if not self._packets.is_new(header.number):
+        if header.kind & ~FROM_SERVER != Kind.DATA or not self._packets.is_new(header.number):
             return
         if not self._place(header, payload):
             return
@@ -102,8 +100,7 @@ class Receiver:
         self._unacked = self._unacked_bytes = 0
         self._ack_at = float("inf")
         ack = Ack(self._packets.largest, self.received, self._packets.bits)
-        number = self._numbers.next()
-        return [Datagram(pack_header(self._session, number, self._kind), pack_ack(ack))]
+        return [Datagram(self._numbers.next_header(), pack_ack(ack))]
 
     def _place(self, header: Header, payload: bytes | memoryview) -> bool:
         """Store a piece; return False if too many other blocks are open."""

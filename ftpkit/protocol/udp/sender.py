@@ -7,30 +7,31 @@ from typing import Final, NamedTuple
 
 from ftpkit.errors import ProtocolError
 from ftpkit.protocol.digest import DIGEST_BYTES
-from ftpkit.protocol.udp.congestion import AckSample, CongestionControl
+from ftpkit.protocol.udp.congestion import AckSample, BbrControl
 from ftpkit.protocol.udp.packet import (
+    FROM_SERVER,
     OVERHEAD,
     REMEMBERED,
     Ack,
     BlockBuffers,
     Datagram,
+    Header,
     Kind,
     PacketNumbers,
     ReceivedPackets,
-    pack_header,
     read_ack,
 )
 
 # A burst has the bytes of a millisecond, and at least two datagrams.
-_BURST_S: Final = 0.001
+BURST_S: Final = 0.001
 _MIN_BURST_DATAGRAMS: Final = 2
-_MAX_BURST_BYTES: Final = 512 * 1024
+MAX_BURST_BYTES: Final = 512 * 1024
 # How far pacing may fall behind and catch up; idle time beyond this is forfeited.
-_CREDIT_S: Final = 0.004
+CREDIT_S: Final = 0.004
 # The most by which a receiver delays an acknowledgement, with a margin for its scheduling.
 _ACK_DELAY_S: Final = 0.025
 _MIN_VARIATION_S: Final = 0.010
-_MAX_WAIT_S: Final = 1.0
+MAX_WAIT_S: Final = 1.0
 _MIN_TOLERANCE_S: Final = 0.001
 # Second copies of retransmitted pieces: at most this share of all pieces, but this many.
 _EXTRA_SHARE: Final = 0.01
@@ -66,7 +67,7 @@ class Sender:
 
     ``sizes`` maps the numbers of the blocks to their bytes. ``fill`` is called when the next
     block is opened, at most ``max_open`` at a time; its exceptions propagate. Call
-    ``datagrams_to_send`` at the time that ``next_event`` returns, and ``receive_ack`` with
+    ``datagrams_to_send`` at the time that ``next_event`` returns, and ``receive`` with
     each acknowledgement. ``rtt_s`` is a first estimate; times are seconds.
 
     A piece is declared lost, and sent again, when one sent later is acknowledged. The time
@@ -80,7 +81,7 @@ class Sender:
         piece: int,
         sizes: Mapping[int, int],
         fill: Fill,
-        congestion: CongestionControl,
+        congestion: BbrControl,
         *,
         max_open: int,
         direction: int,
@@ -90,10 +91,9 @@ class Sender:
         self.sent = SentBytes()
         self.moved = 0
         """Bytes of blocks acknowledged."""
-        self._session, self._piece, self._max_open = session, piece, max_open
-        self._numbers = PacketNumbers()
+        self._piece, self._max_open, self._congestion = piece, max_open, congestion
+        self._numbers = PacketNumbers(session, Kind.DATA | direction)
         self._pending, self._fill = deque(sizes.items()), fill
-        self._congestion, self._kind = congestion, Kind.DATA | direction
         self._memory = BlockBuffers()
         self._bodies: dict[int, memoryview] = {}
         self._missing: dict[int, set[int]] = {}
@@ -117,10 +117,10 @@ class Sender:
         return not self._pending and not self._missing
 
     def next_event(self, now: float) -> float:
-        at = now + _MAX_WAIT_S
+        at = now + MAX_WAIT_S
         if self._packets:
             at = min(at, self._probe_at)
-        if self._in_flight < self._congestion.window and self._has_more():
+        if self._in_flight < self._congestion.window and (self._resend or self._has_unsent()):
             at = min(at, self._next_send_at)
         return at
 
@@ -130,7 +130,7 @@ class Sender:
             datagrams += self._on_probe_timeout(now)
         if now < self._next_send_at:
             return datagrams
-        self._next_send_at = max(self._next_send_at, now - _CREDIT_S)
+        self._next_send_at = max(self._next_send_at, now - CREDIT_S)
         bytes_per_s, window = self._congestion.bytes_per_s, self._congestion.window
         size, allowance = self._piece + OVERHEAD, self._pacing_bytes(now)
         while allowance > 0 and self._in_flight < window:
@@ -144,7 +144,9 @@ class Sender:
         self._app_limited = allowance > 0 and self._in_flight < window
         return datagrams
 
-    def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
+    def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
+        if header.kind & ~FROM_SERVER != Kind.ACK:
+            return
         ack = read_ack(payload)
         if ack.largest > self._numbers.last or ack.bits & 1 != (ack.largest > 0):
             raise ProtocolError("an acknowledgement of a datagram that was never sent")
@@ -178,8 +180,8 @@ class Sender:
 
     def _pacing_bytes(self, now: float) -> float:
         """Return how many bytes pacing allows now."""
-        paced = (now - self._next_send_at + _BURST_S) * self._congestion.bytes_per_s
-        return min(max(paced, _MIN_BURST_DATAGRAMS * (self._piece + OVERHEAD)), _MAX_BURST_BYTES)
+        paced = (now - self._next_send_at + BURST_S) * self._congestion.bytes_per_s
+        return min(max(paced, _MIN_BURST_DATAGRAMS * (self._piece + OVERHEAD)), MAX_BURST_BYTES)
 
     def _next_piece(self) -> tuple[int, tuple[int, int]]:
         """Return the number of copies to send, 0 if there is nothing, and the next piece."""
@@ -207,9 +209,6 @@ class Sender:
         self._extra_copies += 1
         return 2
 
-    def _has_more(self) -> bool:
-        return bool(self._resend) or self._has_unsent()
-
     def _has_unsent(self) -> bool:
         """Whether there is a piece to send for the first time; open the next block if allowed."""
         if self._unsent:
@@ -232,8 +231,8 @@ class Sender:
             self._probe_at = now + self._probe_timeout_s
         payload = self._bodies[block][offset : offset + self._piece]
         size = len(payload) + OVERHEAD
-        number = self._numbers.next()
-        self._packets[number] = _SentPacket(
+        header = self._numbers.next_header(block, offset)
+        self._packets[self._numbers.last] = _SentPacket(
             block,
             offset,
             size,
@@ -244,7 +243,7 @@ class Sender:
             self._congestion.quiet,
         )
         self._in_flight += size
-        return Datagram(pack_header(self._session, number, self._kind, block, offset), payload)
+        return Datagram(header, payload)
 
     def _size(self, block: int, offset: int) -> int:
         return min(self._piece, len(self._bodies[block]) - offset)
@@ -253,7 +252,7 @@ class Sender:
         """Return the newest packet that is newly acknowledged, and the bytes sent ``quiet``."""
         newest, quiet = None, 0
         fresh = ack.bits & ~self._acked.since(ack.largest)
-        self._acked.merge(ack.largest, ack.bits)
+        self._acked.add(ack.largest, ack.bits)
         while fresh:
             lowest = fresh & -fresh
             fresh ^= lowest
@@ -309,7 +308,7 @@ class Sender:
     def _on_probe_timeout(self, now: float) -> list[Datagram]:
         """Return the oldest pieces to send again, regardless of pacing and window."""
         self._probe_count += 1
-        self._probe_at = now + min(self._probe_timeout_s * 2**self._probe_count, _MAX_WAIT_S)
+        self._probe_at = now + min(self._probe_timeout_s * 2**self._probe_count, MAX_WAIT_S)
         for number, packet in list(self._packets.items()):
             if not self._is_missing(packet.block, packet.offset):
                 # Another copy of the piece has arrived.

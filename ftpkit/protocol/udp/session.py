@@ -3,45 +3,9 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from ftpkit.protocol.udp.packet import (
-    FROM_SERVER,
-    Datagram,
-    Header,
-    Kind,
-    PacketNumbers,
-    pack_header,
-)
+from ftpkit.protocol.udp.packet import FROM_SERVER, Datagram, Header, Kind, PacketNumbers
 from ftpkit.protocol.udp.path_probe import PathProber
 from ftpkit.protocol.udp.receiver import Receiver
-
-
-class BlockSender(Protocol):
-    """Sends the blocks of a session: ``Sender``, or a strategy to compare it with."""
-
-    @property
-    def moved(self) -> int:
-        """Bytes of blocks acknowledged."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to send."""
-
-    def receive_ack(self, payload: bytes | memoryview, now: float) -> None:
-        """Process an acknowledgement; ProtocolError if it is malformed."""
-
-    def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return the datagrams to send now."""
-
-    def next_event(self, now: float) -> float:
-        """Return the time of the next call, if nothing arrives before."""
-
-
-DatagramTransfer = BlockSender | Receiver
-
-StartTransfer = Callable[[int, float, float], DatagramTransfer]
-"""Makes a sender or receiver from bytes per piece, round-trip time in seconds, and now."""
-
-AnswerProbe = Callable[[Header, bytes | memoryview], Datagram | None]
 
 
 class DatagramSession(Protocol):
@@ -55,6 +19,24 @@ class DatagramSession(Protocol):
 
     def next_event(self, now: float) -> float:
         """Return the time of the next call, if nothing arrives before."""
+
+
+class DatagramTransfer(DatagramSession, Protocol):
+    """The transfer of blocks in a session: a sender or receiver. It ignores other datagrams."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes of blocks that have arrived."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to transfer."""
+
+
+StartTransfer = Callable[[int, float, float], DatagramTransfer]
+"""Makes a sender or receiver from bytes per piece, round-trip time in seconds, and now."""
+
+AnswerProbe = Callable[[Header, bytes | memoryview], Datagram | None]
 
 
 class ClientDatagramSession:
@@ -81,7 +63,7 @@ class ClientDatagramSession:
         if header.kind & ~FROM_SERVER == Kind.END:
             self.closed_by_server = True
         elif self.transfer is not None:
-            _dispatch(self.transfer, header, payload, now)
+            self.transfer.receive(header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         # Probes first: the server drops everything else from an unproven address.
@@ -105,8 +87,8 @@ class ServerDatagramSession:
         self.transfer = transfer
         self.last_received_at = 0.0
         """When the last datagram arrived."""
-        self._session, self._answer = session, answer
-        self._numbers = PacketNumbers()
+        self._answer = answer
+        self._numbers = PacketNumbers(session, Kind.END | FROM_SERVER)
         self._echoes: list[Datagram] = []
 
     @property
@@ -122,7 +104,7 @@ class ServerDatagramSession:
             echo = self._answer(header, payload)
             self._echoes += [echo] if echo else []
         else:
-            _dispatch(self.transfer, header, payload, now)
+            self.transfer.receive(header, payload, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
         echoes, self._echoes = self._echoes, []
@@ -133,16 +115,4 @@ class ServerDatagramSession:
 
     def end_datagram(self) -> Datagram:
         """Return the datagram that ends the session."""
-        number = self._numbers.next()
-        return Datagram(pack_header(self._session, number, Kind.END | FROM_SERVER), b"")
-
-
-def _dispatch(
-    transfer: DatagramTransfer, header: Header, payload: bytes | memoryview, now: float
-) -> None:
-    kind = header.kind & ~FROM_SERVER
-    if isinstance(transfer, Receiver):
-        if kind == Kind.DATA:
-            transfer.receive(header, payload, now)
-    elif kind == Kind.ACK:
-        transfer.receive_ack(payload, now)
+        return Datagram(self._numbers.next_header(), b"")

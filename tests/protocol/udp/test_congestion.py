@@ -1,6 +1,6 @@
 """The rate follows the delivery rate, not random loss."""
 
-from ftpkit.protocol.udp.congestion import AckSample, BbrControl, FixedRateControl
+from ftpkit.protocol.udp.congestion import AckSample, BbrControl
 
 DATAGRAM = 1472
 RTT = 0.1
@@ -170,9 +170,3 @@ def test_something_is_always_sent() -> None:
         network.round(10.0)
     assert network.rate.bytes_per_s >= 4 * DATAGRAM / RTT
     assert network.rate.window >= 16 * DATAGRAM
-
-
-def test_a_fixed_rate_ignores_acknowledgements() -> None:
-    rate = FixedRateControl(5.0)
-    rate.on_ack(AckSample(1.0, 1.0, 9.0, 9, 9, 0, 0))
-    assert (rate.bytes_per_s, rate.window, rate.quiet) == (5.0, float("inf"), False)

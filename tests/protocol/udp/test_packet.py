@@ -127,7 +127,7 @@ def test_merging_is_adding_each(merges: list[tuple[int, int]]) -> None:
     for largest, bits in merges:
         kept = bits | 1
         before = merged.largest
-        merged.merge(largest, kept)
+        merged.add(largest, kept)
         numbers = {largest - k for k in range(kept.bit_length()) if kept >> k & 1}
         if largest > before - REMEMBERED:
             seen |= numbers
@@ -149,12 +149,15 @@ def test_a_number_far_ahead_allocates_nothing(number: int) -> None:
 
 
 def test_packet_numbers_end() -> None:
-    numbers = PacketNumbers()
-    assert [numbers.next(), numbers.next(), numbers.last] == [1, 2, 2]
+    numbers = PacketNumbers(7, Kind.DATA)
+    assert [numbers.next_header(), numbers.next_header(3, 9)] == [
+        pack_header(7, 1, Kind.DATA),
+        pack_header(7, 2, Kind.DATA, 3, 9),
+    ]
     numbers.last = MAX_NUMBER - 1
-    assert numbers.next() == MAX_NUMBER
+    assert numbers.next_header() == pack_header(7, MAX_NUMBER, Kind.DATA)
     with pytest.raises(ProtocolError, match="used up"):
-        numbers.next()
+        numbers.next_header()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from tests.protocol.lossy import Doorway, Lossy, converse
 
 BLOCK = 256 * 1024
 MOST_OPEN = 64
+ACK = Header(1, 1, 0, 0, Kind.ACK | FROM_SERVER)
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -252,7 +253,7 @@ def test_an_acknowledgement_of_unsent_datagrams(ack: Ack) -> None:
     sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
     assert len(sender.datagrams_to_send(0.0)) == 1
     with pytest.raises(ProtocolError, match="never sent"):
-        sender.receive_ack(pack_ack(ack), 0.1)
+        sender.receive(ACK, pack_ack(ack), 0.1)
 
 
 def test_a_repeated_or_late_acknowledgement_changes_nothing() -> None:
@@ -262,19 +263,19 @@ def test_a_repeated_or_late_acknowledgement_changes_nothing() -> None:
     while len(sent) < 6:
         now = sender.next_event(now)
         sent += sender.datagrams_to_send(now)
-    sender.receive_ack(pack_ack(Ack(5, 0, 0b11111)), now + 0.1)
+    sender.receive(ACK, pack_ack(Ack(5, 0, 0b11111)), now + 0.1)
     moved = sender.moved
     for late in (Ack(5, 0, 0b11111), Ack(3, 0, 0b111)):
-        sender.receive_ack(pack_ack(late), now + 0.2)
+        sender.receive(ACK, pack_ack(late), now + 0.2)
     assert sender.moved == moved == 5000
-    sender.receive_ack(pack_ack(Ack(6, 0, 0b1)), now + 0.2)
+    sender.receive(ACK, pack_ack(Ack(6, 0, 0b1)), now + 0.2)
     assert sender.done
 
 
 def test_an_empty_acknowledgement_changes_nothing() -> None:
     sender = Copy(b"x" * 500).send(1000, 0.1, 0.0)
     sender.datagrams_to_send(0.0)
-    sender.receive_ack(pack_ack(Ack(0, 0, 0)), 0.1)
+    sender.receive(ACK, pack_ack(Ack(0, 0, 0)), 0.1)
     assert not sender.done
 
 
