@@ -4,10 +4,7 @@ from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Why the server refused a request; WIRE.md section 8 explains each code.
-
-    Codes are added, never renamed.
-    """
+    """Why the server refused a request (WIRE.md section 8); codes are added, never renamed."""
 
     BAD_FRAME = "bad-frame"
     BAD_REQUEST = "bad-request"
@@ -54,10 +51,7 @@ class ProtocolError(FtpkitError):
 
 
 class HeaderTooLongError(ProtocolError):
-    """A peer that has not authenticated announced a header over the limit for such peers.
-
-    Close the connection.
-    """
+    """A peer that has not authenticated announced a longer header than such a peer may send."""
 
     def __init__(self, length: int, most: int) -> None:
         super().__init__(f"a header of {length:,} bytes exceeds the limit of {most:,}")
@@ -75,10 +69,7 @@ class RefusedError(FtpkitError):
 
 
 class WrongWorkerError(FtpkitError):
-    """Another worker of this server, number ``holder``, holds the upload or file.
-
-    Hand the connection over to that worker.
-    """
+    """Worker ``holder`` of this server holds the upload or file: hand the connection to it."""
 
     code = Code.BUSY
 
@@ -97,10 +88,7 @@ class CorruptDataError(FtpkitError):
 
 
 class SourceChangedError(FtpkitError):
-    """A local file changed while it was being uploaded; nothing was published.
-
-    Upload it again when it no longer changes.
-    """
+    """A local file changed during its upload; nothing was published. Upload it again."""
 
     code = "source-changed"
 
@@ -152,10 +140,7 @@ class UntrustedError(CannotConnectError):
 
 
 class HandshakeError(ConnectionLostError):
-    """The TLS handshake failed; ``reason`` is OpenSSL's name for ``fault``.
-
-    Check whether the server uses TLS, and version 1.3.
-    """
+    """The TLS 1.3 handshake failed; ``reason`` is OpenSSL's name for ``fault``."""
 
     code = "tls-failed"
 
@@ -178,10 +163,7 @@ class EndOfStreamError(ConnectionLostError, EOFError):
 
 
 class TruncatedError(ConnectionLostError):
-    """The connection was lost within a frame.
-
-    ``got`` and ``expected`` count bytes of the part being read: prefix, header or body.
-    """
+    """The connection was lost after ``got`` of ``expected`` bytes of a prefix, header or body."""
 
     def __init__(self, got: int, expected: int) -> None:
         super().__init__(f"connection lost after {got:,} of {expected:,} bytes")

@@ -61,7 +61,8 @@ def replace(path: str, data: bytes) -> None:
         try:
             with _created(temporary) as fd:
                 os_files.write_at(fd, memoryview(data), 0)
-                os_files.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, _mtime(path) + 1))
+                before = os.lstat(path).st_mtime_ns if os.path.lexists(path) else 0
+                os_files.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, before + 1))
                 os.fsync(fd)
             os.replace(temporary, path)
         except BaseException:
@@ -102,34 +103,26 @@ def _created(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _mtime(path: str) -> int:
-    try:
-        return os.lstat(path).st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
 def _check_directory(path: str) -> None:
     path = path or os.curdir
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise LocalFileError(f"{path} is not a directory")
-    _check_owner(path, status)
-    if os_files.HAS_OWNERS and status.st_mode & _OTHERS_WRITE:
-        raise LocalFileError(f"other users can write to the directory {path}: chmod 700 {path}")
+    writable = f"other users can write to the directory {path}: chmod 700 {path}"
+    _check_access(path, status, _OTHERS_WRITE, writable)
 
 
 def _check_file(path: str, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise LocalFileError(f"{path} is not a regular file")
-    _check_owner(path, status)
-    if os_files.HAS_OWNERS and status.st_mode & _OTHERS:
-        raise LocalFileError(f"other users have access to {path}: chmod 600 {path}")
+    _check_access(path, status, _OTHERS, f"other users have access to {path}: chmod 600 {path}")
 
 
-def _check_owner(path: str, status: os.stat_result) -> None:
+def _check_access(path: str, status: os.stat_result, forbidden: int, message: str) -> None:
     if not os_files.is_owned(status):
         raise LocalFileError(f"{path} is owned by another user")
+    if os_files.HAS_OWNERS and status.st_mode & forbidden:
+        raise LocalFileError(message)
 
 
 @contextlib.contextmanager

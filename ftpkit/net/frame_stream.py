@@ -69,12 +69,10 @@ class FrameStream:
         self._read_size = _IDLE_READ
         self._header_since_s: float | None = None
         self._size = 0
-        self.left = 0
-        """Bytes of the last frame's body that are not read yet."""
-        self.limiter = limiter
-        """Limits how fast bodies move; None is no limit."""
+        self.left = 0  # bytes of the last frame's body that are not read yet
+        self.limiter = limiter  # limits how fast bodies move; None is no limit
+        # The headers and silences of a peer that is not authenticated must be short.
         self.unauthenticated = False
-        """Whether the peer is not authenticated: its headers and silences must be short."""
         os_sockets.set_socket_timeout(sock, stall_timeout_s)
         with contextlib.suppress(OSError):  # a socket pair has no TCP options
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -104,10 +104,8 @@ class TlsTransport:
             server_side=context.protocol is ssl.PROTOCOL_TLS_SERVER,
             server_hostname=host,
         )
-        self.more = False
-        """Whether more can be read without the socket."""
-        # Encrypted and not sent yet.
-        self._backlog = memoryview(b"")
+        self.more = False  # whether more can be read without the socket
+        self._backlog = memoryview(b"")  # encrypted and not sent yet
 
     def greet(self) -> None:
         """Send the client's hello; a server sends nothing."""

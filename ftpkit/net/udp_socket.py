@@ -177,18 +177,15 @@ def drive_session(
 
 def _batches(parts: Sequence[Parts]) -> Iterator[Sequence[Parts]]:
     """Split into runs for one call each: equal lengths, but for a shorter last one."""
+    sizes = [len(header) + len(payload) for header, payload in parts]
     start = 0
     while start < len(parts):
-        size = len(parts[start][0]) + len(parts[start][1])
-        most = start + max(1, min(_MAX_SEGMENTS, _MAX_BATCH // size))
-        end = start + 1
-        while end < min(most, len(parts)):
-            length = len(parts[end][0]) + len(parts[end][1])
-            if length > size:
-                break
+        size, end = sizes[start], start + 1
+        last = min(start + max(1, min(_MAX_SEGMENTS, _MAX_BATCH // size)), len(parts))
+        while end < last and sizes[end] == size:
             end += 1
-            if length < size:
-                break
+        if end < last and sizes[end] < size:
+            end += 1
         yield parts[start:end]
         start = end
 

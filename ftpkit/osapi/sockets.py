@@ -40,10 +40,7 @@ _COPY: Final = 256 * 1024
 
 
 def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
-    """Send up to ``count`` bytes of a file; return how many, 0 at its end.
-
-    sendfile(2), or a read and a send of up to 256 KiB.
-    """
+    """Send up to ``count`` bytes, 0 at the end: sendfile(2), or a read and a send of 256 KiB."""
     if _has_sendfile(sock):
         return os.sendfile(sock.fileno(), fd, offset, count)
     data = _read_copy(fd, offset, count)
@@ -75,10 +72,7 @@ def _read_copy(fd: int, offset: int, count: int) -> memoryview:
 
 
 def send_now(sock: socket.socket, data: memoryview) -> int:
-    """Send what is possible now, or raise BlockingIOError: send(2) with MSG_DONTWAIT.
-
-    Without that flag the socket must be writable.
-    """
+    """Send what is possible, or raise BlockingIOError: MSG_DONTWAIT, or a writable socket."""
     return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
 
 

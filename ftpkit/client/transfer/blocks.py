@@ -2,14 +2,16 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from ftpkit.client.connection import Connection, SendBody
-from ftpkit.errors import CorruptDataError
+from ftpkit.errors import Code, CorruptDataError, RefusedError
 from ftpkit.protocol.messages import Request
 
 BLOCK: Final = 4 * 1024 * 1024
 TRIES: Final = 3
+
+T = TypeVar("T")
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes that have been transferred, and the bytes in all."""
@@ -24,11 +26,20 @@ def damaged_error(what: str) -> CorruptDataError:
     )
 
 
-class BlockTransfer:
-    """Pipelines the requests of blocks, repeats those that arrived damaged, counts progress.
+def repeat_refused(connection: Connection, code: Code, work: Callable[[Connection], T]) -> T:
+    """Call ``work`` up to TRIES times, as long as the server refuses with ``code``."""
+    for _ in range(TRIES - 1):
+        try:
+            return work(connection)
+        except RefusedError as refusal:
+            if refusal.code is not code:
+                raise
+            connection.drain()
+    return work(connection)
 
-    ``window`` is how many requests may be unanswered.
-    """
+
+class BlockTransfer:
+    """Pipelines requests, ``window`` unanswered; repeats damaged blocks, and counts progress."""
 
     def __init__(
         self, connection: Connection, total: int, window: int, on_progress: OnProgress

@@ -7,7 +7,7 @@ from typing import Final
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress
+from ftpkit.client.transfer.blocks import BLOCK, BlockTransfer, OnProgress, repeat_refused
 from ftpkit.client.transfer.target import DownloadTarget
 from ftpkit.client.transfer.udp import UdpTransfer
 from ftpkit.errors import Code, CorruptDataError, ProtocolError, RefusedError
@@ -38,16 +38,8 @@ class Download:
 
     def run(self, connection: Connection) -> FileReply:
         """Fetch what is missing and publish it; return what was downloaded."""
-        for _ in range(TRIES):
-            try:
-                return self._fetch(connection)
-            except RefusedError as refusal:
-                # The file was replaced: start again with its new version.
-                if refusal.code is not Code.CHANGED:
-                    raise
-                last = refusal
-                connection.drain()
-        raise last
+        # If the file was replaced, start again with its new version.
+        return repeat_refused(connection, Code.CHANGED, self._fetch)
 
     def _fetch(self, connection: Connection) -> FileReply:
         first = self._request_first(connection)

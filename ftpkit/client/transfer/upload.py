@@ -10,7 +10,14 @@ from typing import Final
 from ftpkit.client.connection import Connection, SendBody
 from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.retry import OnRetry
-from ftpkit.client.transfer.blocks import BLOCK, TRIES, BlockTransfer, OnProgress, damaged_error
+from ftpkit.client.transfer.blocks import (
+    BLOCK,
+    TRIES,
+    BlockTransfer,
+    OnProgress,
+    damaged_error,
+    repeat_refused,
+)
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpTransfer
 from ftpkit.errors import Code, FtpkitError, ProtocolError, RefusedError, SourceChangedError
@@ -98,22 +105,14 @@ class Upload:
         status, algorithm = self.source.status, connection.algorithm
         cache = DigestCache(self.digest_cache, status, block=BLOCK, algorithm=algorithm)
         with closing(cache):
-            for _ in range(TRIES):
-                self._commit = self._send_missing(connection, cache)
-                try:
-                    published = connection.request(self._commit, m.FileReply)
-                except RefusedError as refusal:
-                    # The server's disk lost blocks; the server no longer holds these.
-                    if refusal.code is not Code.INCOMPLETE:
-                        raise
-                    last = refusal
-                else:
-                    cache.clear()
-                    return published
-        raise last
+            # If the server's disk lost blocks, the server no longer holds these.
+            send_missing = partial(self._send_missing, cache)
+            published = repeat_refused(connection, Code.INCOMPLETE, send_missing)
+            cache.clear()
+            return published
 
-    def _send_missing(self, connection: Connection, cache: DigestCache) -> m.Commit:
-        """Send the blocks that the server does not hold; return the request to publish."""
+    def _send_missing(self, cache: DigestCache, connection: Connection) -> m.FileReply:
+        """Send the blocks that the server does not hold, and publish the upload."""
         blocks = BlockUpload(
             connection, self.source, self.name, cache, self.on_progress, overwrite=self.overwrite
         )
@@ -127,7 +126,8 @@ class Upload:
             cache.clear()
             blocks.abort()
             raise
-        return blocks.commit()
+        self._commit = blocks.commit()
+        return connection.request(self._commit, m.FileReply)
 
     def _repeat_commit(self, connection: Connection) -> m.FileReply | None:
         """Ask again for a reply to ``commit`` that may have been lost."""
