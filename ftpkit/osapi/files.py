@@ -25,7 +25,7 @@ HAS_DIR_FD: Final = {
     os.rename,
     os.link,
 } <= os.supports_dir_fd and os.scandir in os.supports_fd
-HAS_ALLOCATE: Final = hasattr(os, "posix_fallocate")
+HAS_ALLOCATE: Final = sys.platform == "linux"
 HAS_LOCKS: Final = fcntl is not None
 # Files have an owner and permission bits.
 HAS_OWNERS: Final = hasattr(os, "geteuid")
@@ -37,7 +37,7 @@ O_NOCTTY: Final = getattr(os, "O_NOCTTY", 0)
 O_BINARY: Final = getattr(os, "O_BINARY", 0)
 O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _RENAME_NOREPLACE: Final = 1
-# Errors of a kernel or a file system without renameat2.
+# Errors of a kernel or a file system without renameat2, or without fallocate.
 _UNSUPPORTED: Final = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # Without pread and pwrite, threads share the file's position.
@@ -83,27 +83,35 @@ def append(fd: int, data: bytes) -> None:
         raise OSError(f"only {written} of {len(data)} bytes were written")
 
 
-def preallocate(fd: int, size: int, promised: int = 0) -> None:
-    """Allocate ``size`` bytes for a file: posix_fallocate(3); OSError with ENOSPC if full.
+def allocate(fd: int, size: int) -> bool:
+    """Allocate ``size`` bytes for a file: fallocate(2); OSError with ENOSPC if there is no room.
 
-    First checks the free space, fstatvfs(3), less the bytes ``promised`` to other files. Without
-    posix_fallocate it then only sets the file's length.
+    Returns False, and changes nothing, where the kernel or the file system does not support it.
+    posix_fallocate(3) would then write every block instead, which takes as long as the upload.
     """
-    if hasattr(os, "fstatvfs"):
-        # Some file systems allocate all free space before they report that it is not enough.
-        space = os.fstatvfs(fd)
-        if size > space.f_bavail * space.f_frsize - promised:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if HAS_ALLOCATE:
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                os.ftruncate(fd, 0)
-                raise
-    else:
-        # The length records what is promised to this file; see ``unallocated``.
-        os.ftruncate(fd, size)
+    if not HAS_ALLOCATE:
+        return False
+    import ctypes  # os does not offer the call
+
+    library = ctypes.CDLL(None, use_errno=True)
+    # The name of the variant with offsets of 64 bits in glibc; musl has no other.
+    call = getattr(library, "fallocate64", None) or library.fallocate
+    offset = ctypes.c_longlong
+    while call(fd, 0, offset(0), offset(size)):
+        number = ctypes.get_errno()
+        if number in _UNSUPPORTED:
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return True
+
+
+def free_bytes(fd: int) -> int | None:
+    """Return the free space of a file's disk for this user: fstatvfs(3); None without it."""
+    if not hasattr(os, "fstatvfs"):
+        return None
+    space = os.fstatvfs(fd)
+    return space.f_bavail * space.f_frsize
 
 
 def unallocated(status: os.stat_result) -> int:

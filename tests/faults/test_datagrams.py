@@ -9,6 +9,7 @@ import pytest
 
 from ftpkit.client import Client, UdpMode
 from ftpkit.errors import Code, ConnectionLostError, FtpkitError, RefusedError, UdpBlockedError
+from ftpkit.storage.directory.filesystem import FileSystem
 from tests.faults.conftest import MIB, left_over, noise, settled, visible
 from tests.faults.processes import Served
 from tests.faults.test_space import fill, serving, tiny
@@ -26,9 +27,7 @@ def test_a_full_disk_during_udp_is_reported_on_the_connection(
     tiny: Path, here: Path, udp: UdpMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where nothing is reserved: only then can it fill up in the middle.
-    monkeypatch.setattr(
-        "ftpkit.storage.directory.filesystem.os_files.preallocate", lambda *args: None
-    )
+    monkeypatch.setattr(FileSystem, "preallocate", lambda *args: None)
     source = settled(here / "large", noise(3 * BLOCK, 1))
     with serving(tiny) as server, Client(server.address, udp=udp) as client:
         filler = fill(tiny, leave=2 * BLOCK)

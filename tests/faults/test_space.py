@@ -42,6 +42,24 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.fixture
+def ext2(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 MiB that cannot allocate blocks without writing them."""
+    image, path = tmp_path / "image", tmp_path / "ext2"
+    path.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(512 * MIB)
+    if os.geteuid() != 0 or shutil.which("mkfs.ext2") is None:
+        pytest.skip("mounting an ext2 file system takes root and mkfs.ext2(8)")
+    subprocess.run(["mkfs.ext2", "-q", "-F", "-m", "0", str(image)], check=True)
+    command = ["mount", "-o", "loop", str(image), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
 @contextlib.contextmanager
 def serving(root: Path) -> Iterator[Server]:
     server = Server(root, port=0, limits=Limits(stall_timeout_s=5))
@@ -88,6 +106,22 @@ def test_what_one_upload_has_reserved_no_other_gets(tiny: Path) -> None:
             assert second["code"] == Code.NO_SPACE
             assert raw.ask(op="abort", upload=first["upload"])["ok"]
             assert raw.ask(op="begin", name="second", total=10 * MIB, block=BLOCK)["ok"]
+        quiet(server)
+
+
+def test_where_nothing_can_be_allocated_space_is_promised_by_counting(ext2: Path) -> None:
+    free = shutil.disk_usage(ext2).free
+    with serving(ext2) as server:
+        with Raw(server.address) as raw:
+            first = raw.ask(op="begin", name="first", total=300 * MIB, block=BLOCK)
+            assert first["ok"]
+            # Not one block was written: on a large file that would take minutes.
+            assert free - shutil.disk_usage(ext2).free < MIB
+            second = raw.ask(op="begin", name="second", total=300 * MIB, block=BLOCK)
+            assert second["code"] == Code.NO_SPACE
+            assert raw.ask(op="begin", name="third", total=100 * MIB, block=BLOCK)["ok"]
+            assert raw.ask(op="abort", upload=first["upload"])["ok"]
+            assert raw.ask(op="begin", name="second", total=300 * MIB, block=BLOCK)["ok"]
         quiet(server)
 
 

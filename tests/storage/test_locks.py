@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tests.storage.stores import (
     BLOCK,
     OWNER,
     QuickFiles,
+    WatchedFiles,
     begin,
     blocks_of,
     commit,
@@ -143,7 +145,7 @@ def test_an_upload_that_cannot_be_made_is_not_locked(
     join: Join, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = join(1)
-    monkeypatch.setattr(os_files, "preallocate", lambda *args: os.write(-1, b""))
+    monkeypatch.setattr(os_files, "allocate", lambda *args: os.write(-1, b""))
     with pytest.raises(OSError, match="descriptor"):
         begin(one, "f", 2**30)
     assert table.holders == {}
@@ -196,3 +198,28 @@ def test_a_root_that_was_replaced_is_not_shared(
     DirectoryStore(tmp_path / "root", QuickFiles()).close()
     with pytest.raises(FileNotFoundError, match="was replaced while the server"):
         join(1)
+
+
+def test_an_upload_that_takes_long_to_open_holds_up_no_other(tmp_path: Path) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def before(change: str) -> None:
+        if threading.current_thread().name == "slow" and change == "create":
+            entered.set()
+            assert go_on.wait(10.0)
+
+    with DirectoryStore(tmp_path / "root", WatchedFiles(before)) as store:
+        slow = threading.Thread(target=lambda: begin(store, "slow").release(), name="slow")
+        slow.start()
+        try:
+            assert entered.wait(10.0)
+            upload = begin(store, "quick", len(DATA))
+            for offset, data in BLOCKS.items():
+                send(upload, offset, data)
+            commit(upload, len(DATA))
+            upload.release()
+            assert slow.is_alive()
+        finally:
+            go_on.set()
+            slow.join()
+        assert fetch(store, "quick") == DATA

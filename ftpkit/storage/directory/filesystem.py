@@ -254,13 +254,32 @@ class FileSystem:
             os_files.set_mode(fd, path, mode & 0o777)
 
     def preallocate(self, fd: int, size: int, others: Iterable[os.stat_result] = ()) -> None:
-        """Reserve disk space for ``size`` bytes, or raise OSError.
+        """Reserve disk space for ``size`` bytes, or raise OSError with ENOSPC.
 
-        ``others`` is the status of files whose whole length is reserved already.
+        Where the file system cannot allocate, the length of each file is what was promised to
+        it: the space that is free must do for this file and for ``others``, the status of all
+        files that wait for their bytes (and perhaps of this one).
         """
-        if size >= _MIN_PREALLOCATED:
-            reserved = 0 if os_files.HAS_ALLOCATE else sum(map(os_files.unallocated, others))
-            os_files.preallocate(fd, size, reserved)
+        if size < _MIN_PREALLOCATED:
+            return
+        free = os_files.free_bytes(fd)
+        try:
+            # Some file systems allocate all free space before they report that it is not enough.
+            if free is not None and size > free:
+                raise _error(errno.ENOSPC, "")
+            if os_files.allocate(fd, size):
+                return
+            # Promised first: of two that count at the same time, each sees the other.
+            os.ftruncate(fd, size)
+            own = os.fstat(fd)
+            promised = os_files.unallocated(own) + sum(
+                os_files.unallocated(each) for each in others if not os.path.samestat(each, own)
+            )
+            if free is not None and promised > free:
+                raise _error(errno.ENOSPC, "")
+        except OSError:
+            os.ftruncate(fd, 0)
+            raise
 
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""

@@ -55,6 +55,8 @@ class Uploads:
         self.unfinished, self._published = unfinished, published
         self.locks = locks
         self._lock = threading.Lock()
+        self._busy: dict[str, tuple[threading.Lock, int]] = {}
+        """The lock of each upload that is being opened or closed, and how many want it."""
         self._open: dict[str, tuple[DirectoryUpload, int]] = {}
 
     def begin(self, spec: UploadSpec, owner: str, block: int, quota: QuotaScope) -> DirectoryUpload:
@@ -154,18 +156,30 @@ class Uploads:
 
     def close(self) -> None:
         """Checkpoint and close all uploads."""
-        with self._lock:
-            uploads = [upload for upload, _ in self._open.values()]
-            self._open.clear()
+        uploads = [upload for upload, _ in list(self._open.values())]
+        self._open.clear()
         for upload in uploads:
             upload.close()
 
-    # The methods below are called with the lock held.
+    @contextlib.contextmanager
+    def _exclusive(self, key: str) -> Iterator[None]:
+        """Have one upload exclusively; opening and closing it may take long, others go on."""
+        with self._lock:
+            lock, users = self._busy.get(key, (threading.Lock(), 0))
+            self._busy[key] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                lock, users = self._busy.pop(key)
+                if users > 1:
+                    self._busy[key] = lock, users - 1
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        """Take the lock, and lock the upload against other processes while it is not open here."""
-        with self._lock:
+        """Have an upload exclusively, in all processes while it is not open here."""
+        with self._exclusive(key):
             if key not in self._open:
                 self.locks.acquire(key)
             try:
@@ -173,6 +187,8 @@ class Uploads:
             finally:
                 if key not in self._open:
                     self.locks.release(key)
+
+    # The methods below are called with the upload held exclusively.
 
     def _remove(self, key: str) -> None:
         """Note that an upload is no longer open here."""
@@ -260,7 +276,7 @@ class Uploads:
             return True
         return False
 
-    # The methods below are called without the lock.
+    # The methods below are called without it.
 
     def _publication(self, state: JournalState) -> FileInfo | None:
         if state.published is not None:
@@ -291,13 +307,13 @@ class Uploads:
         except BaseException:
             if not upload.staged.has_data():
                 # It has its name all the same: a repeated commit finds that out in _recover.
-                with self._lock:
+                with self._exclusive(key):
                     self._remove(key)
             raise
         finally:
             # A count in progress may have found it in both places.
             upload.quota.note_deleted(spec.name)
-        with self._lock:
+        with self._exclusive(key):
             # The file is published: _recover does later what fails here.
             with contextlib.suppress(OSError):
                 self._files.rename(upload.staged.directory, JOURNAL, self._published, upload.id)
@@ -307,7 +323,7 @@ class Uploads:
 
     def _on_release(self, upload: DirectoryUpload) -> None:
         key = _key_of(upload)
-        with self._lock:
+        with self._exclusive(key):
             opened, users = self._open.get(key, (None, 0))
             if opened is not upload:
                 upload.close()  # it ended: nothing opens it again
