@@ -13,15 +13,7 @@ from ftpkit.cli.paths import (
     local_servers_directory,
     settings_file,
 )
-from ftpkit.cli.settings import (
-    DURATION,
-    TIMEOUT,
-    URL,
-    Command,
-    add_options,
-    config_option,
-    setting,
-)
+from ftpkit.cli.settings import DURATION, TIMEOUT, URL, Command, add_options, config_option, setting
 from ftpkit.client import Client, UdpMode
 from ftpkit.client.connection import Connection, UrlProvider
 from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers
@@ -31,10 +23,9 @@ from ftpkit.net.local import is_local_host
 
 retry_option = setting(
     "retry-for",
-    type=DURATION,
-    metavar="TIME",
-    default="10m",
-    help="Reconnect after a lost connection, until nothing has been transferred for TIME.",
+    "Reconnect after a lost connection, until nothing has been transferred for TIME.",
+    DURATION,
+    "10m",
 )
 
 
@@ -47,13 +38,7 @@ def connection_options(command: Command) -> Command:
     """Add the options ``timeout`` and ``config``."""
     return add_options(
         command,
-        setting(
-            "timeout",
-            type=TIMEOUT,
-            metavar="TIME",
-            default="30s",
-            help="Fail if the server does not respond for this long.",
-        ),
+        setting("timeout", "Fail if the server does not respond for this long.", TIMEOUT, "30s"),
         config_option("FTPKIT_CONFIG", settings_file, where="~/.config/ftpkit/client.toml"),
     )
 
@@ -62,12 +47,10 @@ def server_options(command: Command) -> Command:
     """Add the options of every client command: ``url``, ``timeout`` and ``config``."""
     url = setting(
         "url",
-        "--to",
-        "--from",
-        type=URL,
-        metavar="URL",
+        "The server's address or login URL; --to and --from are the same option.",
+        URL,
+        flags=("--to", "--from"),
         show_default="the last login, else the server on this machine",
-        help="The server's address or login URL; --to and --from are the same option.",
     )
     return url(connection_options(command))
 

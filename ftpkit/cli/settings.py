@@ -3,9 +3,10 @@
 The command line takes precedence over the variable, the variable over the file.
 """
 
+import contextlib
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import click
@@ -13,7 +14,7 @@ from click.core import ParameterSource
 from click.types import BoolParamType, StringParamType
 
 from ftpkit.cli.format import escaped
-from ftpkit.cli.output.units import parse_duration, parse_size
+from ftpkit.cli.output.units import parse_duration, parse_rate
 from ftpkit.net.address import Url
 from ftpkit.osapi import process as os_process
 
@@ -25,15 +26,25 @@ Decorator = Callable[[Command], Command]
 MAX_DURATION_S: Final = 24 * 86400
 
 
-def parsed_by(parse: Callable[[str], T], expected: str) -> Callable[[str], T]:
-    """Return a click type: ``parse`` raises ValueError for text that is not ``expected``."""
+def parsed_by(
+    metavar: str,
+    parse: Callable[[str], T],
+    expected: str,
+    accepts: Callable[[T], object] = lambda _: True,
+) -> Callable[[str], T]:
+    """Return a click type, shown as ``metavar``.
+
+    Text is not ``expected`` if ``parse`` raises ValueError, or ``accepts`` is false of its result.
+    """
 
     def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError:
-            raise click.BadParameter(f"expected {expected}, got '{escaped(text)}'") from None
+        with contextlib.suppress(ValueError):
+            if accepts(value := parse(text)):
+                return value
+        raise click.BadParameter(f"expected {expected}, got '{escaped(text)}'")
 
+    # click takes the metavar from here.
+    convert.__name__ = metavar
     return convert
 
 
@@ -48,29 +59,18 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _rate(text: str) -> float | None:
-    return parse_size(text.removesuffix("/s")) or None
-
-
-def _duration(text: str) -> float:
-    if (seconds := parse_duration(text)) > MAX_DURATION_S:
+def decimal(text: str) -> float:
+    """Parse a number of at most four digits and three decimals, like ``0.5``."""
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{0,3})?", text):
         raise ValueError(text)
-    return seconds
+    return float(text)
 
 
-def _timeout(text: str) -> float:
-    if not (seconds := _duration(text)):
-        raise ValueError(text)
-    return seconds
-
-
-def _schedule(text: str) -> str:
+def _is_policy(text: str) -> bool:
     # Deferred: client commands start faster without the policies.
     from ftpkit.scheduling.policies import POLICIES
 
-    if text not in POLICIES:
-        raise ValueError(text)
-    return text
+    return text in POLICIES
 
 
 def URL(text: str) -> Url:  # noqa: N802  a click type, like the constants below
@@ -83,19 +83,34 @@ def URL(text: str) -> Url:  # noqa: N802  a click type, like the constants below
         ) from None
 
 
-PORT: Final = parsed_by(integer(0, 65535), "a port from 0 to 65535")
-COUNT: Final = parsed_by(integer(1, 10**9 - 1), "an integer of at least 1")
+PORT: Final = parsed_by("PORT", integer(0, 65535), "a port from 0 to 65535")
+COUNT: Final = parsed_by("N", integer(1, 10**9 - 1), "an integer of at least 1")
 WORKERS: Final = parsed_by(
+    "N",
     lambda text: os_process.cores() if text == "auto" else integer(1, 1000)(text),
     "an integer from 1 to 1000, or auto",
 )
 SLOTS: Final = parsed_by(
-    lambda text: integer(0, 10**9 - 1)(text) or None, "an integer, or 0 for no limit"
+    "N", lambda text: integer(0, 10**9 - 1)(text) or None, "an integer, or 0 for no limit"
 )
-SCHEDULE: Final = parsed_by(_schedule, "fcfs, sjf, rr, mlfq or fair")
-RATE: Final = parsed_by(_rate, "bytes per second like 20M or 20Mi, or 0 for no limit")
-DURATION: Final = parsed_by(_duration, "a time like 30s, 10m or 7d, at most 24d")
-TIMEOUT: Final = parsed_by(_timeout, "a time like 30s, 10m or 7d, more than 0 and at most 24d")
+SCHEDULE: Final = parsed_by("POLICY", str, "fcfs, sjf, rr, mlfq or fair", _is_policy)
+RATE: Final = parsed_by(
+    "RATE",
+    lambda text: parse_rate(text) or None,
+    "bytes per second like 20M or 20Mi, or 0 for no limit",
+)
+DURATION: Final = parsed_by(
+    "TIME",
+    parse_duration,
+    "a time like 30s, 10m or 7d, at most 24d",
+    lambda seconds: seconds <= MAX_DURATION_S,
+)
+TIMEOUT: Final = parsed_by(
+    "TIME",
+    parse_duration,
+    "a time like 30s, 10m or 7d, more than 0 and at most 24d",
+    lambda seconds: 0 < seconds <= MAX_DURATION_S,
+)
 
 
 def variable(key: str) -> str:
@@ -103,14 +118,39 @@ def variable(key: str) -> str:
     return "FTPKIT_" + key.upper().replace("-", "_")
 
 
-def setting(key: str, *flags: str, **rest: Any) -> Decorator:
+def option(
+    flag: str,
+    text: str,
+    kind: Any = None,
+    default: object = None,
+    names: Sequence[str] = (),
+    **rest: Any,
+) -> Decorator:
+    """Return an option with the help ``text``, and click type ``kind``; its default is shown.
+
+    ``names`` are its parameter and further flags.
+    """
+    if default is not None:
+        rest = {"default": default, "show_default": True, **rest}
+    return click.option(flag, *names, type=kind, help=text, **rest)
+
+
+def setting(
+    key: str,
+    text: str,
+    kind: Any = None,
+    default: object = None,
+    flags: Sequence[str] = (),
+    **rest: Any,
+) -> Decorator:
     """Return an option that is also an environment variable and a key of the settings file.
 
     ``flags`` is ``--key`` unless given.
     """
-    name, flags = key.replace("-", "_"), flags or (f"--{key}",)
-    rest.setdefault("show_default", "default" in rest)
-    return click.option(name, *flags, envvar=variable(key), show_envvar=True, **rest)
+    flag, *others = flags or (f"--{key}",)
+    names = (key.replace("-", "_"), *others)
+    source = {"envvar": variable(key), "show_envvar": True}
+    return option(flag, text, kind, default, names, **source, **rest)
 
 
 def add_options(command: Command, *options: Decorator) -> Command:
@@ -122,12 +162,12 @@ def add_options(command: Command, *options: Decorator) -> Command:
 
 def json_option(text: str = "Print JSON, one object per line.") -> Decorator:
     """Return the option ``--json`` with this help text."""
-    return setting("json", is_flag=True, help=text)
+    return setting("json", text, is_flag=True)
 
 
 def quiet_option(text: str) -> Decorator:
     """Return the option ``--quiet`` with this help text."""
-    return setting("quiet", "-q", "--quiet", is_flag=True, help=text)
+    return setting("quiet", text, flags=("-q", "--quiet"), is_flag=True)
 
 
 def settings_of(command: click.Command) -> dict[str, click.Parameter]:

@@ -21,6 +21,7 @@ from ftpkit.cli.settings import (
     Command,
     add_options,
     json_option,
+    option,
     quiet_option,
     setting,
 )
@@ -35,27 +36,20 @@ def transfer_options(command: Command) -> Command:
     """Add the options of ``TransferOptions``, but for those of every client command."""
     return add_options(
         command,
-        click.option("--no-overwrite", is_flag=True, help="Fail if the target exists."),
+        option("--no-overwrite", "Fail if the target exists.", is_flag=True),
         setting(
             "rate",
-            type=RATE,
-            metavar="RATE",
-            help="Limit the transfer rate, in bytes per second, like 20M or 20Mi; 0 is no limit.",
+            "Limit the transfer rate, in bytes per second, like 20M or 20Mi; 0 is no limit.",
+            RATE,
         ),
-        setting(
-            "jobs",
-            type=COUNT,
-            metavar="N",
-            default="1",
-            help="Transfer up to N files at the same time.",
-        ),
+        setting("jobs", "Transfer up to N files at the same time.", COUNT, "1"),
         retry_option,
         setting(
             "udp",
+            "Send blocks as UDP datagrams if possible: faster on lossy or long paths.",
             is_flag=True,
-            help="Send blocks as UDP datagrams if possible: faster on lossy or long paths.",
         ),
-        setting("udp-only", is_flag=True, help="Like --udp, but fail without UDP."),
+        setting("udp-only", "Like --udp, but fail without UDP.", is_flag=True),
         quiet_option("Print errors only."),
         json_option("Print events on stdout as JSON, one object per line."),
     )

@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from ftpkit.cli.output.table import Column, print_rows
-from ftpkit.cli.settings import integer, json_option, parsed_by
+from ftpkit.cli.settings import integer, json_option, option, parsed_by
 
 # Limits memory to some 200 MB: the messages are kept several times over.
 MAX_MESSAGES: Final = 100_000
@@ -33,21 +33,17 @@ _STICKY: Final = (
 
 
 @click.command()
-@click.option(
+@option(
     "--messages",
-    type=parsed_by(integer(1, MAX_MESSAGES), f"an integer from 1 to {MAX_MESSAGES}"),
-    metavar="N",
-    default="10000",
-    show_default=True,
-    help=f"Send N messages over each transport, at most {MAX_MESSAGES:,}.",
+    f"Send N messages over each transport, at most {MAX_MESSAGES:,}.",
+    parsed_by("N", integer(1, MAX_MESSAGES), f"an integer from 1 to {MAX_MESSAGES}"),
+    "10000",
 )
-@click.option(
+@option(
     "--size",
-    type=parsed_by(integer(4, 1024), "a number of bytes from 4 to 1024"),
-    metavar="MAX",
-    default="64",
-    show_default=True,
-    help="Send messages of 4 to MAX bytes, at most 1024.",
+    "Send messages of 4 to MAX bytes, at most 1024.",
+    parsed_by("MAX", integer(4, 1024), "a number of bytes from 4 to 1024"),
+    "64",
 )
 @json_option()
 def framing(messages: int, size: int, json: bool) -> None:

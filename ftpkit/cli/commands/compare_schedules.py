@@ -1,6 +1,5 @@
 """The command ``compare schedules``: one trace of uploads under each policy, and flow times."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
@@ -12,8 +11,8 @@ from ftpkit.cli.exit_codes import DONE
 from ftpkit.cli.format import json_line
 from ftpkit.cli.output.progress import stderr_is_terminal
 from ftpkit.cli.output.table import Column, table
-from ftpkit.cli.output.units import format_duration, format_size, parse_size
-from ftpkit.cli.settings import integer, json_option, parsed_by
+from ftpkit.cli.output.units import format_duration, format_size, parse_rate
+from ftpkit.cli.settings import decimal, integer, json_option, option, parsed_by
 from ftpkit.scheduling.policies import POLICIES
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from ftpkit.compare.trace import Arrival
 
 MAX_FLOWS: Final = 1_000_000
-_LOADS: Final = (0.5, 0.8, 0.9)
 _SERVED: Final = 400
 _SIMULATED: Final = 100_000
 
@@ -45,75 +43,60 @@ index, 1 if all are equally fast; makespan: completion of the last file.
 small: less than {small}; large: {large} or more."""
 
 
-def _load(text: str) -> float:
-    if not re.fullmatch(r"[01]\.?[0-9]{0,3}", text) or not 0 < float(text) < 2:
-        raise ValueError(text)
-    return float(text)
-
-
-def _rate(text: str) -> int:
-    if not 1000 <= (bytes_per_s := parse_size(text.removesuffix("/s"))) <= 10**12:
-        raise ValueError(text)
-    return bytes_per_s
+LOAD: Final = parsed_by(
+    "FRACTION",
+    decimal,
+    "a fraction of the rate, more than 0 and less than 2",
+    lambda load: 0 < load < 2,
+)
+RATE: Final = parsed_by(
+    "RATE",
+    parse_rate,
+    "bytes per second like 20M or 20Mi, from 1k to 1T",
+    lambda bytes_per_s: 1000 <= bytes_per_s <= 10**12,
+)
 
 
 @click.command()
-@click.option(
+@option(
     "--simulate",
-    "simulated",
+    "Simulate the uploads instead of running a server.",
+    names=["simulated"],
     is_flag=True,
-    help="Simulate the uploads instead of running a server.",
 )
-@click.option(
+@option(
     "--policy",
-    "policies",
-    type=click.Choice(list(POLICIES)),
+    "Run only this policy; can be repeated.",
+    click.Choice(list(POLICIES)),
+    list(POLICIES),
+    names=["policies"],
     multiple=True,
-    default=list(POLICIES),
-    help="Run only this policy; can be repeated.",
+    show_default=False,
 )
-@click.option(
+@option(
     "--load",
-    "loads",
-    type=parsed_by(_load, "a fraction of the rate, more than 0 and less than 2"),
-    metavar="FRACTION",
+    "Offered load, as a fraction of the rate; can be repeated.",
+    LOAD,
+    ["0.5", "0.8", "0.9"],
+    ["loads"],
     multiple=True,
-    default=[str(load) for load in _LOADS],
-    show_default=True,
-    help="Offered load, as a fraction of the rate; can be repeated.",
 )
-@click.option(
+@option(
     "--flows",
-    type=parsed_by(integer(1, MAX_FLOWS), f"an integer from 1 to {MAX_FLOWS}"),
-    metavar="N",
-    help=f"Number of files.  [default: {_SERVED:,}; simulated: {_SIMULATED:,}]",
+    f"Number of files.  [default: {_SERVED:,}; simulated: {_SIMULATED:,}]",
+    parsed_by("N", integer(1, MAX_FLOWS), f"an integer from 1 to {MAX_FLOWS}"),
 )
-@click.option(
-    "--rate",
-    "bytes_per_s",
-    type=parsed_by(_rate, "bytes per second like 20M or 20Mi, from 1k to 1T"),
-    metavar="RATE",
-    default="5M",
-    show_default=True,
-    help="Rate limit of the server, in bytes per second.",
+@option("--rate", "Rate limit of the server, in bytes per second.", RATE, "5M", ["bytes_per_s"])
+@option(
+    "--seed", "Seed of the random trace.", parsed_by("N", integer(0, 10**9 - 1), "an integer"), "1"
 )
-@click.option(
-    "--seed",
-    type=parsed_by(integer(0, 10**9 - 1), "an integer"),
-    metavar="N",
-    default="1",
-    show_default=True,
-    help="Seed of the random trace.",
-)
-@click.option(
+@option(
     "--trace",
-    "path",
+    "Read the trace from FILE: seconds, bytes and user of one file per line, as CSV or JSON.",
+    names=["path"],
     metavar="FILE",
-    help="Read the trace from FILE: seconds, bytes and user of one file per line, as CSV or JSON.",
 )
-@click.option(
-    "--plot", metavar="PATH", help="Plot the mean flow times to a .png, .svg or .pdf file."
-)
+@option("--plot", "Plot the mean flow times to a .png, .svg or .pdf file.", metavar="PATH")
 @json_option()
 def schedules(
     simulated: bool,

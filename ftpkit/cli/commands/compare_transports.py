@@ -12,7 +12,7 @@ from ftpkit.cli.output.progress import stderr_is_terminal
 from ftpkit.cli.output.table import Column, table
 from ftpkit.cli.output.units import format_bit_rate, format_duration, format_size
 from ftpkit.cli.server_option import find_server
-from ftpkit.cli.settings import URL, integer, json_option, parsed_by
+from ftpkit.cli.settings import URL, integer, json_option, option, parsed_by
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
@@ -47,27 +47,22 @@ def _network(text: str) -> "NetworkProfile":
 
 @click.command()
 @click.argument("file", type=click.Path(readable=False))
-@click.option(
-    "--to", "url", type=URL, metavar="URL", help="Send to this server instead of starting one."
-)
-@click.option(
+@option("--to", "Send to this server instead of starting one.", URL, names=["url"])
+@option(
     "--link",
-    "profile",
-    type=parsed_by(_network, "RATE,DELAY or RATE,DELAY,LOSS as in 100M,50ms,1%"),
-    metavar="RATE,DELAY[,LOSS]",
-    help="Emulate a network path with this rate in bits per second, one-way delay and loss. Needs "
+    "Emulate a network path with this rate in bits per second, one-way delay and loss. Needs "
     "Linux and root.",
+    parsed_by("RATE,DELAY[,LOSS]", _network, "RATE,DELAY or RATE,DELAY,LOSS as in 100M,50ms,1%"),
+    names=["profile"],
 )
-@click.option(
+@option(
     "--seconds",
-    "limit",
-    type=parsed_by(integer(1, 86400), "an integer from 1 to 86400"),
-    metavar="N",
-    default="60",
-    show_default=True,
-    help="Stop each transport after N seconds, and show how far it got.",
+    "Stop each transport after N seconds, and show how far it got.",
+    parsed_by("N", integer(1, 86400), "an integer from 1 to 86400"),
+    "60",
+    names=["limit"],
 )
-@click.option("--plot", metavar="PATH", help="Plot the goodput to a .png, .svg or .pdf file.")
+@option("--plot", "Plot the goodput to a .png, .svg or .pdf file.", metavar="PATH")
 @json_option()
 def transports(
     file: str,

@@ -38,7 +38,10 @@ def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
     if forget != bool(names):
         raise click.UsageError("--forget needs at least one HOST, and HOST needs --forget")
     if forget:
-        return _forget(names)
+        missing = [url for url in names if not known_hosts().forget(url.address)]
+        for url in missing:
+            print_error(f"{url} is not a saved host; 'ftpkit hosts' lists them")
+        return FAILED if missing else DONE
     saved = known_hosts().load()
     print_rows(
         _COLUMNS,
@@ -54,12 +57,3 @@ def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
         json=json,
     )
     return DONE
-
-
-def _forget(names: tuple[Url, ...]) -> int:
-    code = DONE
-    for url in names:
-        if not known_hosts().forget(url.address):
-            print_error(f"{url} is not a saved host; 'ftpkit hosts' lists them")
-            code = FAILED
-    return code

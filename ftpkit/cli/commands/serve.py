@@ -25,126 +25,84 @@ from ftpkit.net.address import DEFAULT_PORT
 @click.command(cls=ReloadableCommand)
 @click.argument("root", envvar=variable("root"), default="inbox")
 @setting(
-    "host",
-    metavar="HOST",
-    show_default="all interfaces",
-    help="Listen on this host name or address.",
+    "host", "Listen on this host name or address.", metavar="HOST", show_default="all interfaces"
 )
-@setting(
-    "port",
-    type=PORT,
-    metavar="PORT",
-    default=str(DEFAULT_PORT),
-    help="Listen on this TCP and UDP port; 0 picks a free one.",
-)
-@setting("user", metavar="NAME", help="Run as this user after opening the port; requires root.")
+@setting("port", "Listen on this TCP and UDP port; 0 picks a free one.", PORT, str(DEFAULT_PORT))
+@setting("user", "Run as this user after opening the port; requires root.", metavar="NAME")
 @setting(
     "state",
+    "Directory of the server's key, certificate and tokens.",
     metavar="DIR",
     show_default="~/.local/state/ftpkit",
-    help="Directory of the server's key, certificate and tokens.",
 )
 @setting(
-    "cert",
-    metavar="FILE",
-    help="Use this certificate chain (PEM) instead of a self-signed certificate.",
+    "cert", "Use this certificate chain (PEM) instead of a self-signed certificate.", metavar="FILE"
 )
 @setting(
     "key",
-    metavar="FILE",
-    help="Private key of the certificate (PEM). Login URLs contain its pin, so keep the key when "
+    "Private key of the certificate (PEM). Login URLs contain its pin, so keep the key when "
     "you renew the certificate.",
+    metavar="FILE",
 )
 @setting(
     "plain",
+    "Also accept unencrypted connections (anyone on the network path can read and change data).",
     is_flag=True,
-    help="Also accept unencrypted connections (anyone on the network path can read and change "
-    "data).",
 )
 @setting(
     "open",
+    "Require no token (anyone who can reach the port can read, change and delete all files).",
     is_flag=True,
-    help="Require no token (anyone who can reach the port can read, change and delete all files).",
+)
+@setting("max-connections", "Maximum number of connections.", COUNT, "1024")
+@setting(
+    "max-connections-per-address", "Maximum number of connections from one address.", COUNT, "1000"
 )
 @setting(
-    "max-connections",
-    type=COUNT,
-    metavar="N",
-    default="1024",
-    help="Maximum number of connections.",
-)
-@setting(
-    "max-connections-per-address",
-    type=COUNT,
-    metavar="N",
-    default="1000",
-    help="Maximum number of connections from one address.",
-)
-@setting(
-    "idle-timeout",
-    type=TIMEOUT,
-    metavar="TIME",
-    default="5m",
-    help="Close a connection that has sent no request for this long.",
+    "idle-timeout", "Close a connection that has sent no request for this long.", TIMEOUT, "5m"
 )
 @setting(
     "stall-timeout",
-    type=TIMEOUT,
-    metavar="TIME",
-    default="30s",
-    help="Close a connection whose transfer has made no progress for this long.",
+    "Close a connection whose transfer has made no progress for this long.",
+    TIMEOUT,
+    "30s",
 )
 @setting(
     "expire-uploads",
-    type=DURATION,
-    metavar="TIME",
-    default="7d",
-    help="Delete an unfinished upload that has not been resumed for this long.",
+    "Delete an unfinished upload that has not been resumed for this long.",
+    DURATION,
+    "7d",
 )
 @setting(
     "no-fsync",
+    "Acknowledge uploads before they are durable (a power failure can lose them).",
     is_flag=True,
-    help="Acknowledge uploads before they are durable (a power failure can lose them).",
 )
-@setting("no-udp", is_flag=True, help="Do not offer transfers over UDP.")
+@setting("no-udp", "Do not offer transfers over UDP.", is_flag=True)
 @setting(
     "rate",
-    type=RATE,
-    metavar="RATE",
-    help="Limit the total rate in each direction, in bytes per second, like 100M. Set it slightly "
+    "Limit the total rate in each direction, in bytes per second, like 100M. Set it slightly "
     "below the network's capacity to let --schedule decide which transfer moves.",
+    RATE,
 )
-@setting(
-    "slots",
-    type=SLOTS,
-    metavar="N",
-    help="Limit the number of transfers that move at the same time; 0 is no limit.",
-)
+@setting("slots", "Limit the number of transfers that move at the same time; 0 is no limit.", SLOTS)
 @setting(
     "schedule",
-    type=SCHEDULE,
-    metavar="POLICY",
-    default="fair",
-    help="Policy that picks the next transfer when --rate or --slots make transfers wait: fcfs, "
+    "Policy that picks the next transfer when --rate or --slots make transfers wait: fcfs, "
     "sjf, rr, mlfq or fair.",
+    SCHEDULE,
+    "fair",
 )
+@setting("workers", "Number of worker processes; auto is one per core.", WORKERS, "1")
+@setting("grace", "When stopping, wait this long for active transfers to finish.", DURATION, "30s")
 @setting(
-    "workers",
-    type=WORKERS,
-    metavar="N",
-    default="1",
-    help="Number of worker processes; auto is one per core.",
+    "verbose",
+    "Log debug messages, too.",
+    flags=("-v", "--verbose"),
+    is_flag=True,
 )
-@setting(
-    "grace",
-    type=DURATION,
-    metavar="TIME",
-    default="30s",
-    help="When stopping, wait this long for active transfers to finish.",
-)
-@setting("verbose", "-v", "--verbose", is_flag=True, help="Log debug messages, too.")
 @quiet_option("Log warnings and errors only.")
-@setting("log-json", is_flag=True, help="Log JSON, one object per line.")
+@setting("log-json", "Log JSON, one object per line.", is_flag=True)
 @config_option("FTPKIT_SERVER_CONFIG")
 def serve(**values: Any) -> int:
     """Serve the files in the directory ROOT.

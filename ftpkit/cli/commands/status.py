@@ -17,7 +17,7 @@ from ftpkit.cli.output.screen import Screen, columns, is_screen
 from ftpkit.cli.output.status_table import ORDERS, status_table
 from ftpkit.cli.output.units import format_duration
 from ftpkit.cli.server_option import connect, retry_option, server_options
-from ftpkit.cli.settings import json_option
+from ftpkit.cli.settings import json_option, option
 from ftpkit.client import Client
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.errors import FtpkitError
@@ -30,14 +30,9 @@ _REDRAW_S: Final = 0.2
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Update every second; on a terminal, q quits.")
-@click.option(
-    "--sort",
-    "order",
-    type=click.Choice(list(ORDERS)),
-    default="rate",
-    show_default=True,
-    help="Sort transfers by this column.",
+@option("--watch", "Update every second; on a terminal, q quits.", is_flag=True)
+@option(
+    "--sort", "Sort transfers by this column.", click.Choice(list(ORDERS)), "rate", names=["order"]
 )
 @json_option()
 @retry_option

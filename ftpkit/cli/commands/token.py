@@ -1,11 +1,10 @@
 """The command group ``token``: ``add``, ``ls`` and ``rm``."""
 
 import os
-import re
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,7 +13,7 @@ from ftpkit.cli.format import format_time
 from ftpkit.cli.output.table import Column, plain, print_rows
 from ftpkit.cli.output.units import format_rate, format_size, parse_duration, parse_size
 from ftpkit.cli.paths import default_state, local_servers_directory
-from ftpkit.cli.settings import COUNT, RATE, json_option, parsed_by, setting
+from ftpkit.cli.settings import COUNT, RATE, decimal, json_option, option, parsed_by, setting
 from ftpkit.client.known_hosts import LocalServers
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.net.address import Address, Url
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
     from ftpkit.cli.serve.state_dir import State
 
 _MAX_LIFETIME_S: Final = 3650 * 86400
-
-
-def _user(text: str) -> str:
-    if not is_user_name(text):
-        raise ValueError(text)
-    return text
 
 
 def _can(text: str) -> frozenset[Permission]:
@@ -44,32 +37,22 @@ def _under(text: str) -> str:
         raise ValueError(text) from error
 
 
-def _quota(text: str) -> int:
-    if not (count := parse_size(text)):
-        raise ValueError(text)
-    return count
-
-
-def _weight(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not float(text):
-        raise ValueError(text)
-    return float(text)
-
-
-def _lifetime(text: str) -> float:
-    if not 0 < (seconds := parse_duration(text)) <= _MAX_LIFETIME_S:
-        raise ValueError(text)
-    return seconds
-
-
 USER: Final = parsed_by(
-    _user, "at most 64 letters, digits and . _ -, starting with a letter or digit"
+    "NAME",
+    str,
+    "at most 64 letters, digits and . _ -, starting with a letter or digit",
+    is_user_name,
 )
-CAN: Final = parsed_by(_can, f"a list of {','.join(Permission)}")
-UNDER: Final = parsed_by(_under, "a directory below the server's root, like people/alice")
-QUOTA: Final = parsed_by(_quota, "bytes like 10G or 10Gi, more than 0")
-WEIGHT: Final = parsed_by(_weight, "a number more than 0, like 2 or 0.5")
-LIFETIME: Final = parsed_by(_lifetime, "a time like 12h, 7d or 365d, more than 0 and at most 3650d")
+CAN: Final = parsed_by("LIST", _can, f"a list of {','.join(Permission)}")
+UNDER: Final = parsed_by("DIR", _under, "a directory below the server's root, like people/alice")
+QUOTA: Final = parsed_by("SIZE", parse_size, "bytes like 10G or 10Gi, more than 0", bool)
+WEIGHT: Final = parsed_by("N", decimal, "a number more than 0, like 2 or 0.5", bool)
+LIFETIME: Final = parsed_by(
+    "TIME",
+    parse_duration,
+    "a time like 12h, 7d or 365d, more than 0 and at most 3650d",
+    lambda seconds: 0 < seconds <= _MAX_LIFETIME_S,
+)
 
 
 def _format_expiry(expires_at: float) -> str:
@@ -90,9 +73,9 @@ _COLUMNS: Final = (
 
 state_option = setting(
     "state",
+    "State directory of the server, which holds its key and tokens.",
     metavar="DIR",
     show_default="that of the running server, else ~/.local/state/ftpkit",
-    help="State directory of the server, which holds its key and tokens.",
 )
 
 
@@ -114,64 +97,34 @@ def token(ctx: click.Context) -> None:
 
 @token.command()
 @click.argument("user", metavar="NAME", type=USER)
-@click.option(
+@option(
     "--can",
-    type=CAN,
-    metavar="LIST",
-    default="read,write",
-    show_default=True,
-    help="Permissions, from read, write, delete and admin. Replacing a file requires delete; "
+    "Permissions, from read, write, delete and admin. Replacing a file requires delete; "
     "'ftpkit status' requires admin.",
+    CAN,
+    "read,write",
 )
-@click.option(
+@option(
     "--under",
-    type=UNDER,
-    metavar="DIR",
-    default="",
+    "Restrict the user to this directory, which appears as the root.",
+    UNDER,
+    "",
     show_default="the root",
-    help="Restrict the user to this directory, which appears as the root.",
 )
-@click.option(
-    "--quota",
-    type=QUOTA,
-    metavar="SIZE",
-    help="Limit the bytes stored in the user's directory, like 10G.",
-)
-@click.option(
+@option("--quota", "Limit the bytes stored in the user's directory, like 10G.", QUOTA)
+@option(
     "--rate",
-    type=RATE,
-    metavar="RATE",
-    help="Limit the rate in each direction, in bytes per second, like 50M.",
+    "Limit the rate in each direction, in bytes per second, like 50M.",
+    RATE,
+    names=["bytes_per_s"],
 )
-@click.option(
-    "--weight",
-    type=WEIGHT,
-    metavar="N",
-    default="1",
-    show_default=True,
-    help="Give the user N times the share of others with the schedule fair.",
+@option(
+    "--weight", "Give the user N times the share of others with the schedule fair.", WEIGHT, "1"
 )
-@click.option(
-    "--connections", type=COUNT, metavar="N", help="Limit the user's simultaneous connections."
-)
-@click.option(
-    "--expires",
-    type=LIFETIME,
-    metavar="TIME",
-    help="Let the token expire after this time, like 7d.",
-)
+@option("--connections", "Limit the user's simultaneous connections.", COUNT)
+@option("--expires", "Let the token expire after this time, like 7d.", LIFETIME)
 @state_option
-def add(
-    user: str,
-    can: frozenset[Permission],
-    under: str,
-    quota: int | None,
-    rate: float | None,
-    weight: float,
-    connections: int | None,
-    expires: float | None,
-    state: str | None,
-) -> None:
+def add(user: str, state: str | None, expires: float | None, **limits: Any) -> None:
     """Create a token for the user NAME, and print its login URL.
 
     Run 'ftpkit login URL' on the client. The URL cannot be shown again: the server stores only the
@@ -180,16 +133,8 @@ def add(
     \b
     Example:  ftpkit token add alice --can read,write,delete --quota 10G --expires 30d
     """
-    grant = Grant(
-        user=user,
-        can=can,
-        under=under,
-        quota=quota,
-        bytes_per_s=rate,
-        weight=weight,
-        connections=connections,
-        expires_at=None if expires is None else time.time() + expires,
-    )
+    expires_at = None if expires is None else time.time() + expires
+    grant = Grant(user=user, expires_at=expires_at, **limits)
     directory = _state(state)
     saved_url = directory.url()
     url = saved_url or Url(Address(socket.gethostname()), pin=directory.identity().pin)
@@ -235,12 +180,11 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
     \b
     Example:  ftpkit token rm alice
     """
-    tokens, code = _existing_state(state).tokens(), DONE
-    for user in users:
-        if not tokens.remove(user):
-            print_error(f"no such user: {user}; 'ftpkit token ls' lists them")
-            code = FAILED
-    return code
+    tokens = _existing_state(state).tokens()
+    missing = [user for user in users if not tokens.remove(user)]
+    for user in missing:
+        print_error(f"no such user: {user}; 'ftpkit token ls' lists them")
+    return FAILED if missing else DONE
 
 
 def _default_path() -> str:

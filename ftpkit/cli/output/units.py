@@ -31,6 +31,11 @@ def parse_size(text: str) -> int:
     return int(number * _factor(unit.removesuffix("B").lower(), FACTORS))
 
 
+def parse_rate(text: str) -> int:
+    """Parse bytes per second, a size or like ``20M/s``. Raises ValueError."""
+    return parse_size(text.removesuffix("/s"))
+
+
 def parse_duration(text: str) -> float:
     """Parse a duration, in seconds: ``500ms``, ``30`` or ``30s``, ``10m``, ``2h``, ``7d``.
 
