@@ -77,7 +77,6 @@ class SessionContext:
     jobs: Jobs
     buffers: BufferPool
     stream: FrameStream
-    agent: str
     status: Callable[[], ServerStatus]
     authenticator: Authenticator | None = None
     peer: str = ""
@@ -97,11 +96,6 @@ class SessionContext:
 
     def __post_init__(self) -> None:
         self.grant = _UNAUTHENTICATED if self.authenticator else _UNRESTRICTED
-
-    @property
-    def owner(self) -> str:
-        """The owner of the uploads of this connection."""
-        return self.grant.user
 
     @property
     def unauthenticated(self) -> bool:
@@ -125,7 +119,7 @@ class SessionContext:
     @property
     def log_fields(self) -> dict[str, str]:
         """The log fields that name the user, if there are users."""
-        return {"user": self.owner} if self.owner else {}
+        return {"user": self.grant.user} if self.grant.user else {}
 
     def authenticated(self, grant: Grant, store: Store) -> None:
         """Continue as the user of ``grant``, who sees ``store``."""
@@ -150,7 +144,7 @@ class SessionContext:
     def upload(self, upload_id: str) -> Upload:
         """Return an upload that this or another connection of the same user began."""
         known = self.uploads.get(upload_id)
-        return known or self.hold(self.store.upload(upload_id, owner=self.owner))
+        return known or self.hold(self.store.upload(upload_id, owner=self.grant.user))
 
     def release(self, upload_id: str) -> None:
         """Release an upload, if this connection holds it."""

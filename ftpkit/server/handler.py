@@ -124,7 +124,6 @@ class ConnectionHandler:
             self.jobs,
             self._buffers,
             stream,
-            agent=f"ftpkit/{__version__}",
             status=self.status if other_workers is None else other_workers.status,
             authenticator=self._authenticator,
             peer=peer,

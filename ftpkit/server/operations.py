@@ -2,19 +2,15 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
+from ftpkit import __version__
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffer_pool import BufferPool
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.codec import list_entry_to_json
-from ftpkit.protocol.digest import (
-    digest_of,
-    format_digest,
-    new_hasher,
-    pick_algorithm,
-)
+from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, pick_algorithm
 from ftpkit.protocol.fields import MAX_BLOCK, pack_block_record
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
@@ -31,7 +27,7 @@ def hello(context: SessionContext, request: m.Hello) -> Result:
     return Result(
         m.HelloReply(
             version=m.PROTOCOL_VERSION,
-            agent=context.agent,
+            agent=f"ftpkit/{__version__}",
             digest=context.algorithm,
             auth=context.unauthenticated,
             features=[*_FEATURES, *(["datagrams"] if context.udp_listener else [])],
@@ -62,18 +58,7 @@ def status(context: SessionContext, request: m.Status) -> Result:
 
 
 def stat(context: SessionContext, request: m.Stat) -> Result:
-    info = context.store.stat(request.name)
-    return Result(
-        m.StatReply(
-            name=info.name,
-            kind=info.kind,
-            total=info.total,
-            mtime=info.mtime,
-            version=info.version,
-            mode=info.mode,
-            content_digest=info.content_digest,
-        )
-    )
+    return Result(m.StatReply(**asdict(context.store.stat(request.name))))
 
 
 def list_names(context: SessionContext, request: m.List) -> Result:
@@ -157,6 +142,10 @@ def get(context: SessionContext, request: m.Get) -> Result:
             )
         rest = info.total - request.offset
         size = rest if request.length is None else min(rest, request.length)
+        if request.digest is not None and size > MAX_BLOCK:
+            raise RefusedError(
+                Code.TOO_LARGE, f"a range with a digest has at most {MAX_BLOCK} bytes"
+            )
         return Result(
             m.GetReply(
                 name=info.name,
@@ -167,7 +156,8 @@ def get(context: SessionContext, request: m.Get) -> Result:
                 version=info.version,
                 mode=info.mode,
                 content_digest=info.content_digest,
-                digest=_requested_digest(context, request, reader, size),
+                digest=request.digest
+                and _digest_range(reader, request.offset, size, request.digest, context.buffers),
             ),
             reader=reader,
             offset=request.offset,
@@ -180,7 +170,7 @@ def get(context: SessionContext, request: m.Get) -> Result:
 
 def begin(context: SessionContext, request: m.Begin) -> Result:
     spec = _upload_spec(request, request.total)
-    store, owner, algorithm = context.store, context.owner, context.algorithm
+    store, owner, algorithm = context.store, context.grant.user, context.algorithm
     upload = context.hold(store.begin(spec, owner=owner, block=request.block))
 
     def work(progress: Progress) -> None:
@@ -214,7 +204,7 @@ def write(context: SessionContext, request: m.Write) -> Result:
 
 
 def commit(context: SessionContext, request: m.Commit) -> Result:
-    store, owner = context.store, context.owner
+    store, owner = context.store, context.grant.user
 
     def work(progress: Progress) -> m.FileReply:
         try:
@@ -243,31 +233,38 @@ def commit(context: SessionContext, request: m.Commit) -> Result:
 
 
 def abort(context: SessionContext, request: m.Abort) -> Result:
-    context.store.abort(request.upload, owner=context.owner)
+    context.store.abort(request.upload, owner=context.grant.user)
     context.release(request.upload)
     return Result(m.OkReply())
 
 
-OPERATIONS: Final[dict[type[m.Request], Callable[[SessionContext, Any], Result]]] = {
-    m.Hello: hello,
-    m.Auth: auth,
-    m.Ping: ping,
-    m.Stat: stat,
-    m.List: list_names,
-    m.Mkdir: mkdir,
-    m.Rename: rename,
-    m.Delete: delete,
-    m.DigestRequest: digest,
-    m.Put: put,
-    m.Get: get,
-    m.Begin: begin,
-    m.Write: write,
-    m.Commit: commit,
-    m.Abort: abort,
-    m.Push: push,
-    m.Pull: pull,
-    m.Status: status,
+_NONE: Final = frozenset[Permission]()
+_READ: Final = frozenset({Permission.READ})
+_WRITE: Final = frozenset({Permission.WRITE})
+_DELETE: Final = frozenset({Permission.DELETE})
+
+Operation = Callable[[SessionContext, Any], Result]
+OPERATIONS: Final[dict[type[m.Request], tuple[Operation, frozenset[Permission]]]] = {
+    m.Hello: (hello, _NONE),
+    m.Auth: (auth, _NONE),
+    m.Ping: (ping, _NONE),
+    m.Stat: (stat, _READ),
+    m.List: (list_names, _READ),
+    m.Get: (get, _READ),
+    m.Pull: (pull, _READ),
+    m.DigestRequest: (digest, _READ),
+    m.Mkdir: (mkdir, _WRITE),
+    m.Put: (put, _WRITE),
+    m.Begin: (begin, _WRITE),
+    m.Write: (write, _WRITE),
+    m.Commit: (commit, _WRITE),
+    m.Abort: (abort, _WRITE),
+    m.Push: (push, _WRITE),
+    m.Delete: (delete, _DELETE),
+    m.Rename: (rename, _WRITE | _DELETE),
+    m.Status: (status, frozenset({Permission.ADMIN})),
 }
+"""The function of each request, and the permissions that it needs."""
 
 
 def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> None:
@@ -276,16 +273,6 @@ def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> Non
         while count := context.stream.read_into(buffer):
             sink(buffer[:count])
             context.on_bytes(count)
-
-
-def _requested_digest(
-    context: SessionContext, request: m.Get, reader: Reader, size: int
-) -> str | None:
-    if request.digest is None:
-        return None
-    if size > MAX_BLOCK:
-        raise RefusedError(Code.TOO_LARGE, f"a range with a digest has at most {MAX_BLOCK} bytes")
-    return _digest_range(reader, request.offset, size, request.digest, context.buffers)
 
 
 def _digest_range(

@@ -29,6 +29,7 @@ from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers.tracker import TransferTracker
 from ftpkit.storage.api import DescriptorReader, Reader
+from ftpkit.tokens import Permission
 
 # A refused body up to this size is read and discarded; after a larger one the connection closes.
 MAX_DROPPED: Final = 1024 * 1024
@@ -105,12 +106,9 @@ class Session:
         except HeaderTooLongError as error:
             outcome = Code.AUTH_REQUIRED
             self._send_last(RefusedError(outcome, f"authenticate first: {error}"))
-        except ProtocolError as error:
+        except (ProtocolError, StallTimeoutError) as error:
             outcome = error.code
-            self._send_last(RefusedError(Code.BAD_FRAME, str(error)))
-        except StallTimeoutError as error:
-            outcome = error.code
-            self._send_last(RefusedError(Code.TIMEOUT, str(error)))
+            self._send_last(RefusedError(Code(outcome), str(error)))
         except (ConnectionLostError, SourceChangedError) as error:
             outcome = error.code
         finally:
@@ -195,9 +193,10 @@ class Session:
         try:
             request = self._protocol.receive(header)
             self._check_worker(request)
-            request = self._authorized(request)
+            operation, needs = OPERATIONS[type(request)]
+            request = self._authorized(request, needs)
             self._transfers.begin_request(request)
-            result = OPERATIONS[type(request)](self._context, request)
+            result = operation(self._context, request)
         except RefusedError as refusal:
             self._refuse(request, refusal, started)
         except WrongWorkerError as error:
@@ -227,12 +226,12 @@ class Session:
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise WrongWorkerError(0)
 
-    def _authorized(self, request: Request) -> Request:
+    def _authorized(self, request: Request, needs: frozenset[Permission]) -> Request:
         """Return ``request`` as the client's token allows it, or raise RefusedError."""
         if not self._context.still_authorized:
             self._revoked = True
             raise self._deauthenticated()
-        return permitted(request, self._context.grant)
+        return permitted(request, needs, self._context.grant)
 
     def _reply(self, request: Request, result: Result, started: float) -> None:
         if result.reader is None:

@@ -45,7 +45,7 @@ def one(data: bytes) -> None:
             sock = CutSocket(requests, [])
             stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=1.0)
             context = SessionContext(
-                store, Jobs(), BufferPool(), stream, agent="fuzz", status=status, peer="fuzz"
+                store, Jobs(), BufferPool(), stream, status=status, peer="fuzz"
             )
             Session(context).run()
         for reply in headers_in(bytes(sock.sent)):

@@ -53,9 +53,7 @@ def answers(store: Any, requests: bytes) -> bytes:
     """Return the replies of a session to recorded requests."""
     sock = CutSocket(requests, [])
     stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
-    Session(
-        SessionContext(store, Jobs(), BufferPool(), stream, agent="t", status=status, peer="test")
-    ).run()
+    Session(SessionContext(store, Jobs(), BufferPool(), stream, status=status, peer="test")).run()
     return bytes(sock.sent)
 
 

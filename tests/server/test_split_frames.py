@@ -125,9 +125,7 @@ def run_session(requests: bytes, cuts: Iterable[int], template: Path, root: Path
     sock = CutSocket(requests, cuts)
     with DirectoryStore(root, files=Unsynced()) as store:
         stream = FrameStream(cast(socket.socket, sock), stall_timeout_s=10.0)
-        context = SessionContext(
-            store, Jobs(), BufferPool(), stream, agent="ftpkit/test", status=status, peer="test"
-        )
+        context = SessionContext(store, Jobs(), BufferPool(), stream, status=status, peer="test")
         Session(context).run()
         return replies_in(bytes(sock.sent))
 

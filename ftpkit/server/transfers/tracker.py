@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ftpkit.errors import RefusedError
 from ftpkit.protocol import messages as m
@@ -18,13 +18,14 @@ log = logging.getLogger("ftpkit.server")
 class _TrackedTransfer:
     direction: Direction
     name: str
-    since: float
+    since: float = field(default_factory=time.monotonic)
     handle: TurnHandle | None = None
     count: int = 0
+    version: str = ""
 
 
 class TransferTracker:
-    """Follows the requests of one connection: its uploads by id, and the file it downloads.
+    """Follows the requests of one connection: its uploads by id, its ``put``, and its download.
 
     The session calls it before each body, for each piece of a body, and with the outcome of
     each request.
@@ -32,25 +33,21 @@ class TransferTracker:
 
     def __init__(self, context: SessionContext) -> None:
         self._context = context
-        self._uploads: dict[str, _TrackedTransfer] = {}
-        self._put: _TrackedTransfer | None = None
-        self._download: tuple[str, _TrackedTransfer] | None = None
+        self._open: dict[str | type[m.Put | m.Get], _TrackedTransfer] = {}
         self._datagrams: tuple[_TrackedTransfer, UdpConversation] | None = None
         self._moving: TurnHandle | None = None
 
     @property
     def downloading(self) -> bool:
         """Whether the end of a file that was requested is still to be requested."""
-        return self._download is not None
-
-    # Turns
+        return m.Get in self._open
 
     def begin_request(self, request: m.Request) -> None:
         """Schedule the body of ``request`` as part of its transfer."""
         match request:
             case m.Put():
                 handle = self._context.join_transfer(request.name, Direction.UP, request.size)
-                self._put = _TrackedTransfer(Direction.UP, request.name, time.monotonic(), handle)
+                self._open[m.Put] = _TrackedTransfer(Direction.UP, request.name, handle=handle)
                 self._move(handle)
             case m.Write():
                 self._move(self._upload(request.upload).handle)
@@ -80,8 +77,6 @@ class TransferTracker:
         if handle is not None:
             handle.close()
 
-    # Outcomes
-
     def on_reply(self, request: m.Request, reply: m.Reply | m.Pending, since: float) -> None:
         """Record a request that was carried out."""
         if not isinstance(request, m.Ping):
@@ -89,32 +84,32 @@ class TransferTracker:
         conversation = self._context.udp_conversation
         match request, reply:
             case m.Put(), m.FileReply():
-                self._end_put(request.size, "ok")
+                self._end(m.Put, "ok", request.size)
             case m.Begin(), m.BeginReply():
                 self._upload(reply.upload)
             case m.Write(), _:
                 self._upload(request.upload).count += request.size
             case m.Commit(), m.FileReply():
                 committed = _TrackedTransfer(Direction.UP, reply.name, since)
-                self._uploads.setdefault(request.upload, committed)
-                self._end_upload(request.upload, "ok")
+                self._open.setdefault(request.upload, committed)
+                self._end(request.upload, "ok")
             case m.Push(), _ if conversation is not None:
                 self._datagrams = self._upload(request.upload), conversation
             case m.Pull(), _ if conversation is not None:
                 pulled = _TrackedTransfer(Direction.DOWN, request.name, since)
                 self._datagrams = pulled, conversation
             case m.Abort(), m.OkReply():
-                self._end_upload(request.upload, "aborted")
+                self._end(request.upload, "aborted")
             case m.Get(), m.GetReply():
                 self._downloaded(reply).count += reply.size
                 if reply.offset + reply.size == reply.total:
-                    self._end_download("ok")
+                    self._end(m.Get, "ok")
 
     def on_refusal(self, request: m.Request | None, refusal: RefusedError, since: float) -> None:
         """Record a request that was refused."""
         match request:
             case m.Put():
-                self._end_put(0, refusal.code)
+                self._end(m.Put, refusal.code)
             case m.Get():
                 self._log(_TrackedTransfer(Direction.DOWN, request.name, since), refusal.code)
             case m.Begin():
@@ -124,18 +119,16 @@ class TransferTracker:
         """Record a request whose body ended after ``count`` bytes."""
         match request:
             case m.Put():
-                self._end_put(count, "unfinished")
+                self._end(m.Put, "unfinished", count)
             case m.Get():
-                if self._download is None:
-                    self._download = "", _TrackedTransfer(Direction.DOWN, request.name, since)
-                self._download[1].count += count
+                interrupted = _TrackedTransfer(Direction.DOWN, request.name, since)
+                self._open.setdefault(m.Get, interrupted).count += count
 
     def close(self) -> None:
         """Record all transfers that have not ended as unfinished."""
         self._end_datagrams()
-        for upload in list(self._uploads):
-            self._end_upload(upload, "unfinished")
-        self._end_download("unfinished")
+        for key in list(self._open):
+            self._end(key, "unfinished")
 
     def _move(self, handle: TurnHandle | None) -> None:
         self._moving = handle
@@ -143,46 +136,39 @@ class TransferTracker:
         self._context.stream.limiter = handle if limited else None
 
     def _upload(self, upload_id: str) -> _TrackedTransfer:
-        transfer = self._uploads.get(upload_id)
+        transfer = self._open.get(upload_id)
         if transfer is None:
             upload = self._context.upload(upload_id)
             handle = self._context.join_upload(upload)
-            transfer = _TrackedTransfer(Direction.UP, upload.spec.name, time.monotonic(), handle)
-            self._uploads[upload_id] = transfer
+            transfer = _TrackedTransfer(Direction.UP, upload.spec.name, handle=handle)
+            self._open[upload_id] = transfer
         return transfer
 
     def _downloaded(self, reply: m.GetReply) -> _TrackedTransfer:
-        if self._download is None or self._download[0] != reply.version:
-            self._end_download("unfinished")
+        transfer = self._open.get(m.Get)
+        if transfer is None or transfer.version != reply.version:
+            self._end(m.Get, "unfinished")
             handle = self._context.join_transfer(
                 reply.name, Direction.DOWN, reply.total, reply.offset
             )
-            transfer = _TrackedTransfer(Direction.DOWN, reply.name, time.monotonic(), handle)
-            self._download = reply.version, transfer
-        return self._download[1]
-
-    def _end_put(self, count: int, outcome: str) -> None:
-        transfer, self._put = self._put, None
-        if transfer is not None:
-            transfer.count = count
-            self._log(transfer, outcome)
+            transfer = _TrackedTransfer(
+                Direction.DOWN, reply.name, handle=handle, version=reply.version
+            )
+            self._open[m.Get] = transfer
+        return transfer
 
     def _end_datagrams(self) -> None:
         if self._datagrams is None:
             return
         (transfer, conversation), self._datagrams = self._datagrams, None
         transfer.count += conversation.moved
-        if transfer not in self._uploads.values():
+        if transfer not in self._open.values():
             self._log(transfer, "ok" if conversation.done else "unfinished")
 
-    def _end_download(self, outcome: str) -> None:
-        if self._download is not None:
-            self._log(self._download[1], outcome)
-            self._download = None
-
-    def _end_upload(self, upload_id: str, outcome: str) -> None:
-        transfer = self._uploads.pop(upload_id, None)
+    def _end(self, key: str | type[m.Put | m.Get], outcome: str, count: int = 0) -> None:
+        transfer = self._open.pop(key, None)
         if transfer is not None:
+            transfer.count += count
             self._log(transfer, outcome)
 
     def _log(self, transfer: _TrackedTransfer, outcome: str) -> None:
