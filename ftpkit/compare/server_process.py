@@ -7,8 +7,8 @@ import json
 import sys
 import time
 from tempfile import TemporaryDirectory
-from typing import Any
 
+from ftpkit.lab.child import reply
 from ftpkit.server import Server
 from ftpkit.server.limits import Limits
 
@@ -21,12 +21,7 @@ def main(job: str) -> None:
         TemporaryDirectory(prefix="ftpkit-compare-") as root,
         Server(root, port=0, limits=limits, **settings) as server,
     ):
-        _reply({"host": server.address.host, "port": server.address.port})
+        reply({"host": server.address.host, "port": server.address.port})
         for _ in sys.stdin:
-            _reply({"cpu_s": time.process_time()})
+            reply({"cpu_s": time.process_time()})
         server.stop(grace_s=0.0)
-
-
-def _reply(reply: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()

@@ -25,6 +25,7 @@ from ftpkit.compare.strategies import (
 )
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.errors import FtpkitError
+from ftpkit.lab.child import reply
 from ftpkit.net.address import Url
 from ftpkit.protocol.messages import Delete, FileReply, NameReply
 
@@ -90,8 +91,7 @@ def main(job: str) -> None:
     """
     outcome = _Attempt(Job(**json.loads(job))).run()
     with contextlib.suppress(BrokenPipeError):  # the parent has exited
-        sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
-        sys.stdout.flush()
+        reply(asdict(outcome))
 
 
 class _Attempt:

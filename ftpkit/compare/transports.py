@@ -14,7 +14,8 @@ from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transport_process import Job, Outcome
 from ftpkit.errors import LocalFileError
 from ftpkit.lab.child import ChildProcess
-from ftpkit.lab.network import EmulatedNetwork, NetworkCounts, NetworkProfile
+from ftpkit.lab.model import NetworkProfile
+from ftpkit.lab.network import EmulatedNetwork, NetworkCounts
 from ftpkit.net.address import Address, Url
 
 STREAMS: Final = 4

@@ -57,7 +57,15 @@ class ChildProcess:
         self._module = module
         with ExitStack() as stack:
             with _sigint_blocked():
-                self._process = _start(end.command(argv) if end else argv)
+                self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
+                    end.command(argv) if end else argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    # Ctrl-C goes to the parent only, which ends its children so that they
+                    # clean up.
+                    start_new_session=True,
+                )
                 stack.callback(self.close)
                 # Not on the command line, which other users can read: it may hold a token.
                 self._send(json.dumps(job))
@@ -109,15 +117,10 @@ class ChildProcess:
             self._process.stdin.flush()
 
 
-def _start(argv: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(  # noqa: S603  # our own interpreter and code
-        argv,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Ctrl-C goes to the parent only, which ends its children so that they clean up.
-        start_new_session=True,
-    )
+def reply(message: dict[str, Any]) -> None:
+    """Send an object to the parent; called in the child."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager

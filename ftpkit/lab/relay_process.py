@@ -14,14 +14,14 @@ import os
 import select
 import struct
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from math import inf
 from typing import Any, Final
 
+from ftpkit.lab.child import reply
 from ftpkit.lab.icmp import too_big
-from ftpkit.lab.model import NetworkModel
+from ftpkit.lab.model import NetworkModel, NetworkProfile
 
 _DEVICE: Final = "lab0"
 _V4: Final = ("10.0.0.1", "10.0.0.2")
@@ -82,30 +82,21 @@ class NamespaceDevice:
 
 
 class Forwarder:
-    """One direction: reads from device ``source``, passes ``model``, writes to ``sink``.
-
-    The sender of a packet over the path MTU gets an ICMP error, unless ``black_hole``.
-    """
+    """One direction: reads from device ``source``, writes to ``sink`` as the model says."""
 
     def __init__(
-        self,
-        source: NamespaceDevice,
-        sink: NamespaceDevice,
-        model: NetworkModel,
-        *,
-        mtu: int,
-        black_hole: bool,
+        self, source: NamespaceDevice, sink: NamespaceDevice, profile: NetworkProfile, to: str
     ) -> None:
         self.source, self._sink, self._source_device = source.fd, sink.fd, source
-        self.model, self._mtu, self._black_hole = model, mtu, black_hole
+        self.model, self._profile = NetworkModel(profile, to), profile
 
     def collect(self) -> None:
         """Read a batch of packets from the source."""
         enqueue, now = self.model.enqueue, time.monotonic()
         with contextlib.suppress(BlockingIOError):  # no more packets
             for _ in range(_BATCH):
-                packet = os.read(self.source, self._mtu)
-                if not enqueue(packet, now) and not self._black_hole:
+                packet = os.read(self.source, self._profile.mtu)
+                if not enqueue(packet, now) and not self._profile.black_hole:
                     os.write(self.source, too_big(packet, self.model.path_mtu))
 
     def deliver(self) -> int:
@@ -126,76 +117,54 @@ class Forwarder:
         return asdict(stats)
 
 
-class PacketRelay:
-    """Forwards packets in both directions, and runs commands from standard input."""
-
-    def __init__(self, forwarders: list[Forwarder]) -> None:
-        self._forwarders = forwarders
-        self._sources = [_COMMANDS, *(forwarder.source for forwarder in forwarders)]
-
-    def run(self) -> None:
-        """Forward until standard input ends."""
-        forwarders, busy = self._forwarders, 0
-        while True:
-            if busy:
-                time.sleep(_GRAIN_S)
-            busy = sum(forwarder.deliver() for forwarder in forwarders)
-            due = min(forwarder.model.next_due for forwarder in forwarders)
-            wait = None if due == inf else max(0.0, due - time.monotonic())
-            # select, because poll and epoll round to a millisecond.
-            ready = select.select(self._sources, (), (), wait)[0]
-            for forwarder in forwarders:
-                if forwarder.source in ready:
-                    forwarder.collect()
-                    busy += 1
-            if _COMMANDS in ready and not self._run_command():
-                return
-
-    def _run_command(self) -> bool:
-        command = os.read(_COMMANDS, 16).split()
-        if not command:
-            return False
-        for model in (forwarder.model for forwarder in self._forwarders):
-            match command:
-                case [b"cut"]:
-                    model.cut()
-                case [b"restore"]:
-                    model.restore()
-                case [b"path_mtu", path_mtu]:
-                    model.path_mtu = int(path_mtu)
-        _reply({"stats": [forwarder.report() for forwarder in self._forwarders]})
-        return True
-
-
-def main(profile: str) -> None:
-    """Create the network that ``profile`` (a JSON object) describes, report it, and forward."""
-    fields = json.loads(profile)
-    mtu, black_hole, seed = (fields.pop(name) for name in ("mtu", "black_hole", "seed"))
+def main(job: str) -> None:
+    """Create the network of ``job``, a NetworkProfile in JSON, report it, and forward."""
+    profile = NetworkProfile(**json.loads(job))
     try:
-        ends = [NamespaceDevice(mtu=mtu, side=side) for side in (0, 1)]
+        near, far = (NamespaceDevice(mtu=profile.mtu, side=side) for side in (0, 1))
     except UnavailableError as error:
-        _reply({"error": str(error)})
+        reply({"error": str(error)})
         return
-    near, far = ends
-    forwarders = [
-        Forwarder(
-            source,
-            sink,
-            NetworkModel(**fields, seed=f"{seed} to {to}"),
-            mtu=mtu,
-            black_hole=black_hole,
-        )
-        for source, sink, to in ((near, far, "far"), (far, near, "near"))
-    ]
+    forwarders = [Forwarder(near, far, profile, "far"), Forwarder(far, near, profile, "near")]
     _raise_priority()
-    _reply({"ends": [{"namespace": e.namespace, "v4": e.v4, "v6": e.v6} for e in ends]})
+    ends = [{"namespace": e.namespace, "v4": e.v4, "v6": e.v6} for e in (near, far)]
+    reply({"ends": ends})
     with contextlib.suppress(BrokenPipeError):  # the parent has exited
-        PacketRelay(forwarders).run()
+        _relay(forwarders)
 
 
-def _reply(reply: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(reply) + "\n")
-    sys.stdout.flush()
+def _relay(forwarders: list[Forwarder]) -> None:
+    """Forward packets and run the commands from standard input until it ends."""
+    sources, busy = [_COMMANDS, *(forwarder.source for forwarder in forwarders)], 0
+    while True:
+        if busy:
+            time.sleep(_GRAIN_S)
+        busy = sum(forwarder.deliver() for forwarder in forwarders)
+        due = min(forwarder.model.next_due for forwarder in forwarders)
+        wait = None if due == inf else max(0.0, due - time.monotonic())
+        # select, because poll and epoll round to a millisecond.
+        ready = select.select(sources, (), (), wait)[0]
+        for forwarder in forwarders:
+            if forwarder.source in ready:
+                forwarder.collect()
+                busy += 1
+        if _COMMANDS in ready:
+            command = os.read(_COMMANDS, 16).split()
+            if not command:
+                return
+            for forwarder in forwarders:
+                _run_command(command, forwarder.model)
+            reply({"stats": [forwarder.report() for forwarder in forwarders]})
+
+
+def _run_command(command: list[bytes], model: NetworkModel) -> None:
+    match command:
+        case [b"cut"]:
+            model.cut()
+        case [b"restore"]:
+            model.restore()
+        case [b"path_mtu", path_mtu]:
+            model.path_mtu = int(path_mtu)
 
 
 def _raise_priority() -> None:
@@ -227,16 +196,13 @@ def _open_device() -> int:
 
 
 def _ip(*commands: str) -> None:
-    try:
-        done = subprocess.run(
-            ["ip", "-batch", "-"],  # noqa: S607  # found in PATH
-            input="\n".join(commands),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise UnavailableError("an emulated network needs iproute2") from None
+    done = subprocess.run(
+        ["ip", "-batch", "-"],  # noqa: S607  # the parent has found it in PATH
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise UnavailableError(f"ip failed to set up an emulated network: {done.stderr.strip()}")
 

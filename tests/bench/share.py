@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from ftpkit.compare.transport_process import Job
 from ftpkit.lab.child import ChildProcess
-from ftpkit.lab.network import EmulatedNetwork, NetworkProfile
+from ftpkit.lab.model import NetworkProfile
+from ftpkit.lab.network import EmulatedNetwork
 from ftpkit.net.address import Address, Url
 from tests.bench.processes import MiB, write_file
 

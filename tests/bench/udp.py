@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 from ftpkit.compare.tcp_info import congestion_controls
 from ftpkit.compare.transports import Comparison, Transport, comparing
 from ftpkit.lab.child import ChildProcess
-from ftpkit.lab.network import NetworkProfile
+from ftpkit.lab.model import NetworkProfile
 from tests.bench.processes import MiB, ftpkit_version, parse_size, write_file
 
 UDP: Final = "udp"

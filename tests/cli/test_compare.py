@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ftpkit.lab.network import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
+from ftpkit.lab.model import NetworkProfile
+from ftpkit.lab.network import EmulatedNetwork, NetworkUnavailableError
 from tests.cli.conftest import WAIT_S, Run, Serve, command, processes_with
 from tests.support.trees import published, staged
 

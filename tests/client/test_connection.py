@@ -17,7 +17,8 @@ import pytest
 from ftpkit import CannotConnectError, Client, FtpkitError, RefusedError, Server, UntrustedError
 from ftpkit.client.connection import Connection
 from ftpkit.lab.child import ChildProcess
-from ftpkit.lab.network import EmulatedNetwork, NetworkProfile, NetworkUnavailableError
+from ftpkit.lab.model import NetworkProfile
+from ftpkit.lab.network import EmulatedNetwork, NetworkUnavailableError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
 from tests.support.hostile import listening

@@ -13,7 +13,7 @@ from ftpkit.compare.transport_process import Outcome
 from ftpkit.compare.transports import STREAMS, Comparison, Transport, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
 from ftpkit.lab.child import ChildError, ChildProcess
-from ftpkit.lab.network import NetworkProfile
+from ftpkit.lab.model import NetworkProfile
 from ftpkit.net.address import Url
 from tests.support.network import PATIENCE_S
 from tests.support.trees import published, staged

@@ -6,24 +6,17 @@ from typing import Any
 
 import pytest
 
-from ftpkit.lab.model import NetworkModel, NetworkStats
+from ftpkit.lab.model import NetworkModel, NetworkProfile, NetworkStats
 
 SIZE = 1000
 
 
 def new_model(**options: Any) -> NetworkModel:
     """A packet takes 1 ms at this rate, then 50 ms of delay; the queue holds 20 packets."""
-    plain: dict[str, Any] = {
-        "bits_per_s": 8e6,
-        "delay_s": 0.05,
-        "loss": 0.0,
-        "reorder": 0.0,
-        "duplicate": 0.0,
-        "path_mtu": SIZE,
-        "queue_bytes": 20 * SIZE,
-        "seed": "1",
-    }
-    return NetworkModel(**plain | options)
+    plain: dict[str, Any] = {"bits_per_s": 8e6, "delay_s": 0.05, "queue_bytes": 20 * SIZE}
+    model = NetworkModel(NetworkProfile(**plain | options), "far")
+    model.path_mtu = SIZE
+    return model
 
 
 def packet(number: int) -> bytes:
@@ -91,7 +84,7 @@ def test_which_packets_are_lost_depends_only_on_the_seed() -> None:
         return sorted(set(numbers(model.arrived(inf))))
 
     assert kept() == kept(bits_per_s=1e9, reorder=0.5, duplicate=0.5)
-    assert kept() != kept(seed="2")
+    assert kept() != kept(seed=2)
     assert 850 < len(kept()) < 950
 
 

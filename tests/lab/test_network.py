@@ -14,12 +14,8 @@ from pathlib import Path
 import pytest
 
 from ftpkit.lab.child import NamespaceEnd
-from ftpkit.lab.model import NetworkStats
-from ftpkit.lab.network import (
-    EmulatedNetwork,
-    NetworkProfile,
-    NetworkUnavailableError,
-)
+from ftpkit.lab.model import NetworkProfile, NetworkStats
+from ftpkit.lab.network import EmulatedNetwork, NetworkUnavailableError
 from tests.support.network import (
     PATIENCE_S,
     MakeNetwork,
@@ -491,7 +487,8 @@ def test_nothing_is_left_when_the_block_ends(
 
 _OWNER = """
 import os, sys
-from ftpkit.lab.network import EmulatedNetwork, NetworkProfile
+from ftpkit.lab.model import NetworkProfile
+from ftpkit.lab.network import EmulatedNetwork
 with EmulatedNetwork(NetworkProfile(1e8, 0.01)) as network:
     inodes = [os.stat(end.namespace).st_ino for end in (network.near, network.far)]
     print(network.relay_pid, *inodes, flush=True)

@@ -13,13 +13,8 @@ from typing import Any, Protocol
 import pytest
 
 from ftpkit.lab.child import NamespaceEnd
-from ftpkit.lab.model import NetworkStats
-from ftpkit.lab.network import (
-    EmulatedNetwork,
-    NetworkCounts,
-    NetworkProfile,
-    NetworkUnavailableError,
-)
+from ftpkit.lab.model import NetworkProfile, NetworkStats
+from ftpkit.lab.network import EmulatedNetwork, NetworkCounts, NetworkUnavailableError
 
 PATIENCE_S = 30.0
 _PROGRAMS = Path(__file__).parent / "network_programs.py"

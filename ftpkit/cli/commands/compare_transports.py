@@ -17,7 +17,8 @@ from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
     from ftpkit.compare.transport_process import Outcome
-    from ftpkit.lab.network import NetworkCounts, NetworkProfile
+    from ftpkit.lab.model import NetworkProfile
+    from ftpkit.lab.network import NetworkCounts
 
 _COLUMNS: Final = (
     Column("label", ""),
@@ -40,7 +41,7 @@ seconds of processor time; verified: the file was published complete and its dig
 
 
 def _network(text: str) -> "NetworkProfile":
-    from ftpkit.lab.network import NetworkProfile
+    from ftpkit.lab.model import NetworkProfile
 
     return NetworkProfile.parse(text)
 
