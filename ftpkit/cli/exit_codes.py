@@ -68,6 +68,11 @@ class Tally:
             return FAILED
         return next(iter(self._codes), DONE)
 
+    @property
+    def unreachable(self) -> bool:
+        """Whether a failure was that the server cannot be reached."""
+        return UNREACHABLE in self._codes
+
 
 def print_error(message: str, name: str = "") -> None:
     """Print one line on stderr, prefixed with ``name`` unless the message contains it."""
@@ -132,4 +137,6 @@ def _origin(ctx: click.Context, param: click.Parameter) -> str:
     """Return the name of the option, argument or variable that set ``param``."""
     if ctx.get_parameter_source(param.name or "") is ParameterSource.ENVIRONMENT:
         return str(param.envvar)
-    return "/".join(param.opts) if isinstance(param, click.Option) else param.human_readable_name
+    if isinstance(param, click.Option):
+        return "/".join(param.opts)
+    return param.human_readable_name.strip("[].")

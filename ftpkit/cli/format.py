@@ -2,7 +2,6 @@
 
 import json
 import unicodedata
-from dataclasses import asdict
 from datetime import datetime
 from itertools import accumulate
 
@@ -71,12 +70,6 @@ def ls_line(entry: ListEntry) -> str:
     return f"{size:>7}  {format_time(entry.mtime):16}  {escaped(entry.name)}{mark}"
 
 
-def ls_json(entry: ListEntry) -> str:
-    """Return ``entry`` with the keys of the wire; ``mtime`` in nanoseconds."""
-    values = {"name": entry.name, "kind": entry.kind, "total": entry.total, "mtime": entry.mtime}
-    return json_line(values)
-
-
 def stat_lines(reply: StatReply) -> str:
     """Return the output of ``stat``, one fact per line."""
     facts = {"name": reply.name or "(root)", "kind": reply.kind}
@@ -87,11 +80,6 @@ def stat_lines(reply: StatReply) -> str:
     if reply.content_digest is not None:
         facts["digest"] = reply.content_digest
     return "\n".join(f"{title:8}  {escaped(fact)}" for title, fact in facts.items())
-
-
-def stat_json(reply: StatReply) -> str:
-    """Return ``reply`` with the keys of the wire."""
-    return json_line(asdict(reply))
 
 
 def format_time(mtime: int) -> str:

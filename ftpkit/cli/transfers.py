@@ -2,9 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -26,7 +26,7 @@ from ftpkit.cli.settings import (
     setting,
 )
 from ftpkit.client import Client, TransferResult, UdpMode
-from ftpkit.errors import CannotConnectError, FtpkitError
+from ftpkit.errors import FtpkitError
 from ftpkit.net.address import Url
 
 T = TypeVar("T")
@@ -91,23 +91,26 @@ class TransferOptions:
         ``move`` and ``submit`` are the client's two methods for one direction.
         """
         overwrite = not self.no_overwrite
-        with closing(self._report(jobs)) as report:
+        with self._report(jobs) as report:
             if self.jobs == 1:
                 tally = _one_by_one(jobs, report, partial(move, overwrite=overwrite))
             else:
                 tally = _together(jobs, report, partial(submit, overwrite=overwrite), self.jobs)
         return tally.exit_code
 
-    def _report(self, jobs: "list[TransferJob]") -> Report:
+    @contextmanager
+    def _report(self, jobs: "list[TransferJob]") -> Iterator[Report]:
         if self.json:
-            return Events()
-        lines = Lines(quiet=self.quiet)
-        if not self.shows_bars:
-            return lines
-        # Deferred: importing tqdm is slow.
-        from ftpkit.cli.output.bars import Bars
+            yield Events()
+        elif not self.shows_bars:
+            yield Lines(quiet=self.quiet)
+        else:
+            # Deferred: importing tqdm is slow.
+            from ftpkit.cli.output.bars import Bars
 
-        return Bars(lines, [job.total or 0 for job in jobs], min(self.jobs, len(jobs)))
+            totals = [job.total or 0 for job in jobs]
+            with closing(Bars(Lines(quiet=False), totals, min(self.jobs, len(jobs)))) as bars:
+                yield bars
 
 
 @dataclass(slots=True)
@@ -130,6 +133,15 @@ class TransferJob:
         report.start(self.name, self.total)
         on_retry = partial(report.retrying, self.name)
         return method(*self.args, on_progress=on_progress, on_retry=on_retry)
+
+    def finish(self, report: Report, result: Callable[[], TransferResult], tally: Tally) -> None:
+        """Wait for ``result``, and report it or its error."""
+        try:
+            report.done(result())
+        except (FtpkitError, CancelledError) as failure:
+            error = failure if isinstance(failure, FtpkitError) else self.interrupted
+            report.failed(self.name, error)
+            tally.add(error)
 
     @property
     def interrupted(self) -> InterruptedTransferError:
@@ -155,17 +167,12 @@ def _one_by_one(
     tally = Tally()
     for job in jobs:
         try:
-            transfer = job.start(report, move)
+            job.finish(report, partial(job.start, report, move), tally)
         except KeyboardInterrupt:
             report.failed(job.name, job.interrupted)
             raise
-        except FtpkitError as error:
-            report.failed(job.name, error)
-            tally.add(error)
-            if isinstance(error, CannotConnectError):
-                break
-        else:
-            report.done(transfer)
+        if tally.unreachable:
+            break
     return tally
 
 
@@ -187,33 +194,13 @@ def _together(
                 running[future] = job
                 future.add_done_callback(ended.put)
             future = ended.get()
-            error = _finish(running.pop(future), future, report)
-            if error is not None:
-                tally.add(error)
-            if isinstance(error, CannotConnectError):
+            running.pop(future).finish(report, future.result, tally)
+            if tally.unreachable:
                 waiting.clear()
     except KeyboardInterrupt:
         for future in running:
             future.cancel()
         for future, job in running.items():
-            _finish(job, future, report)
+            job.finish(report, future.result, tally)
         raise
     return tally
-
-
-def _finish(
-    job: TransferJob, future: "Future[TransferResult]", report: Report
-) -> FtpkitError | None:
-    """Wait for a transfer and report its outcome; return the error if it failed."""
-    error: FtpkitError
-    try:
-        transfer = future.result()
-    except CancelledError:
-        error = job.interrupted
-    except FtpkitError as failure:
-        error = failure
-    else:
-        report.done(transfer)
-        return None
-    report.failed(job.name, error)
-    return error

@@ -7,7 +7,6 @@ from ftpkit.cli.format import (
     fitted,
     format_time,
     json_line,
-    ls_json,
     ls_line,
     stat_lines,
     truncated,
@@ -52,16 +51,6 @@ def test_ls_aligns_and_marks() -> None:
     assert [line.rpartition("  ")[2] for line in lines] == ["a", "b", "c/", "d@", "e\\x1b?"]
     assert {line.rindex("  ") for line in lines} == {25}
     assert [line[:7] for line in lines] == ["  999 B", " 999 MB"] + ["      -"] * 3
-
-
-def test_ls_json_has_the_words_of_the_wire() -> None:
-    entry = ListEntry(name="b", kind="file", total=5, mtime=10**18 + 1)
-    assert json.loads(ls_json(entry)) == {
-        "name": "b",
-        "kind": "file",
-        "total": 5,
-        "mtime": 10**18 + 1,
-    }
 
 
 def test_stat_tells_what_there_is() -> None:

@@ -63,6 +63,7 @@ def test_look_and_change(run: Run, served: Served) -> None:
         ("d/e", "dir"),
         ("f", "dir"),
     ]
+    assert entries[0].keys() == {"name", "kind", "total", "mtime"}
     assert "size      4 B (4 bytes)" in run("stat", "d/a").stdout
     stat = json.loads(run("stat", "d/a", "--json").stdout)
     assert {"name", "kind", "total", "mtime", "version", "content_digest"} <= set(stat)

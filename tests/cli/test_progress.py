@@ -67,7 +67,6 @@ def test_the_other_events(capsys: pytest.CaptureFixture[str]) -> None:
     events = Events()
     events.done(TRANSFER)
     events.failed("b", RefusedError(Code.NO_SPACE, "the disk is full"))
-    events.close()
     done, error = map(json.loads, capsys.readouterr().out.splitlines())
     assert (done["name"], done["seconds"], done["path"]) == ("big\x1b.iso", 3.9, "/tmp/big.iso")
     assert error == {

@@ -74,7 +74,7 @@ def test_every_order() -> None:
 
 
 def test_every_key_is_one_letter() -> None:
-    letters = {order.letter for order in ORDERS.values()}
+    letters = {order[0] for order in ORDERS}
     assert len(letters | {"q"}) == len(ORDERS) + 1
 
 

@@ -1,8 +1,10 @@
 """The command ``ls``."""
 
+from dataclasses import asdict
+
 import click
 
-from ftpkit.cli.format import ls_json, ls_line
+from ftpkit.cli.format import json_line, ls_line
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
@@ -21,7 +23,6 @@ def ls(name: str, recursive: bool, json: bool, url: Url | None, timeout: float) 
     \b
     Example:  ftpkit ls -R backups
     """
-    show = ls_json if json else ls_line
     with connect(url, timeout) as client:
         for entry in client.list(name, recursive=recursive):
-            click.echo(show(entry))
+            click.echo(json_line(asdict(entry)) if json else ls_line(entry))

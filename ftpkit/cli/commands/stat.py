@@ -1,8 +1,10 @@
 """The command ``stat``."""
 
+from dataclasses import asdict
+
 import click
 
-from ftpkit.cli.format import stat_json, stat_lines
+from ftpkit.cli.format import json_line, stat_lines
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
@@ -20,4 +22,4 @@ def stat(name: str, json: bool, url: Url | None, timeout: float) -> None:
     """
     with connect(url, timeout) as client:
         reply = client.stat(name)
-    click.echo(stat_json(reply) if json else stat_lines(reply))
+    click.echo(json_line(asdict(reply)) if json else stat_lines(reply))

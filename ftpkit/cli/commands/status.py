@@ -127,7 +127,7 @@ class _Watch:
         self._problem = f"{error}; retrying in {format_duration(delay)}"
 
     def _sort(self, typed: str) -> None:
-        names = {order.letter: name for name, order in ORDERS.items()}
+        names = {name[0]: name for name in ORDERS}
         for key in typed:
             self._order = names.get(key, self._order)
 
@@ -147,6 +147,6 @@ class _Watch:
 
 def _keys(current: str) -> str:
     """Return the list of keys, with the current sort order in brackets."""
-    orders = {name: f"{order.letter} {name}" for name, order in ORDERS.items()}
+    orders = {name: f"{name[0]} {name}" for name in ORDERS}
     orders[current] = f"[{orders[current]}]"
     return "q quit, sort by: " + "  ".join(orders.values())

@@ -3,6 +3,8 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Final, Never
 
@@ -38,7 +40,6 @@ class Bars:
         """Draw nothing before the first byte."""
 
     def moved(self, name: str, moved: int, total: int) -> None:
-        """Update the bars; tqdm limits how often they are drawn."""
         with self._lock:
             if name not in self._files:
                 # Bytes of an earlier attempt must not count in the rate of this one.
@@ -49,23 +50,13 @@ class Bars:
                 self._all_files.update(self._finished + active - self._all_files.n)
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
-        """Print the line above the bars."""
-        with self._lock, tqdm.external_write_mode(sys.stderr):
-            self._lines.retrying(name, error, delay)
+        self._print(partial(self._lines.retrying, name, error, delay))
 
     def done(self, transfer: TransferResult) -> None:
-        """Print the line above the bars."""
-        with self._lock:
-            self._end_file(transfer.name)
-            with tqdm.external_write_mode(sys.stderr):
-                self._lines.done(transfer)
+        self._print(partial(self._lines.done, transfer), ended=transfer.name)
 
     def failed(self, name: str, error: FtpkitError) -> None:
-        """Print the line above the bars."""
-        with self._lock:
-            self._end_file(name)
-            with tqdm.external_write_mode(sys.stderr):
-                self._lines.failed(name, error)
+        self._print(partial(self._lines.failed, name, error), ended=name)
 
     def close(self) -> None:
         """Erase the bars."""
@@ -76,6 +67,14 @@ class Bars:
             # tqdm leaves the cursor at the end of the erased bar.
             sys.stderr.write("\r")
             sys.stderr.flush()
+
+    def _print(self, line: Callable[[], None], ended: str | None = None) -> None:
+        """Print a line above the bars, without the bar of the file that has ended."""
+        with self._lock:
+            if ended is not None:
+                self._end_file(ended)
+            with tqdm.external_write_mode(sys.stderr):
+                line()
 
     def _file_bar(self, name: str, total: int, moved: int) -> "tqdm[Never]":
         used = {abs(bar.pos) for bar in self._files.values()}

@@ -35,9 +35,6 @@ class Report(Protocol):
     def failed(self, name: str, error: FtpkitError) -> None:
         """The transfer failed."""
 
-    def close(self) -> None:
-        """Restore the terminal."""
-
 
 def stderr_is_terminal() -> bool:
     return sys.stderr.isatty()
@@ -56,23 +53,17 @@ class Lines:
         """Print nothing."""
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
-        """Print the error, and when the next attempt starts."""
         if not self._quiet:
             on_tcp = isinstance(error, UdpBlockedError)
             then = "continuing over TCP" if on_tcp else f"retrying in {format_duration(delay)}"
             print_error(f"{error}; {then}")
 
     def done(self, transfer: TransferResult) -> None:
-        """Print size, time and rate."""
         if not self._quiet:
             click.echo(summary(transfer))
 
     def failed(self, name: str, error: FtpkitError) -> None:
-        """Print the error."""
         print_error(str(error), name)
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class Events:
@@ -119,9 +110,6 @@ class Events:
     def failed(self, name: str, error: FtpkitError) -> None:
         """``{"event": "error", "name", "code", "message"}``."""
         self._emit("error", name=name, code=str(error.code), message=str(error))
-
-    def close(self) -> None:
-        """Do nothing."""
 
     def _emit(self, event: str, **values: object) -> None:
         with self._lock:

@@ -2,21 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ftpkit.cli.format import escaped, fitted, truncated, width
 from ftpkit.cli.output.table import Column, table
 from ftpkit.cli.output.units import format_duration, format_rate, format_size
 from ftpkit.net.address import Address
 from ftpkit.protocol.status import ServerStatus, TransferStatus
-
-
-class Order(NamedTuple):
-    """A sort order of transfers, and the key that selects it."""
-
-    letter: str
-    rank: Callable[[TransferStatus], Any]
-
 
 _STATES: Final = {"running": 0, "ready": 1, "blocked": 2}
 
@@ -26,14 +18,15 @@ def _known(value: float | None) -> float:
     return float("inf") if value is None else value
 
 
-ORDERS: Final[dict[str, Order]] = {
-    "rate": Order("r", lambda each: -each["rate_bps"]),
-    "name": Order("n", lambda each: each["name"]),
-    "user": Order("u", lambda each: each["user"]),
-    "state": Order("s", lambda each: (_STATES.get(each["state"], 3), each["state"])),
-    "position": Order("p", lambda each: _known(each["position"])),
-    "done": Order("d", lambda each: -each["moved"]),
-    "left": Order("l", lambda each: _known(each["left_s"])),
+# A key for each sort order of transfers; its first letter selects it.
+ORDERS: Final[dict[str, Callable[[TransferStatus], Any]]] = {
+    "rate": lambda each: -each["rate_bps"],
+    "name": lambda each: each["name"],
+    "user": lambda each: each["user"],
+    "state": lambda each: (_STATES.get(each["state"], 3), each["state"]),
+    "position": lambda each: _known(each["position"]),
+    "done": lambda each: -each["moved"],
+    "left": lambda each: _known(each["left_s"]),
 }
 
 _COLUMNS: Final = (
@@ -77,16 +70,14 @@ def _summary(status: ServerStatus, address: Address) -> list[str]:
         for each in status["workers"]
     ]
     totals = status["totals"]
-    uploads, downloads = (
-        _count(totals["uploads"], "upload"),
-        _count(totals["downloads"], "download"),
-    )
-    lines.append(
+    uploads = _count(totals["uploads"], "upload")
+    downloads = _count(totals["downloads"], "download")
+    return [
+        *lines,
         f"finished: {uploads}, {downloads}, {totals['unfinished']:,} unfinished;"
-        f" {format_size(totals['up_bytes'])} up, {format_size(totals['down_bytes'])} down"
-    )
-    lines.append(_now(status["transfers"]))
-    return lines
+        f" {format_size(totals['up_bytes'])} up, {format_size(totals['down_bytes'])} down",
+        _now(status["transfers"]),
+    ]
 
 
 def _count(number: int, what: str) -> str:
@@ -115,7 +106,7 @@ def _now(transfers: Sequence[TransferStatus]) -> str:
 
 
 def _transfers(transfers: Sequence[TransferStatus], order: str, max_width: int | None) -> list[str]:
-    rows = [_row(each) for each in sorted(transfers, key=ORDERS[order].rank)]
+    rows = [_row(each) for each in sorted(transfers, key=ORDERS[order])]
     columns = [
         column for column in _COLUMNS if any(row[column.key] not in (None, "") for row in rows)
     ]
