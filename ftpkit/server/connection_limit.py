@@ -25,7 +25,6 @@ class ConnectionLimiter:
             return True
 
     def release(self, key: str) -> None:
-        """Count one connection of ``key`` less."""
         with self._changed:
             self._counts[key] -= 1
             if not self._counts[key]:

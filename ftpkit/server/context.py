@@ -99,7 +99,6 @@ class SessionContext:
 
     @property
     def unauthenticated(self) -> bool:
-        """Whether a token must be presented first."""
         return self.grant is _UNAUTHENTICATED
 
     @property
@@ -113,7 +112,6 @@ class SessionContext:
 
     @property
     def moves_datagrams(self) -> bool:
-        """Whether a UDP session is moving blocks."""
         return self.udp_conversation is not None and self.udp_conversation.running
 
     @property
@@ -129,7 +127,6 @@ class SessionContext:
         )
 
     def leave(self) -> None:
-        """Count one connection of the user less."""
         if self.authenticator is not None and not self.unauthenticated:
             self.authenticator.release(self.grant)
 
@@ -147,7 +144,6 @@ class SessionContext:
         return known or self.hold(self.store.upload(upload_id, owner=self.grant.user))
 
     def release(self, upload_id: str) -> None:
-        """Release an upload, if this connection holds it."""
         upload = self.uploads.pop(upload_id, None)
         if upload is not None:
             upload.release()
@@ -196,14 +192,12 @@ class SessionContext:
         return m.SessionReply(session=conversation.session, key=conversation.key.hex())
 
     def end_datagram_session(self) -> None:
-        """End the UDP session, if there is one."""
         if self.udp_conversation is not None and self._turn_handle is not None:
             self._turn_handle.close()
             self.udp_conversation.stop()
             self.udp_conversation = None
 
     def close(self) -> None:
-        """End the UDP session and release all uploads."""
         self.end_datagram_session()
         for upload_id in list(self.uploads):
             self.release(upload_id)

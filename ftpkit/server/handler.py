@@ -75,8 +75,8 @@ class ConnectionHandler:
         self._since = time.monotonic()
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
-        self._stopping = self._now = False
-        self._leaving, self._closed = threading.Event(), threading.Event()
+        self._now = False
+        self._stopping, self._closed = threading.Event(), threading.Event()
         self._before_close = contextlib.ExitStack()
         self._authenticator: Authenticator | None = None
         if tokens is not None:
@@ -93,7 +93,7 @@ class ConnectionHandler:
         thread.start()
         self._before_close.callback(thread.join)
         self._before_close.callback(self._closed.set)
-        return Authenticator(tokens, shared_limits, self.store, self._leaving)
+        return Authenticator(tokens, shared_limits, self.store, self._stopping)
 
     def change(self, limits: Limits, identity: Identity | None = None) -> None:
         """Apply other limits, and an ``identity`` for new connections, as ``Server`` does."""
@@ -136,7 +136,7 @@ class ConnectionHandler:
         session = Session(context, handoff, None if handoff else self._open_transport)
         with self._lock:
             self._sessions.add(session)
-            stopping, now = self._stopping, self._now
+            stopping, now = self._stopping.is_set(), self._now
         if stopping:
             session.stop(now=now)
         try:
@@ -186,7 +186,6 @@ class ConnectionHandler:
         }
 
     def sessions(self) -> set[Session]:
-        """Return the sessions that are open."""
         with self._lock:
             return set(self._sessions)
 
@@ -203,11 +202,10 @@ class ConnectionHandler:
         self._before_close.close()
 
     def _stop_sessions(self, *, now: bool) -> None:
-        self._leaving.set()
         with self._lock:
-            self._stopping, self._now = True, now
-            sessions = set(self._sessions)
-        for session in sessions:
+            self._stopping.set()
+            self._now = now
+        for session in self.sessions():
             session.stop(now=now)
 
     def _check_tokens(self) -> None:

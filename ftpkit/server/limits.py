@@ -35,11 +35,9 @@ class Limits:
 
     @property
     def policy(self) -> Policy:
-        """The policy that ``schedule`` names."""
         return POLICIES[self.schedule]
 
     def new_scheduler(self) -> Scheduler:
-        """Return a scheduler that keeps these limits."""
         return Scheduler(self.policy, slots=self.slots, bytes_per_s=self.bytes_per_s_by_direction)
 
 

@@ -63,7 +63,6 @@ class Listeners:
 
     @property
     def addresses(self) -> list[Address]:
-        """The address of each listening socket."""
         return [listener.address for listener in self._listeners]
 
     def open(self) -> list[DatagramSocket]:
@@ -75,7 +74,6 @@ class Listeners:
         return [DatagramSocket(each.udp, shared=each.shared) for each in sockets if each.udp]
 
     def accept(self) -> None:
-        """Accept connections, in one thread per socket."""
         self._accepting = True
         for listener in self._listeners:
             self.start_thread("ftpkit-accept", listener.serve_forever)
@@ -99,13 +97,11 @@ class Listeners:
         self._listeners, self._accepting = [], False
 
     def join(self) -> None:
-        """Wait for the threads to end."""
         for thread in self._threads:
             thread.join()
         self._threads = []
 
     def log_start(self, **fields: object) -> None:
-        """Log the addresses."""
         addresses = [str(address) for address in self.addresses]
         log.info("listening", extra={"fields": {"addresses": addresses, **fields}})
 
@@ -128,14 +124,12 @@ class Listener(socketserver.ThreadingTCPServer):
         self._spare = socket.socket()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Return whether the limits allow another connection; False leads to a refusal."""
         limits = self._owner.limits
         return self._owner.connection_limiter.acquire(
             client_address[0], limits.max_connections_per_address, limits.max_connections
         )
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection, or hand it over without one."""
         if not self._owner.threaded:
             self.finish_request(request, client_address)
             return
@@ -146,14 +140,12 @@ class Listener(socketserver.ThreadingTCPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in its own thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._owner.connection_limiter.release(client_address[0])
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Call the owner instead of a request handler class."""
         self._owner.handle(request, client_address, self._index)
 
     def shutdown_request(self, request: Any) -> None:

@@ -29,7 +29,6 @@ from ftpkit.server.operations import OPERATIONS
 from ftpkit.server.permissions import permitted
 from ftpkit.server.transfers.tracker import TransferTracker
 from ftpkit.storage.api import DescriptorReader, Reader
-from ftpkit.tokens import Permission
 
 # A refused body up to this size is read and discarded; after a larger one the connection closes.
 MAX_DROPPED: Final = 1024 * 1024
@@ -56,7 +55,7 @@ class Session:
         handoff: Handoff | None = None,
         open_transport: Callable[[FrameStream], None] | None = None,
     ) -> None:
-        self._context, self._stream = context, context.stream
+        self._context, self._stream, self.peer = context, context.stream, context.peer
         self._open_transport = open_transport
         self._transfers = TransferTracker(context)
         self._requests = 0
@@ -81,11 +80,6 @@ class Session:
             self._stream.resume(handoff.header, handoff.ahead, handoff.local)
         self._protocol = ServerProtocol(must_authenticate=context.unauthenticated)
         self._stream.unauthenticated = context.unauthenticated
-
-    @property
-    def peer(self) -> str:
-        """The client's address, as the log names it."""
-        return self._context.peer
 
     def run(self) -> None:
         """Serve until the client or the server ends the connection; never raises."""
@@ -181,20 +175,21 @@ class Session:
                     raise
 
     def _end_if_idle(self) -> None:
-        """End a session that is to stop and has no transfer."""
         with self._state:
             if self._stopping and not self._busy and not self._transferring:
                 self._stream.shutdown_read()
 
     def _answer(self, header: Header) -> None:
-        """Carry out one request and reply to it."""
         started = time.monotonic()
         request: Request | None = None
         try:
             request = self._protocol.receive(header)
             self._check_worker(request)
             operation, needs = OPERATIONS[type(request)]
-            request = self._authorized(request, needs)
+            if not self._context.still_authorized:
+                self._revoked = True
+                raise self._deauthenticated()
+            request = permitted(request, needs, self._context.grant)
             self._transfers.begin_request(request)
             result = operation(self._context, request)
         except RefusedError as refusal:
@@ -225,13 +220,6 @@ class Session:
             return
         if not isinstance(request, Begin | Write | Commit | Abort | Push):
             raise WrongWorkerError(0)
-
-    def _authorized(self, request: Request, needs: frozenset[Permission]) -> Request:
-        """Return ``request`` as the client's token allows it, or raise RefusedError."""
-        if not self._context.still_authorized:
-            self._revoked = True
-            raise self._deauthenticated()
-        return permitted(request, needs, self._context.grant)
 
     def _reply(self, request: Request, result: Result, started: float) -> None:
         if result.reader is None:

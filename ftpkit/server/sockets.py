@@ -32,12 +32,10 @@ class ListeningSocket:
 
     @property
     def address(self) -> Address:
-        """The address that it listens on."""
         return Address(*self.tcp.getsockname()[:2])
 
     @property
     def sockets(self) -> list[socket.socket]:
-        """Both sockets, or the TCP socket alone."""
         return [self.tcp] if self.udp is None else [self.tcp, self.udp]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from functools import reduce
 from typing import Final
 
 from ftpkit.protocol.status import ServerStatus, Totals, TransferStatus
@@ -32,13 +33,11 @@ class TransferTotals:
             self._totals = sum_totals(self._totals, ended)
 
     def totals(self) -> Totals:
-        """Return the totals since the start."""
         with self._lock:
             return self._totals.copy()
 
 
 def sum_totals(one: Totals, other: Totals) -> Totals:
-    """Return the sum of both."""
     return Totals(
         uploads=one["uploads"] + other["uploads"],
         downloads=one["downloads"] + other["downloads"],
@@ -49,7 +48,6 @@ def sum_totals(one: Totals, other: Totals) -> Totals:
 
 
 def transfer_status(snapshot: TransferSnapshot, now: float) -> TransferStatus:
-    """Return the status of a transfer at the time ``now``."""
     transfer = snapshot.transfer
     return {
         "user": transfer.account.user,
@@ -81,9 +79,7 @@ def merge_status(
     are taken from the worker that started last, which has the latest.
     """
     newest = min(parts.values(), key=lambda part: part["uptime_s"])
-    totals = before
-    for part in parts.values():
-        totals = sum_totals(totals, part["totals"])
+    totals = reduce(sum_totals, (part["totals"] for part in parts.values()), before)
     return {
         **newest,
         "uptime_s": uptime_s,

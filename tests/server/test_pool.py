@@ -13,7 +13,7 @@ from ftpkit.server.auth.shared_limits import LocalLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.limits_server import SharedLimitsServer
-from ftpkit.server.workers.pool import State, SupervisorLocks, WorkerHandle, WorkerPool
+from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
 
 pytestmark = pytest.mark.skipif(
     not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
@@ -131,7 +131,7 @@ def test_the_uploads_of_a_worker_that_stops_are_waited_for(pool: WorkerPool, joi
 def test_the_supervisor_takes_no_upload_of_a_worker_and_workers_wait_for_its_own(
     pool: WorkerPool, join: Join
 ) -> None:
-    one, supervisor = join(1), SupervisorLocks(pool)
+    one, supervisor = join(1), pool
     one.say("acquire_upload", key="k", call=0)
     assert one.received() == reply(0, 1)
     with pytest.raises(WrongWorkerError):

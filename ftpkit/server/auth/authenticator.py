@@ -31,6 +31,7 @@ class Authenticator:
     ) -> None:
         self._tokens, self._shared_limits, self._store = tokens, shared_limits, store
         self._stopping = stopping
+        self.is_valid = tokens.is_valid
 
     def authenticate(self, token: str, peer: str) -> Grant:
         """Return the grant of ``token``; RefusedError, after a delay, if there is none."""
@@ -51,7 +52,6 @@ class Authenticator:
             )
 
     def release(self, grant: Grant) -> None:
-        """Count one connection of a user less."""
         self._shared_limits.release(grant.user)
 
     def store_for(self, grant: Grant) -> Store:
@@ -80,7 +80,3 @@ class Authenticator:
                 "cannot open the directory of this token; the server's log says why",
             ) from refusal
         return store
-
-    def is_valid(self, grant: Grant) -> bool:
-        """Whether the token of ``grant`` still grants the same."""
-        return self._tokens.is_valid(grant)

@@ -184,7 +184,6 @@ class _Usage:
     thread: threading.Thread | None = None
 
     def note(self, *, less: bool, more: bool = False) -> None:
-        """Note that a new count may find less or more."""
         self.less, self.less_since = self.less or less, self.less_since or less
         self.more, self.more_since = self.more or more, self.more_since or more
 
@@ -197,7 +196,6 @@ class _Reserved:
     """Each directory that it counts in, and how many counts had been started there."""
 
     def add_to(self, under: str, usage: _Usage) -> None:
-        """Count it in ``under``, if its name is in there."""
         if is_in(under, self.name):
             self.usages.append((usage, usage.started))
             usage.reserved += self.count

@@ -22,8 +22,7 @@ class Quotas(Protocol):
     def note_deleted(self, name: str) -> None:
         """Note that ``name``, or something in it, was deleted or became smaller."""
 
-    def note_renamed(self, name: str, to: str) -> None:
-        """Note that ``name`` was renamed ``to``."""
+    def note_renamed(self, name: str, to: str) -> None: ...
 
 
 class SharedLimits(Protocol):
@@ -35,8 +34,7 @@ class SharedLimits(Protocol):
     def acquire(self, user: str, max_connections: int | None, /) -> bool:
         """Count one more connection of ``user``, unless it has ``max_connections``."""
 
-    def release(self, user: str, /) -> None:
-        """Count one connection of ``user`` less."""
+    def release(self, user: str, /) -> None: ...
 
     def login_failed(self, host: str) -> float:
         """Note a login with an invalid token; return the seconds by which to delay the reply."""

@@ -78,7 +78,6 @@ class TransferTracker:
             handle.close()
 
     def on_reply(self, request: m.Request, reply: m.Reply | m.Pending, since: float) -> None:
-        """Record a request that was carried out."""
         if not isinstance(request, m.Ping):
             self._end_datagrams()
         conversation = self._context.udp_conversation
@@ -106,7 +105,6 @@ class TransferTracker:
                     self._end(m.Get, "ok")
 
     def on_refusal(self, request: m.Request | None, refusal: RefusedError, since: float) -> None:
-        """Record a request that was refused."""
         match request:
             case m.Put():
                 self._end(m.Put, refusal.code)
@@ -125,7 +123,6 @@ class TransferTracker:
                 self._open.setdefault(m.Get, interrupted).count += count
 
     def close(self) -> None:
-        """Record all transfers that have not ended as unfinished."""
         self._end_datagrams()
         for key in list(self._open):
             self._end(key, "unfinished")

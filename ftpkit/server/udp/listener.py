@@ -127,17 +127,14 @@ class UdpConversation:
 
     @property
     def running(self) -> bool:
-        """Whether blocks are moving."""
         return self._session is not None and not self._ended and not self.done
 
     @property
     def done(self) -> bool:
-        """Whether all blocks have moved."""
         return self._session is not None and self._session.transfer.done
 
     @property
     def moved(self) -> int:
-        """The bytes of blocks that have moved."""
         return self._session.transfer.moved if self._session else 0
 
     def on_probe(self, raw: memoryview, address: SocketAddress) -> None:

@@ -78,7 +78,6 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
 
 
 def _sizes(request: m.Pull, total: int) -> dict[int, int]:
-    """Return the size of each requested block by its number."""
     block, blocks = request.block, -(-total // request.block)
     if any(stop > blocks for _, stop in request.ranges):
         raise RefusedError(Code.BAD_REQUEST, f"pull: the file has {blocks} blocks")

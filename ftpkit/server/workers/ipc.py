@@ -117,6 +117,5 @@ class IpcChannel:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors."""
     for fd in fds:
         os.close(fd)

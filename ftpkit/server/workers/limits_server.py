@@ -10,15 +10,14 @@ from typing import Any
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.frame import Header
-from ftpkit.server.auth.shared_limits import LocalLimits
+from ftpkit.server.auth.shared_limits import LocalLimits, Quotas
 from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 Reply = Callable[..., None]
-"""Sends a worker the fields of a reply to its request."""
 
 
 class SharedLimitsServer:
-    """Answers the requests of ``RemoteLimits`` and ``RemoteQuotas`` from ``limits``.
+    """Answers the requests of ``RemoteLimits`` from ``limits``.
 
     ``receive`` does not wait: a reservation that needs a count is made in a thread of its own.
     """
@@ -30,7 +29,6 @@ class SharedLimitsServer:
         self._shares: dict[int, _WorkerShare] = {}
 
     def join(self, worker: int) -> None:
-        """Accept requests of a worker, by its number."""
         with self._lock:
             self._shares[worker] = _WorkerShare()
 
@@ -56,7 +54,6 @@ class SharedLimitsServer:
             self._limits.release(user)
 
     def receive(self, worker: int, header: Header, reply: Reply) -> None:
-        """Answer one request of a worker."""
         match header["what"]:
             case "acquire":
                 acquired = self._limits.acquire(header["user"], header["max"])
@@ -119,15 +116,34 @@ class _WorkerShare:
     reservations: dict[int, Reservation] = field(default_factory=dict)
 
 
-class RemoteQuotas:
-    """The ``Quotas`` that the supervisor keeps; ``request`` sends a message and returns the reply.
+class RemoteLimits:
+    """The ``SharedLimits`` that the supervisor keeps, and their ``Quotas``.
 
-    While ``has_quotas`` returns false no user has one, and nothing is sent. Every message has
-    a reply, as a request through another worker may follow it.
+    ``request`` sends a message and returns the reply, ``send`` sends one that has none. While
+    ``has_quotas`` returns false no user has one, and nothing is sent about quotas. What is sent
+    has a reply, as a request through another worker may follow it.
     """
 
-    def __init__(self, request: Callable[..., Header], has_quotas: Callable[[], bool]) -> None:
-        self._request, self._has_quotas = request, has_quotas
+    def __init__(
+        self,
+        request: Callable[..., Header],
+        send: Callable[..., object],
+        has_quotas: Callable[[], bool],
+    ) -> None:
+        self._request, self._send, self._has_quotas = request, send, has_quotas
+
+    @property
+    def quotas(self) -> Quotas:
+        return self
+
+    def acquire(self, user: str, max_connections: int | None) -> bool:
+        return bool(self._request(what="acquire", user=user, max=max_connections)["acquired"])
+
+    def release(self, user: str) -> None:
+        self._send(what="release", user=user)
+
+    def login_failed(self, host: str) -> float:
+        return float(self._request(what="login_failed", host=host)["delay_s"])
 
     def reserve(self, name: str, count: int, under: str, quota: int | None) -> Reservation:
         if quota is None and not self._has_quotas():
@@ -149,28 +165,3 @@ class RemoteQuotas:
 
     def _settle(self, number: int, committed: bool) -> None:
         self._request(what="commit" if committed else "cancel", number=number)
-
-
-class RemoteLimits:
-    """The ``SharedLimits`` that the supervisor keeps.
-
-    ``request`` sends a message and returns the reply, ``send`` sends one that has none.
-    """
-
-    def __init__(
-        self,
-        request: Callable[..., Header],
-        send: Callable[..., object],
-        has_quotas: Callable[[], bool],
-    ) -> None:
-        self._request, self._send = request, send
-        self.quotas = RemoteQuotas(request, has_quotas)
-
-    def acquire(self, user: str, max_connections: int | None) -> bool:
-        return bool(self._request(what="acquire", user=user, max=max_connections)["acquired"])
-
-    def release(self, user: str) -> None:
-        self._send(what="release", user=user)
-
-    def login_failed(self, host: str) -> float:
-        return float(self._request(what="login_failed", host=host)["delay_s"])

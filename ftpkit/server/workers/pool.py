@@ -48,7 +48,6 @@ class WorkerHandle:
         self.hosts: Counter[str] = Counter()
 
     def count(self, host: str, change: int) -> None:
-        """Count a connection from ``host`` more or less."""
         self.connections += change
         self.hosts[host] += change
         if not self.hosts[host]:
@@ -67,7 +66,6 @@ class WorkerHandle:
             return True
 
     def close(self) -> None:
-        """Close the channel and the inboxes."""
         self.channel.close()
         for inbox in self.inboxes:
             inbox.close()
@@ -77,7 +75,8 @@ class WorkerPool:
     """Dispatches connections to workers, and handles what they ask about each other.
 
     A new connection goes to the worker with the fewest. One that names an upload which
-    another worker has open is handed over to that worker.
+    another worker has open is handed over to that worker. It is the ``UploadLocks`` of the
+    supervisor itself.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class WorkerPool:
         self._stopping = False
 
     def join(self, worker: WorkerHandle) -> None:
-        """Add a worker that starts."""
         self._limits_server.join(worker.number)
         with self._changed:
             self._workers[worker.number] = worker
@@ -145,7 +143,6 @@ class WorkerPool:
         self._connection_limiter.release(host)
 
     def receive(self, worker: WorkerHandle, header: Header, body: bytes, fds: list[int]) -> None:
-        """Handle one message of a worker."""
         match header["op"]:
             case "ready":
                 with self._changed:
@@ -189,6 +186,14 @@ class WorkerPool:
                 if is_session_of(worker.number, session):
                     return worker.inboxes[index]
         return None
+
+    def acquire(self, key: str) -> None:
+        holder = self.acquire_upload(SUPERVISOR, key)
+        if holder != SUPERVISOR:
+            raise WrongWorkerError(holder or SUPERVISOR)
+
+    def release(self, key: str) -> None:
+        self.release_upload(SUPERVISOR, key)
 
     def acquire_upload(self, number: int, key: str) -> int | None:
         """Return the worker that now has an upload; None if it is known only later."""
@@ -284,18 +289,3 @@ class WorkerPool:
                 return
             worker.state = State.ENDED
         worker.send("stop", grace_s=0.0)
-
-
-class SupervisorLocks:
-    """The ``UploadLocks`` of the supervisor itself."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
-
-    def acquire(self, key: str) -> None:
-        holder = self._pool.acquire_upload(SUPERVISOR, key)
-        if holder != SUPERVISOR:
-            raise WrongWorkerError(holder or SUPERVISOR)
-
-    def release(self, key: str) -> None:
-        self._pool.release_upload(SUPERVISOR, key)

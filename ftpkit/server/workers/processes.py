@@ -150,7 +150,6 @@ class WorkerProcesses:
         self._todo.put(partial(self._reap, worker=worker))
 
     def _reap(self, store: ShareableStore, worker: WorkerHandle) -> None:
-        """Join a worker that has closed its channel."""
         running = self._running.pop(worker)
         process = running.process
         process.join(_EXIT_TIMEOUT_S)
@@ -171,7 +170,6 @@ class WorkerProcesses:
             log.warning("worker died", extra={"fields": {"number": worker.number, "exit": code}})
 
     def _end(self, store: ShareableStore, grace_s: float) -> None:
-        """Stop all workers, and kill those that do not end in time."""
         for worker in self._running:
             worker.send("stop", grace_s=grace_s)
         deadline = time.monotonic() + grace_s + _EXIT_TIMEOUT_S

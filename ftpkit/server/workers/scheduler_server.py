@@ -37,7 +37,6 @@ class SchedulerServer:
         self._thread = threading.Thread(target=self._run, name="ftpkit-scheduler", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -48,7 +47,6 @@ class SchedulerServer:
         self._thread.join()
 
     def configure(self, limits: Limits) -> None:
-        """Apply other limits."""
         with self._changed:
             self._scheduler.configure(
                 limits.policy,
@@ -83,7 +81,6 @@ class SchedulerServer:
             self._grant_due()
 
     def leave(self, worker: WorkerHandle) -> None:
-        """Remove the flows of a worker that has ended."""
         with self._changed:
             now = self._clock()
             for flow in [flow for (owner, _), flow in self._flows.items() if owner is worker]:

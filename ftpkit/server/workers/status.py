@@ -29,7 +29,6 @@ class StatusAggregator:
         self._pending: dict[int, Replies] = {}
 
     def join(self, worker: WorkerHandle) -> None:
-        """Include a worker."""
         with self._changed:
             self._latest[worker] = None
 

@@ -22,7 +22,7 @@ from ftpkit.server.listener import Listeners
 from ftpkit.server.sockets import ListeningSocket
 from ftpkit.server.udp.demux import Demultiplexer
 from ftpkit.server.workers.limits_server import SharedLimitsServer
-from ftpkit.server.workers.pool import SupervisorLocks, WorkerHandle, WorkerPool
+from ftpkit.server.workers.pool import WorkerHandle, WorkerPool
 from ftpkit.server.workers.processes import WorkerProcesses
 from ftpkit.server.workers.scheduler_server import SchedulerServer
 from ftpkit.server.workers.status import StatusAggregator
@@ -64,7 +64,7 @@ class Supervisor:
         )
         self.connection_limiter = self._listeners.connection_limiter
         self._stopping = self._listeners.stopping
-        self._shared_limits = LocalLimits(self._used_bytes)
+        self._shared_limits = LocalLimits(lambda *args: used_bytes_of(self._store)(*args))
         self._pool = WorkerPool(self.connection_limiter, SharedLimitsServer(self._shared_limits))
         self._aggregator = StatusAggregator()
         self._scheduler = SchedulerServer(config.limits)
@@ -81,22 +81,18 @@ class Supervisor:
 
     @property
     def config(self) -> WorkerConfig:
-        """The configuration of the present workers."""
         return self._processes.config
 
     @property
     def identity(self) -> Identity | None:
-        """The key and certificate for new connections."""
         return self.config.identity
 
     @property
     def addresses(self) -> list[Address]:
-        """The addresses that the server listens on; empty while it does not run."""
         return self._listeners.addresses
 
     @property
     def address(self) -> Address:
-        """The first of ``addresses``."""
         return self.addresses[0]
 
     def start(self) -> None:
@@ -109,7 +105,7 @@ class Supervisor:
                     "workers need a store that several processes can share, such as a directory"
                 )
             self._store, self._stack = store, stack.pop_all()
-        store.use_locks(SupervisorLocks(self._pool))
+        store.use_locks(self._pool)
         self._scheduler.start()
         try:
             self._demultiplexers = [
@@ -176,9 +172,6 @@ class Supervisor:
 
         return self._aggregator.status(request)
 
-    def _used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
-        return used_bytes_of(self._store)(name, go_on)
-
     def _connect(self, worker: WorkerHandle, lease: StoreLease) -> None:
         """Send a worker the descriptors of its store and, for each UDP port, two sockets."""
         with contextlib.ExitStack() as stack:
@@ -191,7 +184,6 @@ class Supervisor:
             worker.send("connect", fds=fds, store_fds=len(lease.descriptors))
 
     def _receive(self, worker: WorkerHandle) -> None:
-        """Handle the messages of a worker until it closes its channel."""
         try:
             while True:
                 self._handle(worker, *worker.channel.receive())

@@ -234,7 +234,6 @@ class _WorkerConnection:
             self._close()
 
     def drop(self) -> None:
-        """Release a connection that cannot be served."""
         if self._handoff is not None and self._handoff.grant is not None:
             self._worker.send("shared_limits", what="release", user=self._handoff.grant.user)
         self._close()
@@ -270,7 +269,6 @@ def pack(handoff: Handoff) -> tuple[int, bytes]:
 
 
 def unpack(size: int, body: bytes) -> Handoff:
-    """Return the handoff that ``pack`` encoded."""
     values = json.loads(body[:size])
     grant, (family, address) = values["grant"], values["local"]
     own = {
