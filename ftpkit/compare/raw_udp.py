@@ -43,7 +43,6 @@ class RawSender:
         sizes: Mapping[int, int],
         fill: Fill,
         bytes_per_s: float,
-        *,
         rtt_s: float,
         now: float,
     ) -> None:

@@ -1,36 +1,30 @@
 """Strategies to transfer the blocks of an upload: TCP, and UDP with and without repair."""
 
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.client.transfer.udp_session import SessionStart, run_session, upload_starter
 from ftpkit.client.transfer.upload import BlockUpload
+from ftpkit.compare.connections import Connections
 from ftpkit.compare.raw_udp import RawSender
-from ftpkit.compare.tcp_info import TcpInfo, tcp_info, use_congestion
-from ftpkit.errors import ConnectionLostError
-from ftpkit.net.address import Url
+from ftpkit.compare.tcp_info import TcpInfo, tcp_info
 from ftpkit.protocol.messages import Push
 from ftpkit.protocol.udp.packet import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.udp.sender import Sender
-
-_TIMEOUT_S: Final = 30.0
-# SO_LINGER of 0: a close discards buffered data, which would disturb the next measurement.
-_RESET: Final = struct.pack("@ii", 1, 0)
 
 
 class Traffic(NamedTuple):
     """Bytes sent, sent again and lost; None where unknown."""
 
-    sent: int | None
-    resent: int | None
-    lost: int | None
+    sent_bytes: int | None = None
+    resent_bytes: int | None = None
+    lost_bytes: int | None = None
 
 
 class Strategy(Protocol):
@@ -45,43 +39,6 @@ class Strategy(Protocol):
 
     def traffic(self) -> Traffic:
         """Return what was sent; the connections must still be open."""
-
-
-class Connections:
-    """The connections of one upload."""
-
-    def __init__(self, url: Url, congestion: str | None) -> None:
-        self.stopped = False
-        self._url, self._congestion = url, congestion
-        self._connections: list[Connection] = []
-
-    def open(self) -> Connection:
-        """Open another connection; ConnectionLostError after ``stop``."""
-        connection = Connection(lambda: self._url, timeout_s=_TIMEOUT_S, limiter=None)
-        self._connections.append(connection)
-        if self._congestion is not None:
-            try:
-                use_congestion(connection.sock, self._congestion)
-            except OSError as error:
-                raise ConnectionLostError(
-                    f"cannot use congestion control {self._congestion}: {error.strerror}"
-                ) from None
-        if self.stopped:
-            raise ConnectionLostError("the transfer was stopped")
-        return connection
-
-    def stop(self) -> None:
-        """Interrupt the upload; safe from another thread."""
-        self.stopped = True
-        for connection in list(self._connections):
-            connection.stream.shutdown()
-
-    def close(self) -> None:
-        """Close the connections; after ``stop``, without sending buffered data."""
-        for connection in self._connections:
-            if self.stopped and connection.sock.fileno() >= 0:
-                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            connection.close()
 
 
 class TcpStrategy:
@@ -117,12 +74,11 @@ class TcpStrategy:
     def traffic(self) -> Traffic:
         """Return the kernel's counts; it has none of lost bytes."""
         if not all(meter.known for meter in self._meters):
-            return Traffic(None, None, None)
+            return Traffic()
         spans = [(meter.now, meter.then) for meter in self._meters]
         return Traffic(
             sum(now.sent - then.sent for now, then in spans),
             sum(now.resent - then.resent for now, then in spans),
-            None,
         )
 
     def _share(self, connection: Connection, upload: BlockUpload) -> None:
@@ -145,81 +101,49 @@ class TcpStrategy:
 
 
 class UdpStrategy:
-    """Blocks over UDP, repaired as ``put --udp`` does."""
+    """Blocks over UDP: repaired as ``put --udp`` does, or sent once at ``raw_bytes_per_s``."""
 
-    def __init__(self) -> None:
+    def __init__(self, raw_bytes_per_s: float | None) -> None:
         self.moved = 0
-        self._senders: list[Sender] = []
+        self._raw_bytes_per_s = raw_bytes_per_s
+        self._moved_at = time.monotonic()
+        self._senders: list[Sender | RawSender] = []
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
-        sizes = dict(islice(upload.missing().items(), MAX_BLOCKS))
-        start = upload_starter(sizes, upload.fill, None)
-
-        def begin(session: int, piece: int, rtt_s: float, now: float) -> Sender:
-            self._senders.append(start(session, piece, rtt_s, now))
-            return self._senders[-1]
-
-        run_session(connection, Push(upload=upload.upload), begin, self._count, None)
-        connection.drain()
-        upload.count_arrived(sizes, self.moved)
+        repaired = self._raw_bytes_per_s is None
+        # A receiver holds a limited number of incomplete blocks; unrepaired, most remain so.
+        for sizes in _batches(upload.missing(), MAX_BLOCKS if repaired else max_open_blocks(BLOCK)):
+            before = self.moved
+            start = self._start(sizes, upload)
+            run_session(connection, Push(upload=upload.upload), start, self._count, None)
+            connection.drain()
+            if repaired:
+                upload.count_arrived(sizes, self.moved - before)
+        if not repaired:
+            return self._moved_at
         upload.send()
         return time.monotonic()
 
     def traffic(self) -> Traffic:
         """Return the bytes of pieces, without the overhead of datagrams."""
         sent = [sender.sent for sender in self._senders]
-        again = sum(each.resent for each in sent)
-        return Traffic(
-            sum(each.first for each in sent) + again, again, sum(each.lost for each in sent)
-        )
-
-    def _count(self, moved: int) -> None:
-        self.moved += moved
-
-
-class RawUdpStrategy:
-    """Blocks over UDP, sent once at ``bytes_per_s`` and never repaired."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self.moved = 0
-        self._bytes_per_s = bytes_per_s
-        self._moved_at = time.monotonic()
-        self._senders: list[RawSender] = []
-
-    def move(self, connection: Connection, upload: BlockUpload) -> float:
-        """Send each block once.
-
-        A receiver holds a limited number of incomplete blocks, and here most remain
-        incomplete, so each batch of blocks gets a session of its own.
-        """
-        for sizes in _batches(upload.missing(), max_open_blocks(BLOCK)):
-            run_session(
-                connection,
-                Push(upload=upload.upload),
-                self._start(sizes, upload),
-                self._count,
-                None,
-            )
-            connection.drain()
-        return self._moved_at
-
-    def traffic(self) -> Traffic:
-        """Return what was sent, and lost if the server has reported it."""
-        told = all(sender.acked for sender in self._senders)
-        sent = [sender.sent for sender in self._senders]
-        return Traffic(
-            sum(each.first for each in sent), 0, sum(each.lost for each in sent) if told else None
-        )
+        resent = sum(each.resent for each in sent)
+        known = all(sender.acked for sender in self._senders if isinstance(sender, RawSender))
+        lost = sum(each.lost for each in sent) if known else None
+        return Traffic(sum(each.first for each in sent) + resent, resent, lost)
 
     def _start(self, sizes: Mapping[int, int], upload: BlockUpload) -> SessionStart:
-        def begin(session: int, piece: int, rtt_s: float, now: float) -> RawSender:
-            sender = RawSender(
-                session, piece, sizes, upload.fill, self._bytes_per_s, rtt_s=rtt_s, now=now
-            )
-            self._senders.append(sender)
-            return sender
+        bytes_per_s, repaired = self._raw_bytes_per_s, upload_starter(sizes, upload.fill, None)
 
-        return begin
+        def start(session: int, piece: int, rtt_s: float, now: float) -> Sender | RawSender:
+            self._senders.append(
+                repaired(session, piece, rtt_s, now)
+                if bytes_per_s is None
+                else RawSender(session, piece, sizes, upload.fill, bytes_per_s, rtt_s, now)
+            )
+            return self._senders[-1]
+
+        return start
 
     def _count(self, moved: int) -> None:
         self.moved += moved

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import sys
 import threading
@@ -16,13 +15,8 @@ from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.upload import BlockUpload
-from ftpkit.compare.strategies import (
-    Connections,
-    RawUdpStrategy,
-    Strategy,
-    TcpStrategy,
-    UdpStrategy,
-)
+from ftpkit.compare.connections import Connections
+from ftpkit.compare.strategies import Strategy, TcpStrategy, UdpStrategy
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.errors import FtpkitError
 from ftpkit.lab.child import reply
@@ -35,23 +29,28 @@ _CLEANING_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Upload the file ``path`` as ``name`` to the server at ``url``, within ``limit_s`` seconds.
+class Transport:
+    """A way to send a file.
 
     Over ``streams`` TCP connections, with a ``congestion`` control other than the default if
-    given. Without streams, over UDP: unrepaired at ``raw_bytes_per_s`` (0: unlimited), or
-    repaired if that is None. ``transport`` names this combination.
+    given. Without streams, over UDP: unrepaired at ``raw_bytes_per_s``, or repaired if None.
     """
 
-    transport: str
+    name: str
+    streams: int = 0
+    congestion: str | None = None
+    raw_bytes_per_s: float | None = None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Upload the file ``path`` as ``name`` to the server at ``url``, within ``limit_s`` seconds."""
+
+    transport: Transport
     url: str
     path: str
     name: str
     limit_s: float
-    streams: int = 0
-    congestion: str | None = None
-    raw_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +88,8 @@ def main(job: str) -> None:
 
     The end of standard input cancels it; the server is cleaned up even then.
     """
-    outcome = _Attempt(Job(**json.loads(job))).run()
+    fields = json.loads(job)
+    outcome = _Attempt(Job(**fields | {"transport": Transport(**fields["transport"])})).run()
     with contextlib.suppress(BrokenPipeError):  # the parent has exited
         reply(asdict(outcome))
 
@@ -98,10 +98,14 @@ class _Attempt:
     """One upload and its measurements."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self._url = job, Url.parse(job.url)
-        self._connections = Connections(self._url, job.congestion)
+        self._job, self._transport, self._url = job, job.transport, Url.parse(job.url)
+        self._connections = Connections(self._url, job.transport.congestion)
         self._sources = ExitStack()
-        self._strategy = self._choose()
+        self._strategy: Strategy = (
+            TcpStrategy(self._connections, self._transport.streams, self._join)
+            if self._transport.streams
+            else UdpStrategy(self._transport.raw_bytes_per_s)
+        )
         # Shared by the streams, so that the first need not read what the others sent.
         self._digest_cache: DigestCache | None = None
         self._last_byte_at: float | None = None
@@ -126,20 +130,13 @@ class _Attempt:
             self._clean_up(source)
         return outcome
 
-    def _choose(self) -> Strategy:
-        if self._job.streams:
-            return TcpStrategy(self._connections, self._job.streams, self._join)
-        if self._job.raw_bytes_per_s is None:
-            return UdpStrategy()
-        return RawUdpStrategy(self._job.raw_bytes_per_s or math.inf)
-
     def _send(self, source: Source) -> None:
         connection = self._connections.open()
-        self._congestion = congestion_of(connection.sock) if self._job.streams else None
+        self._congestion = congestion_of(connection.sock) if self._transport.streams else None
         upload = self._new_upload(connection, source)
         upload.begin()
         self._last_byte_at = self._strategy.move(connection, upload)
-        if self._job.raw_bytes_per_s is None:
+        if self._transport.raw_bytes_per_s is None:
             source.check_unchanged()
             connection.request(upload.commit(), FileReply)
             self._verified = True
@@ -166,21 +163,18 @@ class _Attempt:
 
     def _outcome(self, total: int, watchdog: "_Watchdog", cpu_s: float) -> Outcome:
         ended_at = self._last_byte_at or time.monotonic()
-        repaired = self._job.raw_bytes_per_s is None and self._last_byte_at is not None
+        repaired = self._transport.raw_bytes_per_s is None and self._last_byte_at is not None
         moved = total if repaired else min(self._strategy.moved, total)
         # The watchdog may notice the first byte after the last.
         first_byte_at = min(watchdog.first_byte_at or ended_at, ended_at) if moved else None
-        traffic = self._strategy.traffic()
         seconds = ended_at - watchdog.started
         return Outcome(
-            transport=self._job.transport,
+            transport=self._transport.name,
             bytes=moved,
             seconds=seconds,
             first_byte_s=None if first_byte_at is None else first_byte_at - watchdog.started,
             goodput_bps=moved * 8 / seconds,
-            sent_bytes=traffic.sent,
-            resent_bytes=traffic.resent,
-            lost_bytes=traffic.lost,
+            **self._strategy.traffic()._asdict(),
             verified=self._verified,
             client_cpu_s=cpu_s,
             server_cpu_s=None,
@@ -193,7 +187,7 @@ class _Attempt:
         """Remove the file or the unfinished upload from the server."""
         with (
             contextlib.suppress(FtpkitError),
-            closing(Connections(self._url, None)) as connections,
+            closing(Connections(self._url)) as connections,
         ):
             connection = connections.open()
             if not self._verified:

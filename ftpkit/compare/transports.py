@@ -1,6 +1,7 @@
 """Comparison of transports: one file uploaded over TCP and UDP, and what each took."""
 
 import contextlib
+import math
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from typing import Any, Final
 from ftpkit.client import Client
 from ftpkit.client.transfer.source import Source
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transport_process import Job, Outcome
+from ftpkit.compare.transport_process import Job, Outcome, Transport
 from ftpkit.errors import LocalFileError
 from ftpkit.lab.child import ChildProcess
 from ftpkit.lab.model import NetworkProfile
@@ -25,32 +26,20 @@ STREAMS: Final = 4
 _RAW_SHARE: Final = 0.95
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transport:
-    """A way to send a file: see ``Job``; ``repaired`` is False for raw UDP."""
-
-    name: str
-    streams: int = 0
-    congestion: str | None = None
-    repaired: bool = True
-
-
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Uploads ``path`` with one transport after the other, each in a new process."""
 
-    def __init__(
-        self,
-        path: str,
-        url: Url,
-        server: ChildProcess | None,
-        network: EmulatedNetwork | None,
-        limit_s: float,
-    ) -> None:
-        self._path, self._url, self._limit_s = path, url, limit_s
-        self._server, self._network = server, network
+    path: str
+    url: Url
+    limit_s: float
+    server: ChildProcess | None = None
+    network: EmulatedNetwork | None = None
 
     def transports(self) -> list[Transport]:
         """Return the transports that this machine has, TCP with the defaults first."""
+        profile = self.network.profile if self.network else None
+        raw_bytes_per_s = profile.bits_per_s / 8 * _RAW_SHARE if profile else math.inf
         return [
             Transport(name="tcp", streams=1),
             Transport(name=f"tcp-{STREAMS}", streams=STREAMS),
@@ -58,7 +47,7 @@ class Comparison:
                 Transport(name=f"tcp-{control}", streams=1, congestion=control)
                 for control in congestion_controls()[1:]
             ),
-            Transport(name="udp-raw", repaired=False),
+            Transport(name="udp-raw", raw_bytes_per_s=raw_bytes_per_s),
             Transport(name="udp"),
         ]
 
@@ -67,9 +56,15 @@ class Comparison:
 
         Raises ChildError if a child process has exited.
         """
+        job = Job(
+            transport=transport,
+            url=self.url.login_url(),
+            path=self.path,
+            name=f"ftpkit-compare-{secrets.token_hex(8)}",
+            limit_s=self.limit_s,
+        )
         before_s = self._server_cpu_s()
-        job = self._job(transport)
-        near = self._network.near if self._network else None
+        near = self.network.near if self.network else None
         with ChildProcess("ftpkit.compare.transport_process", asdict(job), near) as child:
             outcome = Outcome(**child.receive())
         after_s = self._server_cpu_s()
@@ -79,30 +74,10 @@ class Comparison:
 
     def network_counts(self) -> NetworkCounts | None:
         """Return what became of all packets of an emulated network, if there is one."""
-        return self._network.counts() if self._network else None
-
-    def _job(self, transport: Transport) -> Job:
-        raw_bytes_per_s = None
-        if not transport.repaired:
-            raw_bytes_per_s = (
-                self._network.profile.bits_per_s / 8 * _RAW_SHARE if self._network else 0.0
-            )
-        return Job(
-            transport=transport.name,
-            url=self._url.login_url(),
-            path=self._path,
-            name=f"ftpkit-compare-{secrets.token_hex(8)}",
-            limit_s=self._limit_s,
-            streams=transport.streams,
-            congestion=transport.congestion,
-            raw_bytes_per_s=raw_bytes_per_s,
-        )
+        return self.network.counts() if self.network else None
 
     def _server_cpu_s(self) -> float | None:
-        if self._server is None:
-            return None
-        seconds: float = self._server.request()["cpu_s"]
-        return seconds
+        return self.server.request()["cpu_s"] if self.server else None
 
 
 @contextlib.contextmanager
@@ -129,11 +104,11 @@ def comparing(
         if to is not None:
             with Client(to) as client:
                 client.ping()
-            yield Comparison(absolute, to, None, None, limit_s)
+            yield Comparison(absolute, to, limit_s)
             return
         network = stack.enter_context(EmulatedNetwork(profile)) if profile else None
         server, url = _start_server(stack, network)
-        yield Comparison(absolute, url, server, network, limit_s)
+        yield Comparison(absolute, url, limit_s, server, network)
 
 
 def _start_server(stack: ExitStack, network: EmulatedNetwork | None) -> tuple[ChildProcess, Url]:

@@ -17,8 +17,9 @@ from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpMode, UdpTransfer
 from ftpkit.client.transfer.upload import Upload
+from ftpkit.compare.connections import Connections
 from ftpkit.compare.trace import Arrival
-from ftpkit.errors import ConnectionLostError, LocalFileError
+from ftpkit.errors import LocalFileError
 from ftpkit.lab.child import ChildProcess
 from ftpkit.net.address import Address, Url
 
@@ -45,12 +46,13 @@ def upload_trace(trace: Sequence[Arrival], policy: str, bytes_per_s: float) -> l
     ):
         url = Url(Address(_HOST, server.receive()["port"]), plain=True)
         zeros = _zeros(directory, max(arrival.size for arrival in trace))
-        uploads = _Uploads(url, zeros, {arrival.user for arrival in trace})
-        with ThreadPoolExecutor(_MAX_UPLOADS) as pool, contextlib.closing(uploads):
+        connections = Connections(url, timeout_s=_TIMEOUT_S)
+        uploads = _Uploads(connections, zeros, {arrival.user for arrival in trace})
+        with ThreadPoolExecutor(_MAX_UPLOADS) as pool, contextlib.closing(connections):
             try:
                 return _run(trace, uploads, pool)
             except BaseException:
-                uploads.stop()
+                connections.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -108,13 +110,11 @@ def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor
 class _Uploads:
     """Uploads from many threads, over connections from the address of each user."""
 
-    def __init__(self, url: Url, path: str, users: set[str]) -> None:
-        self._url, self._path = url, path
+    def __init__(self, connections: Connections, path: str, users: set[str]) -> None:
+        self._connections, self._path = connections, path
         first = IPv4Address(_HOST)
         self._hosts = {user: str(first + at) for at, user in enumerate(sorted(users))}
         self._idle: dict[str, list[tuple[Connection, str]]] = defaultdict(list)
-        self._connections: list[Connection] = []
-        self._stopped = False
 
     def upload(self, arrival: Arrival) -> None:
         """Upload a file of the arrival's size; it replaces the connection's previous one."""
@@ -122,7 +122,8 @@ class _Uploads:
         try:
             connection, name = idle.pop()
         except IndexError:
-            connection, name = self._open(arrival.user)
+            connection = self._connections.open(partial(_bind, self._hosts[arrival.user]))
+            name = "-".join(map(str, connection.sock.getsockname()))
         with Source(self._path) as source:
             source.total = arrival.size
             Upload(
@@ -135,29 +136,6 @@ class _Uploads:
                 udp_transfer=UdpTransfer(UdpMode.NO, None),
             ).run(connection)
         idle.append((connection, name))
-
-    def stop(self) -> None:
-        """Interrupt all uploads."""
-        self._stopped = True
-        for connection in list(self._connections):
-            connection.stream.shutdown()
-
-    def close(self) -> None:
-        """Close the connections, after the last upload."""
-        for connection in self._connections:
-            connection.close()
-
-    def _open(self, user: str) -> tuple[Connection, str]:
-        connection = Connection(
-            lambda: self._url,
-            timeout_s=_TIMEOUT_S,
-            limiter=None,
-            on_socket=partial(_bind, self._hosts[user]),
-        )
-        self._connections.append(connection)
-        if self._stopped:
-            raise ConnectionLostError("the uploads were stopped")
-        return connection, "-".join(map(str, connection.sock.getsockname()))
 
 
 def _bind(host: str, sock: socket.socket) -> None:

@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
-from ftpkit.compare.transport_process import Job
+from ftpkit.compare.transport_process import Job, Transport
 from ftpkit.lab.child import ChildProcess
 from ftpkit.lab.model import NetworkProfile
 from ftpkit.lab.network import EmulatedNetwork
@@ -59,20 +59,21 @@ def _together(
         flows: list[ChildProcess] = []
         for kind in kinds:
             job = Job(
-                transport=kind,
+                transport=_transport(kind),
                 url=url.login_url(),
                 path=source,
                 name=f"{len(flows)}",
                 limit_s=seconds,
-                **_way(kind),
             )
             flow = ChildProcess("ftpkit.compare.transport_process", asdict(job), link.near)
             flows.append(stack.enter_context(flow))
         return [flow.receive()["bytes"] * 8 / 1e6 / seconds for flow in flows]
 
 
-def _way(kind: str) -> dict[str, Any]:
-    return {} if kind == UDP else {"streams": 1, "congestion": kind}
+def _transport(kind: str) -> Transport:
+    if kind == UDP:
+        return Transport(name=kind)
+    return Transport(name=kind, streams=1, congestion=kind)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,7 +28,8 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transports import Comparison, Transport, comparing
+from ftpkit.compare.transport_process import Transport
+from ftpkit.compare.transports import Comparison, comparing
 from ftpkit.lab.child import ChildProcess
 from ftpkit.lab.model import NetworkProfile
 from tests.bench.processes import MiB, ftpkit_version, parse_size, write_file

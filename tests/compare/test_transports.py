@@ -9,8 +9,8 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transport_process import Outcome
-from ftpkit.compare.transports import STREAMS, Comparison, Transport, comparing
+from ftpkit.compare.transport_process import Outcome, Transport
+from ftpkit.compare.transports import STREAMS, Comparison, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
 from ftpkit.lab.child import ChildError, ChildProcess
 from ftpkit.lab.model import NetworkProfile
