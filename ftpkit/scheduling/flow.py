@@ -38,26 +38,14 @@ class Account:
     ``bytes_per_s`` limits all its transfers together.
     """
 
-    __slots__ = ("__weakref__", "queues", "user", "weight")
+    __slots__ = ("__weakref__", "bytes_per_s", "queues", "user", "weight")
 
     def __init__(self, user: str, *, weight: float = 1.0, bytes_per_s: Rates | None = None) -> None:
         if not weight > 0:
             raise ValueError("a weight must be greater than 0")
         self.user, self.weight = user, weight
-        rates = bytes_per_s or {}
-        self.queues = {direction: AccountQueue(rates.get(direction)) for direction in Direction}
-
-    @property
-    def bytes_per_s(self) -> Rates:
-        return {
-            direction: rate
-            for direction, queue in self.queues.items()
-            if (rate := queue.limit.bytes_per_s) is not None
-        }
-
-    @property
-    def has_limits(self) -> bool:
-        return bool(self.bytes_per_s)
+        self.bytes_per_s: Rates = bytes_per_s or {}
+        self.queues = {each: AccountQueue(self.bytes_per_s.get(each)) for each in Direction}
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

@@ -62,7 +62,7 @@ class Scheduler:
         if transfer.order is None:
             transfer.order = next(self._orders)
         self._transfers[transfer] = None
-        self._limited_flows += transfer.account.has_limits
+        self._limited_flows += bool(transfer.account.bytes_per_s)
         flow = Flow(transfer, transfer.account.queues[transfer.direction])
         transfer.flows.append(flow)
         return flow
@@ -118,7 +118,7 @@ class Scheduler:
             self.release(flow, 0, now)
         flow.state = State.DONE
         transfer.flows.remove(flow)
-        self._limited_flows -= transfer.account.has_limits
+        self._limited_flows -= bool(transfer.account.bytes_per_s)
         if not transfer.flows:
             del self._transfers[transfer]
 
@@ -133,11 +133,12 @@ class Scheduler:
 
     def set_rates(self, account: Account, bytes_per_s: Rates, now: float) -> None:
         """Change the limits of ``account``, also for its flows that wait."""
+        account.bytes_per_s = bytes_per_s
         for direction, account_queue in account.queues.items():
             account_queue.limit.set_rate(bytes_per_s.get(direction), now)
             self._fair_queues[direction].reorder(self._policy, now)
         self._limited_flows = sum(
-            len(each.flows) for each in self._transfers if each.account.has_limits
+            len(each.flows) for each in self._transfers if each.account.bytes_per_s
         )
 
     def snapshot(self, now: float) -> list[TransferSnapshot]:
