@@ -187,9 +187,8 @@ class Client:
                 if reply.size > m.MAX_PAGE:
                     raise ProtocolError(f"invalid list reply: more than {m.MAX_PAGE:,} bytes")
                 page = connection.stream.read_body()
-                if digest_of(page, connection.algorithm) != connection.check_algorithm(
-                    reply.digest
-                ):
+                expected = connection.check_algorithm(reply.digest)
+                if digest_of(page, connection.algorithm) != expected:
                     raise CorruptDataError("the list does not match its digest: repeat the command")
             yield from map(list_entry_from_json, page.splitlines())
             if reply.next is None:

@@ -145,7 +145,7 @@ class Connection:
             ) from None
 
     def _receive(self, expected: type[R]) -> R:
-        return _expect(self.receive().reply, expected)
+        return expect(self.receive().reply, expected)
 
     def request(self, request: m.Request, expected: type[R]) -> R:
         """Send a request without a body, again while its result is pending; return the reply.
@@ -156,7 +156,7 @@ class Connection:
             self.send(request)
             reply = self.receive().reply
             if not isinstance(reply, m.Pending):
-                return _expect(reply, expected)
+                return expect(reply, expected)
 
     def send(self, request: m.Request, send: SendBody | None = None) -> None:
         """Send a request; ``send`` is called with its header if it has a body to send."""
@@ -230,7 +230,8 @@ class Connection:
         self.stream.close()
 
 
-def _expect(reply: m.Reply | m.Pending | RefusedError, expected: type[R]) -> R:
+def expect(reply: object, expected: type[R]) -> R:
+    """Return ``reply``; raise it if it is a refusal, ProtocolError if it is not as ``expected``."""
     if isinstance(reply, RefusedError):
         raise reply
     if not isinstance(reply, expected):

@@ -37,10 +37,7 @@ class TransferFuture(Future[T]):
         return self._claim.locked() and not self.done()
 
     def run(self, work: Callable[[], T]) -> None:
-        """Run ``work`` unless the transfer was cancelled before.
-
-        Once the token is cancelled, any exception of ``work`` means that it was cancelled.
-        """
+        """Run ``work`` unless cancelled before; once cancelled, any exception means just that."""
         if not self._claim.acquire(blocking=False):
             return
         try:

@@ -187,7 +187,7 @@ class FrameStream:
                     self._transport.send(part)
 
     def send_range(
-        self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved | None = None
+        self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved = lambda count: None
     ) -> None:
         """Send ``header`` and then ``count`` bytes of a file, from ``offset``.
 
@@ -198,9 +198,7 @@ class FrameStream:
         if count == 0 or (count <= SMALL and self.limiter is None):
             body = memoryview(bytearray(count))
             _read_all(fd, body, offset)
-            self.send(header, body)
-            if on_bytes:
-                on_bytes(count)
+            self.send_body(header, body, on_bytes)
             return
         with send_errors():
             self._transport.send(header, more=self.limiter is None)
@@ -208,8 +206,7 @@ class FrameStream:
         while offset < end:
             sent = self._send_piece(fd, offset, min(PIECE, end - offset))
             offset += sent
-            if on_bytes:
-                on_bytes(sent)
+            on_bytes(sent)
         with send_errors():
             self._transport.flush()
 
@@ -253,10 +250,7 @@ class FrameStream:
         self._size = self.left = header.get("size", 0)
 
     def proxy_to(self, inner: socket.socket) -> None:
-        """Forward the decrypted bytes of a detached TLS stream to and from ``inner``.
-
-        Returns when ``inner`` has ended. TLS cannot be handed over: its keys stay here.
-        """
+        """Forward decrypted bytes of a detached TLS stream, whose keys stay here, for ``inner``."""
         if isinstance(self._transport, TlsTransport):
             with send_errors():
                 proxy(self._transport, self._sock, inner)
@@ -330,10 +324,7 @@ class FrameStream:
     def _move_quantum(
         self, limiter: Limiter, wait: Callable[[float], bool], move: Callable[[int], int]
     ) -> int:
-        """Wait for the peer, acquire a quantum, and let ``move`` move at most its bytes.
-
-        In this order, so that no quantum is held while the peer is waited for.
-        """
+        """Wait for the peer, and only then acquire a quantum and ``move`` at most its bytes."""
         while True:
             if not wait(self._stall_timeout_s):
                 raise StallTimeoutError("the peer moved no byte for too long")

@@ -16,15 +16,8 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]  # probed below
 
 # The *at() calls, relative to a directory descriptor.
-HAS_DIR_FD: Final = {
-    os.open,
-    os.stat,
-    os.mkdir,
-    os.rmdir,
-    os.unlink,
-    os.rename,
-    os.link,
-} <= os.supports_dir_fd and os.scandir in os.supports_fd
+_AT_CALLS: Final = {os.open, os.stat, os.mkdir, os.rmdir, os.unlink, os.rename, os.link}
+HAS_DIR_FD: Final = os.supports_dir_fd >= _AT_CALLS and os.scandir in os.supports_fd
 HAS_ALLOCATE: Final = sys.platform == "linux"
 HAS_LOCKS: Final = fcntl is not None
 # Files have an owner and permission bits.

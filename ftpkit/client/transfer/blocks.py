@@ -1,12 +1,12 @@
 """The blocks of one file over one connection, in either direction."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from ftpkit.client.connection import Connection, SendBody
 from ftpkit.errors import Code, CorruptDataError, RefusedError
-from ftpkit.protocol.messages import Request
+from ftpkit.protocol.messages import Get, Write
 
 BLOCK: Final = 4 * 1024 * 1024
 TRIES: Final = 3
@@ -15,9 +15,6 @@ T = TypeVar("T")
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes that have been transferred, and the bytes in all."""
-
-OnMoved = Callable[[int], None]
-"""Called with how many more bytes have been transferred."""
 
 
 def damaged_error(what: str) -> CorruptDataError:
@@ -79,7 +76,7 @@ class BlockTransfer:
     def run(
         self,
         offsets: Iterable[int],
-        request: Callable[[int], tuple[Request, SendBody | None]],
+        request: Callable[[int], tuple[Get | Write, SendBody | None]],
         finish: Callable[[int, object], bool],
     ) -> None:
         """Transfer the blocks at ``offsets``.
@@ -87,16 +84,10 @@ class BlockTransfer:
         ``request`` makes the request for a block; ``finish`` is given its offset and its reply,
         and returns whether the block arrived undamaged.
         """
-        unanswered: deque[int] = deque()
-
-        def next_request(offset: int) -> tuple[Request, SendBody | None]:
-            unanswered.append(offset)
-            return request(offset)
-
         while True:
             damaged = []
-            for answer in self._connection.pipeline(map(next_request, offsets), self._window):
-                offset = unanswered.popleft()
+            for answer in self._connection.pipeline(map(request, offsets), self._window):
+                offset = cast(Get | Write, answer.request).offset
                 if not finish(offset, answer.reply):
                     self.count_damaged(offset)
                     damaged.append(offset)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from ftpkit.client.connection import Connection
+from ftpkit.client.connection import Connection, expect
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.transfer.blocks import BLOCK, BlockTransfer, OnProgress, repeat_refused
 from ftpkit.client.transfer.target import DownloadTarget
@@ -50,8 +50,6 @@ class Download:
         spec = UploadSpec(name=self.name, total=total, mtime=first.mtime, mode=first.mode)
         upload = self.target.stage(identity, spec)
         blocks = BlockDownload(connection, upload, first, self.target, self.on_progress)
-        if isinstance(first, GetReply):
-            blocks.receive_first(first)
         if self.udp_transfer.enabled:
             blocks.fetch_udp(self.udp_transfer, self.on_retry)
         blocks.fetch()
@@ -99,6 +97,9 @@ class BlockDownload:
         self._blocks.count_missing(self._missing())
 
     def fetch(self) -> None:
+        # The first block may have come with the file's metadata.
+        if isinstance(self._file, GetReply) and not self._finish(0, self._file):
+            self._blocks.count_damaged(0)
         self._blocks.run(self._missing(), self._request, self._finish)
 
     def fetch_udp(self, udp_transfer: UdpTransfer, on_retry: OnRetry) -> None:
@@ -124,11 +125,6 @@ class BlockDownload:
         udp_transfer.run(connection, receive, on_retry)
         self._blocks.count_missing(self._missing())
 
-    def receive_first(self, reply: GetReply) -> None:
-        """Receive the first block, which came with the file's metadata."""
-        if not self._finish(0, reply):
-            self._blocks.count_damaged(0)
-
     def _missing(self) -> Iterator[int]:
         return (offset for offset in self._blocks.offsets if offset not in self._held)
 
@@ -144,10 +140,7 @@ class BlockDownload:
 
     def _finish(self, offset: int, reply: object) -> bool:
         """Write the body of ``reply``, which must be the block at ``offset``."""
-        if isinstance(reply, RefusedError):
-            raise reply
-        if not isinstance(reply, GetReply):
-            raise ProtocolError("the reply does not match the request")
+        reply = expect(reply, GetReply)
         size = self._blocks.size(offset)
         if (reply.offset, reply.size) != (offset, size) or reply.digest is None:
             raise ProtocolError("invalid get reply: not the range that was requested")

@@ -57,8 +57,7 @@ class UdpTransfer:
                 moved = session(self._bytes_per_s)
             except UdpBlockedError as error:
                 if self._mode is UdpMode.ONLY:
-                    hint = "use --udp to continue over TCP"
-                    raise UdpBlockedError(f"{error}; {hint}") from None
+                    raise UdpBlockedError(f"{error}; use --udp to continue over TCP") from None
                 self._blocked = True
                 on_retry(error, 0.0)
             connection.drain()

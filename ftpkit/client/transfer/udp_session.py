@@ -10,9 +10,10 @@ from itertools import islice
 from typing import Final
 
 from ftpkit.client.connection import Connection
-from ftpkit.client.transfer.blocks import BLOCK, OnMoved
+from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.cipher import DatagramCipher
+from ftpkit.net.frame_stream import Moved
 from ftpkit.net.udp_socket import DatagramSocket, drive_session
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
@@ -42,7 +43,7 @@ def send_blocks(
     upload: str,
     sizes: Mapping[int, int],
     fill: Fill,
-    on_moved: OnMoved,
+    on_moved: Moved,
     bytes_per_s: float | None,
 ) -> int:
     """Send blocks of ``upload``; return how many bytes arrived.
@@ -61,7 +62,7 @@ def receive_blocks(
     version: str,
     sizes: Mapping[int, int],
     hold: OnBlock,
-    on_moved: OnMoved,
+    on_moved: Moved,
     bytes_per_s: float | None,
 ) -> int:
     """Receive blocks of a version of the file ``name``; return how many bytes arrived.
@@ -109,7 +110,7 @@ def run_session(
     connection: Connection,
     request: Push | Pull,
     start: SessionStart,
-    on_moved: OnMoved,
+    on_moved: Moved,
     bytes_per_s: float | None,
 ) -> int:
     """Transfer blocks until all have arrived or the server ends the session; return the bytes.
@@ -170,7 +171,7 @@ class _Watchdog:
         self,
         connection: Connection,
         session: ClientDatagramSession,
-        on_moved: OnMoved,
+        on_moved: Moved,
         bytes_per_s: float | None,
     ) -> None:
         self._connection, self._session, self._on_moved = connection, session, on_moved

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ftpkit.client.connection import Connection, SendBody
+from ftpkit.client.connection import Connection, SendBody, expect
 from ftpkit.client.digest_cache import DigestCache
 from ftpkit.client.retry import OnRetry
 from ftpkit.client.transfer.blocks import (
@@ -86,13 +86,10 @@ class Upload:
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # The file may be ours, and only the reply to an earlier put was lost.
                 reply = self._stored(connection, request) or reply
-            if isinstance(reply, m.FileReply):
+            if not isinstance(reply, RefusedError) or reply.code is not Code.DIGEST_MISMATCH:
+                published = expect(reply, m.FileReply)
                 self.on_progress(source.total, source.total)
-                return reply
-            if not isinstance(reply, RefusedError):
-                raise ProtocolError("the reply does not match the request")
-            if reply.code is not Code.DIGEST_MISMATCH:
-                raise reply
+                return published
             source.check_unchanged()
         raise damaged_error(repr(self.name))
 
@@ -213,10 +210,7 @@ class BlockUpload:
         return self._blocks.sizes(self._plan()[0])
 
     def fill(self, number: int, body: memoryview) -> None:
-        """Put the bytes of a block into ``body``, and its raw digest behind them.
-
-        The block is read once, so what leaves matches its digest even if the file changes.
-        """
+        """Read a block, once, into ``body``, and put the raw digest of what was read behind it."""
         data = body[:-DIGEST_BYTES]
         self._source.read(data, number * BLOCK)
         digest = digest_of(data, self._connection.algorithm)
@@ -281,7 +275,7 @@ class BlockUpload:
             if differs:
                 yield offset
 
-    def _request(self, offset: int) -> tuple[m.Request, SendBody]:
+    def _request(self, offset: int) -> tuple[m.Write, SendBody]:
         size = self._blocks.size(offset)
         digest = self._digests.get(offset) or self._read_digest(offset)
         request = m.Write(upload=self.upload, offset=offset, size=size, digest=digest)
