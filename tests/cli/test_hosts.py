@@ -193,6 +193,7 @@ def test_what_is_no_link_is_not_said_again(
     result = run(*args)
     assert result.exit_code == 2
     assert "expected a login URL or ftpk://HOST:PORT" in result.stderr
+    assert "[URL]" not in result.stderr
     assert TOKEN not in result.output
 
 

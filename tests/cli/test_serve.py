@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -422,14 +423,20 @@ def test_its_settings_are_read_again(
 
 
 def lines_until(served: ServeProcess, text: str) -> str:
-    """Return what is logged up to a line with ``text``."""
+    """Return the log up to a line with ``text``; the server is killed if that takes too long."""
     assert served.process.stderr is not None
     lines = []
-    for line in served.process.stderr:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError("".join(lines))
+    limit = threading.Timer(WAIT_S, served.process.kill)
+    limit.start()
+    try:
+        for line in served.process.stderr:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+    finally:
+        limit.cancel()
+        limit.join()
+    raise AssertionError(f"{text!r} is not in the log:\n{''.join(lines)}")
 
 
 @needs_handing_over

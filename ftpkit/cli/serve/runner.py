@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,41 +37,73 @@ ALL_INTERFACES: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The server's key and tokens, and the state directory that holds them."""
+    """The server's key and tokens, the state directory that holds them, and its address."""
 
-    state: State | None
-    identity: Identity | None
-    tokens: Tokens | None
-    first_token: str | None
+    address: Address
+    plain: bool
+    state: State | None = None
+    identity: Identity | None = None
+    tokens: Tokens | None = None
+    first_token: str | None = None
 
     @classmethod
-    def load(cls, options: ServeOptions, identity: Identity | None) -> "Credentials":
+    def load(
+        cls, options: ServeOptions, identity: Identity | None, address: Address
+    ) -> "Credentials":
         """Read the state directory, creating what is missing; ``identity`` replaces its key."""
         try:
             state = State(options.state or default_state())
             identity = identity or state.identity()
-            tokens = None if options.open else state.tokens()
-            first_token = None if options.open else state.first_token()
+            if options.open:
+                return cls(address, options.plain, state, identity)
+            tokens = state.tokens()
+            return cls(address, options.plain, state, identity, tokens, state.first_token())
         except LocalFileError as error:
             if options.plain and options.open:
                 # A server without TLS and tokens needs no state directory.
                 _logger.info("TLS is disabled: %s", error)
-                return cls(None, None, None, None)
+                return cls(address, options.plain)
             raise click.ClickException(f"{error}; choose another directory with --state") from None
-        return cls(state, identity, tokens, first_token)
 
     @property
     def pin(self) -> str | None:
-        """The pin of the key, if there is one."""
         return None if self.identity is None else self.identity.pin
 
-    def url(self, address: Address, *, plain: bool) -> Url:
-        """Return the login URL of a server at ``address``."""
-        if not plain:
+    def url(self, address: Address) -> Url:
+        """Return the login URL for clients that reach the server at ``address``."""
+        if not self.plain:
             return Url(address, pin=self.pin, token=self.first_token)
         # To a loopback address without a token, clients connect without TLS by themselves.
         needed = self.first_token is not None or not is_loopback(address.host)
         return Url(address, token=self.first_token, plain=needed)
+
+    def save_url(self) -> Url:
+        """Save the server's address for 'ftpkit token add'; return the login URL."""
+        url = self.url(reachable(self.address))
+        try:
+            if self.state is not None:
+                self.state.set_url(url)
+        except LocalFileError as error:
+            _logger.error(
+                "could not save the server address; new login URLs will not contain it: %s", error
+            )
+        return url
+
+    def register(self, registration: contextlib.ExitStack, root: str) -> None:
+        """Let clients on this machine find the server, until ``registration`` is closed.
+
+        An earlier registration is replaced without a gap.
+        """
+        earlier = registration.pop_all()
+        state = None if self.state is None else self.state.path
+        try:
+            servers = LocalServers(local_servers_directory())
+            registration.enter_context(
+                servers.announce(self.url(self.address), root=os.path.abspath(root), state=state)
+            )
+        except LocalFileError as error:
+            _logger.info("clients on this machine cannot find the server without --to: %s", error)
+        earlier.close()
 
 
 def run_server(options: ServeOptions, context: click.Context) -> int:
@@ -88,20 +120,16 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
             stack.callback(each.close)
         if account is not None:
             _drop_privileges(account, options, sockets)
-        credentials = Credentials.load(options, identity)
+        credentials = Credentials.load(options, identity, sockets[0].address)
         registration = stack.enter_context(contextlib.ExitStack())
-        address = sockets[0].address
-        _register(registration, options, credentials, address)
+        credentials.register(registration, options.root)
         server = _server(options, credentials, sockets)
-        try:
+        with _os_errors(f"cannot serve {options.root}"):
             os.makedirs(options.root, exist_ok=True)
             server.start()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise click.ClickException(f"cannot serve {options.root}: {reason}") from None
         try:
             # Saved only now: if the start fails, another server may be running with this state.
-            url = _save_url(options, credentials, address)
+            url = credentials.save_url()
             shown = replace(url, token=None) if stdout_is_journal() else url
             click.echo(
                 first_line(options.root, shown, open_to_all=options.open, state=options.state)
@@ -112,8 +140,8 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
                 nonlocal credentials
                 if server.identity is not None and server.identity.pin != credentials.pin:
                     credentials = replace(credentials, identity=server.identity)
-                    _register(registration, options, credentials, address)
-                    _save_url(options, credentials, address)
+                    credentials.register(registration, options.root)
+                    credentials.save_url()
                     _logger.warning(
                         "the server's key has changed; clients need a new login URL, see "
                         "'ftpkit token add --help'"
@@ -134,71 +162,40 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
     return DONE
 
 
+@contextlib.contextmanager
+def _os_errors(what: str) -> Iterator[None]:
+    """Turn an OSError into a ClickException that begins with ``what``."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{what}: {error.strerror or error}") from None
+
+
 def _listen(options: ServeOptions) -> list[ListeningSocket]:
     """Bind the port, or take the sockets that the service manager has passed."""
     datagrams = not options.no_udp
-    try:
-        if inherited := inherited_sockets():
-            return adopt(inherited, datagrams=datagrams)
-        return bind(options.host or ALL_INTERFACES, options.port, datagrams=datagrams)
-    except ValueError as error:
-        raise click.ClickException(
-            f"cannot use the sockets of the service manager: {error}"
-        ) from None
-    except OSError as error:
-        reason, port = error.strerror or str(error), options.port
-        where = f"port {port}" if options.host is None else str(Address(options.host, port))
-        raise click.ClickException(f"cannot listen on {where}: {reason}") from None
+    host, port = options.host, options.port
+    with _os_errors(f"cannot listen on {f'port {port}' if host is None else Address(host, port)}"):
+        try:
+            if inherited := inherited_sockets():
+                return adopt(inherited, datagrams=datagrams)
+            return bind(host or ALL_INTERFACES, port, datagrams=datagrams)
+        except ValueError as error:
+            raise click.ClickException(
+                f"cannot use the sockets of the service manager: {error}"
+            ) from None
 
 
 def _drop_privileges(
     account: Account, options: ServeOptions, sockets: Sequence[ListeningSocket]
 ) -> None:
     """Become ``account``, after creating its directories and giving it the sockets."""
-    try:
+    with _os_errors(f"--user {account.name}"):
         account.make_directory(options.root, 0o777)
         if options.state is not None:
             account.make_directory(options.state, 0o700)
         account.own(each.fileno() for bound in sockets for each in bound.sockets)
         account.become()
-    except OSError as error:
-        raise click.ClickException(f"--user {account.name}: {error.strerror or error}") from None
-
-
-def _register(
-    registration: contextlib.ExitStack,
-    options: ServeOptions,
-    credentials: Credentials,
-    address: Address,
-) -> None:
-    """Let clients on this machine find the server, until ``registration`` is closed.
-
-    An earlier registration is replaced without a gap.
-    """
-    earlier = registration.pop_all()
-    url = credentials.url(address, plain=options.plain)
-    state = None if credentials.state is None else credentials.state.path
-    try:
-        servers = LocalServers(local_servers_directory())
-        registration.enter_context(
-            servers.announce(url, root=os.path.abspath(options.root), state=state)
-        )
-    except LocalFileError as error:
-        _logger.info("clients on this machine cannot find the server without --to: %s", error)
-    earlier.close()
-
-
-def _save_url(options: ServeOptions, credentials: Credentials, address: Address) -> Url:
-    """Save the server's address for 'ftpkit token add'; return the login URL."""
-    url = credentials.url(reachable(address), plain=options.plain)
-    try:
-        if credentials.state is not None:
-            credentials.state.set_url(url)
-    except LocalFileError as error:
-        _logger.error(
-            "could not save the server address; new login URLs will not contain it: %s", error
-        )
-    return url
 
 
 def _server(
@@ -252,7 +249,7 @@ def _reload(
     new.logging()()
     if isinstance(server, Server):
         server.change(new.limits, identity)
-        _logger.info("settings reloaded")
+        _logger.info("reloaded", extra={"fields": {"workers": 1}})
         done()
     else:
         config = new.worker_config(identity or server.config.identity, server.config.tokens)
