@@ -1,5 +1,6 @@
 """One dataclass for each request and reply (WIRE.md section 6)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, dataclass_transform
 
@@ -52,17 +53,29 @@ def _message(cls: type[Any]) -> type[Any]:
 
 
 @_message
-class Hello(Message):
-    """Open the session: the client's name, and the digests that it has, best first."""
-
-    op: ClassVar[str] = "hello"
-    version: int
-    agent: str = ""
-    digests: Strings | None = None
+class Reply(Message):
+    """The fields of a reply."""
 
 
 @_message
-class HelloReply(Message):
+class Request(Message):
+    """The fields of a request; ``op`` names it, and ``reply`` is the class of its reply."""
+
+    op: ClassVar[str]
+    reply: ClassVar[type[Reply]]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def _request(op: str, reply: type[Reply]) -> Callable[[type[Any]], type[Any]]:
+    def make(cls: type[Any]) -> type[Any]:
+        cls.op, cls.reply = op, reply
+        return _message(cls)
+
+    return make
+
+
+@_message
+class HelloReply(Reply):
     """The server's name and limits, the session's digest, and whether ``auth`` must follow."""
 
     version: int
@@ -73,40 +86,40 @@ class HelloReply(Message):
     limits: Integers
 
 
-@_message
-class Auth(Message):
-    op: ClassVar[str] = "auth"
-    token: str
+@_request("hello", HelloReply)
+class Hello(Request):
+    """Open the session: the client's name, and the digests that it has, best first."""
+
+    version: int
+    agent: str = ""
+    digests: Strings | None = None
 
 
 @_message
-class AuthReply(Message):
+class AuthReply(Reply):
     """The token's user and permissions: "read", "write", "delete", "admin"."""
 
     user: str
     can: Strings
 
 
-@_message
-class Ping(Message):
-    """Check that the server answers, or keep an idle connection open."""
-
-    op: ClassVar[str] = "ping"
+@_request("auth", AuthReply)
+class Auth(Request):
+    token: str
 
 
 @_message
-class OkReply(Message):
+class OkReply(Reply):
     """Success without further fields: the reply to ``ping`` and ``abort``."""
 
 
-@_message
-class Stat(Message):
-    op: ClassVar[str] = "stat"
-    name: NameOrRoot
+@_request("ping", OkReply)
+class Ping(Request):
+    """Check that the server answers, or keep an idle connection open."""
 
 
 @_message
-class StatReply(Message):
+class StatReply(Reply):
     """A "file" of ``total`` bytes or a "dir"; ``mtime`` in nanoseconds; ``version`` is opaque."""
 
     name: str
@@ -118,23 +131,27 @@ class StatReply(Message):
     content_digest: Digest | None = None
 
 
-@_message
-class List(Message):
-    """List one page of a directory: the names after ``after``, in byte order."""
-
-    op: ClassVar[str] = "list"
-    name: NameOrRoot = ""
-    recursive: bool = False
-    after: str | None = None
+@_request("stat", StatReply)
+class Stat(Request):
+    name: NameOrRoot
 
 
 @_message
-class ListReply(Message):
+class ListReply(Reply):
     """The body is a page of JSON lines; ``next`` is the next page's ``after``, or None."""
 
     size: Size
     digest: Digest
     next: str | None
+
+
+@_request("list", ListReply)
+class List(Request):
+    """List one page of a directory: the names after ``after``, in byte order."""
+
+    name: NameOrRoot = ""
+    recursive: bool = False
+    after: str | None = None
 
 
 @_message
@@ -148,44 +165,34 @@ class ListEntry(Message):
 
 
 @_message
-class Mkdir(Message):
-    op: ClassVar[str] = "mkdir"
-    name: Name
-
-
-@_message
-class Rename(Message):
-    op: ClassVar[str] = "rename"
-    name: Name
-    to: Name
-    overwrite: bool = False
-
-
-@_message
-class Delete(Message):
-    """Delete a file or an empty directory; ``recursive``: a directory with its contents."""
-
-    op: ClassVar[str] = "delete"
-    name: Name
-    recursive: bool = False
-
-
-@_message
-class NameReply(Message):
+class NameReply(Reply):
     """Success, and the name: the reply to ``mkdir``, ``rename`` and ``delete``."""
 
     name: str
 
 
-@_message
-class DigestRequest(Message):
-    op: ClassVar[str] = "digest"
+@_request("mkdir", NameReply)
+class Mkdir(Request):
     name: Name
-    digest: Algorithm | None = None
+
+
+@_request("rename", NameReply)
+class Rename(Request):
+    name: Name
+    to: Name
+    overwrite: bool = False
+
+
+@_request("delete", NameReply)
+class Delete(Request):
+    """Delete a file or an empty directory; ``recursive``: a directory with its contents."""
+
+    name: Name
+    recursive: bool = False
 
 
 @_message
-class FileReply(Message):
+class FileReply(Reply):
     """A complete file: the reply to ``put``, ``commit`` and ``digest``."""
 
     name: str
@@ -194,11 +201,16 @@ class FileReply(Message):
     content_digest: Digest | None = None
 
 
-@_message
-class Put(Message):
+@_request("digest", FileReply)
+class DigestRequest(Request):
+    name: Name
+    digest: Algorithm | None = None
+
+
+@_request("put", FileReply)
+class Put(Request):
     """Upload a whole file, which is the body."""
 
-    op: ClassVar[str] = "put"
     name: Name
     size: Size
     digest: Digest | None = None
@@ -208,19 +220,7 @@ class Put(Message):
 
 
 @_message
-class Get(Message):
-    """Download ``length`` bytes from ``offset``; with ``digest``, at most ``limits.block``."""
-
-    op: ClassVar[str] = "get"
-    name: Name
-    offset: Size = 0
-    length: Size | None = None
-    digest: Algorithm | None = None
-    if_version: str | None = None
-
-
-@_message
-class GetReply(Message):
+class GetReply(Reply):
     """The body is ``size`` bytes from ``offset`` of a file of ``total`` bytes."""
 
     name: str
@@ -234,11 +234,30 @@ class GetReply(Message):
     content_digest: Digest | None = None
 
 
+@_request("get", GetReply)
+class Get(Request):
+    """Download ``length`` bytes from ``offset``; with ``digest``, at most ``limits.block``."""
+
+    name: Name
+    offset: Size = 0
+    length: Size | None = None
+    digest: Algorithm | None = None
+    if_version: str | None = None
+
+
 @_message
-class Begin(Message):
+class BeginReply(Reply):
+    """The upload's id; the body has a record (``fields.BLOCK_RECORD``) for each block held."""
+
+    upload: str
+    block: Block
+    size: Size
+
+
+@_request("begin", BeginReply)
+class Begin(Request):
     """Begin an upload in blocks, or resume an unfinished one of the same name, total and block."""
 
-    op: ClassVar[str] = "begin"
     name: Name
     total: Size | None
     block: Block
@@ -249,27 +268,7 @@ class Begin(Message):
 
 
 @_message
-class BeginReply(Message):
-    """The upload's id; the body has a record (``fields.BLOCK_RECORD``) for each block held."""
-
-    upload: str
-    block: Block
-    size: Size
-
-
-@_message
-class Write(Message):
-    """Send one block of an upload, which is the body."""
-
-    op: ClassVar[str] = "write"
-    upload: str
-    offset: Size
-    size: Size
-    digest: Digest
-
-
-@_message
-class WriteReply(Message):
+class WriteReply(Reply):
     """The block matched its digest and is held; ``size`` is 0: this reply has no body."""
 
     upload: str
@@ -277,43 +276,57 @@ class WriteReply(Message):
     size: Size
 
 
-@_message
-class Commit(Message):
+@_request("write", WriteReply)
+class Write(Request):
+    """Send one block of an upload, which is the body."""
+
+    upload: str
+    offset: Size
+    size: Size
+    digest: Digest
+
+
+@_request("commit", FileReply)
+class Commit(Request):
     """Publish an upload under its name; WIRE.md section 7 says what ``ok`` then promises.
 
     ``blocks_digest`` is the digest of all raw block digests in the order of their
     offsets; the server compares it with those of the blocks that it holds.
     """
 
-    op: ClassVar[str] = "commit"
     upload: str
     total: Size
     content_digest: Digest | None = None
     blocks_digest: Digest | None = None
 
 
-@_message
-class Abort(Message):
-    op: ClassVar[str] = "abort"
+@_request("abort", OkReply)
+class Abort(Request):
     upload: str
 
 
 @_message
-class Push(Message):
+class SessionReply(Reply):
+    """A UDP session on the port of the same number; ``key`` (hex) encrypts its datagrams."""
+
+    session: SessionId
+    key: str
+
+
+@_request("push", SessionReply)
+class Push(Request):
     """Open a UDP session to send the missing blocks of an upload (WIRE.md section 11)."""
 
-    op: ClassVar[str] = "push"
     upload: str
 
 
-@_message
-class Pull(Message):
+@_request("pull", SessionReply)
+class Pull(Request):
     """Open a UDP session to receive the blocks of ``block`` bytes in ``ranges``.
 
     A range is [first block, last block + 1]; ``rate`` is the most bytes per second.
     """
 
-    op: ClassVar[str] = "pull"
     name: Name
     version: str
     block: Block
@@ -322,23 +335,15 @@ class Pull(Message):
 
 
 @_message
-class SessionReply(Message):
-    """A UDP session on the port of the same number; ``key`` (hex) encrypts its datagrams."""
-
-    session: SessionId
-    key: str
-
-
-@_message
-class Status(Message):
-    op: ClassVar[str] = "status"
-
-
-@_message
-class StatusReply(Message):
+class StatusReply(Reply):
     """The body is one JSON object (``status.ServerStatus``)."""
 
     size: Size
+
+
+@_request("status", StatusReply)
+class Status(Request):
+    """No fields."""
 
 
 @_message
@@ -349,35 +354,12 @@ class Pending(Message):
     total: Size
 
 
-Request = (
-    Hello | Auth | Ping | Stat | List | Mkdir | Rename | Delete | DigestRequest
-    | Put | Get | Begin | Write | Commit | Abort | Push | Pull | Status
-)  # fmt: skip
-Reply = (
-    HelloReply | AuthReply | OkReply | StatReply | ListReply | NameReply | FileReply
-    | GetReply | BeginReply | WriteReply | SessionReply | StatusReply
-)  # fmt: skip
-
-REPLIES: Final[dict[type[Request], type[Reply]]] = {
-    Hello: HelloReply,
-    Auth: AuthReply,
-    Ping: OkReply,
-    Stat: StatReply,
-    List: ListReply,
-    Mkdir: NameReply,
-    Rename: NameReply,
-    Delete: NameReply,
-    DigestRequest: FileReply,
-    Put: FileReply,
-    Get: GetReply,
-    Begin: BeginReply,
-    Write: WriteReply,
-    Commit: FileReply,
-    Abort: OkReply,
-    Push: SessionReply,
-    Pull: SessionReply,
-    Status: StatusReply,
-}
-REQUESTS: Final[dict[str, type[Request]]] = {kind.op: kind for kind in REPLIES}
+REQUESTS: Final[dict[str, type[Request]]] = {
+    kind.op: kind
+    for kind in (
+        Hello, Auth, Ping, Stat, List, Mkdir, Rename, Delete, DigestRequest,
+        Put, Get, Begin, Write, Commit, Abort, Push, Pull, Status,
+    )
+}  # fmt: skip
 # The requests that have a body of ``size`` bytes.
 WITH_BODY: Final = (Put, Write)

@@ -19,7 +19,6 @@ from ftpkit.protocol.codec import (
 from ftpkit.protocol.frame import Header, encode_header
 from ftpkit.protocol.messages import (
     PROTOCOL_VERSION,
-    REPLIES,
     Auth,
     Hello,
     Pending,
@@ -146,9 +145,9 @@ class ClientProtocol:
         """
         self.closed = self.closed or header.get("close") is True
         if not self._unanswered:
-            error = reply_from_header(REPLIES[Hello], header) if header.get("ok") is False else None
+            error = reply_from_header(Hello.reply, header) if header.get("ok") is False else None
             if isinstance(error, RefusedError) and self.closed:
                 raise error
             raise ProtocolError("a reply without a request")
         request = self._unanswered.popleft()
-        return Response(request, reply_from_header(REPLIES[type(request)], header))
+        return Response(request, reply_from_header(request.reply, header))

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from ftpkit.protocol import messages
 from ftpkit.protocol.frame import MAX_SIZE
-from ftpkit.protocol.messages import REPLIES, Pending, Reply, Request
+from ftpkit.protocol.messages import REQUESTS, Pending, Reply, Request
 
-REQUEST_KINDS: list[type[Request]] = list(REPLIES)
-REPLY_KINDS: list[type[Reply] | type[Pending]] = [*dict.fromkeys(REPLIES.values()), Pending]
+REQUEST_KINDS: list[type[Request]] = list(REQUESTS.values())
+REPLY_KINDS: list[type[Reply] | type[Pending]] = [
+    *dict.fromkeys(kind.reply for kind in REQUEST_KINDS),
+    Pending,
+]
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 integers = st.integers(-(2**63), 2**64 - 1)

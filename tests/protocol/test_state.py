@@ -10,7 +10,7 @@ from ftpkit.errors import Code, ProtocolError, RefusedError
 from ftpkit.protocol import ClientProtocol, Decoder, Response, ServerProtocol
 from ftpkit.protocol.frame import Header, encode_header
 from ftpkit.protocol.messages import (
-    REPLIES,
+    REQUESTS,
     Auth,
     AuthReply,
     Commit,
@@ -236,7 +236,7 @@ def test_any_header_is_a_request_or_refused(offered: list[Header], locked: bool)
             continue  # a bad frame never comes so far
         try:
             request = server.receive(said(wire))
-            assert type(request) in REPLIES
+            assert type(request) in REQUESTS.values()
             reply = said(server.accept(OkReply()))
         except RefusedError as refusal:
             reply = said(server.refuse(refusal))
@@ -361,7 +361,7 @@ def test_both_sides_together(asked: list[Any], data: st.DataObject) -> None:
         if header is None:
             continue
         request = asked[len(replies)]
-        reply = data.draw(messages_of(REPLIES[type(request)]))
+        reply = data.draw(messages_of(request.reply))
         try:
             assert server.receive(header) == request
             wire = server.accept(reply)

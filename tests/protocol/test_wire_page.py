@@ -17,7 +17,6 @@ from ftpkit.protocol.codec import reply_from_header, request_from_header
 from ftpkit.protocol.digest import ALGORITHMS, digest_of
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.messages import (
-    REPLIES,
     REQUESTS,
     BeginReply,
     Commit,
@@ -107,7 +106,7 @@ def test_every_example_is_a_request_or_a_reply() -> None:
         if "op" in header:
             asked = request_from_header(header)
         elif asked is not None and not header.get("pending") and header["ok"] and len(header) > 1:
-            kinds = [REPLIES[type(asked)], *REPLIES.values()]
+            kinds = [asked.reply, *(kind.reply for kind in REQUESTS.values())]
             assert any(fits(kind, header) for kind in kinds)
 
 
@@ -162,7 +161,7 @@ def test_every_key_of_every_operation_is_named(op: str) -> None:
             assert found[1] == "none"  # null is no digest of a body
         else:
             assert found[1] == json.dumps(field.default), field.name
-    for field in dataclasses.fields(REPLIES[kind]):
+    for field in dataclasses.fields(kind.reply):
         # The reply to digest is what it was asked for, with nothing left out.
         optional = field.default is not dataclasses.MISSING and kind is not DigestRequest
         assert re.search(rf"`{field.name}`" + (r"\?" if optional else r"(?!\?)"), reply), field.name
