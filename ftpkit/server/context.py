@@ -3,8 +3,8 @@
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from ftpkit.errors import Code, RefusedError
@@ -167,7 +167,10 @@ class SessionContext:
         return self.join_transfer(spec.name, Direction.UP, spec.total, upload.held, upload.id)
 
     def open_datagram_session(
-        self, start: StartTransfer, on_end: Callable[[], None], join: Callable[[], TurnHandle]
+        self,
+        start: StartTransfer,
+        join: Callable[[], TurnHandle],
+        on_end: Callable[[], None] = lambda: None,
     ) -> m.SessionReply:
         """Open a UDP session, which replaces an earlier one of this connection.
 
@@ -179,13 +182,11 @@ class SessionContext:
             on_end()
             self.on_datagrams_ended()
 
-        def turn(moved: Callable[[], int]) -> AbstractContextManager[int | None]:
-            return take_turn(self.registry.scheduler, handle, moved)
-
         if self.udp_listener is None:
             raise RefusedError(Code.UNSUPPORTED, "this server does not accept UDP datagrams")
         self.end_datagram_session()
         handle = self._turn_handle = join()
+        turn = partial(take_turn, self.registry.scheduler, handle)
         conversation = self.udp_conversation = UdpConversation(
             self.udp_listener, start, ended, turn, self.stream.local
         )

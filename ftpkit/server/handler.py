@@ -80,20 +80,14 @@ class ConnectionHandler:
         self._before_close = contextlib.ExitStack()
         self._authenticator: Authenticator | None = None
         if tokens is not None:
-            self._authenticator = self._new_authenticator(tokens, shared_limits)
-
-    def _new_authenticator(
-        self, tokens: Tokens, shared_limits: SharedLimits | None
-    ) -> Authenticator:
-        """Return an authenticator, and start the thread that checks the tokens of open sessions."""
-        if shared_limits is None:
-            shared_limits = LocalLimits(used_bytes_of(self.store))
-            self._before_close.callback(shared_limits.quotas.close)
-        thread = threading.Thread(target=self._check_tokens, name="ftpkit-tokens", daemon=True)
-        thread.start()
-        self._before_close.callback(thread.join)
-        self._before_close.callback(self._closed.set)
-        return Authenticator(tokens, shared_limits, self.store, self._stopping)
+            if shared_limits is None:
+                shared_limits = LocalLimits(used_bytes_of(store))
+                self._before_close.callback(shared_limits.quotas.close)
+            self._authenticator = Authenticator(tokens, shared_limits, store, self._stopping)
+            thread = threading.Thread(target=self._check_tokens, name="ftpkit-tokens", daemon=True)
+            thread.start()
+            self._before_close.callback(thread.join)
+            self._before_close.callback(self._closed.set)
 
     def change(self, limits: Limits, identity: Identity | None = None) -> None:
         """Apply other limits, and an ``identity`` for new connections, as ``Server`` does."""

@@ -84,7 +84,7 @@ class Server:
             store = stack.enter_context(open_store(self._store, durable=self._durable))
             ports = self._listeners.open()
             self._stack = stack.pop_all()
-        self.handler = ConnectionHandler(
+        handler = self.handler = ConnectionHandler(
             store,
             self.connection_limiter,
             self._listeners.limits,
@@ -92,7 +92,10 @@ class Server:
             identity=self._identity,
             plain=self._plain,
         )
+        self._stack.callback(handler.close)
         self._udp_listeners = [UdpListener(port) for port in ports]
+        for udp_listener in self._udp_listeners:
+            self._stack.callback(udp_listener.close)
         self._listeners.start_thread("ftpkit-sweep", partial(sweep_hourly, store, self._listeners))
         self._listeners.accept()
         self._listeners.log_start()
@@ -106,12 +109,6 @@ class Server:
         self._listeners.join()
         if self.handler is not None:
             self.handler.stop(grace_s)
-        # Running transfers may have needed them until now.
-        for udp_listener in self._udp_listeners:
-            udp_listener.close()
-        self._udp_listeners = []
-        if self.handler is not None:
-            self.handler.close()
             self.handler = None
         self._stack.close()
         log.info("stopped", extra={"fields": {}})

@@ -271,7 +271,6 @@ class Session:
 
     def _refuse(self, request: Request | None, refusal: RefusedError, started: float) -> None:
         self._transfers.on_refusal(request, refusal, started)
-        self._transfers.end_body()
         close = (
             self._revoked
             or refusal.code == Code.TOO_MANY_CONNECTIONS

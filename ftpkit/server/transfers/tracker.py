@@ -67,10 +67,6 @@ class TransferTracker:
             # Limits may have been set or removed meanwhile.
             self._move(self._moving)
 
-    def end_body(self) -> None:
-        """Schedule nothing that follows, like the body of a refused request."""
-        self._move(None)
-
     def interrupt(self) -> None:
         """End a wait for a turn; any thread may call this."""
         handle = self._moving
@@ -105,6 +101,8 @@ class TransferTracker:
                     self._end(m.Get, "ok")
 
     def on_refusal(self, request: m.Request | None, refusal: RefusedError, since: float) -> None:
+        """Record a request that was refused, whose body is not scheduled."""
+        self._move(None)
         match request:
             case m.Put():
                 self._end(m.Put, refusal.code)

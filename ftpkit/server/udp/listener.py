@@ -12,7 +12,7 @@ from typing import Final
 
 from ftpkit.errors import FtpkitError
 from ftpkit.net.cipher import DatagramCipher
-from ftpkit.net.udp_socket import DatagramSocket, Parts, drive_session
+from ftpkit.net.udp_socket import DatagramSocket, drive_session
 from ftpkit.osapi import sockets as os_sockets
 from ftpkit.protocol.digest import keyed_number
 from ftpkit.protocol.udp.packet import (
@@ -54,10 +54,11 @@ class UdpListener:
     def __init__(
         self, port: UdpPort, new_session_id: Callable[[], int] = lambda: secrets.randbits(32)
     ) -> None:
-        self._port, self._new_session_id = port, new_session_id
+        self._new_session_id = new_session_id
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._conversations: dict[int, UdpConversation] = {}
+        self.send_to = port.send_to
         self.close = PortReader(port, self._receive, "ftpkit-udp").close
 
     def add(self, conversation: "UdpConversation") -> int:
@@ -72,10 +73,6 @@ class UdpListener:
         """Ignore further datagrams of a session."""
         with self._lock:
             self._conversations.pop(conversation.session, None)
-
-    def send(self, parts: Parts, address: SocketAddress, local: SocketAddress) -> None:
-        """Send one datagram from the port, with ``local`` as its source."""
-        self._port.send_to(parts, address, local)
 
     def proof_for(self, session: int, address: SocketAddress) -> int:
         """Return the number that proves, when it comes back, that ``address`` receives."""
@@ -146,7 +143,7 @@ class UdpConversation:
             echo = self._answer(*opened, address)
             if echo is not None:
                 (parts,) = self._cipher.encrypt(echo)
-                self._listener.send(parts, address, self._local[1])
+                self._listener.send_to(parts, address, self._local[1])
 
     def on_stray(self, raw: memoryview, address: SocketAddress) -> None:
         """Pass on a datagram that came to the port just before the session's socket connected."""

@@ -1,6 +1,5 @@
 """Carries out push and pull: uploads and downloads over UDP (WIRE.md section 11)."""
 
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -14,7 +13,7 @@ from ftpkit.protocol.udp.receiver import Receiver
 from ftpkit.protocol.udp.sender import Sender
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.context import Result, SessionContext
-from ftpkit.storage.api import Reader, hold_block
+from ftpkit.storage.api import hold_block
 
 
 def push(context: SessionContext, request: m.Push) -> Result:
@@ -42,8 +41,7 @@ def push(context: SessionContext, request: m.Push) -> Result:
             allocate=os_files.lazy_memory,
         )
 
-    join = partial(context.join_upload, upload)
-    return Result(context.open_datagram_session(start, lambda: None, join))
+    return Result(context.open_datagram_session(start, partial(context.join_upload, upload)))
 
 
 def pull(context: SessionContext, request: m.Pull) -> Result:
@@ -53,14 +51,24 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
     try:
         if reader.info.version != request.version:
             raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
-        sizes = _sizes(request, reader.info.total)
+        total = reader.info.total
+        sizes = _sizes(request, total)
+
+        def read_block(number: int, body: memoryview) -> None:
+            size = len(body) - DIGEST_BYTES
+            got = reader.read_into(body[:size], number * block)
+            if got != size or not reader.unchanged():
+                raise RefusedError(Code.CHANGED, "the file was written to while it was sent")
+            hasher = new_hasher(context.algorithm)
+            hasher.update(body[:size])
+            body[size:] = hasher.digest()
 
         def start(session: int, piece: int, rtt_s: float, now: float) -> Sender:
             return Sender(
                 session,
                 piece,
                 sizes,
-                _block_reader(reader, block, context.algorithm),
+                read_block,
                 BbrControl(piece + OVERHEAD, rtt_s, now, request.rate),
                 max_open=max_open_blocks(block),
                 direction=FROM_SERVER,
@@ -68,10 +76,9 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
                 now=now,
             )
 
-        total = reader.info.total
         moved = total - sum(sizes.values())
         join = partial(context.join_transfer, request.name, Direction.DOWN, total, moved)
-        return Result(context.open_datagram_session(start, reader.__exit__, join))
+        return Result(context.open_datagram_session(start, join, reader.__exit__))
     except BaseException:
         reader.__exit__()
         raise
@@ -88,18 +95,3 @@ def _sizes(request: m.Pull, total: int) -> dict[int, int]:
         for first, stop in request.ranges
         for number in range(first, stop)
     }
-
-
-def _block_reader(reader: Reader, block: int, algorithm: str) -> Callable[[int, memoryview], None]:
-    """Return a function that reads a block and its digest, while the file is unchanged."""
-
-    def fill(number: int, body: memoryview) -> None:
-        size = len(body) - DIGEST_BYTES
-        got = reader.read_into(body[:size], number * block)
-        if got != size or not reader.unchanged():
-            raise RefusedError(Code.CHANGED, "the file was written to while it was sent")
-        hasher = new_hasher(algorithm)
-        hasher.update(body[:size])
-        body[size:] = hasher.digest()
-
-    return fill

@@ -104,14 +104,18 @@ class Supervisor:
                 raise TypeError(
                     "workers need a store that several processes can share, such as a directory"
                 )
+            stack.callback(self._shared_limits.quotas.close)
             self._store, self._stack = store, stack.pop_all()
         store.use_locks(self._pool)
         self._scheduler.start()
+        self._stack.callback(self._scheduler.stop)
         try:
             self._demultiplexers = [
                 Demultiplexer(port, partial(self._pool.inbox, index))
                 for index, port in enumerate(self._listeners.open())
             ]
+            for demultiplexer in self._demultiplexers:
+                self._stack.callback(demultiplexer.close)
             # Connections that arrive now wait until there are workers.
             self._listeners.accept()
             started = queue.SimpleQueue[bool]()
@@ -136,11 +140,6 @@ class Supervisor:
         self._listeners.close()
         self._processes.stop(grace_s)
         self._listeners.join()
-        self._scheduler.stop()
-        for demultiplexer in self._demultiplexers:
-            demultiplexer.close()
-        self._shared_limits.quotas.close()
-        self._demultiplexers = []
         self._stack.close()
 
     def change(self, config: WorkerConfig, done: Callable[[], None] = lambda: None) -> None:

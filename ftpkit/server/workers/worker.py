@@ -270,10 +270,7 @@ def pack(handoff: Handoff) -> tuple[int, bytes]:
 
 def unpack(size: int, body: bytes) -> Handoff:
     values = json.loads(body[:size])
-    grant, (family, address) = values["grant"], values["local"]
-    own = {
-        "grant": grant and decode_grant(grant),
-        "local": (family, tuple(address)),
-        "ahead": body[size:],
-    }
+    family, address = values["local"]
+    grant = values["grant"] and decode_grant(values["grant"])
+    own = {"grant": grant, "local": (family, tuple(address)), "ahead": body[size:]}
     return Handoff(**{**values, **own})
