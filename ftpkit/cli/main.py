@@ -34,7 +34,6 @@ class Commands(click.Group):
     """A group that imports a command when it is used, and reports each error in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
         return [*_COMMANDS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
@@ -45,7 +44,6 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run one command line and exit."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A name that the terminal's encoding lacks must not end a listing.

@@ -7,12 +7,7 @@ from functools import partial
 
 import click
 
-from ftpkit.cli.paths import (
-    digest_cache_directory,
-    hosts_file,
-    local_servers_directory,
-    settings_file,
-)
+from ftpkit.cli import paths
 from ftpkit.cli.settings import DURATION, TIMEOUT, URL, Command, add_options, config_option, setting
 from ftpkit.client import Client, UdpMode
 from ftpkit.client.connection import Connection, UrlProvider
@@ -31,7 +26,7 @@ retry_option = setting(
 
 def known_hosts() -> KnownHosts:
     """Return the servers that ``login`` has saved."""
-    return KnownHosts(hosts_file())
+    return KnownHosts(paths.hosts_file())
 
 
 def connection_options(command: Command) -> Command:
@@ -39,7 +34,7 @@ def connection_options(command: Command) -> Command:
     return add_options(
         command,
         setting("timeout", "Fail if the server does not respond for this long.", TIMEOUT, "30s"),
-        config_option("FTPKIT_CONFIG", settings_file, where="~/.config/ftpkit/client.toml"),
+        config_option("FTPKIT_CONFIG", paths.settings_file, where="~/.config/ftpkit/client.toml"),
     )
 
 
@@ -75,7 +70,7 @@ def connect(
         timeout_s=timeout,
         bytes_per_s=rate,
         retry_for_s=retry_for,
-        digest_cache=digest_cache_directory(),
+        digest_cache=paths.digest_cache_directory(),
         udp=udp,
         jobs=jobs,
     )
@@ -175,14 +170,11 @@ def _default_local_server() -> Url | None:
 
 def _local_servers() -> list[LocalServer]:
     try:
-        directory = local_servers_directory()
+        return LocalServers(paths.local_servers_directory()).servers()
     except LocalFileError:  # a user without a home directory can still be a client
         return []
-    return LocalServers(directory).servers()
 
 
 def _local_server_at(address: Address) -> Url | None:
-    for server in _local_servers():
-        if server.url.address.port == address.port and is_local_host(address.host):
-            return server.url
-    return None
+    urls = (server.url for server in _local_servers() if is_local_host(address.host))
+    return next((url for url in urls if url.address.port == address.port), None)

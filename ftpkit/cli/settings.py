@@ -161,12 +161,10 @@ def add_options(command: Command, *options: Decorator) -> Command:
 
 
 def json_option(text: str = "Print JSON, one object per line.") -> Decorator:
-    """Return the option ``--json`` with this help text."""
     return setting("json", text, is_flag=True)
 
 
 def quiet_option(text: str) -> Decorator:
-    """Return the option ``--quiet`` with this help text."""
     return setting("quiet", text, flags=("-q", "--quiet"), is_flag=True)
 
 
@@ -210,12 +208,11 @@ class ReloadableCommand(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """Parse the options, and keep the command line in ``ctx.obj``."""
         return super().make_context(info_name, args, parent, obj=[*args], **extra)
 
     @staticmethod
     def reload(ctx: click.Context) -> dict[str, Any]:
-        """Return the current values of all options; the command line is the original one."""
+        """Return the current values of all options, with the original command line."""
         return ctx.command.make_context(ctx.info_name, [*ctx.obj], ctx.parent).params
 
 

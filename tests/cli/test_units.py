@@ -80,7 +80,7 @@ def test_rates_of_links_are_shown_in_bits() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0.0 ms"),
+        (0, "0 s"),
         (0.0012, "1.2 ms"),
         (0.012, "12 ms"),
         (0.9999, "1.0 s"),

@@ -10,7 +10,7 @@ from typing import Final, Never
 
 from tqdm import tqdm
 
-from ftpkit.cli.format import escaped
+from ftpkit.cli.format import escaped, fitted
 from ftpkit.cli.output.progress import Lines
 from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError
@@ -18,6 +18,9 @@ from ftpkit.errors import FtpkitError
 BAR_INTERVAL_S: Final = 0.1
 COLUMNS: Final = 80
 ROWS: Final = 24
+# A terminal of fewer columns has no space for the bar itself.
+_WIDE: Final = 60
+_NARROW: Final = "{desc}: {percentage:3.0f}% {rate_fmt} {remaining}"
 
 
 class Bars:
@@ -90,9 +93,10 @@ class Bars:
 
 def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Never]":
     # On a terminal that reports no size, tqdm would draw bars of no width.
-    has_size = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    size = os.get_terminal_size(sys.stderr.fileno())
+    columns = size.columns or COLUMNS
     return tqdm(
-        desc=name,
+        desc=fitted(name, columns // 3),
         total=total,
         initial=initial,
         position=position,
@@ -100,9 +104,10 @@ def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Nev
         unit_scale=True,
         miniters=1,
         mininterval=BAR_INTERVAL_S,
-        dynamic_ncols=has_size,
-        ncols=None if has_size else COLUMNS,
-        nrows=None if has_size else ROWS,
+        bar_format=_NARROW if total and columns < _WIDE else None,
+        dynamic_ncols=size.columns > 0,
+        ncols=None if size.columns else COLUMNS,
+        nrows=None if size.columns else ROWS,
         leave=False,
         file=sys.stderr,
     )

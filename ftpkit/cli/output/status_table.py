@@ -43,7 +43,7 @@ _COLUMNS: Final = (
     Column("left_s", "left", format_duration),
 )
 # What a narrow table leaves out, in this order, until names have _NAME columns of the terminal.
-_OPTIONAL: Final = ("peer", "level", "total", "position", "left_s", "user")
+_OPTIONAL: Final = ("peer", "level", "total", "position", "left_s", "user", "moved", "direction")
 _NAME: Final = 20
 _USER: Final = 16
 

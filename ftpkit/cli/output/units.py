@@ -69,6 +69,8 @@ def format_bit_rate(bits_per_s: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """Format a duration: ``12 ms``, ``3.9 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    if not seconds:
+        return "0 s"
     if seconds < 0.9995:
         return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
     if seconds < 59.5:

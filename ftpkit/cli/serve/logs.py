@@ -28,7 +28,6 @@ class TextFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line of text."""
         when = f"{datetime.fromtimestamp(record.created):%Y-%m-%d %H:%M:%S}"
         fields = [f"{key}={_text(value)}" for key, value in _fields(record).items()]
         return " ".join([when, escaped(record.getMessage()), *fields])
@@ -38,7 +37,6 @@ class JsonFormatter(logging.Formatter):
     """``{"time": "2026-11-06T14:03:22.123456+00:00", "level": "info", "event": "transfer", …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line of JSON; ``time`` is local time with its offset from UTC."""
         when = datetime.fromtimestamp(record.created).astimezone().isoformat()
         head = {"time": when, "level": record.levelname.lower()}
         if hasattr(record, "fields"):
