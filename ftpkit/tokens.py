@@ -233,14 +233,13 @@ def _parse(data: bytes) -> list[Grant]:
         content = json.loads(data)
     except (ValueError, RecursionError):
         raise ValueError("it is not valid JSON") from None
-    if (
-        not isinstance(content, dict)
-        or content.keys() != {"version", "tokens"}
-        or content["version"] != _VERSION
-        or not isinstance(content["tokens"], list)
-    ):
-        raise ValueError(f"it is not a token file of version {_VERSION}")
-    grants = [decode_grant(values) for values in content["tokens"]]
+    match content:
+        case {"version": version, "tokens": list(tokens)} if (
+            version == _VERSION and len(content) == 2
+        ):
+            grants = list(map(decode_grant, tokens))
+        case _:
+            raise ValueError(f"it is not a token file of version {_VERSION}")
     for name in ("user", "key"):
         if len({getattr(grant, name) for grant in grants}) < len(grants):
             raise ValueError(f"two tokens have the same {name}")

@@ -137,16 +137,15 @@ class LocalServers:
                     if not _is_alive(path, int(match["pid"])):
                         _remove(path)
                     elif (data := private_files.read(path)) is not None:
-                        found.append((os.stat(path).st_mtime_ns, _server(json.loads(data))))
+                        values = json.loads(data)
+                        url = Url.parse(values["link"])
+                        server = LocalServer(url, values["root"], values["state"])
+                        found.append((os.stat(path).st_mtime_ns, server))
         found.sort(key=lambda each: each[0], reverse=True)
         return [server for _, server in found]
 
 
 _FILE_NAME: Final = re.compile(r"[0-9]{1,5}-(?P<pid>[0-9]{1,10})-[0-9a-f]{16}\.json")
-
-
-def _server(values: Any) -> LocalServer:
-    return LocalServer(Url.parse(values["link"]), values["root"], values["state"])
 
 
 def _is_alive(path: str, pid: int) -> bool:

@@ -3,8 +3,7 @@
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -120,7 +119,7 @@ def run_session(
     """
     reply = connection.request(request, SessionReply)
     cipher = DatagramCipher(_key(reply))
-    with closing(_connected(connection)) as sock:
+    with _connected(connection) as sock:
         path = PathProber(reply.session, sock.sizes(), time.monotonic())
         session = ClientDatagramSession(path, partial(start, reply.session))
         watchdog = _Watchdog(connection, session, on_moved, bytes_per_s)
@@ -141,19 +140,19 @@ def _ranges(blocks: Iterable[int]) -> list[list[int]]:
     return ranges[:_MAX_RANGES]
 
 
-def _connected(connection: Connection) -> DatagramSocket:
-    """Return a UDP socket to the server's address; UdpBlockedError if there can be none."""
-    try:
-        family, address = connection.stream.remote
-        with contextlib.ExitStack() as undo:
-            sock = undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+@contextlib.contextmanager
+def _connected(connection: Connection) -> Iterator[DatagramSocket]:
+    """Yield a UDP socket to the server's address; UdpBlockedError if there can be none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            family, address = connection.stream.remote
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
             datagrams = DatagramSocket(sock)
             datagrams.connect(address)
-            undo.pop_all()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UdpBlockedError(f"cannot send UDP to {connection.address}: {reason}") from None
-    return datagrams
+        except OSError as error:
+            reason = error.strerror or error
+            raise UdpBlockedError(f"cannot send UDP to {connection.address}: {reason}") from None
+        yield datagrams
 
 
 def _key(reply: SessionReply) -> bytes:
