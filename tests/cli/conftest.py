@@ -1,4 +1,4 @@
-"""Servers in this process and in processes of their own, and the command in this one."""
+"""Fixtures: servers in this process and in separate processes, and the command in this process."""
 
 import os
 import re
@@ -17,13 +17,13 @@ from ftpkit import Server
 from ftpkit.cli import main
 
 WAIT_S = 20
-# A server that needs no link, and that nobody else reaches.
+# A server that requires no login, reachable from this machine only.
 HERE = ("--host", "127.0.0.1", "--plain", "--open")
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server: where it is and what it serves."""
+    """A server: its URL and its root directory."""
 
     url: str
     root: Path
@@ -31,7 +31,7 @@ class Served:
 
 @dataclass(frozen=True)
 class ServeProcess:
-    """A running ``ftpkit serve``: its process, its first line, where it is and what it serves."""
+    """A running ``ftpkit serve``: its process, first line of output, URL and root directory."""
 
     process: "subprocess.Popen[str]"
     line: str
@@ -62,7 +62,7 @@ def command(*args: str) -> list[str]:
 
 
 def processes_with(mark: str) -> dict[int, str]:
-    """The command lines of processes that inherited a mark from the test, by their numbers."""
+    """Return the command lines of processes whose environment contains ``mark``, by their pids."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -75,7 +75,7 @@ def processes_with(mark: str) -> dict[int, str]:
 
 @pytest.fixture(autouse=True)
 def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of who runs the tests gets in."""
+    """Remove the settings of the user who runs the tests."""
     for name in list(os.environ):
         if name.startswith("FTPKIT_"):
             monkeypatch.delenv(name)
@@ -83,13 +83,13 @@ def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    # A test that wants another try asks for it.
+    # A test of retries sets it.
     monkeypatch.setenv("FTPKIT_RETRY_FOR", "0")
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start servers that end with the test: for this machine alone, or as they are by default."""
+    """Start servers that end with the test; those without ``default`` are plain, open and local."""
     started: list[ServeProcess] = []
 
     def start(*args: str, root: Path = tmp_path / "inbox", default: bool = False) -> ServeProcess:

@@ -148,7 +148,7 @@ def test_transports_as_json_to_a_server(run: Run, file: str, serve: Serve) -> No
     assert staged(served.root) == []
 
 
-def test_transports_that_fail_are_told_after_the_table(run: Run, file: str, serve: Serve) -> None:
+def test_failed_transports_are_reported_after_the_table(run: Run, file: str, serve: Serve) -> None:
     served = serve("--no-udp")
     result = run("compare", "transports", file, "--to", served.url)
     assert result.exit_code == 1

@@ -135,7 +135,7 @@ def test_usage(run: Run, args: list[str]) -> None:
     assert result.stderr.startswith("ftpkit: ")
 
 
-def test_what_no_disk_can_bear_is_told_in_a_line(run: Run) -> None:
+def test_an_upload_larger_than_the_disk_is_a_one_line_error(run: Run) -> None:
     Path("trace").write_text(f"0,{2**50},ann\n")
     result = run("compare", "schedules", "--trace", "trace", "--policy", "rr")
     assert (result.exit_code, result.stdout) != (0, "")
@@ -144,7 +144,7 @@ def test_what_no_disk_can_bear_is_told_in_a_line(run: Run) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_what_is_no_trace_is_told_in_a_line(run: Run) -> None:
+def test_an_invalid_trace_is_a_one_line_error(run: Run) -> None:
     Path("trace").write_text("0,5,ann\nnonsense\n")
     result = run("compare", "schedules", "--simulate", "--trace", "trace")
     assert (result.exit_code, result.stdout) == (1, "")

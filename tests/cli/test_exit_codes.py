@@ -113,9 +113,9 @@ def test_130_interrupted(tmp_path: Path) -> None:
         connection, _ = silent.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=WAIT_S)
+            _, printed = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
-    assert told == "ftpkit: interrupted\n"
+    assert printed == "ftpkit: interrupted\n"
 
 
 def test_130_interrupted_while_it_loads() -> None:
@@ -209,16 +209,16 @@ def test_codes_of_errors() -> None:
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
-def test_what_nobody_expected_is_one_line(
+def test_an_unexpected_exception_is_a_one_line_error(
     debug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FTPKIT_DEBUG", debug)
     with pytest.raises(click.exceptions.Exit) as caught, reported():
         raise ZeroDivisionError("two\nlines\x1b")
     assert caught.value.exit_code == 1
-    told = capsys.readouterr().err
-    assert "ftpkit: unexpected ZeroDivisionError: two lines\\x1b" in told
-    assert ("Traceback" in told) is bool(debug)
+    printed = capsys.readouterr().err
+    assert "ftpkit: unexpected ZeroDivisionError: two lines\\x1b" in printed
+    assert ("Traceback" in printed) is bool(debug)
 
 
 def test_a_message_names_its_file_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_ls_aligns_and_marks() -> None:
     assert [line[:7] for line in lines] == ["  999 B", " 999 MB"] + ["      -"] * 3
 
 
-def test_stat_tells_what_there_is() -> None:
+def test_stat_lines() -> None:
     directory = StatReply(name="", kind="dir", total=0, mtime=10**18, version="v")
     assert [line.split()[0] for line in stat_lines(directory).splitlines()] == [
         "name",
@@ -93,7 +93,7 @@ def test_columns_of_a_terminal_are_no_characters(text: str, columns: int) -> Non
         ("abcdef", 0, "..."),
     ],
 )
-def test_of_a_long_name_the_end_is_shown(text: str, room: int, expected: str) -> None:
+def test_the_end_of_a_long_name_is_shown(text: str, room: int, expected: str) -> None:
     assert fitted(text, room) == expected
 
 

@@ -1,4 +1,4 @@
-"""Servers that are known: by a login, by a person's word, or because they run here."""
+"""Known servers: by a login, by a confirmed pin, or because they run on this machine."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def identity() -> Identity:
 
 @pytest.fixture
 def guard(identity: Identity) -> Iterator[Guard]:
-    """A server that asks for a token."""
+    """A server that requires a token."""
     with guarded(Guard(identity, TOKEN)) as guard:
         yield guard
 
 
 @pytest.fixture
 def unknown(identity: Identity, tmp_path: Path) -> Iterator[Url]:
-    """Where a server is that nobody knows, and that knows nobody."""
+    """The address of a server that is not saved anywhere and does not register."""
     with Server(tmp_path / "unknown", port=0, identity=identity) as server:
         yield Url(server.address)
 
@@ -119,7 +119,7 @@ def test_a_login_is_kept_and_used_from_then_on(run: Run, guard: Guard, tmp_path:
     assert guard.heard == ["hello", "auth"] + ["hello", "auth", "ping"] * 3
 
 
-def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
+def test_login_reads_the_url_from_standard_input(guard: Guard) -> None:
     done = subprocess.run(
         command("login"),
         input=guard.url.login_url() + "\n",
@@ -131,7 +131,7 @@ def test_a_link_may_come_from_standard_input(guard: Guard) -> None:
     assert find_server(None) == guard.url
 
 
-def test_what_comes_from_standard_input_and_is_no_link_is_told(run: Run) -> None:
+def test_an_invalid_url_on_standard_input_is_an_error(run: Run) -> None:
     result = run("login")
     assert result.exit_code == 2
     assert result.stderr == (
@@ -140,7 +140,7 @@ def test_what_comes_from_standard_input_and_is_no_link_is_told(run: Run) -> None
     )
 
 
-def test_a_link_that_is_typed_is_not_shown(guard: Guard) -> None:
+def test_a_typed_login_url_is_not_echoed(guard: Guard) -> None:
     with terminal("login") as screen:
         screen.answer("Login URL: ", guard.url.login_url(), hidden=True)
         code, printed = screen.end()
@@ -179,7 +179,7 @@ def test_a_login_that_fails_leaves_the_one_before(run: Run, guard: Guard) -> Non
 
 @pytest.mark.parametrize("debug", ["", "1"])
 @pytest.mark.parametrize("where", ["argument", "option", "variable", "file"])
-def test_what_is_no_link_is_not_said_again(
+def test_an_invalid_login_url_is_not_repeated(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, debug: str
 ) -> None:
     monkeypatch.setenv("FTPKIT_DEBUG", debug)
@@ -235,7 +235,7 @@ def test_a_host_is_forgotten(run: Run, guard: Guard, unknown: Url) -> None:
         assert run("hosts", *args).exit_code == 2
 
 
-def test_a_link_that_is_used_without_a_login_is_not_kept(
+def test_a_login_url_used_without_login_is_not_saved(
     run: Run, guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("ping", "--to", guard.url.login_url()).exit_code == 0
@@ -264,7 +264,7 @@ def test_what_was_kept_for_tls_is_not_shown_in_plaintext(guard: Guard) -> None:
     assert find_server(plain) == find_server(Url(guard.address)) == token
 
 
-def test_who_accepts_a_key_is_told_that_a_token_is_missing(guard: Guard) -> None:
+def test_after_a_pin_is_confirmed_a_missing_token_is_an_error(guard: Guard) -> None:
     with terminal("ping", "--to", str(guard.address)) as screen:
         screen.answer(r"\[y/N\]: $", "y")
         assert screen.end() == (3, "")
@@ -288,7 +288,7 @@ def test_a_key_that_changed_is_refused_until_it_is_forgotten(run: Run, unknown: 
     assert run("ping").exit_code == 0
 
 
-def test_a_fresh_link_takes_the_place_of_the_old_one(run: Run, guard: Guard) -> None:
+def test_a_new_login_url_replaces_the_saved_one(run: Run, guard: Guard) -> None:
     known_hosts().save(Url(guard.address, OTHER_PIN, "old"), default=False)
     assert run("login", guard.url.login_url()).exit_code == 0
     assert find_server(None) == guard.url
@@ -330,7 +330,7 @@ def test_without_a_terminal_an_unknown_key_is_refused_with_what_to_do(
     assert not Path(hosts_file()).exists()
 
 
-def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
+def test_a_damaged_hosts_file_is_an_error_but_login_urls_work(
     run: Run, guard: Guard, tmp_path: Path
 ) -> None:
     run("login", guard.url.login_url())
@@ -344,7 +344,7 @@ def test_a_damaged_file_is_an_error_and_links_go_on_to_work(
 
 
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
-def test_who_logs_in_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+def test_concurrent_logins_are_all_saved(tmp_path: Path) -> None:
     with ExitStack() as stack:
         guards = [stack.enter_context(guarded(Guard(token=TOKEN))) for _ in range(4)]
         logins = [
@@ -398,7 +398,7 @@ def test_of_several_servers_here_one_has_to_be_named(run: Run, guard: Guard) -> 
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_on_the_machine_of_the_server_nobody_has_to_log_in(
+def test_a_client_on_the_server_machine_needs_no_login(
     run: Run, serve: Serve, workers: str
 ) -> None:
     served = serve("--workers", workers, default=True)

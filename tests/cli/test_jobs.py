@@ -1,4 +1,4 @@
-"""--jobs: several files at once, told of as they end, stopped by one Ctrl-C."""
+"""--jobs: several files at once, reported as they end, stopped by one Ctrl-C."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_so_many_connections_carry_them(run: Run, relay: Relay) -> None:
     assert relay.accepted == 3
 
 
-def test_events_tell_of_each_by_its_name(run: Run, served: Served) -> None:
+def test_each_event_has_the_name_of_its_file(run: Run, served: Served) -> None:
     made(Path(), MIB + 1)
     result = run("put", *NAMES, "nix", "--jobs", "3", "--rate", "4M", "--json")
     assert result.exit_code == 1
@@ -99,7 +99,7 @@ def test_a_file_that_fails_fails_alone(run: Run, served: Served) -> None:
     assert len(result.stdout.splitlines()) == 5
 
 
-def test_where_nobody_answers_the_rest_is_not_tried(run: Run) -> None:
+def test_without_a_server_the_other_files_are_not_tried(run: Run) -> None:
     made(Path(), 3)
     result = run("put", *NAMES, "--jobs", "2", "--to", "127.0.0.1:1")
     assert result.exit_code == 4

@@ -87,7 +87,7 @@ def test_every_field_comes_back_and_no_terminal_obeys_it(texts: list[str]) -> No
 
 @given(st.text())
 @example("".join(NASTY))
-def test_what_is_shown_is_one_line_that_no_terminal_obeys(text: str) -> None:
+def test_escaped_text_is_one_line_without_control_characters(text: str) -> None:
     assert escaped(text).isprintable()
 
 

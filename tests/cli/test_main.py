@@ -49,7 +49,7 @@ def test_rate(run: Run, served: Served, rate: str) -> None:
     assert rate == "0" or done["seconds"] >= 0.2
 
 
-def test_look_and_change(run: Run, served: Served) -> None:
+def test_ls_stat_mkdir_mv_and_rm(run: Run, served: Served) -> None:
     (served.root / "a").write_text("four")
     assert run("mkdir", "d/e", "f").output == ""
     assert run("mv", "a", "d/a").output == ""
@@ -72,7 +72,7 @@ def test_look_and_change(run: Run, served: Served) -> None:
     assert run("ls").output == ""
 
 
-def test_mv_replaces_only_when_told(run: Run, served: Served) -> None:
+def test_mv_replaces_a_file_only_with_overwrite(run: Run, served: Served) -> None:
     for name in ("a", "b"):
         (served.root / name).write_text(name)
     assert run("mv", "a", "b").exit_code == 3

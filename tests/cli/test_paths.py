@@ -1,4 +1,4 @@
-"""Where an account keeps what is its own."""
+"""The paths of a user's files."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ except LocalFileError as error:
 @pytest.mark.skipif(
     not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
 )
-def test_an_account_without_a_home_is_told() -> None:
+def test_an_account_without_a_home_is_an_error() -> None:
     environment = {
         key: os.environ[key] for key in os.environ if key not in ("HOME", "XDG_STATE_HOME")
     }

@@ -56,8 +56,8 @@ def test_progress_comes_twice_a_second_at_most(capsys: pytest.CaptureFixture[str
     events.start("a", 1000)
     for moved in range(1000):
         events.moved("a", moved, 1000)
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    progress = [event for event in told if event["event"] == "progress"]
+    events_seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    progress = [event for event in events_seen if event["event"] == "progress"]
     elapsed = next(ticks) / 20
     assert elapsed * 1.5 <= len(progress) <= elapsed * 2
     assert set(progress[0]) == {"event", "name", "moved", "total"}
@@ -120,7 +120,7 @@ def test_bars_on_a_terminal_that_does_not_know_its_width(served: Served, tmp_pat
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--json"])
-def test_no_bars_when_nobody_wants_them(served: Served, tmp_path: Path, flag: str) -> None:
+def test_no_bars_with_quiet_or_json(served: Served, tmp_path: Path, flag: str) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(3_000_000))
     assert on_a_terminal(["put", "a.bin", flag], tmp_path) == (0, "")
 

@@ -1,4 +1,4 @@
-"""A server of root's that goes on as somebody else."""
+"""A server started by root that changes to another user."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def account() -> Account:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of root's that everybody can look into."""
+    """A directory of root that all users can read."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -128,7 +128,9 @@ def test_it_has_the_rights_of_that_user_alone(
     assert (serving.process.returncode, "Traceback" in log) == (0, False)
 
 
-def test_rights_that_cannot_be_given_up_end_it(place: Path, everybodys_python: list[str]) -> None:
+def test_the_server_exits_if_root_privileges_cannot_be_dropped(
+    place: Path, everybodys_python: list[str]
+) -> None:
     if shutil.which("capsh") is None:
         pytest.skip("there is no capsh here")
     # Root's rights then outlive a change of the user.

@@ -29,7 +29,9 @@ needs_handing_over = pytest.mark.skipif(
 )
 
 
-def test_the_first_line_says_where_and_what_to_type(serve: Serve, tmp_path: Path) -> None:
+def test_the_first_line_shows_the_address_and_the_next_command(
+    serve: Serve, tmp_path: Path
+) -> None:
     served = serve()
     assert re.fullmatch(r"ftpk://127\.0\.0\.1:\d+", served.url)
     assert served.line == (
@@ -42,8 +44,10 @@ def test_the_first_line_says_where_and_what_to_type(serve: Serve, tmp_path: Path
     assert "--" not in log
 
 
-def test_the_first_line_is_one_link_that_stays_the_same(serve: Serve, tmp_path: Path) -> None:
-    links = []
+def test_the_first_line_shows_the_same_login_url_at_each_start(
+    serve: Serve, tmp_path: Path
+) -> None:
+    login_urls = []
     for _ in range(2):
         served = serve("--log-json", "--verbose", default=True)
         url = Url.parse(served.url)
@@ -57,8 +61,8 @@ def test_the_first_line_is_one_link_that_stays_the_same(serve: Serve, tmp_path: 
         assert code == 0
         assert "warning" not in log
         assert url.token not in log
-        links.append((url.token, url.pin))
-    assert links[0] == links[1]
+        login_urls.append((url.token, url.pin))
+    assert login_urls[0] == login_urls[1]
 
 
 def pin_of(address: Address) -> str:
@@ -74,7 +78,7 @@ def pin_of(address: Address) -> str:
     return Identity(ssl.DER_cert_to_PEM_cert(shown).encode(), b"").pin
 
 
-def test_it_admits_nobody_without_tls_or_without_a_token(serve: Serve, tmp_path: Path) -> None:
+def test_connections_without_tls_or_token_are_refused(serve: Serve, tmp_path: Path) -> None:
     address = Url.parse(serve(default=True).url).address
     with Raw(address) as raw:
         raw.send({"op": "ping"})
@@ -171,7 +175,7 @@ def test_a_certificate_of_ones_own_is_read_again(
 
 @needs_hangup
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_another_key_is_what_new_links_and_clients_of_this_machine_know(
+def test_new_login_urls_and_local_clients_use_a_new_key(
     serve: Serve, run: Run, tmp_path: Path, workers: str
 ) -> None:
     options = written(Identity.make(), tmp_path, "mine")
@@ -188,7 +192,7 @@ def test_another_key_is_what_new_links_and_clients_of_this_machine_know(
 
 @needs_hangup
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_where_the_state_cannot_be_written_another_key_serves_all_the_same(
+def test_a_new_key_is_used_even_if_the_state_cannot_be_written(
     serve: Serve, tmp_path: Path, workers: str
 ) -> None:
     options = written(Identity.make(), tmp_path, "mine")
@@ -235,7 +239,7 @@ def test_without_a_place_for_its_state_it_says_so(
     assert "choose another directory with --state" in result.stderr
 
 
-def test_who_asks_for_neither_key_nor_token_needs_no_place_for_them(
+def test_a_plain_and_open_server_needs_no_state_directory(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -343,11 +347,11 @@ def test_a_root_in_use_is_one_line(serve: Serve, run: Run) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == f"ftpkit: cannot serve {root}: another server uses {root}\n"
-    link = Url.parse(run("token", "add", "ada").stdout.strip())
-    assert str(link.address) == served.url, "links name the server that runs"
+    login_url = Url.parse(run("token", "add", "ada").stdout.strip())
+    assert str(login_url.address) == served.url, "login URLs name the running server"
 
 
-def test_nobody_reads_its_first_line(tmp_path: Path) -> None:
+def test_a_closed_stdout_does_not_stop_the_server(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The state directory: made once, by whoever comes first, and whole after any death."""
+"""The state directory: created once by concurrent processes, and intact after a crash."""
 
 import os
 import signal
@@ -24,13 +24,13 @@ needs_locks = pytest.mark.skipif(not os_files.HAS_LOCKS, reason="files cannot be
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the state is to be."""
+    """The path of the state directory."""
     return tmp_path / "deep" / "state"
 
 
 @pytest.fixture
 def state(path: Path) -> State:
-    """A state that nothing has been asked of."""
+    """A state directory without files."""
     return State(str(path))
 
 
@@ -104,7 +104,7 @@ def test_a_directory_that_others_can_change_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["key.pem", "certificate.pem"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", Identity.make().key])
-def test_a_damaged_identity_is_told_and_kept(
+def test_a_damaged_identity_is_an_error_and_not_replaced(
     state: State, path: Path, name: str, content: bytes
 ) -> None:
     state.identity()
@@ -114,7 +114,7 @@ def test_a_damaged_identity_is_told_and_kept(
     assert (path / name).read_bytes() == content
 
 
-def test_damaged_tokens_are_told_and_kept(state: State, path: Path) -> None:
+def test_a_damaged_token_file_is_an_error_and_not_replaced(state: State, path: Path) -> None:
     state.tokens()
     private_files.replace(str(path / "tokens.json"), b"{}")
     for ask in (state.tokens, state.first_token):

@@ -43,7 +43,7 @@ def _of_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def let_go_on(
     server: Server, transfers: list[TransferStatus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let the server tell of these."""
+    """Make the server report these."""
     tell = handler_of(server).status
     monkeypatch.setattr(handler_of(server), "status", lambda: {**tell(), "transfers": transfers})
 
@@ -64,9 +64,9 @@ def test_a_table(run: Run, server: Server) -> None:
 def test_json_is_what_the_server_said(run: Run, server: Server) -> None:
     result = run("status", "--json")
     assert result.stdout.count("\n") == 1
-    told = json.loads(result.stdout)
-    assert told.keys() == server.status().keys()
-    assert told["transfers"] == server.status()["transfers"]
+    printed = json.loads(result.stdout)
+    assert printed.keys() == server.status().keys()
+    assert printed["transfers"] == server.status()["transfers"]
 
 
 def test_an_order_that_there_is_not(run: Run) -> None:
@@ -75,7 +75,7 @@ def test_an_order_that_there_is_not(run: Run) -> None:
     assert "--sort" in result.stderr
 
 
-def test_nobody_is_there(run: Run) -> None:
+def test_no_server_is_an_error(run: Run) -> None:
     for args in ([], ["--watch"], ["--watch", "--json"]):
         result = run("status", "--to", "127.0.0.1:1", *args)
         assert result.exit_code == 4
@@ -177,9 +177,9 @@ class Terminal:
     def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code, and what was said on stderr."""
         self.wait(re.escape(LEAVE))
-        _, told = self.process.communicate(timeout=WAIT_S)
+        _, printed = self.process.communicate(timeout=WAIT_S)
         assert self.in_order
-        return self.process.returncode, told
+        return self.process.returncode, printed
 
     @property
     def in_order(self) -> bool:
@@ -190,8 +190,8 @@ class Terminal:
         """Close it on the command; return as ``end`` does."""
         os.close(self._ours)
         self._ours = os.open(os.devnull, os.O_RDWR)
-        _, told = self.process.communicate(timeout=WAIT_S)
-        return self.process.returncode, told
+        _, printed = self.process.communicate(timeout=WAIT_S)
+        return self.process.returncode, printed
 
     def close(self) -> None:
         """End the command, if it still runs."""
@@ -281,17 +281,17 @@ def test_while_it_is_stopped_the_terminal_is_in_order() -> None:
         assert screen.end()[0] == 0
 
 
-def test_a_lost_server_is_told_on_the_screen(server: Server) -> None:
+def test_a_lost_connection_is_reported_on_the_screen(server: Server) -> None:
     with terminal("--retry-for", "2s") as screen:
         screen.wait("slow")
         server.stop(grace_s=0.0)
         screen.wait(r"slow.*(\r\n.*)*: .*; retrying in ")
         screen.press("n")
         screen.wait(r"retrying in .*\r\n.*\[n name\]")
-        code, told = screen.end()
+        code, printed = screen.end()
         assert code == 4
-        assert told.startswith("ftpkit: cannot connect to ")
-        assert told.count("\n") == 1
+        assert printed.startswith("ftpkit: cannot connect to ")
+        assert printed.count("\n") == 1
 
 
 def test_keys_are_heard_while_a_server_is_silent() -> None:

@@ -1,4 +1,4 @@
-"""Sockets that a service manager hands over, what it is told, and the unit files."""
+"""Sockets passed by a service manager, its notifications, and the unit files."""
 
 import os
 import secrets
@@ -170,11 +170,11 @@ def test_what_is_no_socket_is_refused(
     assert done.stdout.startswith("LISTEN_FDS: ")
 
 
-# What it is told
+# Notifications
 
 
-class Told:
-    """Where a service manager is told how it goes."""
+class NotifySocket:
+    """The socket at which a service manager receives notifications."""
 
     def __init__(self, stack: ExitStack, address: str) -> None:
         self.address = address
@@ -199,47 +199,47 @@ class Told:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def told(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Told]:
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotifySocket]:
     if request.param == "abstract" and sys.platform != "linux":
         pytest.skip("no abstract addresses here")
     name = str(tmp_path / "n") if request.param == "path" else f"@ftpkit-{secrets.token_hex(8)}"
     with ExitStack() as stack:
-        yield Told(stack, name)
+        yield NotifySocket(stack, name)
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=needs_handing_over)])
-def test_it_tells_when_it_serves_reads_its_settings_and_ends(
-    start: Start, told: Told, workers: str, tmp_path: Path
+def test_start_reload_and_stop_are_notified(
+    start: Start, manager: NotifySocket, workers: str, tmp_path: Path
 ) -> None:
     options = ("--host", "127.0.0.1", "--port", "0", "--workers", workers, "--grace", "1h")
-    server = start(*options, notify=told.address)
-    ready = told.next()
+    server = start(*options, notify=manager.address)
+    ready = manager.next()
     assert ready["READY"] == "1"
     url = first_line(server).split()[-1]
     assert ready["STATUS"] == f"serves {tmp_path / 'inbox'} at {url}"
     with Client(url) as client:
         client.ping()
         server.send_signal(signal.SIGHUP)
-        reloading = told.next()
+        reloading = manager.next()
         assert reloading["RELOADING"] == "1"
         assert int(reloading["MONOTONIC_USEC"]) > 0
-        assert told.next() == ready
+        assert manager.next() == ready
         client.ping()
     server.send_signal(signal.SIGTERM)
-    assert told.next() == {"STOPPING": "1", "EXTEND_TIMEOUT_USEC": "3615000000"}
+    assert manager.next() == {"STOPPING": "1", "EXTEND_TIMEOUT_USEC": "3615000000"}
     assert ended(server)[0] == 0
-    assert told.silent
+    assert manager.silent
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="there is no /proc")
 @needs_handing_over
 def test_workers_do_not_hear_of_the_manager(
-    start: Start, told: Told, monkeypatch: pytest.MonkeyPatch
+    start: Start, manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = f"MARK={secrets.token_hex(8)}"
     monkeypatch.setenv(*mark.split("="))
-    server = start(*HERE, "--port", "0", "--workers", "2", notify=told.address)
-    told.next()
+    server = start(*HERE, "--port", "0", "--workers", "2", notify=manager.address)
+    manager.next()
     children = {pid for pid in processes_with(mark) if pid != server.pid}
     assert len(children) >= 2
     for pid in children:
@@ -261,15 +261,15 @@ def test_a_token_is_not_stdout_is_journal(
     journal = tmp_path / "journal"
     state = ["--state", str(tmp_path / "elsewhere")] if elsewhere else []
     with ExitStack() as stack:
-        told = Told(stack, str(tmp_path / "n"))
+        manager = NotifySocket(stack, str(tmp_path / "n"))
         file = stack.enter_context(journal.open("w"))
         status = os.fstat(file.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-        monkeypatch.setenv("NOTIFY_SOCKET", told.address)
+        monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
         argv = command("serve", str(tmp_path / "inbox"), "--host", "127.0.0.1", "--port", "0")
         server = subprocess.Popen([*argv, *state], stdout=file, stderr=subprocess.PIPE, text=True)
         stack.callback(kill, server)
-        told.next()
+        manager.next()
     line = journal.read_text()
     adding = " ".join(["ftpkit token add NAME", *state])
     assert line.endswith(f"; to create a login URL, run: {adding}\n")

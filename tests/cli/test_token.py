@@ -48,7 +48,7 @@ def granted(state: State, url: Url) -> Grant:
     return grant
 
 
-def test_a_link_is_all_that_a_client_needs(run: Run, state: State) -> None:
+def test_a_login_url_is_all_that_a_client_needs(run: Run, state: State) -> None:
     result = run("token", "add", "alice")
     url = Url.parse(result.stdout.removesuffix("\n"))
     assert (url.address, url.pin, url.plain) == (WHERE, state.identity().pin, False)
@@ -67,7 +67,7 @@ def test_without_options_nothing_is_limited(run: Run, state: State) -> None:
     assert grant == Grant(user="alice", can=grant.can, key=grant.key)
 
 
-def test_a_link_is_as_the_server_is_reached(run: Run, state: State) -> None:
+def test_a_login_url_has_the_last_address_of_the_server(run: Run, state: State) -> None:
     state.set_url(Url(WHERE, plain=True))
     assert add(run, "alice").login_url().startswith("ftpk+plain://")
     state.set_url(Url(Address("2001:db8::1"), pin="p" * 43))
@@ -88,7 +88,7 @@ def test_the_server_that_runs_is_meant_wherever_its_state_is(
     assert [grant.user for grant in usual.grants()] == ["owner", "bob"]
 
 
-def test_before_the_first_start_a_link_is_a_guess(run: Run, path: Path) -> None:
+def test_before_the_first_start_a_login_url_has_the_host_name(run: Run, path: Path) -> None:
     result = run("token", "add", "alice")
     url = Url.parse(result.stdout.strip())
     assert url.address.port == 9021
@@ -259,7 +259,7 @@ def test_help_shows_how(run: Run) -> None:
         assert "Example:  ftpkit token " in run("token", *args, "--help").stdout
 
 
-def test_a_shell_takes_the_link_from_stdout(tmp_path: Path) -> None:
+def test_only_the_login_url_is_on_stdout(tmp_path: Path) -> None:
     state = tmp_path / "named"
     environment = {**os.environ, "FTPKIT_STATE": str(tmp_path / "elsewhere")}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""--udp, --udp-only and --no-udp: what a person and a script are told."""
+"""The messages and events of --udp, --udp-only and --no-udp."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def test_up_and_down_as_datagrams(run: Run, served: Served) -> None:
     assert Path("copy").read_bytes() == content == (served.root / "large.bin").read_bytes()
 
 
-def test_where_udp_is_blocked_a_person_is_told_and_it_goes_on(
+def test_blocked_udp_is_reported_and_continues_over_tcp(
     run: Run, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(udp_session, "_BLOCKED_S", 0.5)
@@ -70,7 +70,7 @@ def test_a_server_without_udp(run: Run, serve: Serve) -> None:
     assert run("put", "large.bin", "--udp-only", "--to", served.url).exit_code == 4
 
 
-def test_a_udp_port_that_is_taken_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_udp_port_in_use_is_a_one_line_error(tmp_path: Path) -> None:
     with port_taken_for_udp() as port:
         done = subprocess.run(
             command("serve", str(tmp_path / "inbox"), "--port", str(port), *HERE),

@@ -72,7 +72,7 @@ def test_sizes_are_shown_with_three_digits(count: float, text: str) -> None:
     assert format_size(count) == text
 
 
-def test_rates_of_links_are_shown_in_bits() -> None:
+def test_bit_rates() -> None:
     shown = [format_bit_rate(bits) for bits in (0, 92_340_000, 1.5e9)]
     assert shown == ["0 bit/s", "92.3 Mbit/s", "1.50 Gbit/s"]
 
