@@ -185,10 +185,7 @@ class _Attempt:
 
     def _clean_up(self, source: Source) -> None:
         """Remove the file or the unfinished upload from the server."""
-        with (
-            contextlib.suppress(FtpkitError),
-            closing(Connections(self._url)) as connections,
-        ):
+        with contextlib.suppress(FtpkitError), closing(Connections(self._url)) as connections:
             connection = connections.open()
             if not self._verified:
                 # The upload's id may not have arrived, so begin it again to abort it.

@@ -17,14 +17,7 @@ from ftpkit.protocol.codec import (
     request_to_header,
 )
 from ftpkit.protocol.frame import Header, encode_header
-from ftpkit.protocol.messages import (
-    PROTOCOL_VERSION,
-    Auth,
-    Hello,
-    Pending,
-    Reply,
-    Request,
-)
+from ftpkit.protocol.messages import PROTOCOL_VERSION, Auth, Hello, Pending, Reply, Request
 
 MAX_BAD_TOKENS: Final = 3
 # In bytes. A reply repeats the id, so without a limit its header could exceed MAX_HEADER.
