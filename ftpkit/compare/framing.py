@@ -126,10 +126,8 @@ def stream_fates(messages: Sequence[bytes], reads: Sequence[bytes]) -> list[Fate
     fates, start = [], 0
     for message in messages:
         end = start + len(message)
-        if stream[start:end] == message:
-            fates.append(_fate(start, end, read_ends))
-        else:
-            fates.append(Fate.LOST)
+        arrived = stream[start:end] == message
+        fates.append(_fate(start, end, read_ends) if arrived else Fate.LOST)
         start = end
     return fates
 
@@ -177,10 +175,7 @@ def _outcome(transport: str, reads: Sequence[bytes], fates: Sequence[Fate]) -> O
         transport=transport,
         messages=len(fates),
         reads=len(reads),
-        whole=count[Fate.WHOLE],
-        glued=count[Fate.GLUED],
-        split=count[Fate.SPLIT],
-        lost=count[Fate.LOST],
+        **{fate.value: count[fate] for fate in Fate},
     )
 
 
@@ -191,16 +186,11 @@ def _frame(message: bytes) -> bytes:
 def _through_tcp(parts: Iterable[bytes]) -> list[bytes]:
     """Send each of ``parts`` with one call; return what each call of ``recv`` returned."""
     with _connection() as (sender, receiver), ThreadPoolExecutor(1) as pool:
-        receiving = pool.submit(_read_to_end, receiver)
+        receiving = pool.submit(list, iter(lambda: receiver.recv(READ_SIZE), b""))
         with sender:  # closing it ends the receiver
             for part in parts:
                 sender.sendall(part)
         return receiving.result()
-
-
-def _read_to_end(receiver: socket.socket) -> list[bytes]:
-    with receiver:
-        return list(iter(lambda: receiver.recv(READ_SIZE), b""))
 
 
 def _through_udp(messages: Iterable[bytes]) -> list[bytes]:

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ftpkit.compare.trace import Arrival
 from ftpkit.scheduling.flow import Account, Flow, Transfer
@@ -98,7 +98,10 @@ def outcomes(
     quantum = RateLimiter(bytes_per_s).quantum
     flows = [
         _FlowTimes(
-            each.size, end - each.at_s + min(each.size, quantum) / bytes_per_s, end, bytes_per_s
+            size=each.size,
+            flow_s=end - each.at_s + min(each.size, quantum) / bytes_per_s,
+            end_s=end,
+            alone_s=each.size / bytes_per_s,
         )
         for each, end in zip(trace, completed_s, strict=True)
     ]
@@ -120,18 +123,16 @@ def large_from(trace: Sequence[Arrival]) -> int:
     return max(SMALL, sizes[math.floor(len(sizes) * (1 - _LARGE_SHARE))])
 
 
-class _FlowTimes:
-    __slots__ = ("end_s", "flow_s", "size", "slowdown", "wait_s")
-
-    def __init__(self, size: int, flow_s: float, end_s: float, bytes_per_s: float) -> None:
-        alone_s = size / bytes_per_s
-        self.size, self.flow_s, self.end_s = size, flow_s, end_s
-        self.slowdown, self.wait_s = flow_s / alone_s, max(0.0, flow_s - alone_s)
+class _FlowTimes(NamedTuple):
+    size: int
+    flow_s: float
+    end_s: float
+    alone_s: float
 
 
 def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -> Outcome:
     times = sorted(flow.flow_s for flow in flows)
-    slowdowns = sorted(flow.slowdown for flow in flows)
+    slowdowns = sorted(flow.flow_s / flow.alone_s for flow in flows)
     speeds = [1 / slowdown for slowdown in slowdowns]
     return Outcome(
         policy=policy,
@@ -143,7 +144,7 @@ def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -
         p99_s=_p99(times),
         mean_slowdown=statistics.fmean(slowdowns),
         p99_slowdown=_p99(slowdowns),
-        max_wait_s=max(flow.wait_s for flow in flows),
+        max_wait_s=max(0.0, *(flow.flow_s - flow.alone_s for flow in flows)),
         jain=sum(speeds) ** 2 / (len(speeds) * sum(speed * speed for speed in speeds)),
         makespan_s=max(flow.end_s for flow in flows),
     )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.blocks import BLOCK
@@ -27,20 +27,6 @@ class Traffic(NamedTuple):
     lost_bytes: int | None = None
 
 
-class Strategy(Protocol):
-    """Transfers the missing blocks of an upload."""
-
-    @property
-    def moved(self) -> int:
-        """Bytes acknowledged; safe from another thread."""
-
-    def move(self, connection: Connection, upload: BlockUpload) -> float:
-        """Transfer them; return when the last byte arrived. Connection errors propagate."""
-
-    def traffic(self) -> Traffic:
-        """Return what was sent; the connections must still be open."""
-
-
 class TcpStrategy:
     """Blocks over one connection, or several that take them from one queue.
 
@@ -58,10 +44,11 @@ class TcpStrategy:
 
     @property
     def moved(self) -> int:
-        """Bytes that the kernel counts as acknowledged, headers included."""
+        """Bytes that the kernel counts as acknowledged, headers included; thread-safe."""
         return sum(meter.now.acked - meter.then.acked for meter in list(self._meters))
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
+        """Transfer the missing blocks; return when the last byte arrived."""
         if self._streams == 1:
             self._meters.append(_Meter(connection.sock))
         else:
@@ -72,7 +59,7 @@ class TcpStrategy:
         return time.monotonic()
 
     def traffic(self) -> Traffic:
-        """Return the kernel's counts; it has none of lost bytes."""
+        """Return the kernel's counts, before the connections are closed; none of lost bytes."""
         if not all(meter.known for meter in self._meters):
             return Traffic()
         spans = [(meter.now, meter.then) for meter in self._meters]
@@ -110,6 +97,7 @@ class UdpStrategy:
         self._senders: list[Sender | RawSender] = []
 
     def move(self, connection: Connection, upload: BlockUpload) -> float:
+        """Transfer the missing blocks; return when the last byte arrived."""
         repaired = self._raw_bytes_per_s is None
         # A receiver holds a limited number of incomplete blocks; unrepaired, most remain so.
         for sizes in _batches(upload.missing(), MAX_BLOCKS if repaired else max_open_blocks(BLOCK)):

@@ -16,7 +16,7 @@ from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.upload import BlockUpload
 from ftpkit.compare.connections import Connections
-from ftpkit.compare.strategies import Strategy, TcpStrategy, UdpStrategy
+from ftpkit.compare.strategies import TcpStrategy, UdpStrategy
 from ftpkit.compare.tcp_info import congestion_of
 from ftpkit.errors import FtpkitError
 from ftpkit.lab.child import reply
@@ -101,7 +101,7 @@ class _Attempt:
         self._job, self._transport, self._url = job, job.transport, Url.parse(job.url)
         self._connections = Connections(self._url, job.transport.congestion)
         self._sources = ExitStack()
-        self._strategy: Strategy = (
+        self._strategy: TcpStrategy | UdpStrategy = (
             TcpStrategy(self._connections, self._transport.streams, self._join)
             if self._transport.streams
             else UdpStrategy(self._transport.raw_bytes_per_s)
@@ -201,7 +201,9 @@ class _Watchdog:
     Also at the end of standard input, when the parent no longer waits.
     """
 
-    def __init__(self, strategy: Strategy, connections: Connections, limit_s: float) -> None:
+    def __init__(
+        self, strategy: TcpStrategy | UdpStrategy, connections: Connections, limit_s: float
+    ) -> None:
         self.started = time.monotonic()
         self.first_byte_at: float | None = None
         self.stopped = False

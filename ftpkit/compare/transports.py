@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ftpkit.client import Client
 from ftpkit.client.transfer.source import Source
@@ -100,19 +100,15 @@ def comparing(
         if source.total == 0:
             raise LocalFileError(f"{path!r} is empty: give a file with data")
     absolute = str(Path(path).absolute())
+    if to is not None:
+        with Client(to) as client:
+            client.ping()
+        yield Comparison(absolute, to, limit_s)
+        return
     with ExitStack() as stack:
-        if to is not None:
-            with Client(to) as client:
-                client.ping()
-            yield Comparison(absolute, to, limit_s)
-            return
         network = stack.enter_context(EmulatedNetwork(profile)) if profile else None
-        server, url = _start_server(stack, network)
+        far = network.far if network else None
+        job = {"host": far.v4 if far else None}
+        server = stack.enter_context(ChildProcess("ftpkit.compare.server_process", job, far))
+        url = Url(Address(**server.receive()), plain=True)
         yield Comparison(absolute, url, limit_s, server, network)
-
-
-def _start_server(stack: ExitStack, network: EmulatedNetwork | None) -> tuple[ChildProcess, Url]:
-    far = network.far if network else None
-    job: dict[str, Any] = {"host": far.v4 if far else None}
-    server = stack.enter_context(ChildProcess("ftpkit.compare.server_process", job, far))
-    return server, Url(Address(**server.receive()), plain=True)

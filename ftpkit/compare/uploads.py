@@ -84,27 +84,26 @@ def _zeros(directory: str, size: int) -> str:
 
 
 def _run(trace: Sequence[Arrival], uploads: "_Uploads", pool: ThreadPoolExecutor) -> list[float]:
-    completed_s = [0.0] * len(trace)
     failed = threading.Event()
     start_s = time.monotonic()
 
-    def upload(number: int) -> None:
+    def upload(arrival: Arrival) -> float:
         try:
-            uploads.upload(trace[number])
+            uploads.upload(arrival)
         except BaseException:
             failed.set()
             raise
-        completed_s[number] = time.monotonic() - start_s
+        return time.monotonic() - start_s
 
     begun = []
-    for number, arrival in enumerate(trace):
+    for arrival in trace:
         pause_s = start_s + arrival.at_s - time.monotonic()
         if failed.wait(min(max(0.0, pause_s), threading.TIMEOUT_MAX)):
             break
-        begun.append(pool.submit(upload, number))
+        begun.append(pool.submit(upload, arrival))
     for ended in wait(begun, return_when=FIRST_EXCEPTION).done:
         ended.result()
-    return completed_s
+    return [each.result() for each in begun]
 
 
 class _Uploads:

@@ -47,37 +47,33 @@ class RunningDigest:
     """
 
     def __init__(self, algorithm: str = DEFAULT) -> None:
+        self.length = 0
+        """The bytes from the start that are hashed."""
         self._algorithm = algorithm
         self._hasher = new_hasher(algorithm)
-        self._length = 0
         self._forked: Hasher | None = None
-
-    @property
-    def length(self) -> int:
-        """The bytes from the start that are hashed."""
-        return self._length
 
     def fork(self, offset: int) -> Hasher | None:
         """Return a hasher for the block at ``offset`` if it is the next block, else None."""
-        if offset != self._length:
+        if offset != self.length:
             return None
         self._forked = self._hasher.copy()
         return self._forked
 
     def join(self, hasher: Hasher | None, offset: int, size: int) -> None:
         """Adopt a forked hasher that has hashed a verified block of ``size`` bytes."""
-        if hasher is not None and hasher is self._forked and offset == self._length:
+        if hasher is not None and hasher is self._forked and offset == self.length:
             self._hasher, self._forked = hasher, None
-            self._length += size
+            self.length += size
 
     def forget(self, offset: int) -> None:
         """Start again if the block at ``offset``, which is replaced, was hashed already."""
-        if offset < self._length:
-            self._hasher, self._length = new_hasher(self._algorithm), 0
+        if offset < self.length:
+            self._hasher, self.length = new_hasher(self._algorithm), 0
 
     def of(self, total: int) -> str | None:
         """Return the digest of a file of ``total`` bytes if all of it is hashed, else None."""
-        if self._length != total:
+        if self.length != total:
             return None
         return format_digest(self._algorithm, self._hasher.digest())
 

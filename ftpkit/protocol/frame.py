@@ -145,8 +145,11 @@ def _fault(header: Header, text: str) -> str | None:
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(header) > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH}"
     # UTF-8 has no surrogates, so one can only come from an escape.
-    if "\\u" in text and _has_surrogate(header):
-        return "a string has an unpaired surrogate"
+    if "\\u" in text:
+        try:
+            encode_json(header)
+        except UnicodeEncodeError:
+            return "a string has an unpaired surrogate"
     if "size" in header:
         size = header["size"]
         if type(size) is not int or not 0 <= size <= MAX_SIZE:
@@ -168,14 +171,6 @@ def _depth(value: object) -> int:
             inner = item.values() if isinstance(item, dict) else item
             stack.extend((child, depth + 1) for child in inner)
     return deepest
-
-
-def _has_surrogate(value: object) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> Header:

@@ -110,17 +110,12 @@ Allocate = Callable[[int], memoryview]
 """Returns this many bytes of memory, with arbitrary content."""
 
 
-def plain_memory(length: int) -> memoryview:
-    """Return zeroed memory."""
-    return memoryview(bytearray(length))
-
-
 class BlockBuffers:
     """Memory for blocks, reused because page faults on new memory are expensive."""
 
-    def __init__(self, allocate: Allocate = plain_memory) -> None:
+    def __init__(self, allocate: Allocate | None = None) -> None:
         self._spare: list[memoryview] = []
-        self._allocate = allocate
+        self._allocate = allocate or (lambda length: memoryview(bytearray(length)))
 
     def borrow(self, length: int) -> memoryview:
         """Return ``length`` bytes of memory, with arbitrary content."""

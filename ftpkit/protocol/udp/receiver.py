@@ -18,7 +18,6 @@ from ftpkit.protocol.udp.packet import (
     PacketNumbers,
     ReceivedPackets,
     pack_ack,
-    plain_memory,
 )
 
 # An acknowledgement is due after this many datagrams, bytes or seconds.
@@ -57,7 +56,7 @@ class Receiver:
         *,
         max_open: int,
         direction: int,
-        allocate: Allocate = plain_memory,
+        allocate: Allocate | None = None,
     ) -> None:
         self.received = 0
         """Bytes of pieces received, each counted once."""

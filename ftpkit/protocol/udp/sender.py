@@ -132,7 +132,8 @@ class Sender:
             return datagrams
         self._next_send_at = max(self._next_send_at, now - CREDIT_S)
         bytes_per_s, window = self._congestion.bytes_per_s, self._congestion.window
-        size, allowance = self._piece + OVERHEAD, self._pacing_bytes(now)
+        size, paced = self._piece + OVERHEAD, (now - self._next_send_at + BURST_S) * bytes_per_s
+        allowance = min(max(paced, _MIN_BURST_DATAGRAMS * size), MAX_BURST_BYTES)
         while allowance > 0 and self._in_flight < window:
             copies, piece = self._next_piece()
             datagrams += [self._datagram(piece, now) for _ in range(copies)]
@@ -177,11 +178,6 @@ class Sender:
                 app_limited=self._app_limited,
             )
         )
-
-    def _pacing_bytes(self, now: float) -> float:
-        """Return how many bytes pacing allows now."""
-        paced = (now - self._next_send_at + BURST_S) * self._congestion.bytes_per_s
-        return min(max(paced, _MIN_BURST_DATAGRAMS * (self._piece + OVERHEAD)), MAX_BURST_BYTES)
 
     def _next_piece(self) -> tuple[int, tuple[int, int]]:
         """Return the number of copies to send, 0 if there is nothing, and the next piece."""

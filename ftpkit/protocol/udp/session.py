@@ -56,11 +56,12 @@ class ClientDatagramSession:
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:
         if not header.kind & FROM_SERVER:
             return
-        if header.kind & ~FROM_SERVER == Kind.ECHO:
+        kind = header.kind & ~FROM_SERVER
+        if kind == Kind.ECHO:
             self.path.receive(header, payload, now)
             return
         self.path.note_received(now)
-        if header.kind & ~FROM_SERVER == Kind.END:
+        if kind == Kind.END:
             self.closed_by_server = True
         elif self.transfer is not None:
             self.transfer.receive(header, payload, now)
