@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from ftpkit import __version__
@@ -212,14 +211,13 @@ class ConnectionHandler:
                     log.exception("error", extra={"fields": {"peer": session.peer}})
 
 
-@contextlib.contextmanager
-def open_store(store: Store | str | os.PathLike[str], *, durable: bool) -> Iterator[Store]:
-    """Yield ``store``, or the default store in that directory, which is closed at the end."""
+def open_store(
+    store: Store | str | os.PathLike[str], *, durable: bool
+) -> contextlib.AbstractContextManager[Store]:
+    """Return a context with ``store``, or with the default store in that directory."""
     if isinstance(store, str | os.PathLike):
-        with DirectoryStore(store, durable=durable) as opened:
-            yield opened
-    else:
-        yield store
+        return DirectoryStore(store, durable=durable)
+    return contextlib.nullcontext(store)
 
 
 def used_bytes_of(store: Store) -> UsedBytes:

@@ -33,8 +33,11 @@ class Jobs:
 
     def run(self, key: Hashable, work: Work) -> Any:
         """Return what ``work`` returns, raise what it raises, or return Pending while it runs."""
+        now = time.monotonic()
         with self._lock:
-            self._forget_old()
+            self._jobs = {
+                key: job for key, job in self._jobs.items() if now - job.finished_at < _KEPT_S
+            }
             job = self._jobs.get(key)
             if job is None:
                 if self._stopped:
@@ -67,12 +70,6 @@ class Jobs:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.thread.join()
-
-    def _forget_old(self) -> None:
-        now = time.monotonic()
-        self._jobs = {
-            key: job for key, job in self._jobs.items() if now - job.finished_at < _KEPT_S
-        }
 
 
 class _Job:

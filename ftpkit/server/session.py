@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from ftpkit.errors import (
     Code,
@@ -111,7 +111,14 @@ class Session:
             self._stream.close()
             if not self.handed_over:
                 self._context.leave()
-                log.info("connection", extra={"fields": self._summary(outcome)})
+                fields = {
+                    "peer": self.peer,
+                    **self._context.log_fields,
+                    "requests": self._requests,
+                    "seconds": round(time.monotonic() - self._since, 3),
+                    "outcome": Code.AUTH_REQUIRED if self._revoked else outcome,
+                }
+                log.info("connection", extra={"fields": fields})
 
     def stop(self, *, now: bool) -> None:
         """End when the transfers of this session have ended, or ``now``."""
@@ -319,15 +326,6 @@ class Session:
         # Datagrams must not go on while the client takes its time.
         self._context.end_datagram_session()
         self._stream.lingering_close(_LINGER_S)
-
-    def _summary(self, outcome: str) -> dict[str, Any]:
-        return {
-            "peer": self.peer,
-            **self._context.log_fields,
-            "requests": self._requests,
-            "seconds": round(time.monotonic() - self._since, 3),
-            "outcome": Code.AUTH_REQUIRED if self._revoked else outcome,
-        }
 
     def _deauthenticated(self) -> RefusedError:
         reason = (

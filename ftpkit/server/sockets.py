@@ -39,7 +39,6 @@ class ListeningSocket:
         return [self.tcp] if self.udp is None else [self.tcp, self.udp]
 
     def close(self) -> None:
-        """Close both; safe to call twice."""
         for sock in self.sockets:
             sock.close()
 
@@ -117,10 +116,8 @@ def _open(family: int, address: tuple[str, int], *, datagrams: bool) -> Listenin
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
         sock.bind(address)
         sock.listen(_BACKLOG)
-        udp = None
-        if datagrams and os_sockets.HAS_SHARED_PORTS:
-            udp = _open_udp(family, sock.getsockname())
-        return ListeningSocket(sock, udp)
+        wanted = datagrams and os_sockets.HAS_SHARED_PORTS
+        return ListeningSocket(sock, _open_udp(family, sock.getsockname()) if wanted else None)
     except BaseException:
         sock.close()
         raise
@@ -158,9 +155,7 @@ def _targets(host: str | None) -> list[tuple[int, str]]:
     if host is None:
         return [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
     if host == "*":
-        if socket.has_dualstack_ipv6():
-            return [(socket.AF_INET6, "::")]
-        return [(socket.AF_INET, "")]
+        return [(socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError:  # from IDNA: a label is empty or longer than 63 characters

@@ -31,9 +31,7 @@ class TransferRegistry:
         """
         rates = {} if bytes_per_s is None else dict.fromkeys(Direction, bytes_per_s)
         with self._lock:
-            account = self._accounts.get(user)
-            if account is None:
-                account = self._accounts[user] = Account(user, weight=weight, bytes_per_s=rates)
+            account = self._accounts.setdefault(user, Account(user, bytes_per_s=rates))
             account.weight = weight
             if account.bytes_per_s != rates:
                 self.scheduler.set_rates(account, rates)

@@ -55,12 +55,10 @@ class TransferTracker:
                 self._move(None)
 
     def begin_reply(self, reply: m.Reply | m.Pending) -> None:
-        """Schedule the body of ``reply`` as part of its transfer."""
         if isinstance(reply, m.GetReply):
             self._move(self._downloaded(reply).handle)
 
     def on_bytes(self, count: int) -> None:
-        """Count ``count`` bytes of a body that have moved."""
         if self._moving is not None:
             if self._context.stream.limiter is None:
                 self._moving.release(count)

@@ -86,7 +86,7 @@ class WorkerPool:
         self._changed = threading.Condition()
         self._workers: dict[int, WorkerHandle] = {}
         self._uploads: dict[str, int] = {}
-        self._waiting: list[tuple[str, int, int]] = []
+        self._waiting: dict[str, list[tuple[int, int]]] = {}
         self._stopping = False
 
     def join(self, worker: WorkerHandle) -> None:
@@ -127,16 +127,11 @@ class WorkerPool:
         It was counted by the connection limiter, which it leaves when it is closed.
         """
         host = address[0]
+        origin: dict[str, Any] = {"host": host, "peer": peer_name(address), "index": index}
         with sock:
             while (worker := self._next(host)) is not None:
                 with contextlib.suppress(ConnectionLostError):
-                    worker.channel.send(
-                        op="serve",
-                        fds=[sock.fileno()],
-                        peer=peer_name(address),
-                        host=host,
-                        index=index,
-                    )
+                    worker.channel.send(op="serve", fds=[sock.fileno()], **origin)
                     return
                 if not self._uncount(worker, host):
                     return
@@ -221,7 +216,7 @@ class WorkerPool:
         with self._changed:
             holder = self.acquire_upload(number, key)
             if holder is None:
-                self._waiting.append((key, number, call))
+                self._waiting.setdefault(key, []).append((number, call))
                 return
             worker = self._workers.get(number)
         if worker is not None:
@@ -229,10 +224,9 @@ class WorkerPool:
 
     def _reply_waiting(self, key: str) -> None:
         with self._changed:
-            found = [each for each in self._waiting if each[0] == key]
-            self._waiting = [each for each in self._waiting if each[0] != key]
-        for each in found:
-            self._reply_holder(*each)
+            waiting = self._waiting.pop(key, [])
+        for number, call in waiting:
+            self._reply_holder(key, number, call)
 
     def _next(self, host: str) -> WorkerHandle | None:
         """Return the worker for a connection, which is counted there; None while stopping."""

@@ -40,7 +40,6 @@ class SchedulerServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send no more grants, and join the thread."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -95,18 +94,16 @@ class SchedulerServer:
         return {order: positions[each] for (_, order), each in mine if each in positions}
 
     def _add_flow(self, key: _Key, header: Header, now: float) -> None:
-        worker, user = key[0], header["user"]
-        account = self._accounts.get(user)
-        if account is None:
-            account = self._accounts[user] = Account(user, bytes_per_s=_rates(header))
-        elif account.bytes_per_s != _rates(header):
-            self._scheduler.set_rates(account, _rates(header), now)
+        user, rates = header["user"], _rates(header)
+        account = self._accounts.setdefault(user, Account(user, bytes_per_s=rates))
+        if account.bytes_per_s != rates:
+            self._scheduler.set_rates(account, rates, now)
         account.weight = header["weight"]
-        transfer = self._transfers.get((worker, header["order"]))
-        if transfer is None:
-            direction, moved = Direction(header["direction"]), header["moved"]
-            transfer = Transfer(account, header["name"], direction, header["total"], now, moved)
-            self._transfers[worker, header["order"]] = transfer
+        direction, moved = Direction(header["direction"]), header["moved"]
+        transfer = self._transfers.setdefault(
+            (key[0], header["order"]),
+            Transfer(account, header["name"], direction, header["total"], now, moved),
+        )
         flow = self._flows[key] = self._scheduler.add_flow(transfer)
         self._keys[flow] = key
 

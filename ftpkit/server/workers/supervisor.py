@@ -130,7 +130,6 @@ class Supervisor:
         self._listeners.log_start(workers=self.config.workers)
 
     def stop(self, grace_s: float = 30.0) -> None:
-        """Stop accepting, wait up to ``grace_s`` for running transfers, then interrupt the rest."""
         self._stop(grace_s)
         log.info("stopped", extra={"fields": {}})
 

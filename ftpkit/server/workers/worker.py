@@ -213,7 +213,8 @@ class _WorkerConnection:
     """A connection while this worker serves it; the ``OtherWorkers`` of its session."""
 
     def __init__(self, worker: Worker, header: Header, body: bytes) -> None:
-        self.host, self.peer, self._index = header["host"], header["peer"], header["index"]
+        self._origin = {key: header[key] for key in ("host", "peer", "index")}
+        self.host, self.peer, self._index = self._origin.values()
         self._worker, self.status = worker, worker.status
         self._handoff = unpack(header["handoff"], body) if "handoff" in header else None
         self._handed_over = False
@@ -248,10 +249,8 @@ class _WorkerConnection:
             to=to,
             proxied=proxied,
             user=handoff.grant.user if handoff.grant else "",
-            host=self.host,
-            peer=self.peer,
-            index=self._index,
             handoff=size,
+            **self._origin,
         )
 
     def _close(self) -> None:
