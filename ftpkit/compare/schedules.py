@@ -17,7 +17,7 @@ from ftpkit.scheduling.scheduler import Scheduler
 SMALL: Final = 100_000
 _LARGE_SHARE: Final = 0.01
 # The rate within a turn, as over loopback; between turns, the rate limit applies.
-LINE_BYTES_PER_S: Final = 1e9
+_TURN_BYTES_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,7 @@ class Outcome:
     makespan_s: float
 
 
-def simulate(
-    trace: Sequence[Arrival],
-    policy: Policy,
-    bytes_per_s: float,
-    line_bytes_per_s: float = LINE_BYTES_PER_S,
-) -> list[float]:
+def simulate(trace: Sequence[Arrival], policy: Policy, bytes_per_s: float) -> list[float]:
     """Return when each file completes, in simulated seconds, on a server with this rate limit."""
     scheduler = Scheduler(policy, bytes_per_s={Direction.UP: bytes_per_s})
     accounts = {user: Account(user) for user in {arrival.user for arrival in trace}}
@@ -60,7 +55,7 @@ def simulate(
     while True:
         while (flow := scheduler.grant_next(now)) is not None:
             turns += 1
-            heapq.heappush(ends, (now + flow.size / line_bytes_per_s, turns, flow))
+            heapq.heappush(ends, (now + flow.size / _TURN_BYTES_PER_S, turns, flow))
         arrives_s = trace[arrived].at_s if arrived < len(trace) else math.inf
         ends_s = ends[0][0] if ends else math.inf
         now = min(arrives_s, ends_s, scheduler.next_at())

@@ -37,7 +37,12 @@ def reply_from_header(kind: type[Reply], header: Header) -> Reply | Pending | Re
     Raises ProtocolError for a header that is no such reply.
     """
     if header.get("ok") is False:
-        return _refusal(header)
+        code, message = header.get("code"), header.get("message")
+        if type(code) is not str or type(message) is not str:
+            raise ProtocolError("bad reply: a refusal needs a code and a message, both strings")
+        return RefusedError(
+            Code(code) if code in Code.__members__.values() else Code.INTERNAL, message
+        )
     if header.get("ok") is not True:
         raise ProtocolError("bad reply: ok must be true or false")
     wanted = Pending if header.get("pending") is True else kind
@@ -64,14 +69,6 @@ def list_entry_from_json(line: bytes) -> ListEntry:
     """Return the entry in one line of a list; raises ProtocolError."""
     values = decode_header(line)
     return ListEntry(**_read(ListEntry, values, lambda fault: ProtocolError(f"bad list: {fault}")))
-
-
-def _refusal(header: Header) -> RefusedError:
-    code, message = header.get("code"), header.get("message")
-    if type(code) is not str or type(message) is not str:
-        raise ProtocolError("bad reply: a refusal needs a code and a message, both strings")
-    known = Code(code) if code in Code.__members__.values() else Code.INTERNAL
-    return RefusedError(known, message)
 
 
 class _Field(NamedTuple):
@@ -121,10 +118,6 @@ def _read(kind: type, header: Header, error: Callable[[str], FtpkitError]) -> di
 
 def _values_of(message: Request | Reply | Pending | ListEntry) -> Header:
     """Return the fields of ``message`` that are not at their defaults."""
-    header = {}
     kind: type = type(message)
-    for field in _fields_of(kind):
-        value = getattr(message, field.name)
-        if field.default is MISSING or value != field.default:
-            header[field.name] = value
-    return header
+    values = ((field, getattr(message, field.name)) for field in _fields_of(kind))
+    return {field.name: value for field, value in values if value != field.default}

@@ -56,7 +56,9 @@ class Decoder:
         if self._failed is not None:
             raise self._failed
         if len(data) == 0:
-            self._end()
+            if self.at_border:
+                raise EndOfStreamError
+            raise TruncatedError(len(self._buffer), self._target)
         if len(data) > self.wanted:
             raise ValueError(f"feed takes at most {self.wanted} bytes now, not {len(data)}")
         self._buffer += data
@@ -90,11 +92,6 @@ class Decoder:
         raise ProtocolError(
             f"a header of {length:,} bytes exceeds the limit of {self._max_header:,}"
         )
-
-    def _end(self) -> NoReturn:
-        if self.at_border:
-            raise EndOfStreamError
-        raise TruncatedError(len(self._buffer), self._target)
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:

@@ -91,12 +91,8 @@ class PathProber:
             self.piece, self._next_probe_at = self._largest - OVERHEAD, now
         if now < self.next_event(now):
             return []
-        if self.piece:
-            self._next_probe_at = now + max(2 * self.rtt_s, _GRACE_S)
-            sizes: Sequence[int] = [MIN_DATAGRAM]
-        else:
-            self._next_probe_at = now + _RETRY_S
-            sizes = self._sizes
+        self._next_probe_at = now + (max(2 * self.rtt_s, _GRACE_S) if self.piece else _RETRY_S)
+        sizes = [MIN_DATAGRAM] if self.piece else self._sizes
         return [self._probe(size, now) for size in sizes for _ in range(_COPIES)]
 
     def _probe(self, size: int, now: float) -> Datagram:
