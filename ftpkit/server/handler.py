@@ -92,11 +92,8 @@ class ConnectionHandler:
         """Apply other limits, and an ``identity`` for new connections, as ``Server`` does."""
         self._limits = limits
         self._tls = identity.context() if identity else self._tls
-        self.registry.scheduler.configure(
-            limits.policy,
-            slots=limits.slots,
-            bytes_per_s=limits.bytes_per_s_by_direction,
-        )
+        scheduler = self.registry.scheduler
+        scheduler.configure(limits.policy, slots=limits.slots, bytes_per_s=limits.rates)
 
     def handle(
         self,
@@ -172,7 +169,7 @@ class ConnectionHandler:
             "workers": [
                 {"number": 1, "pid": os.getpid(), "uptime_s": uptime_s, "connections": connections}
             ],
-            "totals": self.registry.ended.totals(),
+            "totals": self.registry.ended.totals,
             "transfers": [
                 transfer_status(each, now) for each in self.registry.scheduler.snapshot()
             ],

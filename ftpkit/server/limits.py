@@ -29,7 +29,7 @@ class Limits:
     bytes_per_s: float | None = None
 
     @property
-    def bytes_per_s_by_direction(self) -> Rates:
+    def rates(self) -> Rates:
         """The rate limit of each direction; empty without a limit."""
         return {} if self.bytes_per_s is None else dict.fromkeys(Direction, self.bytes_per_s)
 
@@ -38,7 +38,7 @@ class Limits:
         return POLICIES[self.schedule]
 
     def new_scheduler(self) -> Scheduler:
-        return Scheduler(self.policy, slots=self.slots, bytes_per_s=self.bytes_per_s_by_direction)
+        return Scheduler(self.policy, slots=self.slots, bytes_per_s=self.rates)
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -53,7 +53,7 @@ class Server:
         sockets: Sequence[ListeningSocket] = (),
     ) -> None:
         self._store, self._durable = store, durable
-        self._identity, self._plain, self._tokens = identity, plain, tokens
+        self.identity, self._plain, self._tokens = identity, plain, tokens
         self._listeners = Listeners(
             host, port, limits, self._handle, datagrams=datagrams, sockets=sockets
         )
@@ -72,11 +72,6 @@ class Server:
         """The first of ``addresses``."""
         return self.addresses[0]
 
-    @property
-    def identity(self) -> Identity | None:
-        """The key and certificate for new connections."""
-        return self._identity
-
     def start(self) -> None:
         """Open the store, listen, and serve in the background; raises OSError."""
         with contextlib.ExitStack() as stack:
@@ -89,7 +84,7 @@ class Server:
             self.connection_limiter,
             self._listeners.limits,
             tokens=self._tokens,
-            identity=self._identity,
+            identity=self.identity,
             plain=self._plain,
         )
         self._stack.callback(handler.close)
@@ -126,7 +121,7 @@ class Server:
         An ``identity`` replaces the present one for new connections.
         """
         self._listeners.limits = limits
-        self._identity = identity or self._identity
+        self.identity = identity or self.identity
         if self.handler is not None:
             self.handler.change(limits, identity)
 

@@ -328,11 +328,8 @@ class Session:
         self._stream.lingering_close(_LINGER_S)
 
     def _deauthenticated(self) -> RefusedError:
-        reason = (
-            "no token was presented in time"
-            if self._context.unauthenticated
-            else "the token is no longer valid"
-        )
+        late = self._context.unauthenticated
+        reason = "no token was presented in time" if late else "the token is no longer valid"
         return RefusedError(Code.AUTH_REQUIRED, reason)
 
 

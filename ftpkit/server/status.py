@@ -13,11 +13,11 @@ NO_TOTALS: Final = Totals(uploads=0, downloads=0, unfinished=0, up_bytes=0, down
 
 
 class TransferTotals:
-    """Counts the transfers of a server that have ended."""
+    """Counts the transfers of a server that have ended; ``totals`` is replaced by each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._totals = NO_TOTALS
+        self.totals = NO_TOTALS
 
     def add(self, direction: str, count: int, *, whole: bool) -> None:
         """Count a transfer "up" or "down" that moved ``count`` bytes; ``whole`` if it finished."""
@@ -30,11 +30,7 @@ class TransferTotals:
             down_bytes=0 if up else count,
         )
         with self._lock:
-            self._totals = sum_totals(self._totals, ended)
-
-    def totals(self) -> Totals:
-        with self._lock:
-            return self._totals.copy()
+            self.totals = sum_totals(self.totals, ended)
 
 
 def sum_totals(one: Totals, other: Totals) -> Totals:

@@ -86,7 +86,7 @@ def test_totals_count_both_directions() -> None:
     ended.add("up", 5, whole=False)
     ended.add("down", 7, whole=True)
     ended.add("down", 1, whole=False)
-    before = ended.totals()
+    before = ended.totals
     assert before == {
         "uploads": 1, "downloads": 1, "unfinished": 2, "up_bytes": 15, "down_bytes": 8,
     }  # fmt: skip

@@ -35,9 +35,7 @@ class SchedulerServer:
         self._until_s = -math.inf
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="ftpkit-scheduler", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self.start = self._thread.start
 
     def stop(self) -> None:
         with self._changed:
@@ -48,10 +46,7 @@ class SchedulerServer:
     def configure(self, limits: Limits) -> None:
         with self._changed:
             self._scheduler.configure(
-                limits.policy,
-                slots=limits.slots,
-                bytes_per_s=limits.bytes_per_s_by_direction,
-                now=self._clock(),
+                limits.policy, slots=limits.slots, bytes_per_s=limits.rates, now=self._clock()
             )
             self._grant_due()
 
