@@ -216,16 +216,17 @@ def chown_to_directory_owner(fd: int, directory: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(fd: int, *, wait: bool = False) -> Iterator[bool]:
-    """Hold an exclusive flock(2) until the block ends; yield False if another process holds it.
+def lock(fd: int, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Hold a flock(2) until the block ends; yield False if another process excludes it.
 
     With ``wait`` the call blocks instead. Without flock nothing is locked, and True is yielded.
     """
     if not HAS_LOCKS:
         yield True
         return
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         yield False
         return

@@ -74,14 +74,31 @@ class DirHandle:
 
     def above(self, expected: os.stat_result) -> "DirHandle":
         """Open its parent; OSError if that is not ``expected``: this directory was moved."""
+        above = self.parent()
+        if self._fd is None or os.path.samestat(above.status(), expected):
+            return above
+        path = above.path
+        above.close()
+        raise _error(errno.ESTALE, path)
+
+    def parent(self) -> "DirHandle":
+        """Open its parent, wherever it was moved."""
         path = os.path.dirname(self.path)
         if self._fd is None:
             return DirHandle(path, None)
-        above = DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
-        if os.path.samestat(above.status(), expected):
-            return above
-        above.close()
-        raise _error(errno.ESTALE, path)
+        return DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
+
+    @contextlib.contextmanager
+    def locked(self, *, shared: bool = False) -> Iterator[bool]:
+        """Hold a flock(2) of the directory: wait for an exclusive one, but not for a shared one.
+
+        Yield whether it is held; True where the system cannot lock an open directory.
+        """
+        if self._fd is None:
+            yield True
+            return
+        with os_files.lock(self._fd, wait=not shared, shared=shared) as locked:
+            yield locked
 
     def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.

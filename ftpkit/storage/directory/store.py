@@ -1,6 +1,7 @@
 """The directory store: files below a root, everything unfinished below ``.ftpkit`` in it."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -18,6 +19,8 @@ from ftpkit.storage.directory.upload import DirectoryUpload
 from ftpkit.storage.directory.uploads import Uploads
 from ftpkit.storage.directory.usage import declared_bytes, stored_bytes
 from ftpkit.storage.quota import UNLIMITED, QuotaScope
+
+log = logging.getLogger("ftpkit.server")
 
 _STAGING: Final = "staging"
 _UPLOADS: Final = "uploads"
@@ -69,8 +72,7 @@ class DirectoryStore:
                 # What was being deleted must not come back in part.
                 self._files.sync_directory(self._staging)
                 for part, _ in list(self._staging.names()):
-                    with contextlib.suppress(OSError):  # what has to stay is invisible
-                        self._tree.purge(self._staging, part, no_progress)
+                    self._purge(part)
                 self._uploads.recover()
             self._stack = stack.pop_all()
 
@@ -96,8 +98,13 @@ class DirectoryStore:
         return StoreLease(open_lease, (self._root_lock,))
 
     def reclaim(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # what has to stay is invisible
-            self._tree.purge(self._staging, str(number), no_progress)
+        self._purge(str(number))
+
+    def _purge(self, part: str) -> None:
+        try:
+            self._tree.purge(self._staging, part, no_progress)
+        except OSError as error:
+            log.warning("cannot empty %s: %s", self._staging.path, error)
 
     def with_quota(self, quota: QuotaScope) -> Self:
         store = copy(self)

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
@@ -28,6 +30,11 @@ _NO_HARD_LINKS: Final = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP,
 
 # A directory that is not remembered only costs another sync.
 _MAX_DURABLE: Final = 4096
+
+# More deletions of one directory during one call are no accident.
+_MAX_ATTEMPTS: Final = 32
+
+log = logging.getLogger("ftpkit.server")
 
 _KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 
@@ -53,6 +60,16 @@ def file_info(name: str, status: os.stat_result, content_digest: str | None = No
         mode=status.st_mode & 0o777,
         content_digest=content_digest,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Undeletable:
+    """``part`` of the trash, which was at ``path`` and stays because of ``cause`` in it."""
+
+    part: str
+    path: str
+    cause: str
+    error: OSError
 
 
 class Tree:
@@ -121,8 +138,16 @@ class Tree:
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents."""
-        with translate_os_errors(name), self.directory(split_name(name), make=True):
-            pass
+        parts = split_name(name)
+        with translate_os_errors(name):
+            for _ in range(_MAX_ATTEMPTS):
+                with (
+                    _retry_vanished(),
+                    self.directory(parts, make=True) as directory,
+                ):
+                    if self._is_in_place(directory, parts):
+                        return
+        raise _deleted_meanwhile(name)
 
     def open(self, name: str) -> int:
         """Open a file for reading; return its descriptor."""
@@ -167,17 +192,20 @@ class Tree:
         ``quota`` is told of a file that it replaced. ``fd`` is a descriptor of the file, which
         a moment later may have been replaced under its name.
         """
-        *parents, last = split_name(name)
-        with translate_os_errors(name), self.directory(parents, make=True) as directory:
+
+        def place(directory: DirHandle, last: str) -> None:
             if _is_same_file(source, part, directory, last):
                 # An earlier attempt ended between link and unlink.
                 self._files.unlink(source, part)
                 self._files.sync_directory(directory)
-                return file_info(name, os.fstat(fd), content_digest)
+                return
             replaced = _check_replaceable(directory, last, overwrite=overwrite)
             self._move(source, part, directory, last, overwrite=overwrite)
             if replaced:
                 quota.note_deleted(name)
+
+        with translate_os_errors(name):
+            self._move_in(source, part, name, place)
             return file_info(name, os.fstat(fd), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
@@ -186,14 +214,13 @@ class Tree:
             return
         self.stat(name)
         *parents, last = split_name(name)
-        *to_parents, to_last = split_name(to)
         if split_name(to)[: len(parents) + 1] == [*parents, last] and to != name:
             raise RefusedError(Code.BAD_REQUEST, "a directory cannot be moved into itself")
         with contextlib.ExitStack() as stack:
             with translate_os_errors(name):
                 source = stack.enter_context(self.directory(parents))
-            with translate_os_errors(to):
-                target = stack.enter_context(self.directory(to_parents, make=True))
+
+            def place(target: DirHandle, to_last: str) -> None:
                 is_directory = stat.S_ISDIR(source.stat(last).st_mode)
                 if not is_directory or not overwrite:
                     _check_replaceable(target, to_last, overwrite=overwrite)
@@ -204,6 +231,71 @@ class Tree:
                 self._files.sync_directory(source)
                 if is_directory:
                     self._durable.clear()
+
+            with translate_os_errors(to):
+                self._move_in(source, last, to, place)
+
+    def _move_in(
+        self,
+        source: DirHandle,
+        part: str,
+        name: str,
+        place: Callable[[DirHandle, str], None],
+    ) -> None:
+        """Have ``place`` rename ``part`` of ``source`` to ``name``, whose parents are made.
+
+        It gets the directory of ``name``, which others may move or delete at any time. It is
+        called again if the directory was deleted before ``place`` returned: what it put there is
+        first taken back. The lock of the directory keeps ``purge`` waiting for that.
+        """
+        *parents, last = split_name(name)
+        status, placed = source.stat(part), False
+        for _ in range(_MAX_ATTEMPTS):
+            with (
+                _retry_vanished(),
+                self.directory(parents, make=True) as target,
+                target.locked(shared=True) if parents else contextlib.nullcontext(),
+            ):
+                if not self._is_in_place(target, parents):
+                    continue
+                place(target, last)
+                placed = True
+                if self._is_in_place(target, parents) or not self._is_deleted(target):
+                    return
+                if not os.path.samestat(target.stat(last), status):
+                    return  # a newer file has replaced it
+                self._move(target, last, source, part, overwrite=False)
+            if not _exists(source, part):
+                break
+        if not placed:
+            source.stat(part)
+        raise _deleted_meanwhile(name)
+
+    def _is_in_place(self, directory: DirHandle, parts: list[str]) -> bool:
+        """Whether an open directory still has the path ``parts``."""
+        if not parts:
+            return True
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return os.path.samestat(self._root.stat(os.path.join(*parts)), directory.status())
+        return False
+
+    def _is_deleted(self, directory: DirHandle) -> bool:
+        """Whether an open directory is in the trash, and not only moved to another name."""
+        if self._private is None:
+            return False
+        root, current = self._root.status(), directory.open_directory(".")
+        try:
+            while not os.path.samestat(status := current.status(), root):
+                if self.is_private(status):
+                    return True
+                above = current.parent()
+                current.close()
+                current = above
+                if os.path.samestat(current.status(), status):  # the top of all
+                    break
+        finally:
+            current.close()
+        return False
 
     def _finish_move(self, name: str, to: str) -> bool:
         """Unlink the old name of a file that a crash left with both; else it would be hidden."""
@@ -285,35 +377,121 @@ class Tree:
             self._files.rename(directory, last, trash, part)
             self._files.sync_directory(directory)
             self._durable.clear()
-        with translate_os_errors(name):
-            self.purge(trash, part, progress)
+        if kept := self._purge(trash, part, name, progress):
+            for each in kept:
+                self._put_back(trash, each)
+            with translate_os_errors(kept[0].cause):
+                raise kept[0].error
+
+    def _put_back(self, trash: DirHandle, kept: _Undeletable) -> None:
+        """Give what cannot be deleted its name again, so that its owner sees and can mend it."""
+
+        def place(target: DirHandle, last: str) -> None:
+            self._move(trash, kept.part, target, last, overwrite=False)
+
+        try:
+            with translate_os_errors(kept.path):
+                self._move_in(trash, kept.part, kept.path, place)
+        except (OSError, RefusedError) as error:
+            path = os.path.join(trash.path, kept.part)
+            log.warning("cannot delete %s (was %a): %s; %s", path, kept.path, kept.error, error)
 
     def purge(self, trash: DirHandle, part: str, progress: Progress) -> None:
         """Delete ``part`` of ``trash`` with everything in it.
 
+        What cannot be deleted stays, directly in ``trash``; OSError says why.
+        """
+        for each in self._purge(trash, part, part, progress):
+            raise each.error
+
+    def _purge(
+        self, trash: DirHandle, part: str, path: str, progress: Progress
+    ) -> list[_Undeletable]:
+        """Delete what can be deleted; return the rest, directories before what was in them.
+
         Directories in it are first renamed into ``trash``, so that neither recursion nor open
         descriptors grow with the depth.
         """
-        waiting, removed = deque([part]), 0
+        waiting, kept, removed = deque([(part, path)]), list[_Undeletable](), 0
+
+        def on_removed() -> None:
+            nonlocal removed
+            removed += 1
+            progress(removed, removed + len(waiting))
+
         while waiting:
-            part = waiting.popleft()
+            part, path = waiting.popleft()
             try:
-                directory = trash.open_directory(part)
-            except (FileNotFoundError, NotADirectoryError):
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.unlink(trash, part)
-                continue
-            with directory:
-                for inner, is_directory in list(directory.names()):
+                failed = self._remove(trash, part, path, waiting, on_removed)
+            except OSError as error:
+                failed = path, error
+            if failed:
+                kept.append(_Undeletable(part, path, *failed))
+        return kept
+
+    def _remove(
+        self,
+        trash: DirHandle,
+        part: str,
+        path: str,
+        waiting: deque[tuple[str, str]],
+        on_removed: Callable[[], None],
+    ) -> tuple[str, OSError] | None:
+        """Delete one file or directory; its directories join ``waiting``.
+
+        Return the path of what cannot be deleted in it, and why. The lock waits for those who
+        have renamed something into the directory and take it back.
+        """
+        try:
+            directory = trash.open_directory(part)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(trash, part)
+            return None
+        failed: tuple[str, OSError] | None = None
+        with directory, directory.locked():
+            for inner, is_directory in list(directory.names()):
+                try:
                     if is_directory:
                         moved = secrets.token_hex(16)
                         self._files.rename(directory, inner, trash, moved)
-                        waiting.append(moved)
+                        waiting.append((moved, f"{path}/{inner}"))
                     else:
                         self._files.unlink(directory, inner)
-                    removed += 1
-                    progress(removed, removed + len(waiting))
-            self._files.rmdir(trash, part)
+                    on_removed()
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failed = failed or (f"{path}/{inner}", error)
+            if failed is None:
+                self._files.rmdir(trash, part)
+        return failed
+
+
+@contextlib.contextmanager
+def _retry_vanished() -> Iterator[None]:
+    """End the block where a directory was deleted meanwhile; hidden names stay an error."""
+    try:
+        yield
+    except HiddenFileError:
+        raise
+    except FileNotFoundError:
+        pass
+
+
+def _exists(directory: DirHandle, part: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        directory.stat(part)
+        return True
+    return False
+
+
+def _deleted_meanwhile(name: str) -> RefusedError:
+    return RefusedError(
+        Code.BUSY, f"the directory of {name!a} is being deleted again and again: try again later"
+    )
 
 
 def _is_same_file(source: DirHandle, part: str, target: DirHandle, to: str) -> bool:
@@ -341,7 +519,7 @@ def _check_replaceable(directory: DirHandle, part: str, *, overwrite: bool) -> b
     if stat.S_ISDIR(mode):
         raise FileExistsError if not overwrite else IsADirectoryError
     if not stat.S_ISREG(mode):
-        raise FileNotFoundError
+        raise HiddenFileError(part)
     if not overwrite:
         raise FileExistsError
     return True
