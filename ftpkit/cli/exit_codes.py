@@ -42,13 +42,9 @@ class InterruptedTransferError(FtpkitError):
 
 def exit_code(error: FtpkitError) -> int:
     """Return the exit code for ``error``."""
-    match error:
-        case RefusedError():
-            return REFUSED
-        case CannotConnectError():
-            return UNREACHABLE
-        case _:
-            return FAILED
+    if isinstance(error, RefusedError):
+        return REFUSED
+    return UNREACHABLE if isinstance(error, CannotConnectError) else FAILED
 
 
 class Tally:

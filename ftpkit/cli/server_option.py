@@ -4,12 +4,13 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import click
 
 from ftpkit.cli import paths
 from ftpkit.cli.settings import DURATION, TIMEOUT, URL, Command, add_options, config_option, setting
-from ftpkit.client import Client, UdpMode
+from ftpkit.client import Client
 from ftpkit.client.connection import Connection, UrlProvider
 from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
@@ -50,30 +51,16 @@ def server_options(command: Command) -> Command:
     return url(connection_options(command))
 
 
-def connect(
-    url: Url | None,
-    timeout: float,
-    rate: float | None = None,
-    retry_for: float = 0.0,
-    udp: UdpMode = UdpMode.NO,
-    jobs: int = 1,
-) -> Client:
-    """Return a client that connects on first use; ``rate`` in bytes per second, times in seconds.
+def connect(url: Url | None, timeout: float, **transfers: Any) -> Client:
+    """Return a client that connects on first use; ``transfers`` are further arguments of Client.
 
     On a terminal, the user is first asked to confirm the pin of a key that cannot be verified.
     """
     provider = partial(find_server, url)
     if is_interactive():
         _save_confirmed_pin(provider, timeout)
-    return Client(
-        provider,
-        timeout_s=timeout,
-        bytes_per_s=rate,
-        retry_for_s=retry_for,
-        digest_cache=paths.digest_cache_directory(),
-        udp=udp,
-        jobs=jobs,
-    )
+    cache = paths.digest_cache_directory()
+    return Client(provider, timeout_s=timeout, digest_cache=cache, **transfers)
 
 
 def find_server(requested: Url | None) -> Url:

@@ -223,11 +223,10 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
-    except FileNotFoundError:
-        if ctx.get_parameter_source("config") is not ParameterSource.DEFAULT:
-            raise _fault(ctx, path, "no such file") from None
-        return
     except OSError as error:
+        default = ctx.get_parameter_source("config") is ParameterSource.DEFAULT
+        if default and isinstance(error, FileNotFoundError):
+            return
         raise _fault(ctx, path, error.strerror or str(error)) from None
     except UnicodeDecodeError:
         raise _fault(ctx, path, "invalid TOML: not UTF-8 text") from None

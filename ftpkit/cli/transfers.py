@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 
 def transfer_options(command: Command) -> Command:
-    """Add the options of ``TransferOptions``, but for those of every client command."""
     return add_options(
         command,
         option("--no-overwrite", "Fail if the target exists.", is_flag=True),
@@ -73,7 +72,14 @@ class TransferOptions:
     def connect(self) -> Client:
         """Return a client of the server; it connects when it is used."""
         udp = UdpMode.ONLY if self.udp_only else UdpMode.FIRST if self.udp else UdpMode.NO
-        return connect(self.url, self.timeout, self.rate, self.retry_for, udp, self.jobs)
+        return connect(
+            self.url,
+            self.timeout,
+            bytes_per_s=self.rate,
+            retry_for_s=self.retry_for,
+            udp=udp,
+            jobs=self.jobs,
+        )
 
     @property
     def shows_bars(self) -> bool:

@@ -58,7 +58,7 @@ def test_a_file_may_be_named(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_that_was_named_must_exist(run: Run) -> None:
     result = run(ASK, "--config", "nowhere.toml")
     assert result.exit_code == 2
-    assert "nowhere.toml: no such file" in result.stderr
+    assert "nowhere.toml: No such file" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -148,17 +149,13 @@ def _conclusions(outcomes: "Sequence[Outcome]") -> Iterator[str]:
             yield f"Plain UDP lost {share:.2%} of what it sent, and did not resend it."
         else:
             yield "Plain UDP lost nothing this time, but would not have noticed a loss."
+    goodput = attrgetter("goodput_bps")
     for pick in (max, min):
-        pair = udp, pick(tcp, key=_goodput)
-        slow, fast = sorted(pair, key=_goodput)
+        slow, fast = sorted((udp, pick(tcp, key=goodput)), key=goodput)
         if slow.bytes:
             times = fast.goodput_bps / slow.goodput_bps
             how = f"{times:.3g} times as" if times >= _ALIKE else "about as"
             yield f"{_label(fast)} was {how} fast as {_label(slow)}."
-
-
-def _goodput(outcome: "Outcome") -> float:
-    return outcome.goodput_bps
 
 
 def _network_summary(counts: "NetworkCounts") -> str:

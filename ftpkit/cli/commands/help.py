@@ -40,11 +40,8 @@ def help(ctx: click.Context, words: tuple[str, ...]) -> None:  # noqa: A001  nam
 
 def _pages() -> dict[str, Traversable]:
     """Return the pages by topic, in alphabetical order."""
-
-    pages = (resources.files("ftpkit") / "docs").iterdir()
-    return {
-        page.name.removesuffix(".md"): page for page in sorted(pages, key=lambda page: page.name)
-    }
+    pages = sorted((resources.files("ftpkit") / "docs").iterdir(), key=lambda page: page.name)
+    return {page.name.removesuffix(".md"): page for page in pages}
 
 
 def _summary(page: Traversable) -> str:

@@ -10,17 +10,10 @@ from ftpkit.cli.server_option import known_hosts
 from ftpkit.cli.settings import URL, json_option
 from ftpkit.net.address import Url
 
-_PIN_CHARACTERS: Final = 12
-
-
-def _shortened(pin: str) -> str:
-    return f"{pin[:_PIN_CHARACTERS]}..."
-
-
 _COLUMNS: Final = (
     Column("url", "host"),
     Column("default", "default"),
-    Column("pin", "pin", _shortened),
+    Column("pin", "pin", lambda pin: f"{pin[:12]}..."),
     Column("token", "token"),
 )
 

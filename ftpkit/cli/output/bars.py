@@ -12,12 +12,11 @@ from tqdm import tqdm
 
 from ftpkit.cli.format import escaped, fitted
 from ftpkit.cli.output.progress import Lines
+from ftpkit.cli.output.screen import COLUMNS, ROWS
 from ftpkit.client import TransferResult
 from ftpkit.errors import FtpkitError
 
 BAR_INTERVAL_S: Final = 0.1
-COLUMNS: Final = 80
-ROWS: Final = 24
 # A terminal of fewer columns has no space for the bar itself.
 _WIDE: Final = 60
 _NARROW: Final = "{desc}: {percentage:3.0f}% {rate_fmt} {remaining}"

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final, Protocol
 
 import click
@@ -87,33 +88,25 @@ class Events:
 
     def retrying(self, name: str, error: FtpkitError, delay: float) -> None:
         """``{"event": "retry", "name", "code", "message", "seconds"}``."""
-        self._emit(
-            "retry",
-            name=name,
-            code=str(error.code),
-            message=str(error),
-            seconds=round(delay, 3),
-        )
+        seconds = round(delay, 3)
+        self._emit("retry", name=name, **_error_fields(error), seconds=seconds)
 
     def done(self, transfer: TransferResult) -> None:
         """``{"event": "done", "name", "path", "total", "seconds", "version", …}``."""
-        self._emit(
-            "done",
-            name=transfer.name,
-            path=transfer.path,
-            total=transfer.total,
-            seconds=round(transfer.seconds, 6),
-            version=transfer.version,
-            content_digest=transfer.content_digest,
-        )
+        seconds = round(transfer.seconds, 6)
+        self._emit("done", **{**asdict(transfer), "seconds": seconds})
 
     def failed(self, name: str, error: FtpkitError) -> None:
         """``{"event": "error", "name", "code", "message"}``."""
-        self._emit("error", name=name, code=str(error.code), message=str(error))
+        self._emit("error", name=name, **_error_fields(error))
 
     def _emit(self, event: str, **values: object) -> None:
         with self._lock:
             click.echo(json_line({"event": event, **values}))
+
+
+def _error_fields(error: FtpkitError) -> dict[str, str]:
+    return {"code": str(error.code), "message": str(error)}
 
 
 def summary(transfer: TransferResult) -> str:

@@ -17,8 +17,8 @@ _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 _LEAVE: Final = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _ERASE: Final = "\x1b[H\x1b[J"
 # For a terminal that reports no size.
-_COLUMNS: Final = 80
-_ROWS: Final = 24
+COLUMNS: Final = 80
+ROWS: Final = 24
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -103,7 +103,7 @@ def _handled(handler: Handler, *signals: int) -> Iterator[None]:
 
 def _size() -> tuple[int, int]:
     size = os.get_terminal_size(sys.stdout.fileno())
-    return size.columns or _COLUMNS, size.lines or _ROWS
+    return size.columns or COLUMNS, size.lines or ROWS
 
 
 def _write(text: str) -> None:
