@@ -128,11 +128,11 @@ def option(
 ) -> Decorator:
     """Return an option with the help ``text``, and click type ``kind``; its default is shown.
 
-    ``names`` are its parameter and further flags.
+    bool makes it a flag without a value. ``names`` are its parameter and further flags.
     """
     if default is not None:
         rest = {"default": default, "show_default": True, **rest}
-    return click.option(flag, *names, type=kind, help=text, **rest)
+    return click.option(flag, *names, type=kind, is_flag=kind is bool, help=text, **rest)
 
 
 def setting(
@@ -161,11 +161,11 @@ def add_options(command: Command, *options: Decorator) -> Command:
 
 
 def json_option(text: str = "Print JSON, one object per line.") -> Decorator:
-    return setting("json", text, is_flag=True)
+    return setting("json", text, bool)
 
 
 def quiet_option(text: str) -> Decorator:
-    return setting("quiet", text, flags=("-q", "--quiet"), is_flag=True)
+    return setting("quiet", text, bool, flags=("-q", "--quiet"))
 
 
 def settings_of(command: click.Command) -> dict[str, click.Parameter]:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 def transfer_options(command: Command) -> Command:
     return add_options(
         command,
-        option("--no-overwrite", "Fail if the target exists.", is_flag=True),
+        option("--no-overwrite", "Fail if the target exists.", bool),
         setting(
             "rate",
             "Limit the transfer rate, in bytes per second, like 20M or 20Mi; 0 is no limit.",
@@ -44,11 +44,9 @@ def transfer_options(command: Command) -> Command:
         setting("jobs", "Transfer up to N files at the same time.", COUNT, "1"),
         retry_option,
         setting(
-            "udp",
-            "Send blocks as UDP datagrams if possible: faster on lossy or long paths.",
-            is_flag=True,
+            "udp", "Send blocks as UDP datagrams if possible: faster on lossy or long paths.", bool
         ),
-        setting("udp-only", "Like --udp, but fail without UDP.", is_flag=True),
+        setting("udp-only", "Like --udp, but fail without UDP.", bool),
         quiet_option("Print errors only."),
         json_option("Print events on stdout as JSON, one object per line."),
     )

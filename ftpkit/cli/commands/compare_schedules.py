@@ -59,10 +59,7 @@ RATE: Final = parsed_by(
 
 @click.command()
 @option(
-    "--simulate",
-    "Simulate the uploads instead of running a server.",
-    names=["simulated"],
-    is_flag=True,
+    "--simulate", "Simulate the uploads instead of running a server.", bool, names=["simulated"]
 )
 @option(
     "--policy",

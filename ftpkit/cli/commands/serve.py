@@ -47,12 +47,12 @@ from ftpkit.net.address import DEFAULT_PORT
 @setting(
     "plain",
     "Also accept unencrypted connections (anyone on the network path can read and change data).",
-    is_flag=True,
+    bool,
 )
 @setting(
     "open",
     "Require no token (anyone who can reach the port can read, change and delete all files).",
-    is_flag=True,
+    bool,
 )
 @setting("max-connections", "Maximum number of connections.", COUNT, "1024")
 @setting(
@@ -74,11 +74,9 @@ from ftpkit.net.address import DEFAULT_PORT
     "7d",
 )
 @setting(
-    "no-fsync",
-    "Acknowledge uploads before they are durable (a power failure can lose them).",
-    is_flag=True,
+    "no-fsync", "Acknowledge uploads before they are durable (a power failure can lose them).", bool
 )
-@setting("no-udp", "Do not offer transfers over UDP.", is_flag=True)
+@setting("no-udp", "Do not offer transfers over UDP.", bool)
 @setting(
     "rate",
     "Limit the total rate in each direction, in bytes per second, like 100M. Set it slightly "
@@ -95,14 +93,9 @@ from ftpkit.net.address import DEFAULT_PORT
 )
 @setting("workers", "Number of worker processes; auto is one per core.", WORKERS, "1")
 @setting("grace", "When stopping, wait this long for active transfers to finish.", DURATION, "30s")
-@setting(
-    "verbose",
-    "Log debug messages, too.",
-    flags=("-v", "--verbose"),
-    is_flag=True,
-)
+@setting("verbose", "Log debug messages, too.", bool, flags=("-v", "--verbose"))
 @quiet_option("Log warnings and errors only.")
-@setting("log-json", "Log JSON, one object per line.", is_flag=True)
+@setting("log-json", "Log JSON, one object per line.", bool)
 @config_option("FTPKIT_SERVER_CONFIG")
 def serve(**values: Any) -> int:
     """Serve the files in the directory ROOT.

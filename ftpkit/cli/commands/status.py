@@ -30,7 +30,7 @@ _REDRAW_S: Final = 0.2
 
 
 @click.command()
-@option("--watch", "Update every second; on a terminal, q quits.", is_flag=True)
+@option("--watch", "Update every second; on a terminal, q quits.", bool)
 @option(
     "--sort", "Sort transfers by this column.", click.Choice(list(ORDERS)), "rate", names=["order"]
 )
