@@ -176,12 +176,9 @@ def _show(load: float, rows: "Sequence[Outcome]", large: int) -> None:
     from ftpkit.compare.schedules import SMALL
 
     ideal = f"a slowdown of {1 / (1 - load):.3g}" if load < 1 else "unbounded flow times"
-    click.echo(f"Load {load:.3g} (ideal processor sharing: {ideal})")
-    click.echo()
-    click.echo(table(_COLUMNS, [asdict(row) for row in rows]))
-    click.echo()
-    click.echo(_LEGEND.format(small=format_size(SMALL), large=format_size(large)))
-    click.echo()
+    click.echo(f"Load {load:.3g} (ideal processor sharing: {ideal})\n")
+    click.echo(table(_COLUMNS, [asdict(row) for row in rows]) + "\n")
+    click.echo(_LEGEND.format(small=format_size(SMALL), large=format_size(large)) + "\n")
 
 
 def _panels(found: "Sequence[Outcome]") -> dict[str, dict[str, list[tuple[float, float]]]]:

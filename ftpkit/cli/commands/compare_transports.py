@@ -125,8 +125,7 @@ def _label(outcome: "Outcome") -> str:
 
 def _show(outcomes: "Sequence[Outcome]", counts: "NetworkCounts | None") -> None:
     rows = [{"label": _label(outcome), **asdict(outcome)} for outcome in outcomes]
-    click.echo(table(_COLUMNS, rows))
-    click.echo()
+    click.echo(table(_COLUMNS, rows) + "\n")
     click.echo(_LEGEND)
     for sentence in _conclusions(outcomes):
         click.echo(sentence)
