@@ -135,7 +135,7 @@ def add(user: str, state: str | None, expires: float | None, **limits: Any) -> N
     """
     expires_at = None if expires is None else time.time() + expires
     grant = Grant(user=user, expires_at=expires_at, **limits)
-    directory = _state(state)
+    directory = _state(state, create=True)
     saved_url = directory.url()
     url = saved_url or Url(Address(socket.gethostname()), pin=directory.identity().pin)
     try:
@@ -164,7 +164,7 @@ def ls(json: bool, state: str | None) -> None:
     \b
     Example:  ftpkit token ls
     """
-    grants = map(encode_grant, _existing_state(state).tokens().grants())
+    grants = map(encode_grant, _state(state).tokens().grants())
     rows = [{key: value for key, value in each.items() if key != "key"} for each in grants]
     print_rows(_COLUMNS, rows, json=json)
 
@@ -180,7 +180,7 @@ def rm(users: tuple[str, ...], state: str | None) -> int:
     \b
     Example:  ftpkit token rm alice
     """
-    tokens = _existing_state(state).tokens()
+    tokens = _state(state).tokens()
     missing = [user for user in users if not tokens.remove(user)]
     for user in missing:
         print_error(f"no such user: {user}; 'ftpkit token ls' lists them")
@@ -194,20 +194,17 @@ def _default_path() -> str:
     return states.pop() if len(states) == 1 else default_state()
 
 
-def _state(path: str | None) -> "State":
+def _state(path: str | None, *, create: bool = False) -> "State":
+    """Open a state directory; LocalFileError if it does not exist, unless ``create``."""
     # Deferred: 'ftpkit --help' starts faster without the module that makes certificates.
     from ftpkit.cli.serve.state_dir import State
 
-    return State(path or _default_path())
-
-
-def _existing_state(path: str | None) -> "State":
-    """Return a state directory, without creating it; LocalFileError if it does not exist."""
     path = path or _default_path()
     try:
-        os.stat(path)
+        if not create:
+            os.stat(path)
     except OSError as error:
         raise LocalFileError(
             f"cannot read the state directory {path}: {error.strerror}; choose one with --state"
         ) from error
-    return _state(path)
+    return State(path)
