@@ -203,6 +203,24 @@ def set_mtime(fd: int, path: str, mtime: int) -> None:
     os.utime(fd if os.utime in os.supports_fd else path, ns=(mtime, mtime))
 
 
+def may_change(path: str, dir_fd: int | None) -> bool:
+    """Whether files in the directory ``path`` may be created and deleted: faccessat(2)."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(path, os.W_OK | os.X_OK, dir_fd=dir_fd, effective_ids=effective)
+
+
+def mount_id(fd: int) -> int | None:
+    """Return the number of the mount that a descriptor is on: proc(5); None if unknown.
+
+    Two mounts may show one file system; rename(2) does not cross them.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"mnt_id:"):
+                return int(line[7:])
+    return None
+
+
 def is_owned(status: os.stat_result) -> bool:
     """Whether the effective user owns the file or is root; True on systems without owners."""
     return not HAS_OWNERS or os.geteuid() in (0, status.st_uid)

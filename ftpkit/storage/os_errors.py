@@ -22,7 +22,10 @@ _MEANING: Final = {
     errno.ENOSPC: (Code.NO_SPACE, "the disk is full"),
     errno.EDQUOT: (Code.QUOTA_EXCEEDED, "the disk quota is used up"),
     errno.EFBIG: (Code.TOO_LARGE, "{} is too large for the disk"),
-    errno.EXDEV: (Code.UNSUPPORTED, "{} is on another file system than the root of the server"),
+    errno.EXDEV: (
+        Code.UNSUPPORTED,
+        "{} is on another file system than the root of the server: serve that file system itself",
+    ),
     errno.ENXIO: (Code.NOT_FOUND, "there is no {}"),  # a socket, or a device without a driver
     errno.ENODEV: (Code.NOT_FOUND, "there is no {}"),
     errno.EINVAL: (Code.BAD_NAME, "the file system rejects {}"),

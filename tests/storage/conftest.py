@@ -1,5 +1,8 @@
 """Fixtures: the kinds of store that the contract holds for."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +48,18 @@ def place(
 @pytest.fixture
 def store(place: Place) -> Store:
     return place.store()
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A root that a user without privileges serves."""
+    if not hasattr(os, "seteuid") or os.geteuid() != 0:
+        pytest.skip("changing the user takes root")
+    top = Path(tempfile.mkdtemp())
+    os.chown(top, 65534, 65534)
+    os.seteuid(65534)
+    try:
+        yield top
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(top)

@@ -362,6 +362,7 @@ def attempt(work: Callable[[], object]) -> str:
             Code.NOT_A_DIRECTORY,
             Code.EXISTS,
             Code.IS_A_DIRECTORY,
+            Code.BUSY,
         ), refusal
         return "refused"
     return "done"

@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -244,21 +242,6 @@ def test_what_cannot_get_its_name_back_is_logged(
     assert "'d'" in caplog.text
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A root that a user without privileges serves."""
-    if not hasattr(os, "seteuid") or os.geteuid() != 0:
-        pytest.skip("changing the user takes root")
-    top = Path(tempfile.mkdtemp())
-    os.chown(top, 65534, 65534)
-    os.seteuid(65534)
-    try:
-        yield top
-    finally:
-        os.seteuid(0)
-        shutil.rmtree(top)
-
-
 def test_an_unreadable_directory_inside_stays_with_its_parents(unprivileged: Path) -> None:
     with Place(unprivileged) as place:
         store = place.open()
@@ -274,3 +257,19 @@ def test_an_unreadable_directory_inside_stays_with_its_parents(unprivileged: Pat
         (unprivileged / "d/e/locked").chmod(0o700)
         store.delete("d", recursive=True, progress=ignore)
         assert place.visible() == place.private() == []
+
+
+def test_a_directory_that_the_server_cannot_write_to_refuses_a_put_before_its_first_byte(
+    unprivileged: Path,
+) -> None:
+    with Place(unprivileged) as place:
+        store = place.open()
+        stage(store, "d/f", b"data")
+        (unprivileged / "d").chmod(0o555)
+        for name in ("d/f", "d/g", "d/new/g"):
+            with refused(Code.FORBIDDEN):
+                begin(store, name, 3)
+            with refused(Code.FORBIDDEN):
+                stage(store, name, b"new")
+        assert place.private() == []
+        (unprivileged / "d").chmod(0o755)

@@ -146,6 +146,19 @@ class DirHandle:
         """Return the status of the directory itself."""
         return os.stat(self.path if self._fd is None else self._fd)
 
+    def mount(self) -> tuple[int, int | None]:
+        """Return what differs between two directories if no file can be renamed between them."""
+        mount = None if self._fd is None else os_files.mount_id(self._fd)
+        return self.status().st_dev, mount
+
+    def check_writable(self) -> None:
+        """Raise OSError if files in it cannot be created, renamed or deleted."""
+        where = self.path if self._fd is None else self._fd
+        if hasattr(os, "statvfs") and os.statvfs(where).f_flag & os.ST_RDONLY:
+            raise _error(errno.EROFS, self.path)
+        if not os_files.may_change(self.at(os.curdir), self._fd):
+            raise _error(errno.EACCES, self.path)
+
     def names(self) -> Iterator[tuple[str, bool]]:
         """Yield each name in it, in no order, and whether it is a directory (not a link to one)."""
         with os.scandir(self.path if self._fd is None else self._fd) as entries:
@@ -315,6 +328,11 @@ class FileSystem:
 
     def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         os.mkdir(directory.at(part), mode, dir_fd=directory.dir_fd)
+
+    def set_directory_mode(self, directory: DirHandle, mode: int) -> None:
+        """Set the permission bits of a directory, with setgid and sticky."""
+        if directory.dir_fd is not None:
+            os_files.set_mode(directory.dir_fd, directory.path, stat.S_IMODE(mode))
 
     def rmdir(self, directory: DirHandle, part: str) -> None:
         os.rmdir(directory.at(part), dir_fd=directory.dir_fd)

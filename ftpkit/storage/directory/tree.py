@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,16 +82,29 @@ class Tree:
         self._files = files
         # Compared by inode: a case-insensitive disk finds it by other names, and it may be moved.
         self._private = private.status() if private is not None else None
+        self._mount = (private or root).mount()
         # Directories, by parent and name, whose names are known to be on stable storage.
         self._durable = set[tuple[int, int, str]]()
 
     @contextlib.contextmanager
-    def directory(self, parts: list[str], *, make: bool = False) -> Iterator[DirHandle]:
-        """Hold the directory with the path ``parts`` open; ``make`` makes missing ones."""
+    def directory(
+        self, parts: Sequence[str], *, make: bool = False, nearest: bool = False
+    ) -> Iterator[DirHandle]:
+        """Hold the directory with the path ``parts`` open.
+
+        ``make`` makes missing ones; ``nearest`` stops above the first one that is missing.
+        """
         current = self._root
         try:
             for part in parts:
-                below = self._descend(current, part, make=make)
+                try:
+                    below = self._descend(current, part, make=make)
+                except HiddenFileError:
+                    raise
+                except FileNotFoundError:
+                    if nearest:
+                        break
+                    raise
                 if current is not self._root:
                     current.close()
                 current = below
@@ -167,14 +180,12 @@ class Tree:
     def check_target(self, name: str, *, overwrite: bool) -> None:
         """Raise at the start of an upload what ``publish`` would raise at its end."""
         *parents, last = split_name(name)
-        with translate_os_errors(name), contextlib.ExitStack() as stack:
-            try:
-                directory = stack.enter_context(self.directory(parents))
-            except HiddenFileError:
-                raise
-            except FileNotFoundError:
-                return
-            _check_replaceable(directory, last, overwrite=overwrite)
+        with translate_os_errors(name), self.directory(parents, nearest=True) as directory:
+            if self._is_in_place(directory, parents):
+                _check_replaceable(directory, last, overwrite=overwrite)
+            directory.check_writable()
+            if directory.mount() != self._mount:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     def publish(
         self,
@@ -227,13 +238,54 @@ class Tree:
                 else:
                     _check_known(target, to_last)
                 # The system replaces only an empty directory, so a race loses nothing.
-                self._move(source, last, target, to_last, overwrite=overwrite or is_directory)
+                try:
+                    self._move(source, last, target, to_last, overwrite=overwrite or is_directory)
+                except OSError as error:
+                    if not is_directory or not _is_unsupported(error, source, target):
+                        raise
+                    self._make_empty(target, to_last)
+                    self._move_pieces([*parents, last], split_name(to))
                 self._files.sync_directory(source)
                 if is_directory:
                     self._durable.clear()
 
             with translate_os_errors(to):
                 self._move_in(source, last, to, place)
+
+    def _make_empty(self, directory: DirHandle, part: str) -> None:
+        """Make an empty directory, or raise OSError where there is anything else."""
+        with make_directory(self._files, directory, part) as made:
+            if any(made.names()):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), part)
+
+    def _move_pieces(self, parts: list[str], to: list[str]) -> None:
+        """Rename what is in a directory one by one, where its file system cannot rename it whole.
+
+        At every moment each file has one of both names.
+        """
+        order = deque[list[str]]([[]])
+        emptied = list[list[str]]()
+        while order:
+            below = order.popleft()
+            with (
+                self.directory([*parts, *below]) as source,
+                self.directory([*to, *below], make=True) as target,
+            ):
+                self._files.set_directory_mode(target, source.status().st_mode)
+                for inner, is_directory in list(source.names()):
+                    try:
+                        self._files.rename(source, inner, target, inner)
+                    except OSError as error:
+                        if not is_directory or not _is_unsupported(error, source, target):
+                            raise
+                        order.append([*below, inner])
+                self._files.sync_directory(target)
+                self._files.sync_directory(source)
+            emptied.append([*parts, *below])
+        for *above, last in reversed(emptied):
+            with self.directory(above) as directory:
+                self._files.rmdir(directory, last)
+                self._files.sync_directory(directory)
 
     def _move_in(
         self,
@@ -271,7 +323,7 @@ class Tree:
             source.stat(part)
         raise _deleted_meanwhile(name)
 
-    def _is_in_place(self, directory: DirHandle, parts: list[str]) -> bool:
+    def _is_in_place(self, directory: DirHandle, parts: Sequence[str]) -> bool:
         """Whether an open directory still has the path ``parts``."""
         if not parts:
             return True
@@ -374,7 +426,13 @@ class Tree:
                 self._durable.clear()
                 return
             part = secrets.token_hex(16)
-            self._files.rename(directory, last, trash, part)
+            try:
+                self._files.rename(directory, last, trash, part)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._delete_in_place([*parents, last], progress)
+                return
             self._files.sync_directory(directory)
             self._durable.clear()
         if kept := self._purge(trash, part, name, progress):
@@ -382,6 +440,39 @@ class Tree:
                 self._put_back(trash, each)
             with translate_os_errors(kept[0].cause):
                 raise kept[0].error
+
+    def _delete_in_place(self, parts: list[str], progress: Progress) -> None:
+        """Delete a directory that cannot be renamed into the trash, files first."""
+        order, removed = [parts], 0
+        failed: tuple[str, OSError] | None = None
+        for path in order:  # which grows meanwhile
+            try:
+                with self.directory(path) as directory:
+                    for inner, is_directory in list(directory.names()):
+                        if is_directory:
+                            order.append([*path, inner])
+                            continue
+                        try:
+                            self._files.unlink(directory, inner)
+                        except FileNotFoundError:
+                            continue
+                        except OSError as error:
+                            failed = failed or ("/".join([*path, inner]), error)
+                        removed += 1
+                        progress(removed, removed + len(order))
+            except OSError as error:
+                failed = failed or ("/".join(path), error)
+        self._durable.clear()
+        for *above, last in reversed(order):
+            try:
+                with self.directory(above) as directory:
+                    self._files.rmdir(directory, last)
+                    self._files.sync_directory(directory)
+            except OSError as error:
+                failed = failed or ("/".join([*above, last]), error)
+        if failed:
+            with translate_os_errors(failed[0]):
+                raise failed[1]
 
     def _put_back(self, trash: DirHandle, kept: _Undeletable) -> None:
         """Give what cannot be deleted its name again, so that its owner sees and can mend it."""
@@ -479,6 +570,11 @@ def _retry_vanished() -> Iterator[None]:
         raise
     except FileNotFoundError:
         pass
+
+
+def _is_unsupported(error: OSError, source: DirHandle, target: DirHandle) -> bool:
+    """Whether a file system cannot rename a directory: overlayfs, one of a lower layer."""
+    return error.errno == errno.EXDEV and source.mount() == target.mount()
 
 
 def _exists(directory: DirHandle, part: str) -> bool:
