@@ -119,5 +119,8 @@ def _read(kind: type, header: Header, error: Callable[[str], FtpkitError]) -> di
 def _values_of(message: Request | Reply | Pending | ListEntry) -> Header:
     """Return the fields of ``message`` that are not at their defaults."""
     kind: type = type(message)
-    values = ((field, getattr(message, field.name)) for field in _fields_of(kind))
-    return {field.name: value for field, value in values if value != field.default}
+    return {
+        field.name: value
+        for field in _fields_of(kind)
+        if (value := getattr(message, field.name)) != field.default
+    }

@@ -60,8 +60,8 @@ def validator(hint: Any) -> Callable[[Any], bool]:
         has_type, constraint = validator(args[0]), args[1]
         return lambda value: has_type(value) and constraint.accepts(value)
     inner = tuple(map(validator, args))
-    if origin in (Union, UnionType):
-        return lambda value: any(accepts(value) for accepts in inner)
+    if origin in (Union, UnionType):  # of the unions, only ``X | None`` is used
+        return lambda value: value is None or inner[0](value)
     if origin is list:
         return lambda value: type(value) is list and all(map(inner[0], value))
     if origin is dict:
