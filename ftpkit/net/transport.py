@@ -67,7 +67,6 @@ class TcpTransport:
         return os_sockets.send_file(self._sock, fd, offset, count)
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
-        """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
         return os_sockets.send_file_now(self._sock, fd, offset, count)
 
     def flush(self) -> None:
@@ -82,7 +81,6 @@ class TcpTransport:
         return os_sockets.wait_writable(self._sock, seconds)
 
     def shutdown_write(self) -> None:
-        """Tell the peer that nothing follows."""
         self._sock.shutdown(socket.SHUT_WR)
 
 

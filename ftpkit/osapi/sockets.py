@@ -131,10 +131,7 @@ def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
 
 
 def wait_any(readers: list[socket.socket], writers: list[socket.socket]) -> set[socket.socket]:
-    """Wait until any socket is ready or has failed; return the readers that are: poll(2).
-
-    There is no fallback: only for systems with HAS_FD_PASSING.
-    """
+    """Wait for any socket; return the ready and failed readers: poll(2); if HAS_FD_PASSING."""
     poll = select.poll()
     for sock in {*readers, *writers}:
         poll.register(sock, select.POLLIN * (sock in readers) | select.POLLOUT * (sock in writers))

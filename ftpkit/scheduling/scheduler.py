@@ -58,7 +58,6 @@ class Scheduler:
         )
 
     def add_flow(self, transfer: Transfer) -> Flow:
-        """Return a new flow of ``transfer``."""
         if transfer.order is None:
             transfer.order = next(self._orders)
         self._transfers[transfer] = None

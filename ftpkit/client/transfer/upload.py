@@ -174,9 +174,8 @@ class BlockUpload:
         record_bytes = len(self._blocks.offsets) * BLOCK_RECORD.size
         if reply.size % BLOCK_RECORD.size or reply.size > record_bytes:
             raise ProtocolError("invalid begin reply: its records are not blocks of this file")
-        records = unpack_block_records(
-            self._connection.stream.read_body(), self._connection.algorithm
-        )
+        body = self._connection.stream.read_body()
+        records = unpack_block_records(body, self._connection.algorithm)
         self._held = {offset: digest for offset, _, digest in records}
 
     def send(self) -> None:
@@ -233,10 +232,7 @@ class BlockUpload:
         return m.Commit(upload=self.upload, total=self._source.total, blocks_digest=blocks_digest)
 
     def abort(self) -> None:
-        """Have the server discard the upload, if it can be reached.
-
-        A connection that was interrupted within a frame must be opened again for that.
-        """
+        """Have the server discard the upload, over a new connection if this one cannot be used."""
         if not self.upload:
             return
         with contextlib.suppress(FtpkitError):
