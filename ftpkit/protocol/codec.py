@@ -93,7 +93,6 @@ def _field(field: Field[Any]) -> _Field:
 
 
 def _expected(hint: Any) -> str:
-    """Return the words for a type in an error."""
     match get_args(hint):
         case (_, Constraint(expected=words)):
             return words

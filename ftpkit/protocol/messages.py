@@ -48,7 +48,7 @@ class Message:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def _message(cls: type[Any]) -> type[Any]:
-    """Make a keyword-only dataclass with slots, which type checkers hold to be frozen."""
+    # Type checkers hold it to be frozen.
     return dataclass(kw_only=True, slots=True, eq=False, repr=False)(cls)
 
 

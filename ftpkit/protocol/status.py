@@ -13,8 +13,6 @@ Number = Annotated[float, Constraint("from 0 to 2^63-1", lambda v: 0 <= v <= MAX
 
 
 class WorkerStatus(TypedDict):
-    """One worker process."""
-
     number: Size
     pid: Size
     uptime_s: Number
