@@ -2,8 +2,9 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ftpkit import __version__
 from ftpkit.errors import (
@@ -24,6 +25,10 @@ from ftpkit.protocol.state import ClientProtocol, Response
 
 if TYPE_CHECKING:
     from ftpkit.net.trust import ConfirmPin
+
+# Between requests for a result that is pending: each interval is twice as long as the last.
+_FIRST_INTERVAL_S: Final = 0.05
+_MAX_INTERVAL_S: Final = 1.0
 
 R = TypeVar("R", bound=m.Reply)
 
@@ -150,13 +155,26 @@ class Connection:
     def request(self, request: m.Request, expected: type[R]) -> R:
         """Send a request without a body, again while its result is pending; return the reply.
 
-        Raises RefusedError if the server refuses it.
+        Raises RefusedError if the server refuses it, and StallTimeoutError if it reports no
+        progress for ``timeout_s``.
         """
+        interval_s, last = _FIRST_INTERVAL_S, None
+        moved_at = time.monotonic()
         while True:
+            asked_at = time.monotonic()
             self.send(request)
             reply = self.receive().reply
             if not isinstance(reply, m.Pending):
                 return expect(reply, expected)
+            now = time.monotonic()
+            if reply != last:
+                last, moved_at = reply, now
+            elif now - moved_at > self.timeout_s:
+                raise StallTimeoutError("the server reported no progress for too long")
+            # A server that holds each request for a while is asked again at once.
+            if self.stream.wait_readable(max(0.0, asked_at + interval_s - now)):
+                self.receive()  # raises: no reply is due
+            interval_s = min(2 * interval_s, _MAX_INTERVAL_S)
 
     def send(self, request: m.Request, send: SendBody | None = None) -> None:
         """Send a request; ``send`` is called with its header if it has a body to send."""

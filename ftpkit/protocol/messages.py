@@ -219,6 +219,13 @@ class Put(Request):
     overwrite: bool = True
 
 
+@_request("wait", FileReply)
+class Wait(Request):
+    """Ask again for the reply to a ``put`` that was answered with the name of a job."""
+
+    job: str
+
+
 @_message
 class GetReply(Reply):
     """The body is ``size`` bytes from ``offset`` of a file of ``total`` bytes."""
@@ -348,18 +355,24 @@ class Status(Request):
 
 @_message
 class Pending(Message):
-    """Still at work, ``done`` of ``total``: send the same request again for the result."""
+    """Still at work, ``done`` of ``total``.
+
+    Send the same request again for the result, or ``Wait`` if the reply names a ``job``.
+    """
 
     done: Size
     total: Size
+    job: str | None = None
 
 
 REQUESTS: Final[dict[str, type[Request]]] = {
     kind.op: kind
     for kind in (
         Hello, Auth, Ping, Stat, List, Mkdir, Rename, Delete, DigestRequest,
-        Put, Get, Begin, Write, Commit, Abort, Push, Pull, Status,
+        Put, Wait, Get, Begin, Write, Commit, Abort, Push, Pull, Status,
     )
 }  # fmt: skip
 # The requests that have a body of ``size`` bytes.
 WITH_BODY: Final = (Put, Write)
+# The requests whose reply may be ``Pending``; of these, only ``Put`` has a body.
+LONG: Final = (Mkdir, Rename, Delete, DigestRequest, Put, Wait, Begin, Commit, Abort)

@@ -17,7 +17,7 @@ from ftpkit.protocol.codec import (
     request_to_header,
 )
 from ftpkit.protocol.frame import Header, encode_header
-from ftpkit.protocol.messages import PROTOCOL_VERSION, Auth, Hello, Pending, Reply, Request
+from ftpkit.protocol.messages import LONG, PROTOCOL_VERSION, Auth, Hello, Pending, Reply, Request
 
 MAX_BAD_TOKENS: Final = 3
 # In bytes. A reply repeats the id, so without a limit its header could exceed MAX_HEADER.
@@ -143,4 +143,7 @@ class ClientProtocol:
                 raise error
             raise ProtocolError("a reply without a request")
         request = self._unanswered.popleft()
-        return Response(request, reply_from_header(request.reply, header))
+        reply = reply_from_header(request.reply, header)
+        if isinstance(reply, Pending) and not isinstance(request, LONG):
+            raise ProtocolError(f"bad reply: {request.op} cannot be pending")
+        return Response(request, reply)

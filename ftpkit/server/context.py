@@ -1,8 +1,9 @@
 """The state of one connection that its operations use, and the result that they return."""
 
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.auth.authenticator import Authenticator
-from ftpkit.server.jobs import Jobs
+from ftpkit.server.jobs import Jobs, Work
 from ftpkit.server.transfers.registry import TransferRegistry, take_turn
 from ftpkit.server.udp.listener import StartTransfer, UdpConversation, UdpListener
 from ftpkit.storage.api import Reader, Store, Upload
@@ -89,6 +90,8 @@ class SessionContext:
     uploads: dict[str, Upload] = field(default_factory=dict)
     udp_conversation: UdpConversation | None = None
     _turn_handle: TurnHandle | None = None
+    _holding: threading.Lock = field(default_factory=threading.Lock)
+    _closed: bool = False
     on_datagrams_ended: Callable[[], None] = lambda: None
     """Called when a UDP session has ended, possibly in its own thread."""
     on_bytes: Callable[[int], None] = lambda count: None
@@ -130,12 +133,18 @@ class SessionContext:
         if self.authenticator is not None and not self.unauthenticated:
             self.authenticator.release(self.grant)
 
+    def run_job(self, key: Hashable, work: Work, *, must_finish: bool = False) -> Any:
+        """Run ``work`` as a job of this user; ``Jobs.run`` says what is returned."""
+        return self.jobs.run(key, work, user=self.account, must_finish=must_finish)
+
     def hold(self, upload: Upload) -> Upload:
-        """Keep an upload open until the connection ends."""
-        if upload.id in self.uploads:
+        """Keep an upload open until the connection ends; a job may call this after its end."""
+        with self._holding:
+            hold = not self._closed and upload.id not in self.uploads
+            if hold:
+                self.uploads[upload.id] = upload
+        if not hold:
             upload.release()
-        else:
-            self.uploads[upload.id] = upload
         return upload
 
     def upload(self, upload_id: str) -> Upload:
@@ -200,6 +209,8 @@ class SessionContext:
 
     def close(self) -> None:
         self.end_datagram_session()
+        with self._holding:
+            self._closed = True
         for upload_id in list(self.uploads):
             self.release(upload_id)
 

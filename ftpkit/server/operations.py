@@ -1,7 +1,8 @@
 """Carries out each request: one function per operation (WIRE.md section 4)."""
 
 import contextlib
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -83,13 +84,24 @@ def list_names(context: SessionContext, request: m.List) -> Result:
 
 
 def mkdir(context: SessionContext, request: m.Mkdir) -> Result:
-    context.store.mkdir(request.name)
-    return Result(m.NameReply(name=request.name))
+    def work(progress: Progress) -> m.NameReply:
+        context.store.mkdir(request.name)
+        return m.NameReply(name=request.name)
+
+    key = context.grant, request
+    # It may have been deleted since, and to make it again does no harm.
+    context.jobs.forget(key)
+    return Result(context.run_job(key, work, must_finish=True))
 
 
 def rename(context: SessionContext, request: m.Rename) -> Result:
-    context.store.rename(request.name, request.to, overwrite=request.overwrite)
-    return Result(m.NameReply(name=request.to))
+    def work(progress: Progress) -> m.NameReply:
+        context.store.rename(request.name, request.to, overwrite=request.overwrite)
+        return m.NameReply(name=request.to)
+
+    key = context.grant, request
+    _forget_if_exists(context, request.name, key)
+    return Result(context.run_job(key, work, must_finish=True))
 
 
 def delete(context: SessionContext, request: m.Delete) -> Result:
@@ -97,14 +109,9 @@ def delete(context: SessionContext, request: m.Delete) -> Result:
         context.store.delete(request.name, recursive=request.recursive, progress=progress)
         return m.NameReply(name=request.name)
 
-    if not request.recursive:
-        return Result(work(lambda done, total: None))
     key = context.grant, request
-    with contextlib.suppress(RefusedError):
-        context.store.stat(request.name)
-        # The name exists (again): the result of an earlier deletion is no reply to this one.
-        context.jobs.forget(key)
-    return Result(context.jobs.run(key, work))
+    _forget_if_exists(context, request.name, key)
+    return Result(context.run_job(key, work, must_finish=True))
 
 
 def digest(context: SessionContext, request: m.DigestRequest) -> Result:
@@ -118,16 +125,30 @@ def digest(context: SessionContext, request: m.DigestRequest) -> Result:
             return _file_reply(replace(reader.info, content_digest=actual))
 
     version = store.stat(request.name).version
-    return Result(context.jobs.run((context.grant, request, algorithm, version), work))
+    return Result(context.run_job((context.grant, request, algorithm, version), work))
 
 
 def put(context: SessionContext, request: m.Put) -> Result:
     staged = context.store.stage(_upload_spec(request, request.size), request.digest)
+    job = secrets.token_hex(16)
+
+    def work(progress: Progress) -> m.FileReply:
+        try:
+            return _file_reply(staged.commit())
+        finally:
+            staged.discard()
+
     try:
         _receive(context, staged.write)
-        return Result(_file_reply(staged.commit()))
-    finally:
+        reply = context.run_job((context.grant, job), work, must_finish=True)
+    except BaseException:
         staged.discard()
+        raise
+    return Result(_with_job(reply, job))
+
+
+def wait(context: SessionContext, request: m.Wait) -> Result:
+    return Result(_with_job(context.jobs.wait((context.grant, request.job)), request.job))
 
 
 def get(context: SessionContext, request: m.Get) -> Result:
@@ -171,7 +192,15 @@ def get(context: SessionContext, request: m.Get) -> Result:
 def begin(context: SessionContext, request: m.Begin) -> Result:
     spec = _upload_spec(request, request.total)
     store, owner, algorithm = context.store, context.grant.user, context.algorithm
-    upload = context.hold(store.begin(spec, owner=owner, block=request.block))
+
+    def open_upload(progress: Progress) -> str:
+        return context.hold(store.begin(spec, owner=owner, block=request.block)).id
+
+    # Each connection opens the upload for itself, and closes it at its end.
+    opened = context.run_job((context.stream, request), open_upload, must_finish=True)
+    if isinstance(opened, m.Pending):
+        return Result(opened)
+    upload = context.upload(opened)
 
     def work(progress: Progress) -> None:
         # The connection may end, and release the upload, before this work does.
@@ -183,7 +212,7 @@ def begin(context: SessionContext, request: m.Begin) -> Result:
 
     if request.basis:
         # An upload loses its basis when it is closed: one that was opened again has none.
-        pending = context.jobs.run((upload, "basis", algorithm), work)
+        pending = context.run_job((upload, "basis", algorithm), work)
         if pending is not None:
             return Result(pending)
     body = b"".join(
@@ -226,16 +255,23 @@ def commit(context: SessionContext, request: m.Commit) -> Result:
         finally:
             upload.release()
 
-    reply = context.jobs.run((context.grant, request), work)
+    reply = context.run_job((context.grant, request), work)
     if not isinstance(reply, m.Pending):
         context.release(request.upload)
     return Result(reply)
 
 
 def abort(context: SessionContext, request: m.Abort) -> Result:
-    context.store.abort(request.upload, owner=context.grant.user)
-    context.release(request.upload)
-    return Result(m.OkReply())
+    store, owner = context.store, context.grant.user
+
+    def work(progress: Progress) -> m.OkReply:
+        store.abort(request.upload, owner=owner)
+        return m.OkReply()
+
+    reply = context.run_job((context.grant, request), work, must_finish=True)
+    if not isinstance(reply, m.Pending):
+        context.release(request.upload)
+    return Result(reply)
 
 
 _NONE: Final = frozenset[Permission]()
@@ -255,6 +291,7 @@ OPERATIONS: Final[dict[type[m.Request], tuple[Operation, frozenset[Permission]]]
     m.DigestRequest: (digest, _READ),
     m.Mkdir: (mkdir, _WRITE),
     m.Put: (put, _WRITE),
+    m.Wait: (wait, _WRITE),
     m.Begin: (begin, _WRITE),
     m.Write: (write, _WRITE),
     m.Commit: (commit, _WRITE),
@@ -265,6 +302,18 @@ OPERATIONS: Final[dict[type[m.Request], tuple[Operation, frozenset[Permission]]]
     m.Status: (status, frozenset({Permission.ADMIN})),
 }
 """The function of each request, and the permissions that it needs."""
+
+
+def _forget_if_exists(context: SessionContext, name: str, key: Hashable) -> None:
+    """Forget the result of an earlier request to remove ``name`` if it exists (again)."""
+    with contextlib.suppress(RefusedError):
+        context.store.stat(name)
+        context.jobs.forget(key)
+
+
+def _with_job(reply: m.FileReply | m.Pending, job: str) -> m.FileReply | m.Pending:
+    """Name the job in a pending reply to a request whose body cannot be sent again."""
+    return replace(reply, job=job) if isinstance(reply, m.Pending) else reply
 
 
 def _receive(context: SessionContext, sink: Callable[[memoryview], None]) -> None:

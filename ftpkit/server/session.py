@@ -22,7 +22,7 @@ from ftpkit.errors import (
 )
 from ftpkit.net.frame_stream import PIECE, FrameStream
 from ftpkit.protocol.frame import Header
-from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Write
+from ftpkit.protocol.messages import Abort, AuthReply, Begin, Commit, Push, Request, Wait, Write
 from ftpkit.protocol.state import ServerProtocol
 from ftpkit.server.context import Handoff, Result, SessionContext
 from ftpkit.server.operations import OPERATIONS
@@ -225,7 +225,7 @@ class Session:
             return
         if self._stream.is_tls:  # this worker would go on relaying its bytes
             return
-        if not isinstance(request, Begin | Write | Commit | Abort | Push):
+        if not isinstance(request, Begin | Write | Commit | Abort | Push | Wait):
             raise WrongWorkerError(0)
 
     def _reply(self, request: Request, result: Result, started: float) -> None:

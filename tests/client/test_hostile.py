@@ -438,3 +438,77 @@ def test_a_status_reply_that_is_truncated() -> None:
         pytest.raises(ConnectionLostError),
     ):
         client.status()
+
+
+# Progress that is none
+
+
+def pending_for_ever(asked: list[str], **keys: Any) -> Script:
+    """Answer every request with the same pending reply; ``asked`` gets their operations."""
+
+    def script(peer: Peer) -> None:
+        peer.greet()
+        while True:
+            header, _ = peer.request()
+            asked.append(header["op"])
+            peer.reply({"ok": True, "pending": True, "done": 1, "total": 5, **keys})
+
+    return script
+
+
+def test_a_server_that_is_pending_for_ever_is_asked_seldom_and_given_up() -> None:
+    asked: list[str] = []
+    with (
+        hostile(pending_for_ever(asked)) as address,
+        Client(Address(*address), timeout_s=2.0) as client,
+        pytest.raises(StallTimeoutError, match="no progress"),
+    ):
+        client.digest("f")
+    assert 3 < len(asked) < 12
+
+
+def test_a_put_that_is_pending_for_ever_is_given_up(tmp_path: Path) -> None:
+    asked: list[str] = []
+    (tmp_path / "f").write_bytes(b"body")
+    with (
+        hostile(pending_for_ever(asked, job="j")) as address,
+        Client(Address(*address), timeout_s=1.0) as client,
+        pytest.raises(StallTimeoutError, match="no progress"),
+    ):
+        client.put(tmp_path / "f")
+    assert asked[:2] == ["put", "wait"]
+    assert len(asked) < 12
+
+
+def test_pending_is_believed_only_of_what_may_take_long(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"body")
+    for operation in (
+        lambda client: client.stat("f"),
+        lambda client: client.ping(),
+        lambda client: list(client.list()),
+        lambda client: client.put(tmp_path / "f"),  # a pending reply that names no job
+    ):
+        asked: list[str] = []
+        with (
+            hostile(pending_for_ever(asked)) as address,
+            talking_to(address) as client,
+            pytest.raises(ProtocolError),
+        ):
+            operation(client)
+        assert len(asked) == 1
+
+
+def test_replies_that_answer_no_request_end_the_wait_for_a_pending_one() -> None:
+    def script(peer: Peer) -> None:
+        peer.greet()
+        peer.request()
+        for _ in range(100):
+            peer.reply({"ok": True, "pending": True, "done": 1, "total": 5})
+        peer.request()
+
+    with (
+        hostile(script) as address,
+        talking_to(address) as client,
+        pytest.raises(ProtocolError, match="a reply without a request"),
+    ):
+        client.digest("f")

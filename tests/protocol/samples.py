@@ -57,6 +57,7 @@ _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "done": sizes,
     "features": st.lists(texts, max_size=4),
     "if_version": texts,
+    "job": texts,
     "key": texts,
     "kind": texts,
     "length": sizes,

@@ -61,7 +61,7 @@ def over_the_wire(header: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_operations() -> None:
     assert " ".join(REQUESTS) == (
-        "hello auth ping stat list mkdir rename delete digest put get "
+        "hello auth ping stat list mkdir rename delete digest put wait get "
         "begin write commit abort push pull status"
     )
 
@@ -324,6 +324,9 @@ def test_bad_replies(kind: type[Reply], header: dict[str, Any], why: str) -> Non
 def test_a_pending_reply() -> None:
     header = {"ok": True, "pending": True, "done": 1, "total": 2}
     assert reply_from_header(FileReply, header) == Pending(done=1, total=2)
+    named = Pending(done=1, total=2, job="j")
+    assert reply_from_header(FileReply, header | {"job": "j"}) == named
+    assert reply_to_header(named) == header | {"job": "j"}
 
 
 @pytest.mark.parametrize("code", ["", "BUSY", "code-of-next-year"])

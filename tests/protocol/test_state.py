@@ -21,6 +21,7 @@ from ftpkit.protocol.messages import (
     OkReply,
     Pending,
     Ping,
+    Request,
     Stat,
     StatReply,
 )
@@ -271,6 +272,14 @@ def test_a_client_receives_a_pending_reply() -> None:
     pending = {"ok": True, "pending": True, "done": 1, "total": 5}
     assert client.receive(pending) == Response(request, Pending(done=1, total=5))
     assert client.unanswered == 0
+
+
+@pytest.mark.parametrize("request_", [Ping(), Stat(name="a"), Get(name="a")])
+def test_a_client_believes_pending_only_of_what_may_take_long(request_: Request) -> None:
+    client = ClientProtocol()
+    client.send_request(request_)
+    with pytest.raises(ProtocolError, match=f"{request_.op} cannot be pending"):
+        client.receive({"ok": True, "pending": True, "done": 1, "total": 5})
 
 
 def test_a_client_reads_an_unknown_code_as_internal() -> None:

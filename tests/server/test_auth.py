@@ -412,13 +412,13 @@ def held(server: Server) -> Iterator[threading.Event]:
     jobs, started, proceed = handler_of(server).jobs, threading.Event(), threading.Event()
     run = jobs.run
 
-    def run_late(key: Hashable, work: Callable[..., Any]) -> Any:
+    def run_late(key: Hashable, work: Callable[..., Any], **options: Any) -> Any:
         def late(progress: Any) -> Any:
             started.set()
             assert proceed.wait(TIMEOUT_S)
             return work(progress)
 
-        return run(key, late)
+        return run(key, late, **options)
 
     jobs.run = run_late  # type: ignore[method-assign]
     try:

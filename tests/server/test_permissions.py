@@ -34,6 +34,7 @@ REQUESTS: Final[dict[str, tuple[dict[str, Any], set[str]]]] = {
     ),
     "mkdir": ({"name": "d"}, {"write"}),
     "put": ({"name": "p"}, {"write"}),
+    "wait": ({"job": "j"}, {"write"}),
     "begin": ({"name": "b", "total": 0, "block": BLOCK}, {"write"}),
     "write": ({"upload": UPLOAD, "offset": 0, "digest": DIGEST}, {"write"}),
     "commit": ({"upload": UPLOAD, "total": 0}, {"write"}),

@@ -90,15 +90,23 @@ class Raw:
         self.send({"op": op, **keys, **({"size": len(body)} if body else {})}, body)
         return self.receive()
 
+    def result(self, op: str, body: bytes = b"", **keys: Any) -> Reply:
+        """Do the same, and ask again while the reply is pending."""
+        reply = self.ask(op, body, **keys)
+        while reply.header.get("pending"):
+            job = reply.header.get("job")
+            reply = self.ask(op, **keys) if job is None else self.ask("wait", job=job)
+        return reply
+
     def granted(self, op: str, body: bytes = b"", **keys: Any) -> Reply:
         """Do the same, for a request that must be granted."""
-        reply = self.ask(op, body, **keys)
+        reply = self.result(op, body, **keys)
         assert reply.ok, reply
         return reply
 
     def refused(self, op: str, body: bytes = b"", **keys: Any) -> str:
         """Do the same, for a request that must be refused; return the code."""
-        reply = self.ask(op, body, **keys)
+        reply = self.result(op, body, **keys)
         assert reply["ok"] is False, reply
         assert isinstance(reply["message"], str)
         assert "\n" not in reply["message"]

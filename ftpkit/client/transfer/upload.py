@@ -47,6 +47,7 @@ class Upload:
     on_retry: OnRetry
     udp_transfer: UdpTransfer
     _put_sent: bool = field(default=False, init=False)
+    _put_job: str | None = field(default=None, init=False)
     _commit: m.Commit | None = field(default=None, init=False)
 
     def run(self, connection: Connection) -> m.FileReply:
@@ -77,12 +78,11 @@ class Upload:
         # The server refuses any content but that which this digest was computed from.
         source.check_unchanged()
         for _ in range(TRIES):
-            sent_before, self._put_sent = self._put_sent, True
-            connection.send(
-                request,
-                lambda header: connection.stream.send_range(header, source.fd, 0, source.total),
-            )
-            reply = connection.receive().reply
+            sent_before, asked_before = self._put_sent, self._put_job is not None
+            self._put_sent = True
+            reply = self._put_reply(connection, request)
+            if isinstance(reply, RefusedError) and reply.code is Code.NOT_FOUND and asked_before:
+                continue  # the server was restarted, or it is another worker that answers
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # The file may be ours, and only the reply to an earlier put was lost.
                 reply = self._stored(connection, request) or reply
@@ -92,6 +92,27 @@ class Upload:
                 return published
             source.check_unchanged()
         raise damaged_error(repr(self.name))
+
+    def _put_reply(self, connection: Connection, request: m.Put) -> m.FileReply | RefusedError:
+        """Send the file, unless the server has it and its reply is pending; return the reply."""
+        source = self.source
+        if self._put_job is None:
+            connection.send(
+                request,
+                lambda header: connection.stream.send_range(header, source.fd, 0, source.total),
+            )
+            reply = connection.receive().reply
+            if isinstance(reply, m.FileReply | RefusedError):
+                return reply
+            if not isinstance(reply, m.Pending) or reply.job is None:
+                raise ProtocolError("the reply does not match the request")
+            self._put_job = reply.job
+        try:
+            published = connection.request(m.Wait(job=self._put_job), m.FileReply)
+        except RefusedError as refusal:
+            self._put_job = None
+            return refusal
+        return published
 
     def _stored(self, connection: Connection, request: m.Put) -> m.FileReply | None:
         """Return what is stored under the name if it has the content of ``request``."""

@@ -78,6 +78,13 @@ class TransferTracker:
         match request, reply:
             case m.Put(), m.FileReply():
                 self._end(m.Put, "ok", request.size)
+            case m.Put(), m.Pending() if m.Put in self._open and reply.job is not None:
+                put = self._open[reply.job] = self._open.pop(m.Put)
+                put.count = request.size
+                if put.handle is not None:
+                    put.handle.close()
+            case m.Wait(), m.FileReply():
+                self._end(request.job, "ok")
             case m.Begin(), m.BeginReply():
                 self._upload(reply.upload)
             case m.Write(), _:
@@ -104,6 +111,8 @@ class TransferTracker:
         match request:
             case m.Put():
                 self._end(m.Put, refusal.code)
+            case m.Wait():
+                self._end(request.job, refusal.code)
             case m.Get():
                 self._log(_TrackedTransfer(Direction.DOWN, request.name, since), refusal.code)
             case m.Begin():

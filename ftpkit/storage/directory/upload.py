@@ -256,7 +256,7 @@ class DirectoryUpload:
                     _lengths(self._basis.blocks if self._basis else {}),
                 )
                 self._revoke_writers()
-            self._copy_from_basis(missing)
+            self._copy_from_basis(missing, progress)
             check_blocks_digest(
                 (self._blocks[offset].digest for offset in range(0, total, self.block)),
                 blocks_digest,
@@ -338,7 +338,7 @@ class DirectoryUpload:
             with self._lock:
                 self._committing = False
 
-    def _copy_from_basis(self, missing: dict[int, int]) -> None:
+    def _copy_from_basis(self, missing: dict[int, int], progress: Progress) -> None:
         """Copy what was not sent from the basis (without the lock)."""
         if not missing or self._basis is None:
             return
@@ -346,7 +346,8 @@ class DirectoryUpload:
         if self.spec.total is None:
             reservation = self.quota.reserve(self.spec.name, sum(missing.values()))
         try:
-            for offset in missing:
+            for done, offset in enumerate(missing):
+                progress(done, len(missing))
                 self.put(self._basis.read(offset), offset)
                 with self._lock:
                     self._check_open()
