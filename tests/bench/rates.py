@@ -20,7 +20,7 @@ from ftpkit.net.address import Url
 from ftpkit.tokens import Grant, Tokens
 from tests.bench.processes import HERE, fast_directory, ftpkit, parse_size, serving
 
-_ANNOUNCES: Final = r" at (\S+) "
+_ANNOUNCES: Final = r" at (\S+);"
 _LIMITED: Final = ["server", "token"]
 _WAYS: Final = (("up",), ("down",), ("up", "down"))
 # What was saved up, and the first turns, are over by then.

@@ -83,7 +83,7 @@ def _run(root: str, workers: int, options: argparse.Namespace) -> Run:
     command = ftpkit(
         *("serve", root, "--port", "0", *how, "--workers", str(workers), "--no-fsync", "--quiet")
     )
-    with serving(command, r" at ftpk://(\S+)") as (server, where):
+    with serving(command, r" at ftpk://(\S+);") as (server, where):
         lines = [_connected(where, tls=options.tls) for _ in range(connections)]
         try:
             requests = [_requests(number, files, size) for number in range(connections)]

@@ -204,6 +204,7 @@ def test_a_plot_is_drawn(run: Run, file: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["loopback", pytest.param("link", marks=pytest.mark.net)])
+@pytest.mark.usefixtures("interruptible")
 def test_after_ctrl_c_nothing_is_left(run: Run, tmp_path: Path, where: str) -> None:
     shape = ["--link", "2M,5ms"] if where == "link" else []
     if shape:

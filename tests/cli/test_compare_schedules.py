@@ -63,7 +63,7 @@ def test_a_server_serves_them_in_the_order_of_each_policy(run: Run) -> None:
 
 
 @pytest.fixture
-def under_way(run: Run, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+def under_way(run: Run, tmp_path: Path, interruptible: None) -> Iterator["subprocess.Popen[str]"]:
     """A comparison in which an upload has begun that takes long; its processes are marked."""
     Path("trace.csv").write_text("0,100000000,ann\n1000,1,bob\n")
     (tmp_path / "tmp").mkdir()
