@@ -52,10 +52,31 @@ class Tally:
 
     def __init__(self) -> None:
         self._codes: set[int] = set()
+        self.failures = 0
 
     def add(self, error: FtpkitError) -> None:
         """Record a failure."""
-        self._codes.add(exit_code(error))
+        self._add(exit_code(error))
+
+    def fail(self, message: str, name: str) -> None:
+        """Print and record a failure that the server reported about ``name``."""
+        print_error(message, name)
+        self._add(FAILED)
+
+    @contextmanager
+    def reporting(self, name: str) -> Iterator[None]:
+        """Print and record a failure with ``name``; without a server, nothing can go on."""
+        try:
+            yield
+        except CannotConnectError:
+            raise
+        except FtpkitError as error:
+            print_error(str(error), name)
+            self.add(error)
+
+    def _add(self, code: int) -> None:
+        self._codes.add(code)
+        self.failures += 1
 
     @property
     def exit_code(self) -> int:
@@ -83,13 +104,8 @@ def run_each(names: Iterable[str], act: Callable[[str], object]) -> int:
     """Call ``act`` for each of ``names``, also after a failure; return the exit code."""
     tally = Tally()
     for name in names:
-        try:
+        with tally.reporting(name):
             act(name)
-        except CannotConnectError:
-            raise
-        except FtpkitError as error:
-            print_error(str(error), name)
-            tally.add(error)
     return tally.exit_code
 
 

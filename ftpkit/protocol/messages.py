@@ -156,12 +156,16 @@ class List(Request):
 
 @_message
 class ListEntry(Message):
-    """One line of a list: kind "file", "dir", "link" or "other"; ``mtime`` in nanoseconds."""
+    """One line of a list: kind "file", "dir", "link" or "other"; ``mtime`` in nanoseconds.
+
+    ``error`` says why the list is incomplete here; ``name`` is then no name for a request.
+    """
 
     name: str
     kind: str
     total: Size
     mtime: Time
+    error: str | None = None
 
 
 @_message

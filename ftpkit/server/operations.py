@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ftpkit import __version__
@@ -59,7 +59,7 @@ def status(context: SessionContext, request: m.Status) -> Result:
 
 
 def stat(context: SessionContext, request: m.Stat) -> Result:
-    return Result(m.StatReply(**asdict(context.store.stat(request.name))))
+    return Result(m.StatReply(**context.store.stat(request.name).facts()))
 
 
 def list_names(context: SessionContext, request: m.List) -> Result:
@@ -69,7 +69,13 @@ def list_names(context: SessionContext, request: m.List) -> Result:
     page, last, more = bytearray(), None, False
     for info in entries:
         encoded = list_entry_to_json(
-            m.ListEntry(name=info.name, kind=info.kind, total=info.total, mtime=info.mtime)
+            m.ListEntry(
+                name=info.name,
+                kind=info.kind,
+                total=info.total,
+                mtime=info.mtime,
+                error=info.error,
+            )
         )
         if len(page) + len(encoded) > m.MAX_PAGE:
             more = True

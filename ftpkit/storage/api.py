@@ -5,8 +5,8 @@ in one place, and does without it where the store does not offer it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self, runtime_checkable
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.storage.quota import QuotaScope
@@ -22,6 +22,7 @@ class FileInfo:
     ``total`` is in bytes, 0 unless it is a file; ``mtime`` in nanoseconds since 1970; ``mode``
     holds the permission bits; ``version`` is opaque and changes whenever the file is replaced
     or written to; ``content_digest`` is the digest stored with the file, None if unknown.
+    ``error`` says why a list is incomplete here; such an entry has the kind "other".
     """
 
     name: str
@@ -31,6 +32,13 @@ class FileInfo:
     version: str
     mode: int
     content_digest: str | None = None
+    error: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts about a file that has no ``error``, by their names."""
+        facts = asdict(self)
+        del facts["error"]
+        return facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +162,11 @@ class Store(Protocol):
     def stat(self, name: str) -> FileInfo: ...
 
     def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
-        """Yield what is in a directory, in byte order of full names, beginning after ``after``."""
+        """Yield what is in a directory, in byte order of full names, beginning after ``after``.
+
+        What cannot be listed is an entry with an ``error``: a name that no request can contain,
+        in escaped form, or a directory that cannot be read, its name with a ``/`` behind it.
+        """
 
     def mkdir(self, name: str) -> None:
         """Make a directory and its parents; an existing directory is no error."""

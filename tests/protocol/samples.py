@@ -55,6 +55,7 @@ _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "digest": digests,
     "digests": st.lists(texts, max_size=4),
     "done": sizes,
+    "error": texts,
     "features": st.lists(texts, max_size=4),
     "if_version": texts,
     "job": texts,

@@ -20,6 +20,7 @@ from tests.storage.stores import (
     commit,
     fetch,
     ignore,
+    list_files,
     listed,
     refused,
     send,
@@ -257,11 +258,15 @@ def test_names_like_the_private_directory_are_never_listed(place: Place, part: s
 
 
 @pytest.mark.skipif(not os_files.HAS_DIR_FD, reason="file names are not bytes here")
-def test_a_name_that_is_not_utf8_is_left_out_of_lists(place: Place) -> None:
+def test_a_name_that_is_not_utf8_is_listed_escaped_with_an_error(place: Place) -> None:
     store = place.store()
-    (place.root / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
+    (place.root / os.fsdecode(b"a\xff")).write_bytes(b"")
+    (place.root / os.fsdecode(b"b\xfe/c")).mkdir(parents=True)
     stage(store, "f", b"")
-    assert listed(store) == ["f"]
+    errors = {info.name: (info.kind, info.error) for info in list_files(store)}
+    not_listed = "other", "the name is not UTF-8"
+    assert errors == {"a\\xff": not_listed, "b\\xfe": not_listed, "f": ("file", None)}
+    assert listed(store, after="a\\xff") == ["b\\xfe", "f"]
 
 
 def test_two_stores_cannot_use_one_root(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ftpkit.errors import Code
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.names import MAX_NAME
 from ftpkit.storage import Store
-from tests.storage.stores import Place, ignore, listed, refused, stage
+from tests.storage.stores import Place, ignore, list_files, listed, refused, stage
 
 SHALLOW: Final = 48
 
@@ -66,16 +66,17 @@ def test_work_grows_no_faster_than_the_depth_of_a_tree(tmp_path: Path, work: str
     assert counts[1] < 2.5 * counts[0]
 
 
-def test_names_too_long_for_a_request_are_not_listed(place: Place) -> None:
+def test_names_too_long_for_a_request_are_listed_with_an_error(place: Place) -> None:
     """A tree that is renamed below another repeatedly would make endless lists."""
     store = place.open()
     half = "/".join(["d" * 180] * 12)
     store.mkdir(half)
     stage(store, f"{half}/f", b"")
     store.rename("d" * 180, f"e/{half}", overwrite=False)
-    names = listed(store)
-    assert names
-    assert max(map(len, names)) <= MAX_NAME
-    assert not any(name.endswith("/f") for name in names)
+    infos = list_files(store)
+    assert len(infos) > 12
+    assert [info.name for info in infos if info.error] == [infos[-1].name]
+    assert len(infos[-2].name) <= MAX_NAME < len(infos[-1].name)
+    assert not any(info.name.endswith("/f") for info in infos)
     store.delete("e", recursive=True, progress=ignore)
     assert listed(store) == place.private() == []

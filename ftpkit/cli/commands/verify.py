@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from ftpkit.cli.exit_codes import DONE, FAILED
+from ftpkit.cli.exit_codes import FAILED, Tally
 from ftpkit.cli.format import escaped, json_line
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option, quiet_option
@@ -22,32 +22,41 @@ def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, tim
 
     A directory stands for all files below it; the default is the root of the server. A file is
     "good", "damaged", or "unknown": it has no digest if it was not uploaded with ftpkit or has been
-    modified since. The exit code is 1 if a file is damaged.
+    modified since. The exit code is 1 if a file is damaged. What cannot be read is reported and
+    counted as "failed", the command goes on, and its exit code is not 0.
 
     \b
     Example:  ftpkit verify backups
     """
     counts = {"good": 0, "damaged": 0, "unknown": 0}
+    tally = Tally()
     with connect(url, timeout) as client:
-        for name in _files(client, names or ("",)):
-            state = _state(client, name)
-            counts[state] += 1
-            if json:
-                click.echo(json_line({"name": name, "state": state}))
-            elif state == "damaged" or not quiet:
-                click.echo(f"{state:7}  {escaped(name)}")
+        for top in names or ("",):
+            with tally.reporting(top):
+                for name in _files(client, top, tally):
+                    with tally.reporting(name):
+                        state = _state(client, name)
+                        counts[state] += 1
+                        if json:
+                            click.echo(json_line({"name": name, "state": state}))
+                        elif state == "damaged" or not quiet:
+                            click.echo(f"{state:7}  {escaped(name)}")
+    if tally.failures:
+        counts["failed"] = tally.failures
     if not json and not quiet:
         click.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
-    return FAILED if counts["damaged"] else DONE
+    return FAILED if counts["damaged"] else tally.exit_code
 
 
-def _files(client: Client, names: tuple[str, ...]) -> Iterator[str]:
-    for name in names:
-        if client.stat(name).kind == "file":
-            yield name
-        else:
-            entries = client.list(name, recursive=True)
-            yield from (entry.name for entry in entries if entry.kind == "file")
+def _files(client: Client, top: str, tally: Tally) -> Iterator[str]:
+    if client.stat(top).kind == "file":
+        yield top
+        return
+    for entry in client.list(top, recursive=True):
+        if entry.error is not None:
+            tally.fail(entry.error, entry.name)
+        elif entry.kind == "file":
+            yield entry.name
 
 
 def _state(client: Client, name: str) -> str:

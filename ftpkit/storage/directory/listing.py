@@ -16,8 +16,8 @@ from ftpkit.storage.os_errors import translate_os_errors
 def list_tree(tree: Tree, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
     """Yield what is in the directory ``name``, beginning after the full name ``after``.
 
-    Names that vanish meanwhile, or are too long for a request, are left out. One directory is
-    open at a time.
+    Names that vanish meanwhile are left out; what cannot be listed is an entry with an error. One
+    directory is open at a time.
     """
     past = (after or "").encode(errors="surrogatepass")
     levels = [_Level(tree, name)]
@@ -32,22 +32,26 @@ def list_tree(tree: Tree, name: str, *, recursive: bool, after: str | None) -> I
                     levels[-1].return_from(level)
                 level.close()
                 continue
-            _, part, is_subtree = level.items.popleft()
+            key, part, is_subtree = level.items.popleft()
             full = f"{level.prefix}{part}"
-            info = None
-            with (
-                translate_os_errors(full),
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            ):
-                directory = level.open()
-                if is_subtree:
+            info = level.errors.pop(key, None)
+            try:
+                if info is None and is_subtree:
                     below = _Level(tree, full)
-                    below.hold(directory.open_directory(part))
+                    below.hold(level.open().open_directory(part))
                     level.close()
                     levels.append(below)
                     below.read(recursive=True, past=past)
-                else:
-                    info = _listed(full, directory.steady_stat(part))
+                elif info is None:
+                    info = _listed(full, level.open().steady_stat(part))
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError as error:
+                # The rest is listed nevertheless.
+                if levels[-1] is not level:
+                    levels.pop().close()
+                if key > past:
+                    info = _unlisted(key.decode(), f"cannot be read: {error.strerror or error}")
             if info is not None:
                 yield info
     finally:
@@ -63,6 +67,8 @@ class _Level:
         self.prefix = f"{name}/" if name else ""
         self.items = deque[tuple[bytes, str, bool]]()
         """Sort key, name, and whether what is below the name comes here."""
+        self.errors = dict[bytes, FileInfo]()
+        """What is listed with an error, by its sort key."""
         self._stack = contextlib.ExitStack()
         self._directory: DirHandle | None = None
 
@@ -90,14 +96,22 @@ class _Level:
             raise HiddenFileError(self._name)
         items = list[tuple[bytes, str, bool]]()
         for part, is_directory in directory.names():
-            try:
-                key = f"{self.prefix}{part}".encode()
-            except UnicodeEncodeError:  # not UTF-8 on the disk: no request can name it
+            if is_reserved(part):
                 continue
-            if len(key) > MAX_NAME or is_reserved(part):
-                continue
+            # Differs from the name if that is not UTF-8 on the disk.
+            shown = os.fsencode(part).decode(errors="backslashreplace")
+            key = f"{self.prefix}{shown}".encode()
+            error = None
+            if shown != part:
+                error = "the name is not UTF-8"
+            elif len(key) > MAX_NAME:
+                error = f"the name is longer than {MAX_NAME:,} bytes"
             if key > past:
                 items.append((key, part, False))
+                if error:
+                    self.errors[key] = _unlisted(key.decode(), error)
+            if error:
+                continue
             # In byte order "a.txt" comes between "a" and "a/b": a directory
             # and what is in it are two items.
             inside = key + b"/"
@@ -119,6 +133,10 @@ class _Level:
         """Close the directory; may be called twice."""
         self._directory = None
         self._stack.close()
+
+
+def _unlisted(name: str, error: str) -> FileInfo:
+    return FileInfo(name=name, kind="other", total=0, mtime=0, version="", mode=0, error=error)
 
 
 def _listed(name: str, status: os.stat_result) -> FileInfo:

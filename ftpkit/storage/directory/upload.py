@@ -323,7 +323,7 @@ class DirectoryUpload:
         with self._lock:
             self._publication = info
             with contextlib.suppress(OSError):
-                self.staged.append(journal.encode_published(asdict(info)))
+                self.staged.append(journal.encode_published(info.facts()))
             self._close()
         return info
 
