@@ -4,10 +4,12 @@ import contextlib
 import errno
 import mmap
 import os
+import stat
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from struct import Struct
 from typing import Final
 
 try:
@@ -32,6 +34,15 @@ O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 _RENAME_NOREPLACE: Final = 1
 # Errors of a kernel or a file system without renameat2, or without fallocate.
 _UNSUPPORTED: Final = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+# Errors of a file system that lacks an operation; EPERM, as vfat and FUSE return it for chmod.
+UNSUPPORTED: Final = frozenset(_UNSUPPORTED)
+# NFS locks a directory only if it is open for writing, which no directory can be.
+_NO_LOCKS: Final = UNSUPPORTED | {errno.ENOLCK, errno.EBADF}
+
+# linux/posix_acl_xattr.h: tag, permission bits, and user or group.
+_ACL_ENTRY: Final = Struct("<HHI")
+_ACL_USER, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x01, 0x04, 0x10, 0x20
 
 # Without pread and pwrite, threads share the file's position.
 _POSITION: Final = threading.Lock()
@@ -113,10 +124,10 @@ def unallocated(status: os.stat_result) -> int:
 
 
 def set_xattr(fd: int, key: str, value: bytes) -> None:
-    """Set the extended attribute ``user.KEY``: setxattr(2); does nothing if not supported."""
-    if hasattr(os, "setxattr"):
-        with contextlib.suppress(OSError):
-            os.setxattr(fd, f"user.{key}", value)
+    """Set the extended attribute ``user.KEY``: setxattr(2); OSError if it cannot be stored."""
+    if not hasattr(os, "setxattr"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    os.setxattr(fd, f"user.{key}", value)
 
 
 def get_xattr(fd: int, key: str) -> bytes | None:
@@ -221,6 +232,54 @@ def mount_id(fd: int) -> int | None:
     return None
 
 
+def inherit_group(fd: int, directory_fd: int) -> bool:
+    """Give a file the group of a setgid directory: fchown(2); return whether it had another."""
+    status = os.fstat(directory_fd)
+    if not status.st_mode & stat.S_ISGID or status.st_gid == os.fstat(fd).st_gid:
+        return False
+    os.chown(fd, -1, status.st_gid)
+    return True
+
+
+def inherit_acl(fd: int, directory_fd: int) -> bool:
+    """Give a file the access control list of new files in a directory, if it has one: acl(5)."""
+    default = _get_default_acl(directory_fd)
+    if default is not None:
+        os.setxattr(fd, "system.posix_acl_access", _acl_of_new_file(default))
+    return default is not None
+
+
+def give_nothing(directory_fd: int, path: str) -> None:
+    """Let a directory give neither group nor access control list to new files in it."""
+    mode = os.fstat(directory_fd).st_mode
+    if mode & stat.S_ISGID:
+        set_mode(directory_fd, path, stat.S_IMODE(mode) & ~stat.S_ISGID)
+    if _get_default_acl(directory_fd) is not None:
+        os.removexattr(directory_fd, "system.posix_acl_default")
+
+
+def _get_default_acl(directory_fd: int) -> bytes | None:
+    if hasattr(os, "getxattr"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(directory_fd, "system.posix_acl_default")
+    return None
+
+
+def _acl_of_new_file(default: bytes) -> bytes:
+    """Return the list of a file that is created with the mode 0o666 below a default list.
+
+    Its owner can always read.
+    """
+    version, entries = default[:4], list(_ACL_ENTRY.iter_unpack(default[4:]))
+    # The bits of the group limit the mask, if there is one.
+    group = _ACL_MASK if any(tag == _ACL_MASK for tag, _, _ in entries) else _ACL_GROUP
+    limits = {_ACL_USER: 6, group: 6, _ACL_OTHER: 6}
+    return version + b"".join(
+        _ACL_ENTRY.pack(tag, bits & limits.get(tag, 7) | (4 if tag == _ACL_USER else 0), who)
+        for tag, bits, who in entries
+    )
+
+
 def is_owned(status: os.stat_result) -> bool:
     """Whether the effective user owns the file or is root; True on systems without owners."""
     return not HAS_OWNERS or os.geteuid() in (0, status.st_uid)
@@ -234,13 +293,14 @@ def chown_to_directory_owner(fd: int, directory: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(fd: int, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+def lock(fd: int, *, wait: bool = False, shared: bool = False) -> Iterator[bool | None]:
     """Hold a flock(2) until the block ends; yield False if another process excludes it.
 
-    With ``wait`` the call blocks instead. Without flock nothing is locked, and True is yielded.
+    With ``wait`` the call blocks instead. Where the system or the file system has no flock,
+    nothing is locked, and None is yielded.
     """
     if not HAS_LOCKS:
-        yield True
+        yield None
         return
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -248,16 +308,17 @@ def lock(fd: int, *, wait: bool = False, shared: bool = False) -> Iterator[bool]
     except BlockingIOError:
         yield False
         return
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield None
+        return
     yield True
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_locked(fd: int) -> bool:
-    """Whether another process holds ``lock`` on an open file; only if HAS_LOCKS."""
-    try:
-        # A shared lock, so that two callers do not see each other.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return False
+    """Whether another process holds ``lock`` on an open file, or may do so; only if HAS_LOCKS."""
+    # A shared lock, so that two callers do not see each other.
+    with lock(fd, shared=True) as locked:
+        return not locked

@@ -178,7 +178,7 @@ class MemoryStore:
             total=len(data),
             mtime=time.time_ns() if spec.mtime is None else spec.mtime,
             version=f"{next(self._versions):x}",
-            mode=0o644 if spec.mode is None else spec.mode & 0o777,
+            mode=0o644 if spec.mode is None else spec.mode & 0o777 | 0o400,
             content_digest=content_digest,
         )
         return MemoryFile(info, data)

@@ -1,5 +1,6 @@
 """Fixtures: the kinds of store that the contract holds for."""
 
+import importlib
 import os
 import shutil
 import tempfile
@@ -55,6 +56,7 @@ def unprivileged() -> Iterator[Path]:
     """A root that a user without privileges serves."""
     if not hasattr(os, "seteuid") or os.geteuid() != 0:
         pytest.skip("changing the user takes root")
+    importlib.import_module("ctypes")  # later its files may be unreadable
     top = Path(tempfile.mkdtemp())
     os.chown(top, 65534, 65534)
     os.seteuid(65534)

@@ -149,3 +149,11 @@ def test_files_are_put_and_resumed_on_an_overlay(overlay: Path) -> None:
         upload.release()
         assert fetch(store, "d/e/g") == b"new"
         assert place.private() == []
+
+
+def test_files_are_stored_without_extended_attributes(mount: Mount, tmp_path: Path) -> None:
+    mount(tmp_path / "root", "-t", "ramfs", "ramfs")
+    with Place(tmp_path / "root") as place, place.open() as store:
+        assert stage(store, "f", b"new", mode=0o640).content_digest == digest_of(b"new")
+        assert fetch(store, "f") == b"new"
+        assert store.stat("f").content_digest is None

@@ -110,6 +110,7 @@ class DownloadTarget:
             self._base,
             fd=upload.staged.data,
             overwrite=self._overwrite,
+            mode=upload.spec.mode,
             content_digest=content_digest,
         )
         self._empty()
@@ -125,6 +126,6 @@ class DownloadTarget:
             yield
             return
         with os_files.lock(self._stage.dir_fd) as locked:
-            if not locked:
+            if locked is False:
                 raise LocalFileError(f"another download to {self._path!r} is running")
             yield

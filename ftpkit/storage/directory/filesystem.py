@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import functools
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,30 @@ DIGEST_XATTR: Final = "ftpkit.digest"
 _MIN_PREALLOCATED: Final = 1024 * 1024
 # A file that another program replaces more often during one call is treated as missing.
 _MAX_ATTEMPTS: Final = 32
+
+
+log = logging.getLogger("ftpkit.storage")
+# A download stays silent about its file system, where nothing was configured to log.
+log.addHandler(logging.NullHandler())
+
+
+@contextlib.contextmanager
+def supported(what: str, *, anything: bool = False) -> Iterator[None]:
+    """Go on, with one warning, where the file system has no ``what``: after the last byte of a
+    file nothing optional may fail. ``anything``: go on after every error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in os_files.UNSUPPORTED and not anything:
+            raise
+        warn_unsupported(what)
+
+
+@functools.cache
+def warn_unsupported(what: str) -> None:
+    """Warn once about what a file system lacks."""
+    log.warning("the file system does not support %s; see `ftpkit help reliability`", what)
 
 
 class HiddenFileError(FileNotFoundError):
@@ -89,16 +115,16 @@ class DirHandle:
         return DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
 
     @contextlib.contextmanager
-    def locked(self, *, shared: bool = False) -> Iterator[bool]:
-        """Hold a flock(2) of the directory: wait for an exclusive one, but not for a shared one.
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold a flock(2) of the directory, where the system can lock it.
 
-        Yield whether it is held; True where the system cannot lock an open directory.
+        It waits for an exclusive lock; a shared one that others exclude is not taken.
         """
         if self._fd is None:
-            yield True
+            yield
             return
-        with os_files.lock(self._fd, wait=not shared, shared=shared) as locked:
-            yield locked
+        with os_files.lock(self._fd, wait=not shared, shared=shared):
+            yield
 
     def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
         """Open a regular file in it; anything else is FileNotFoundError or IsADirectoryError.
@@ -273,15 +299,47 @@ class FileSystem:
 
         The digest is bound to the file's length and time. The permission bits come last, as
         only root may set an extended attribute on a read-only file. The setuid, setgid and
-        sticky bits are masked, whatever a peer asks for.
+        sticky bits are masked, whatever a peer asks for; the owner can always read.
+        What the file system cannot store is left out.
         """
         if mtime is not None:
-            os_files.set_mtime(fd, path, mtime)
+            with supported("modification times: files have the time of their arrival"):
+                os_files.set_mtime(fd, path, mtime)
         status = os.fstat(fd)
         value = f"{status.st_size} {status.st_mtime_ns} {content_digest}"
-        os_files.set_xattr(fd, DIGEST_XATTR, value.encode())
+        with supported("extended attributes: no digest is stored with a file", anything=True):
+            os_files.set_xattr(fd, DIGEST_XATTR, value.encode())
         if mode is not None:
-            os_files.set_mode(fd, path, mode & 0o777)
+            with supported("permission bits: files have those of a new file"):
+                os_files.set_mode(fd, path, mode & 0o777 | stat.S_IRUSR)
+
+    def inherit(self, fd: int, path: str, directory: DirHandle, mode: int | None) -> None:
+        """Give a file the group and access control list of files created in ``directory``.
+
+        ``mode`` are the permission bits that it was given, if any.
+        """
+        if directory.dir_fd is None:
+            return
+        changed = False
+        with supported("giving a file the group of its setgid directory"):
+            changed = os_files.inherit_group(fd, directory.dir_fd)
+        with supported("giving a file the default ACL of its directory"):
+            if os_files.inherit_acl(fd, directory.dir_fd):
+                changed = True
+                if mode is not None:
+                    os_files.set_mode(fd, path, mode & 0o777 | stat.S_IRUSR)
+        if changed:
+            self.sync(fd)
+
+    def give_nothing(self, directory: DirHandle) -> None:
+        """Let files that are created in a directory have no group or list from it."""
+        if directory.dir_fd is not None:
+            with supported("removing setgid or the default ACL of .ftpkit"):
+                os_files.give_nothing(directory.dir_fd, directory.path)
+
+    def make_writable(self, fd: int, path: str) -> None:
+        """Let the owner write to a file."""
+        os_files.set_mode(fd, path, 0o600)
 
     def preallocate(self, fd: int, size: int, others: Iterable[os.stat_result] = ()) -> None:
         """Reserve disk space for ``size`` bytes, or raise OSError with ENOSPC.
@@ -314,17 +372,20 @@ class FileSystem:
     def sync(self, fd: int) -> None:
         """Bring a file's bytes and attributes to stable storage."""
         if self._durable:
-            os.fsync(fd)
+            with supported("fsync: a power cut may lose files"):
+                os.fsync(fd)
 
     def sync_data(self, fd: int) -> None:
         """Bring a file's bytes and length to stable storage."""
         if self._durable:
-            os_files.sync_data(fd)
+            with supported("fdatasync: a power cut may lose files"):
+                os_files.sync_data(fd)
 
     def sync_directory(self, directory: DirHandle) -> None:
         """Bring the names in a directory to stable storage, where the system can sync them."""
         if self._durable and directory.dir_fd is not None:
-            os.fsync(directory.dir_fd)
+            with supported("fsync of directories: a power cut may lose names"):
+                os.fsync(directory.dir_fd)
 
     def mkdir(self, directory: DirHandle, part: str, mode: int = 0o777) -> None:
         os.mkdir(directory.at(part), mode, dir_fd=directory.dir_fd)

@@ -8,7 +8,7 @@ from typing import Final
 
 from ftpkit.osapi import files as os_files
 from ftpkit.storage.api import UploadLocks
-from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
+from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, warn_unsupported
 
 _LOCK: Final = "lock"
 
@@ -44,7 +44,9 @@ def lock_root(private: DirHandle, files: FileSystem) -> Iterator[int]:
     fd = private.open_file(_LOCK, write=True, hard_linked=True)
     try:
         with os_files.lock(fd) as locked:
-            if not locked:
+            if locked is None:
+                warn_unsupported("flock: a second server of the same files is not noticed")
+            elif not locked:
                 raise BlockingIOError(f"another server uses {os.path.dirname(private.path)}")
             yield fd
     finally:

@@ -108,6 +108,7 @@ class StagedFile:
                 spec.name,
                 fd=self._fd,
                 overwrite=spec.overwrite,
+                mode=spec.mode,
                 content_digest=actual,
                 quota=self._quota,
             )

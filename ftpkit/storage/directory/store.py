@@ -88,7 +88,10 @@ class DirectoryStore:
         return DirHandle.open(path)
 
     def _private(self, directory: DirHandle, part: str) -> DirHandle:
-        return make_directory(self._files, directory, part, 0o700)
+        private = make_directory(self._files, directory, part, 0o700)
+        # What a file inherits comes from the directory that it is published in.
+        self._files.give_nothing(private)
+        return private
 
     def use_locks(self, locks: UploadLocks) -> None:
         self._uploads.locks = locks

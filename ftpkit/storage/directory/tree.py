@@ -195,13 +195,15 @@ class Tree:
         *,
         fd: int,
         overwrite: bool,
+        mode: int | None = None,
         content_digest: str | None = None,
         quota: QuotaScope = UNLIMITED,
     ) -> FileInfo:
         """Rename a complete file from ``source`` to its name, atomically and durably.
 
         ``quota`` is told of a file that it replaced. ``fd`` is a descriptor of the file, which
-        a moment later may have been replaced under its name.
+        a moment later may have been replaced under its name; ``mode`` the permission bits that
+        it was given, if any.
         """
 
         def place(directory: DirHandle, last: str) -> None:
@@ -211,6 +213,8 @@ class Tree:
                 self._files.sync_directory(directory)
                 return
             replaced = _check_replaceable(directory, last, overwrite=overwrite)
+            path = os.path.join(source.path, part)
+            self._files.inherit(fd, path, directory, mode)
             self._move(source, part, directory, last, overwrite=overwrite)
             if replaced:
                 quota.note_deleted(name)

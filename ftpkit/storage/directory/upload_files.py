@@ -55,12 +55,24 @@ class UploadFiles:
         self.directory, self._files = directory, files
         self.journal_length = journal_length
         self._names_safe = False
-        self.data = directory.open_file(DATA, write=True)
+        self.data = self._open_data()
         try:
             self._journal = directory.open_file(JOURNAL, write=True)
         except BaseException:
             os.close(self.data)
             raise
+
+    def _open_data(self) -> int:
+        try:
+            return self.directory.open_file(DATA, write=True)
+        except PermissionError:
+            # A commit that was refused has set the permission bits already.
+            fd = self.directory.open_file(DATA)
+            try:
+                self._files.make_writable(fd, os.path.join(self.directory.path, DATA))
+            finally:
+                os.close(fd)
+            return self.directory.open_file(DATA, write=True)
 
     def write(self, view: memoryview, offset: int) -> None:
         """Write bytes of the data."""

@@ -302,6 +302,7 @@ class Uploads:
                 spec.name,
                 fd=upload.staged.data,
                 overwrite=spec.overwrite,
+                mode=spec.mode,
                 content_digest=content_digest,
             )
         except BaseException:
