@@ -60,7 +60,7 @@ class FrameStream:
         limiter: Limiter | None = None,
     ) -> None:
         self._sock = sock
-        self._transport: Transport = TcpTransport(sock)
+        self._transport: Transport = TcpTransport(sock, stall_timeout_s)
         self._local: tuple[int, tuple[Any, ...]] | None = None
         self._stall_timeout_s = stall_timeout_s
         self._idle_timeout_s = stall_timeout_s if idle_timeout_s is None else idle_timeout_s
@@ -232,7 +232,8 @@ class FrameStream:
         """
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
-            os_sockets.set_socket_timeout(self._sock, min(seconds, 2.0))
+            self._transport.timeout_s = min(seconds, 2.0)
+            os_sockets.set_socket_timeout(self._sock, self._transport.timeout_s)
             self._transport.shutdown_write()
             while time.monotonic() < deadline and self._sock.recv(_DISCARD_READ):
                 pass

@@ -14,7 +14,8 @@ def proxy(tls: TlsTransport, outer: socket.socket, inner: socket.socket) -> None
     """Forward bytes between ``tls``, over ``outer``, and ``inner``.
 
     Returns when ``inner`` has ended and its bytes are sent. The directions do not wait for each
-    other, because either side may send much before it reads. Raises OSError or ssl.SSLError.
+    other, because either side may send much before it reads. Raises OSError or ssl.SSLError;
+    TimeoutError if the peer takes none of what is to be sent for the timeout of ``tls``.
     """
     buffer = memoryview(bytearray(_PIECE))
     to_inner, outer_open, inner_open = buffer[:0], True, True
@@ -24,7 +25,8 @@ def proxy(tls: TlsTransport, outer: socket.socket, inner: socket.socket) -> None
         if not readable:
             readers += [inner] if inner_open and not backlog else []
             writers = [outer] * backlog + [inner] * bool(to_inner)
-            readable = os_sockets.wait_any(readers, writers)
+            seconds = tls.timeout_s if backlog else None
+            readable = os_sockets.wait_any(readers, writers, seconds)
         if outer in readable:
             with contextlib.suppress(BlockingIOError):
                 count = tls.receive_now(buffer)

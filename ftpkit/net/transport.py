@@ -35,12 +35,12 @@ class TcpTransport:
 
     Methods whose names end with ``_now`` do not block: they move what is possible, and raise
     BlockingIOError if that is nothing. Call them after ``wait_readable`` or ``wait_writable``.
-    The others block, and raise BlockingIOError or TimeoutError if no byte moves for the
-    socket's timeout. All raise OSError if the connection fails.
+    The others block, and raise BlockingIOError or TimeoutError if no byte moves for
+    ``timeout_s``, which is also the socket's timeout. All raise OSError if the connection fails.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        self._sock, self.timeout_s = sock, timeout_s
 
     def receive(self, most: int) -> bytes:
         """Return the next bytes, at most ``most``; b"" at the end."""
@@ -56,7 +56,7 @@ class TcpTransport:
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Send all of ``data``; with ``more`` it may wait for the data of the next send."""
-        self._sock.sendall(data, os_sockets.MSG_MORE if more else 0)
+        os_sockets.send_all(self._sock, data, self.timeout_s, more=more)
 
     def send_now(self, data: memoryview) -> int:
         """Send the start of ``data``; return how many bytes of it."""
@@ -64,7 +64,7 @@ class TcpTransport:
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send up to ``count`` bytes of a file; return how many, 0 at the end of the file."""
-        return os_sockets.send_file(self._sock, fd, offset, count)
+        return os_sockets.send_file(self._sock, fd, offset, count, self.timeout_s)
 
     def send_file_now(self, fd: int, offset: int, count: int) -> int:
         return os_sockets.send_file_now(self._sock, fd, offset, count)
@@ -94,7 +94,7 @@ class TlsTransport:
     def __init__(
         self, sock: socket.socket, context: ssl.SSLContext, host: str | None, timeout_s: float
     ) -> None:
-        self._sock, self._timeout_s = sock, timeout_s
+        self._sock, self.timeout_s = sock, timeout_s
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
             self._incoming,
@@ -216,7 +216,7 @@ class TlsTransport:
         backlog, self._backlog = self._backlog, memoryview(b"")
         for data in (backlog, self._outgoing.read()):
             if data:
-                self._sock.sendall(data)
+                os_sockets.send_all(self._sock, data, self.timeout_s)
 
     def wait_readable(self, seconds: float) -> bool:
         return self.more or os_sockets.wait_readable(self._sock, seconds)
@@ -271,7 +271,7 @@ class TlsTransport:
                 return self._decrypt(view)
             now = time.monotonic()
             since_s = since_s or now
-            if now - since_s > self._timeout_s:
+            if now - since_s > self.timeout_s:
                 raise TimeoutError
             if not self._fill(len(view)):
                 return 0

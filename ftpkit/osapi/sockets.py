@@ -39,17 +39,40 @@ _TIMEVAL: Final = struct.Struct("@ll")
 _COPY: Final = 256 * 1024
 
 
-def send_file(sock: socket.socket, fd: int, offset: int, count: int) -> int:
-    """Send up to ``count`` bytes, 0 at the end: sendfile(2), or a read and a send of 256 KiB."""
-    if _has_sendfile(sock):
-        return os.sendfile(sock.fileno(), fd, offset, count)
-    data = _read_copy(fd, offset, count)
-    sock.sendall(data)
-    return len(data)
+def send_all(
+    sock: socket.socket, data: bytes | memoryview, seconds: float, *, more: bool = False
+) -> None:
+    """Send all of ``data``; BlockingIOError if the peer makes no room for ``seconds``.
+
+    A send(2) that blocks would count the bytes that only filled the buffer as progress.
+    """
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[send_now(sock, view, more=more) :]
+        except BlockingIOError:
+            if not wait_writable(sock, seconds):
+                raise
+
+
+def send_file(sock: socket.socket, fd: int, offset: int, count: int, seconds: float) -> int:
+    """Send up to ``count`` bytes of a file; return how many, 0 at its end.
+
+    Raises BlockingIOError if the peer makes no room for ``seconds``.
+    """
+    while True:
+        try:
+            return send_file_now(sock, fd, offset, count)
+        except BlockingIOError:
+            if not wait_writable(sock, seconds):
+                raise
 
 
 def send_file_now(sock: socket.socket, fd: int, offset: int, count: int) -> int:
-    """As ``send_file``, but raise BlockingIOError instead of waiting."""
+    """As ``send_file``, but raise BlockingIOError instead of waiting.
+
+    sendfile(2), or a read and a send of up to 256 KiB.
+    """
     if not _has_sendfile(sock):
         data = _read_copy(fd, offset, count)
         return send_now(sock, data) if data else 0
@@ -71,9 +94,9 @@ def _read_copy(fd: int, offset: int, count: int) -> memoryview:
     return buffer[: read_at(fd, buffer, offset)]
 
 
-def send_now(sock: socket.socket, data: memoryview) -> int:
+def send_now(sock: socket.socket, data: memoryview, *, more: bool = False) -> int:
     """Send what is possible, or raise BlockingIOError: MSG_DONTWAIT, or a writable socket."""
-    return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0))
+    return sock.send(data, getattr(socket, "MSG_DONTWAIT", 0) | (MSG_MORE if more else 0))
 
 
 def receive_now(sock: socket.socket, view: memoryview) -> int:
@@ -130,12 +153,20 @@ def _wait(sock: socket.socket, seconds: float, *, to_write: bool) -> bool:
     return any(ready)
 
 
-def wait_any(readers: list[socket.socket], writers: list[socket.socket]) -> set[socket.socket]:
-    """Wait for any socket; return the ready and failed readers: poll(2); if HAS_FD_PASSING."""
+def wait_any(
+    readers: list[socket.socket], writers: list[socket.socket], seconds: float | None
+) -> set[socket.socket]:
+    """Wait for any socket; return the ready and failed readers: poll(2); if HAS_FD_PASSING.
+
+    Raises TimeoutError after ``seconds``.
+    """
     poll = select.poll()
     for sock in {*readers, *writers}:
         poll.register(sock, select.POLLIN * (sock in readers) | select.POLLOUT * (sock in writers))
-    found = {fd for fd, seen in poll.poll() if seen != select.POLLOUT}
+    ready = poll.poll(None if seconds is None else seconds * 1000)
+    if not ready:
+        raise TimeoutError
+    found = {fd for fd, seen in ready if seen != select.POLLOUT}
     return {sock for sock in readers if sock.fileno() in found}
 
 

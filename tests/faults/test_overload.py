@@ -118,6 +118,31 @@ def test_a_stalled_body_is_interrupted_and_leaves_nothing(serve: Serve, root: Pa
     assert not (root / "file").exists()
 
 
+def test_a_reader_that_stalls_is_ended_by_one_stall_timeout(serve: Serve, root: Path) -> None:
+    server = serve(stall_timeout_s=2.0)
+    with open(root / "large", "wb") as file:
+        file.truncate(256 * MIB)
+    with Raw(server.address) as raw:
+        since = time.monotonic()
+        raw.say(op="get", name="large")
+        assert raw.heard()["ok"]
+        quiet(server)
+        assert 1.5 < time.monotonic() - since < 3.5
+
+
+def test_a_reader_that_is_slow_is_not_ended(serve: Serve, root: Path) -> None:
+    server = serve(stall_timeout_s=1.0)
+    with open(root / "large", "wb") as file:
+        file.truncate(32 * MIB)
+    with Raw(server.address, receive_buffer=64 * 1024) as raw:
+        raw.say(op="get", name="large")
+        left, buffer = raw.heard()["size"], memoryview(bytearray(4 * MIB))
+        while left:
+            threading.Event().wait(0.4)
+            count = raw.stream.read_into(buffer[:left])
+            left -= count
+
+
 def test_a_silent_connection_is_ended_by_the_idle_timeout(serve: Serve) -> None:
     server = serve(stall_timeout_s=0.1, idle_timeout_s=0.6)
     with Raw(server.address) as raw:
