@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ftpkit import Client, Server
+from ftpkit.client import digest_cache
 from ftpkit.server.limits import Limits
 from tests.support.leaks import Held, leaked_since
 from tests.support.logs import Log, server_log
@@ -106,6 +107,12 @@ def log() -> Iterator[Log]:
     """What servers log during the test."""
     with server_log() as log:
         yield log
+
+
+@pytest.fixture
+def cache_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cache digests of files that were just written: no program can make a ctime old."""
+    monkeypatch.setattr(digest_cache, "_MIN_AGE_NS", -1)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ _RECORD: Final = Struct(f"!Q{DIGEST_BYTES}s")
 _CRC: Final = Struct("!I")
 _LENGTH: Final = _RECORD.size + _CRC.size
 
-# Within this time after a write, another write may leave the same mtime.
+# Within this time after a change, another change may leave the same times.
 _MIN_AGE_NS: Final = 2 * 10**9
 _MAX_UNUSED_S: Final = 30 * 86400
 
@@ -25,9 +25,9 @@ _MAX_UNUSED_S: Final = 30 * 86400
 class DigestCache:
     """The digests of one file's blocks, by offset.
 
-    They are stored in ``directory``, under a name made from the file's device, inode, size and
-    mtime (in ``status``), the size of a ``block`` and the algorithm; without a directory, in
-    memory. Truncated and damaged records are ignored, and so are I/O errors.
+    They are stored in ``directory``, under a name made from the file's device, inode, size,
+    mtime and ctime (in ``status``), the size of a ``block`` and the algorithm; without a
+    directory, in memory. Truncated and damaged records are ignored, and so are I/O errors.
     """
 
     def __init__(
@@ -37,9 +37,12 @@ class DigestCache:
         self._digests: dict[int, str] = {}
         self._fd: int | None = None
         self._path = ""
-        if directory is not None and time.time_ns() - status.st_mtime_ns > _MIN_AGE_NS:
-            identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-            key = digest_of(repr((identity, block, algorithm)).encode())
+        # A program can set the mtime as it likes, but not the ctime.
+        changed = max(status.st_mtime_ns, status.st_ctime_ns)
+        if directory is not None and time.time_ns() - changed > _MIN_AGE_NS:
+            identity = [status.st_dev, status.st_ino, status.st_size]
+            times = [status.st_mtime_ns, status.st_ctime_ns]
+            key = digest_of(repr((identity, times, block, algorithm)).encode())
             self._path = os.path.join(directory, split_digest(key)[1].hex()[:32])
             with contextlib.suppress(OSError):
                 self._open(directory)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ OLD_NS = 1_700_000_000 * 10**9
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path: Path, cache_at_once: None) -> Path:
     path = tmp_path / "source"
     path.write_bytes(b"content")
     os.utime(path, ns=(OLD_NS, OLD_NS))
@@ -50,13 +51,18 @@ def test_without_a_directory_digests_are_held_in_memory(source: Path) -> None:
     assert open_cache(None, source).get(0) is None
 
 
-@pytest.mark.parametrize("change", ["content", "time", "replaced"])
+@pytest.mark.parametrize(
+    "change", ["content", "time", "replaced", "content, and the time set back"]
+)
 def test_a_changed_file_has_no_stored_digests(tmp_path: Path, source: Path, change: str) -> None:
     store(tmp_path / "cache", source, 0)
     if change == "content":
         source.write_bytes(b"more content")
     elif change == "time":
         os.utime(source, ns=(OLD_NS + 1, OLD_NS + 1))
+    elif change == "content, and the time set back":
+        source.write_bytes(b"CONTENT")
+        os.utime(source, ns=(OLD_NS, OLD_NS))
     else:
         other = tmp_path / "other"
         other.write_bytes(b"content")
@@ -70,8 +76,13 @@ def test_each_algorithm_has_its_own_digests(tmp_path: Path, source: Path) -> Non
     assert load(tmp_path / "cache", source, 0, "sha256") is None
 
 
-def test_digests_of_a_file_just_written_are_not_stored(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("age_ns", [OLD_NS, 0])
+def test_digests_of_a_file_just_written_are_not_stored(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int
+) -> None:
+    monkeypatch.undo()
     source.write_bytes(b"content")
+    os.utime(source, ns=(time.time_ns() - age_ns,) * 2)
     store(tmp_path / "cache", source, 0)
     assert load(tmp_path / "cache", source, 0) is None
 

@@ -87,12 +87,16 @@ def open_pull(peer: Peer, total: int = BLOCK, **keys: Any) -> None:
     """Answer requests up to ``pull``."""
     greet(peer)
     peer.request()
-    peer.reply(
-        {"ok": True, "name": "f", "kind": "file", "total": total, "mtime": 0, "version": "v"}
-    )
+    reply_to_stat(peer, total)
     request, _ = peer.request()
     assert request["op"] == "pull"
     peer.reply(session_reply(**keys))
+
+
+def reply_to_stat(peer: Peer, total: int = BLOCK) -> None:
+    peer.reply(
+        {"ok": True, "name": "f", "kind": "file", "total": total, "mtime": 0, "version": "v"}
+    )
 
 
 def open_push(peer: Peer, **keys: Any) -> None:
@@ -369,7 +373,9 @@ def test_a_block_that_does_not_match_its_digest_is_fetched_over_tcp(here: Path) 
         with UdpPeer(peer.sock.getsockname()) as udp:
             open_pull(peer)
             udp.serve(peer, answer)
-            assert udp.asked["op"] == "get"
+            assert udp.asked["op"] == "stat"
+            reply_to_stat(peer)
+            assert peer.request()[0]["op"] == "get"
             digest = f"blake3:{blake3.blake3(data).hexdigest()}"
             peer.reply(
                 {

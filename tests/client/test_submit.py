@@ -65,7 +65,7 @@ def relay(server: Server) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def through(relay: Relay, tmp_path: Path) -> Iterator[Client]:
+def through(relay: Relay, tmp_path: Path, cache_at_once: None) -> Iterator[Client]:
     """A client behind the relay, with a digest cache."""
     with Client(relay.address, timeout_s=WAIT_S, digest_cache=tmp_path / "memory") as client:
         yield client

@@ -9,6 +9,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, LocalFileError, RefusedError, Server, SourceChangedError
+from ftpkit.client.transfer.source import Source
 from ftpkit.net.token_bucket import TokenBucket
 from tests.support.hostile import relay
 from tests.support.logs import Log
@@ -250,6 +251,79 @@ def test_a_source_that_changes_during_an_upload(
     assert published(root) == before
     assert staged(root) == []
     assert client.put(source).total == source.stat().st_size
+
+
+def written_with_its_time_set_back(path: Path) -> None:
+    """Overwrite the first and the last bytes; size and mtime stay as they were."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.write(b"changed")
+        file.seek(-7, os.SEEK_END)
+        file.write(b"changed")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def made_read_only(path: Path) -> None:
+    path.chmod(0o400)
+
+
+def linked(path: Path) -> None:
+    path.with_name("second name").hardlink_to(path)
+
+
+@pytest.mark.parametrize("how", [written_with_its_time_set_back, made_read_only, linked])
+@pytest.mark.parametrize(
+    ("total", "share"), [(1000, 0.0), (MIB, 0.0), (9 * MIB, 0.0), (9 * MIB, 0.4), (9 * MIB, 1.0)]
+)
+def test_a_source_of_which_only_the_ctime_changes_is_read_again(
+    client: Client,
+    root: Path,
+    tmp_path: Path,
+    how: Callable[[Path], None],
+    total: int,
+    share: float,
+) -> None:
+    source, changes = tmp_path / "f", [how]
+    made(source, total)
+
+    def change(moved: int, of: int) -> None:
+        if moved >= share * of and changes:
+            changes.pop()(source)
+
+    done = client.put(source, on_progress=change)
+    assert not changes
+    assert published(root) == {"f": source.read_bytes()}
+    assert done.content_digest == b3(source.read_bytes())
+    assert staged(root) == []
+
+
+@pytest.mark.parametrize("total", [1000, 9 * MIB])
+def test_a_source_that_never_stops_changing_is_not_published(
+    client: Client, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int
+) -> None:
+    made(tmp_path / "f", total)
+    touched = Source.was_touched
+
+    def change(source: Source) -> bool:
+        written_with_its_time_set_back(tmp_path / "f")
+        return touched(source)
+
+    monkeypatch.setattr(Source, "was_touched", change)
+    with pytest.raises(SourceChangedError, match="upload it again"):
+        client.put(tmp_path / "f")
+    assert published(root) == {}
+
+
+def test_a_write_in_the_tick_of_the_last_one_is_noticed(tmp_path: Path) -> None:
+    for number in range(20):
+        path = tmp_path / str(number)
+        path.write_bytes(b"before")
+        status = path.stat()
+        with Source(str(path)) as source:
+            path.write_bytes(b"behind")
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+            assert source.was_touched()
+            assert not source.was_touched()
 
 
 def test_a_file_that_is_replaced_during_a_download(

@@ -641,10 +641,12 @@ def test_a_file_replaced_during_a_download_is_fetched_again(
     )
 
 
+@pytest.mark.parametrize("time_set_back", [False, True])
 def test_a_file_written_to_during_a_download_is_fetched_again(
-    wire: Wire, wired: Client, root: Path, tmp_path: Path
+    wire: Wire, wired: Client, root: Path, tmp_path: Path, *, time_set_back: bool
 ) -> None:
     made(root / "f", 40 * BLOCK)
+    before = (root / "f").stat().st_mtime_ns
     changed = threading.Event()
 
     def fate(raw: bytes, up: bool) -> list[bytes]:
@@ -652,6 +654,10 @@ def test_a_file_written_to_during_a_download_is_fetched_again(
             changed.set()
             with open(root / "f", "r+b") as file:
                 file.write(b"changed")
+                file.seek(-7, os.SEEK_END)
+                file.write(b"changed")
+            if time_set_back:
+                os.utime(root / "f", ns=(before, before))
         return [raw]
 
     wire.fate = fate

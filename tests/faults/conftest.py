@@ -107,7 +107,7 @@ def visible(root: Path) -> list[str]:
 
 
 def settled(path: Path, data: bytes, seed: int = 0) -> Path:
-    """Write a file as if that were long ago: digests of its blocks may be remembered."""
+    """Write a file whose mtime depends on ``seed`` alone."""
     path.write_bytes(data)
     os.utime(path, (1_600_000_000 + seed, 1_600_000_000 + seed))
     return path

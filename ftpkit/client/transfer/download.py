@@ -123,6 +123,9 @@ class BlockDownload:
             receive_blocks, connection, file.name, file.version, sizes, hold, on_moved
         )
         udp_transfer.run(connection, receive, on_retry)
+        # Datagrams do not carry the version, which a write in place changes.
+        if connection.request(Stat(name=file.name), StatReply).version != file.version:
+            raise RefusedError(Code.CHANGED, f"{file.name!a} has changed")
         self._blocks.count_missing(self._missing())
 
     def _missing(self) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from typing import Final, Self
 
 from ftpkit.errors import LocalFileError, SourceChangedError
@@ -9,6 +10,8 @@ from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import format_digest, new_hasher
 
 _PIECE: Final = 256 * 1024
+# Kernels date changes by a clock that ticks every 10 ms or more often.
+_TICK_NS: Final = 10 * 10**6
 
 
 class Source:
@@ -29,7 +32,8 @@ class Source:
             self.fd = os.open(path, flags)
         except OSError as error:
             raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
-        self.status = os.fstat(self.fd)
+        self.status = self._steady_status()
+        """The identity of what is read; ``was_touched`` renews it."""
         self.total = self.status.st_size
         self.mtime = self.status.st_mtime_ns
         self.mode = self.status.st_mode & 0o777
@@ -49,10 +53,33 @@ class Source:
             offset += count
         return format_digest(algorithm, hasher.digest())
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self) -> os.stat_result:
+        """Return the status; raise SourceChangedError if the size or the mtime changed."""
         now, then = os.fstat(self.fd), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-            raise SourceChangedError(f"{self.path!r} changed during the upload: upload it again")
+            raise self.changed_error()
+        return now
+
+    def was_touched(self) -> bool:
+        """Whether the ctime changed since the last call: then all of it must be read again.
+
+        A chmod or a rename leaves the content as it was, but a write after which the mtime was
+        set back does not. Raises SourceChangedError if the size or the mtime changed.
+        """
+        then, self.status = self.status, self.check_unchanged()
+        return self.status.st_ctime_ns != then.st_ctime_ns
+
+    def changed_error(self) -> SourceChangedError:
+        """Return the error for a file that changed while it was read."""
+        return SourceChangedError(f"{self.path!r} changed during the upload: upload it again")
+
+    def _steady_status(self) -> os.stat_result:
+        """Return the status once a write can no longer leave the same times."""
+        status = os.fstat(self.fd)
+        if 0 <= time.time_ns() - status.st_ctime_ns < _TICK_NS:
+            time.sleep(_TICK_NS / 1e9)
+            status = os.fstat(self.fd)
+        return status
 
     def _read(self, view: memoryview, offset: int) -> int:
         try:

@@ -67,17 +67,21 @@ class Upload:
 
     def _put(self, connection: Connection) -> m.FileReply:
         source = self.source
-        request = m.Put(
-            name=self.name,
-            size=source.total,
-            digest=source.digest(0, source.total, connection.algorithm),
-            mtime=source.mtime,
-            mode=source.mode,
-            overwrite=self.overwrite,
-        )
-        # The server refuses any content but that which this digest was computed from.
-        source.check_unchanged()
+        failure: FtpkitError
         for _ in range(TRIES):
+            # The server refuses any content but that which this digest was computed from.
+            request = m.Put(
+                name=self.name,
+                size=source.total,
+                digest=source.digest(0, source.total, connection.algorithm),
+                mtime=source.mtime,
+                mode=source.mode,
+                overwrite=self.overwrite,
+            )
+            if source.was_touched():
+                failure = source.changed_error()
+                continue
+            failure = damaged_error(repr(self.name))
             sent_before, asked_before = self._put_sent, self._put_job is not None
             self._put_sent = True
             reply = self._put_reply(connection, request)
@@ -91,7 +95,7 @@ class Upload:
                 self.on_progress(source.total, source.total)
                 return published
             source.check_unchanged()
-        raise damaged_error(repr(self.name))
+        raise failure
 
     def _put_reply(self, connection: Connection, request: m.Put) -> m.FileReply | RefusedError:
         """Send the file, unless the server has it and its reply is pending; return the reply."""
@@ -120,17 +124,23 @@ class Upload:
         return reply if reply.content_digest == request.digest else None
 
     def _send_blocks(self, connection: Connection) -> m.FileReply:
-        status, algorithm = self.source.status, connection.algorithm
-        cache = DigestCache(self.digest_cache, status, block=BLOCK, algorithm=algorithm)
-        with closing(cache):
-            # If the server's disk lost blocks, the server no longer holds these.
-            send_missing = partial(self._send_missing, cache)
-            published = repeat_refused(connection, Code.INCOMPLETE, send_missing)
-            cache.clear()
-            return published
+        for _ in range(TRIES):
+            status, algorithm = self.source.status, connection.algorithm
+            cache = DigestCache(self.digest_cache, status, block=BLOCK, algorithm=algorithm)
+            with closing(cache):
+                # If the server's disk lost blocks, the server no longer holds these.
+                send_missing = partial(self._send_missing, cache)
+                published = repeat_refused(connection, Code.INCOMPLETE, send_missing)
+                cache.clear()
+            if published is not None:
+                return published
+        raise self.source.changed_error()
 
-    def _send_missing(self, cache: DigestCache, connection: Connection) -> m.FileReply:
-        """Send the blocks that the server does not hold, and publish the upload."""
+    def _send_missing(self, cache: DigestCache, connection: Connection) -> m.FileReply | None:
+        """Send the blocks that the server does not hold, and publish the upload.
+
+        Return None if the file was touched meanwhile: then all blocks must be compared.
+        """
         blocks = BlockUpload(
             connection, self.source, self.name, cache, self.on_progress, overwrite=self.overwrite
         )
@@ -139,7 +149,8 @@ class Upload:
             if self.udp_transfer.enabled:
                 blocks.send_udp(self.udp_transfer, self.on_retry)
             blocks.send()
-            self.source.check_unchanged()
+            if self.source.was_touched():
+                return None
         except SourceChangedError:
             cache.clear()
             blocks.abort()
