@@ -1,21 +1,12 @@
 """What all stores do alike with the blocks of an upload: check, verify, copy from a basis."""
 
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.protocol.digest import (
-    Hasher,
-    digest_of,
-    format_digest,
-    new_hasher,
-    split_digest,
-)
+from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, split_digest
 from ftpkit.protocol.frame import MAX_SIZE
 from ftpkit.storage.api import BlockRecord, Progress, Reader
-from ftpkit.storage.quota import NO_RESERVATION, Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +34,11 @@ class BlockGrid:
             )
 
     def missing(
-        self, total: int, held: Mapping[int, int], offered: Mapping[int, int]
-    ) -> dict[int, int]:
+        self, total: int, held: Mapping[int, BlockRecord], offered: Mapping[int, BlockRecord]
+    ) -> list[BlockRecord]:
         """Return the blocks of a file of ``total`` bytes that are offered, but not held.
 
-        All three map offset to length. RefusedError ``incomplete``: some are neither.
+        RefusedError ``incomplete``: some are neither.
         """
         if self.total is not None and total != self.total:
             raise RefusedError(
@@ -56,17 +47,23 @@ class BlockGrid:
         # Counting comes first: a declared length alone must not cost work.
         if len(held) + len(offered) < -(-total // self.block):
             raise RefusedError(Code.INCOMPLETE, "the upload is not complete: blocks are missing")
-        missing, absent = dict[int, int](), 0
+        missing, absent = list[BlockRecord](), 0
         for offset in range(0, total, self.block):
             length = min(self.block, total - offset)
-            if held.get(offset) != length:
-                missing[offset] = length
-                absent += offered.get(offset) != length
+            if not _has(held, offset, length):
+                if _has(offered, offset, length):
+                    missing.append(offered[offset])
+                else:
+                    absent += 1
         beyond = any(offset >= total for offset in held)
         if absent or beyond:
             what = "it has blocks beyond its end" if beyond else f"{absent} blocks are missing"
             raise RefusedError(Code.INCOMPLETE, f"the upload is not complete: {what}")
         return missing
+
+
+def _has(blocks: Mapping[int, BlockRecord], offset: int, length: int) -> bool:
+    return offset in blocks and blocks[offset].length == length
 
 
 class Basis:
@@ -84,11 +81,10 @@ class Basis:
                 self.blocks[offset] = BlockRecord(offset, len(piece), digest)
             progress(offset + len(piece), total)
 
-    def read(self, offset: int) -> memoryview:
-        """Return the block at ``offset``; RefusedError ``changed`` if it is not as offered."""
-        block = self.blocks[offset]
+    def read(self, block: BlockRecord) -> memoryview:
+        """Return the bytes of ``block``; RefusedError ``changed`` if they are not as offered."""
         piece = memoryview(bytearray(block.length))
-        got = self._reader.read_into(piece, offset)
+        got = self._reader.read_into(piece, block.offset)
         if digest_of(piece[:got], split_digest(block.digest)[0]) != block.digest:
             raise RefusedError(Code.CHANGED, "the existing file was changed during the upload")
         return piece
@@ -96,86 +92,6 @@ class Basis:
     def close(self) -> None:
         """Close the file."""
         self._reader.__exit__()
-
-
-class BlockOwner(Protocol):
-    """The upload that a block belongs to."""
-
-    def put(self, view: memoryview, offset: int) -> None:
-        """Store bytes of a block."""
-
-    def hold(self, writer: "BlockFileWriter") -> None:
-        """Record a block that arrived whole and matches its digest."""
-
-    def leave(self, writer: "BlockFileWriter") -> None:
-        """Forget a writer that did not finish."""
-
-
-class BlockFileWriter:
-    """Receives one block, verifies it while it arrives, and has its upload hold it.
-
-    ``content_hasher`` hashes the same bytes for the digest of the whole file. Unless ``keep``,
-    the upload holds the block already, and the bytes are only verified.
-    """
-
-    def __init__(
-        self,
-        owner: BlockOwner,
-        block: BlockRecord,
-        *,
-        content_hasher: Hasher | None = None,
-        keep: bool = True,
-        reservation: Reservation = NO_RESERVATION,
-    ) -> None:
-        self.block, self.content_hasher = block, content_hasher
-        self.keep, self.reservation = keep, reservation
-        self._owner = owner
-        self._algorithm = split_digest(block.digest)[0]
-        self._hasher = new_hasher(self._algorithm)
-        self._at = block.offset
-        self._lock = threading.Lock()
-        self._revoked = False
-
-    def write(self, view: memoryview) -> None:
-        """Append the next bytes."""
-        self._hasher.update(view)
-        if self.content_hasher is not None:
-            self.content_hasher.update(view)
-        if self.keep:
-            with self._lock:
-                if self._revoked:
-                    raise block_taken_over()
-                self._owner.put(view, self._at)
-        self._at += len(view)
-
-    def finish(self) -> None:
-        """Hold the block, or raise RefusedError ``digest-mismatch``."""
-        if format_digest(self._algorithm, self._hasher.digest()) != self.block.digest:
-            raise RefusedError(
-                Code.DIGEST_MISMATCH, f"the block at {self.block.offset} does not match its digest"
-            )
-        self._owner.hold(self)
-
-    def release(self) -> None:
-        """End the write; without ``finish`` the block is not held."""
-        self._owner.leave(self)
-        self.reservation.cancel()
-
-    def revoke(self) -> None:
-        """Refuse all further bytes: a newer writer has the block, or the upload is closed."""
-        with self._lock:
-            self._revoked = True
-        self.reservation.cancel()
-
-
-def block_taken_over() -> RefusedError:
-    """Return the refusal for a writer whose block a newer writer has taken over."""
-    return RefusedError(Code.BUSY, "another connection is writing this block now")
-
-
-def being_committed() -> RefusedError:
-    """Return the refusal for a write that comes during the commit."""
-    return RefusedError(Code.BUSY, "the upload is being committed: no block can be written")
 
 
 def no_such_upload() -> RefusedError:

@@ -6,34 +6,27 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Self
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import DEFAULT, digest_of, new_hasher, split_digest
 from ftpkit.protocol.names import is_in
-from ftpkit.storage.api import BlockRecord, FileInfo, Progress, Reader, UploadSpec
-from ftpkit.storage.blocks import (
-    Basis,
-    BlockFileWriter,
-    BlockGrid,
-    being_committed,
-    block_taken_over,
-    check_blocks_digest,
-    check_content_digest,
-    no_such_upload,
-)
+from ftpkit.storage.api import FileInfo, Progress, UploadSpec
+from ftpkit.storage.blocks import check_content_digest, no_such_upload
 from ftpkit.storage.os_errors import translate_os_errors
+from ftpkit.storage.upload import Staging, UnfinishedUpload
 
 _CAPACITY: Final = 1024**3
 
 
+@dataclass(slots=True)
 class MemoryFile:
     """A file or directory of a ``MemoryStore``, and its reader; its bytes never change."""
 
-    def __init__(self, info: FileInfo, data: bytes = b"") -> None:
-        self.info, self.data = info, data
+    info: FileInfo
+    data: bytes = b""
 
     def read_into(self, view: memoryview, offset: int) -> int:
         piece = self.data[offset : offset + len(view)]
@@ -50,6 +43,41 @@ class MemoryFile:
         pass
 
 
+class MemoryBlocks(Staging):
+    """The bytes of an unfinished upload, by the offset of their block."""
+
+    def __init__(self, owner: str, block: int) -> None:
+        self.owner, self._block = owner, block
+        self._blocks: dict[int, bytearray] = {}
+        self.whole = b""
+
+    def write(self, view: memoryview, offset: int) -> None:
+        at = offset % self._block
+        self._blocks.setdefault(offset - at, bytearray())[at : at + len(view)] = view
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        at = offset % self._block
+        piece = self._blocks[offset - at][at : at + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def complete(self, total: int, spec: UploadSpec, content_digest: str) -> None:
+        blocks = (self._blocks[at][: total - at] for at in range(0, total, self._block))
+        self.whole = b"".join(blocks)
+
+    def append(self, record: bytes, *, unsafe: int = 0, sync: bool = False) -> None:
+        pass
+
+    def checkpoint(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+MemoryUpload = UnfinishedUpload[MemoryBlocks]
+
+
 class MemoryStore:
     """Keeps files of ``capacity`` bytes in all; thread-safe.
 
@@ -57,49 +85,48 @@ class MemoryStore:
     """
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
-        self._capacity = capacity
-        self.lock = threading.RLock()
-        self._versions = count(1)
-        self._files = {"": self._new(UploadSpec(name="", total=0, mode=0o755), "dir")}
+        self._capacity, self._versions = capacity, count(1)
+        # A commit takes it at its end: nothing that waits for a commit is called with it held.
+        self._lock = threading.RLock()
+        self._files: dict[str, MemoryFile] = {}
+        self._put(UploadSpec(name="", total=0, mode=0o755), "dir")
         self._uploads: dict[tuple[str, str, int | None, int], MemoryUpload] = {}
         self._published: dict[tuple[str, str], FileInfo] = {}
 
     def stat(self, name: str) -> FileInfo:
-        with self.lock, translate_os_errors(name):
+        with self._lock, translate_os_errors(name):
             return self._get(name).info
 
     def list_files(self, name: str, *, recursive: bool, after: str | None) -> Iterator[FileInfo]:
-        with self.lock, translate_os_errors(name):
-            if self._get(name).info.kind != "dir":
-                raise _error(errno.ENOTDIR)
-            prefix, past = f"{name}/" if name else "", (after or "").encode()
-            names = sorted(each.encode() for each in self._below(name) if each.encode() > past)
-        for each in map(bytes.decode, names):
+        with self._lock, translate_os_errors(name):
+            self._get(name, "dir")
+            names = sorted(self._below(name), key=str.encode)
+        start, past = len(name) + 1 if name else 0, (after or "").encode()
+        for each in names:
             file = self._files.get(each)
-            if file and (recursive or "/" not in each[len(prefix) :]):
+            if file and each.encode() > past and (recursive or "/" not in each[start:]):
                 yield replace(file.info, content_digest=None)
 
     def mkdir(self, name: str) -> None:
-        with self.lock, translate_os_errors(name):
+        with self._lock, translate_os_errors(name):
             self._make(name)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
-        with self.lock, translate_os_errors(name):
-            file = self._get(name)
+        with self._lock, translate_os_errors(name):
+            kind = self._get(name).info.kind
             if name != to and is_in(name, to):
                 raise RefusedError(Code.BAD_REQUEST, "a directory cannot be moved into itself")
+            if name == to and overwrite:
+                return
             with translate_os_errors(to):
-                if name == to and overwrite:
-                    return
-                self._check_target(to, file.info.kind, overwrite=overwrite)
+                self._check_target(to, kind, overwrite=overwrite)
                 self._make(os.path.dirname(to))
             for each in [name, *self._below(name)]:
-                new = f"{to}{each[len(name) :]}"
-                moved = self._files.pop(each)
+                new, moved = f"{to}{each[len(name) :]}", self._files.pop(each)
                 self._files[new] = MemoryFile(replace(moved.info, name=new), moved.data)
 
     def delete(self, name: str, *, recursive: bool, progress: Progress) -> None:
-        with self.lock, translate_os_errors(name):
+        with self._lock, translate_os_errors(name):
             self._get(name)
             names = [name, *self._below(name)]
             if len(names) > 1 and not recursive:
@@ -109,39 +136,37 @@ class MemoryStore:
                 progress(done, len(names))
 
     def read(self, name: str) -> MemoryFile:
-        with self.lock, translate_os_errors(name):
-            file = self._get(name)
-            if file.info.kind == "dir":
-                raise _error(errno.EISDIR)
-            return MemoryFile(file.info, file.data)
+        with self._lock, translate_os_errors(name):
+            return replace(self._get(name, "file"))
 
     def stage(self, spec: UploadSpec, digest: str | None) -> "MemoryStaged":
-        self._check_spec(spec)
+        self._check(spec, spec.total or 0)
         return MemoryStaged(self, spec, digest)
 
-    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> "MemoryUpload":
-        with self.lock:
-            self._check_spec(spec)
-            key = owner, spec.name, spec.total, block
-            upload = self._uploads.get(key) or MemoryUpload(self, spec, owner, block)
+    def begin(self, spec: UploadSpec, *, owner: str, block: int) -> MemoryUpload:
+        self._check(spec, spec.total or 0)
+        key = owner, spec.name, spec.total, block
+        with self._lock:
+            if (upload := self._uploads.get(key)) is None:
+                identity, staged = secrets.token_hex(16), MemoryBlocks(owner, block)
+                upload = MemoryUpload(identity, spec, block, staged, self._publish, self._close)
+                self._uploads[key] = upload
             upload.users += 1
             upload.renew(spec)
-            self._uploads[key] = upload
             return upload
 
-    def upload(self, identity: str, *, owner: str) -> "MemoryUpload":
-        with self.lock:
+    def upload(self, identity: str, *, owner: str) -> MemoryUpload:
+        with self._lock:
             for upload in self._uploads.values():
-                if (upload.id, upload.owner) == (identity, owner):
+                if (upload.id, upload.staged.owner) == (identity, owner):
                     upload.users += 1
                     return upload
         raise no_such_upload()
 
     def abort(self, identity: str, *, owner: str) -> None:
-        with self.lock:
-            upload = self.upload(identity, owner=owner)
-            upload.end()
-            self.forget(upload)
+        upload = self.upload(identity, owner=owner)
+        self._forget(upload)
+        upload.abort()
 
     def published(self, identity: str, *, owner: str) -> FileInfo | None:
         return self._published.get((identity, owner))
@@ -149,29 +174,41 @@ class MemoryStore:
     def close(self) -> None:
         pass
 
-    def publish(self, spec: UploadSpec, data: bytes, content_digest: str) -> FileInfo:
+    def store(self, spec: UploadSpec, data: bytes, content_digest: str) -> FileInfo:
         """Store a whole file under its name."""
-        with self.lock, translate_os_errors(spec.name):
-            self._check_target(spec.name, "file", overwrite=spec.overwrite)
-            if sum(len(file.data) for file in self._files.values()) + len(data) > self._capacity:
-                raise _error(errno.ENOSPC)
+        with self._lock, translate_os_errors(spec.name):
+            self._check(spec, len(data))
             self._make(os.path.dirname(spec.name))
-            file = self._new(replace(spec, total=len(data)), "file", data, content_digest)
-            self._files[spec.name] = file
-            return file.info
+            return self._put(spec, "file", data, content_digest)
 
-    def forget(self, upload: "MemoryUpload", publication: FileInfo | None = None) -> None:
-        """Remove an upload that was aborted, or published as ``publication``."""
-        with self.lock:
+    def _publish(self, upload: MemoryUpload, content_digest: str) -> FileInfo:
+        info = self.store(upload.spec, upload.staged.whole, content_digest)
+        self._published[upload.id, upload.staged.owner] = info
+        self._forget(upload)
+        return info
+
+    def _forget(self, upload: MemoryUpload) -> None:
+        with self._lock:
             self._uploads = {key: each for key, each in self._uploads.items() if each is not upload}
-            if publication is not None:
-                self._published[upload.id, upload.owner] = publication
 
-    # The methods below are called with the lock held.
+    def _close(self, upload: MemoryUpload) -> None:
+        with self._lock:
+            upload.users -= 1
+            if not upload.users:
+                upload.drop_basis()
 
-    def _new(
+    def _check(self, spec: UploadSpec, size: int) -> None:
+        """Raise what storing ``size`` bytes under this name would raise."""
+        with self._lock, translate_os_errors(spec.name):
+            self._check_target(spec.name, "file", overwrite=spec.overwrite)
+            if sum(len(file.data) for file in self._files.values()) + size > self._capacity:
+                raise _error(errno.ENOSPC)
+
+    # The methods below are called with the lock held, and raise OSError.
+
+    def _put(
         self, spec: UploadSpec, kind: str, data: bytes = b"", content_digest: str | None = None
-    ) -> MemoryFile:
+    ) -> FileInfo:
         info = FileInfo(
             name=spec.name,
             kind=kind,
@@ -181,50 +218,45 @@ class MemoryStore:
             mode=0o644 if spec.mode is None else spec.mode & 0o777 | 0o400,
             content_digest=content_digest,
         )
-        return MemoryFile(info, data)
+        self._files[spec.name] = MemoryFile(info, data)
+        return info
 
-    def _find(self, name: str) -> MemoryFile | None:
+    def _get(self, name: str, kind: str | None = None) -> MemoryFile:
+        """Return what has this name and is of this kind."""
+        if not self._has(name):
+            raise _error(errno.ENOENT)
+        file = self._files[name]
+        if kind not in (None, file.info.kind):
+            raise _error(errno.ENOTDIR if kind == "dir" else errno.EISDIR)
+        return file
+
+    def _has(self, name: str) -> bool:
         above = name
         while above not in self._files:
             above = os.path.dirname(above)
-        if above != name and self._files[above].info.kind != "dir":
-            raise _error(errno.ENOTDIR)
-        return self._files.get(name)
-
-    def _get(self, name: str) -> MemoryFile:
-        file = self._find(name)
-        if file is None:
-            raise _error(errno.ENOENT)
-        return file
+        if above != name:
+            self._get(above, "dir")
+        return above == name
 
     def _below(self, name: str) -> list[str]:
         return [each for each in self._files if each != name and is_in(name, each)]
 
     def _make(self, name: str) -> None:
-        file = self._find(name)
-        if file is not None and file.info.kind != "dir":
-            raise _error(errno.ENOTDIR)
+        if self._has(name):
+            self._get(name, "dir")
         while name not in self._files:
-            self._files[name] = self._new(UploadSpec(name=name, total=0, mode=0o755), "dir")
+            self._put(UploadSpec(name=name, total=0, mode=0o755), "dir")
             name = os.path.dirname(name)
 
     def _check_target(self, name: str, kind: str, *, overwrite: bool) -> None:
         """Raise OSError unless a file or directory may take this name."""
-        target = self._find(name)
-        if target is None:
+        if not self._has(name):
             return
         if not overwrite:
             raise _error(errno.EEXIST)
-        if target.info.kind != kind:
-            raise _error(errno.EISDIR if kind == "file" else errno.ENOTDIR)
+        self._get(name, kind)
         if self._below(name):
             raise _error(errno.ENOTEMPTY)
-
-    def _check_spec(self, spec: UploadSpec) -> None:
-        with self.lock, translate_os_errors(spec.name):
-            self._check_target(spec.name, "file", overwrite=spec.overwrite)
-            if (spec.total or 0) > self._capacity:
-                raise _error(errno.ENOSPC)
 
 
 class MemoryStaged:
@@ -242,135 +274,10 @@ class MemoryStaged:
     def commit(self) -> FileInfo:
         actual = digest_of(self._data, self._algorithm)
         check_content_digest(actual, self._digest)
-        return self._store.publish(self._spec, bytes(self._data), actual)
+        return self._store.store(self._spec, bytes(self._data), actual)
 
     def discard(self) -> None:
         pass
-
-
-class MemoryUpload:
-    """An unfinished upload in blocks."""
-
-    def __init__(self, store: MemoryStore, spec: UploadSpec, owner: str, block: int) -> None:
-        self.id, self.owner, self.block = secrets.token_hex(16), owner, block
-        self.spec, self.users = spec, 0
-        self._store, self._lock = store, store.lock
-        self._grid = BlockGrid(block, spec.total)
-        self._blocks: dict[int, tuple[BlockRecord, bytes | memoryview]] = {}
-        self._writers: dict[int, tuple[BlockFileWriter, bytearray]] = {}
-        self._basis: Basis | None = None
-        self._publication: FileInfo | None = None
-        self._open, self._committing = True, False
-
-    @property
-    def held(self) -> int:
-        with self._lock:
-            return sum(record.length for record, _ in self._blocks.values())
-
-    def renew(self, spec: UploadSpec) -> None:
-        self.spec = spec
-
-    def records(self, algorithm: str) -> list[BlockRecord]:
-        with self._lock:
-            known = {**self._offered(), **{at: held[0] for at, held in self._blocks.items()}}
-        return [known[at] for at in sorted(known) if known[at].digest.startswith(f"{algorithm}:")]
-
-    def offer_basis(self, reader: Reader, algorithm: str, progress: Progress) -> None:
-        self._basis = Basis(reader, self._grid, algorithm, progress)
-
-    def write(self, offset: int, size: int, digest: str) -> BlockFileWriter:
-        self._grid.check(offset, size)
-        writer = BlockFileWriter(self, BlockRecord(offset, size, digest))
-        with self._lock:
-            self._check_open()
-            if self._committing:
-                raise being_committed()
-            if offset in self._writers:
-                self._writers[offset][0].revoke()
-            self._writers[offset] = writer, bytearray()
-            held = self._blocks.get(offset)
-            writer.keep = held is None or held[0].digest != digest
-            if writer.keep:
-                self._blocks.pop(offset, None)
-            return writer
-
-    def put(self, view: memoryview, offset: int) -> None:
-        # Without the lock: `write` revokes a writer with it held, and waits for this to end.
-        self._writers[offset - offset % self.block][1].extend(view)
-
-    def hold(self, writer: BlockFileWriter) -> None:
-        with self._lock:
-            self._check_open()
-            offset = writer.block.offset
-            if offset not in self._writers or self._writers[offset][0] is not writer:
-                raise block_taken_over()
-            _, data = self._writers.pop(offset)
-            if writer.keep:
-                self._blocks[offset] = writer.block, bytes(data)
-
-    def leave(self, writer: BlockFileWriter) -> None:
-        with self._lock:
-            offset = writer.block.offset
-            if offset in self._writers and self._writers[offset][0] is writer:
-                del self._writers[offset]
-
-    def commit(
-        self,
-        total: int,
-        content_digest: str | None,
-        blocks_digest: str | None,
-        progress: Progress,
-    ) -> FileInfo:
-        with self._lock:
-            if self._publication is None:
-                self._check_open()
-                self._committing = True
-                try:
-                    data = self._whole(total, blocks_digest)
-                    algorithm = split_digest(content_digest)[0] if content_digest else DEFAULT
-                    actual = digest_of(data, algorithm)
-                    progress(total, total)
-                    check_content_digest(actual, content_digest)
-                    self._publication = self._store.publish(self.spec, data, actual)
-                finally:
-                    self._committing = False
-                self.end()
-                self._store.forget(self, self._publication)
-            return self._publication
-
-    def release(self) -> None:
-        with self._lock:
-            self.users -= 1
-            if not self.users:
-                self._basis = None
-
-    def end(self) -> None:
-        """Refuse everything from now on."""
-        with self._lock:
-            self._open = False
-            for writer, _ in self._writers.values():
-                writer.revoke()
-
-    def _offered(self) -> dict[int, BlockRecord]:
-        return self._basis.blocks if self._basis else {}
-
-    def _whole(self, total: int, blocks_digest: str | None) -> bytes:
-        """Return the content of the file, with what is missing copied from the basis."""
-        missing = self._grid.missing(
-            total,
-            {at: record.length for at, (record, _) in self._blocks.items()},
-            {at: record.length for at, record in self._offered().items()},
-        )
-        if self._basis:
-            for offset in missing:
-                self._blocks[offset] = self._basis.blocks[offset], self._basis.read(offset)
-        blocks = [self._blocks[offset] for offset in sorted(self._blocks)]
-        check_blocks_digest((record.digest for record, _ in blocks), blocks_digest)
-        return b"".join(piece for _, piece in blocks)
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise no_such_upload()
 
 
 def _error(number: int) -> OSError:

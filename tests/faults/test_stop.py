@@ -12,7 +12,7 @@ import pytest
 
 from ftpkit.client import Client, TransferResult
 from ftpkit.errors import Code, FtpkitError
-from ftpkit.storage.directory.journal import JournalState, replay
+from ftpkit.storage.journal import JournalState, replay
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, settled, visible
 from tests.faults.crowd import Raw
 from tests.faults.processes import Served

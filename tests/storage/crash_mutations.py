@@ -3,7 +3,7 @@
 import os
 
 from ftpkit.storage.directory.filesystem import DirHandle
-from ftpkit.storage.directory.upload_files import JOURNAL
+from ftpkit.storage.directory.upload import JOURNAL
 from tests.storage.crash_record import LinkingFiles, RecordingFiles
 
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.digest import digest_of
-from ftpkit.storage import DirectoryStore, Upload
+from ftpkit.storage import DirectoryStore, Upload, journal
 from ftpkit.storage.api import UploadSpec
-from ftpkit.storage.directory import journal
-from ftpkit.storage.directory.journal import JournalState, replay
 from ftpkit.storage.directory.upload import DirectoryUpload
+from ftpkit.storage.journal import JournalState, replay
+from ftpkit.storage.upload import UnfinishedUpload
 from tests.storage.stores import BLOCK, OWNER, Place, begin, commit, fetch, held, refused, send
 
 WISH = {"id": "x", "name": "ä\n", "total": None}
@@ -169,7 +169,7 @@ def restore(place: Place, upload: Upload, found: dict[str, bytes]) -> None:
 def test_blocks_without_a_checkpoint_are_verified_and_damaged_ones_dropped(place: Place) -> None:
     store = place.open()
     upload = begin(store, "f", 3 * BLOCK)
-    assert isinstance(upload, DirectoryUpload)
+    assert isinstance(upload, UnfinishedUpload)
     for offset in (0, BLOCK):
         send(upload, offset, bytes([offset % 255]) * BLOCK)
     found = crash(place, store, upload)
@@ -183,7 +183,7 @@ def test_blocks_without_a_checkpoint_are_verified_and_damaged_ones_dropped(place
 def test_a_dropped_block_is_not_covered_by_a_later_checkpoint(place: Place) -> None:
     store = place.open()
     upload = begin(store, "f", 2 * BLOCK)
-    assert isinstance(upload, DirectoryUpload)
+    assert isinstance(upload, UnfinishedUpload)
     send(upload, 0, b"a" * BLOCK)
     found = crash(place, store, upload)
     restore(place, upload, {**found, "data": bytes(BLOCK)})
@@ -199,7 +199,7 @@ def test_a_dropped_block_is_not_covered_by_a_later_checkpoint(place: Place) -> N
 def test_a_block_that_a_checkpoint_covers_is_not_read_again(place: Place) -> None:
     with place.open() as store:
         upload = begin(store, "f", 2 * BLOCK)
-        assert isinstance(upload, DirectoryUpload)
+        assert isinstance(upload, UnfinishedUpload)
         send(upload, 0, b"a" * BLOCK)
         upload.checkpoint()
         send(upload, BLOCK, b"b" * BLOCK)

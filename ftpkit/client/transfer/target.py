@@ -11,8 +11,13 @@ from ftpkit.osapi import files as os_files
 from ftpkit.storage.api import FileInfo, UploadSpec
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.directory.tree import Tree
-from ftpkit.storage.directory.upload import DirectoryUpload, create_upload, reopen_upload
-from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
+from ftpkit.storage.directory.upload import (
+    DATA,
+    JOURNAL,
+    DirectoryUpload,
+    UploadFactory,
+    read_journal,
+)
 
 
 class DownloadTarget:
@@ -25,6 +30,7 @@ class DownloadTarget:
     def __init__(self, path: str, *, overwrite: bool) -> None:
         self._path, self._overwrite = path, overwrite
         self._files = FileSystem()
+        self._uploads = UploadFactory(self._files, self._publish, DirectoryUpload.close)
         self._upload: DirectoryUpload | None = None
         # A symbolic link stays, and the file that it points to is replaced.
         directory, self._base = os.path.split(os.path.realpath(path))
@@ -49,23 +55,12 @@ class DownloadTarget:
         """Open the staged blocks of ``identity``; blocks of anything else are removed."""
         with self.errors():
             if self._upload is None:
-                self._upload = reopen_upload(
-                    self._directory.open_directory(self._part),
-                    self._files,
-                    publish=self._publish,
-                    on_release=DirectoryUpload.close,
-                )
+                directory = self._directory.open_directory(self._part)
+                self._upload = self._uploads.reopen(directory)
             if self._upload is None or self._upload.id != identity:
                 self.drop()
-                self._upload = create_upload(
-                    self._directory.open_directory(self._part),
-                    self._files,
-                    identity,
-                    spec,
-                    BLOCK,
-                    publish=self._publish,
-                    on_release=DirectoryUpload.close,
-                )
+                directory = self._directory.open_directory(self._part)
+                self._upload = self._uploads.create(directory, identity, spec, BLOCK)
             return self._upload
 
     @contextlib.contextmanager

@@ -20,14 +20,15 @@ from ftpkit.storage.directory.filesystem import (
     is_hard_linked,
     make_directory,
 )
-from ftpkit.storage.directory.journal import JournalState
 from ftpkit.storage.directory.tree import Tree, no_progress
 from ftpkit.storage.directory.upload import (
+    DATA,
+    JOURNAL,
     DirectoryUpload,
-    create_upload,
-    reopen_upload,
+    UploadFactory,
+    read_journal,
 )
-from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
+from ftpkit.storage.journal import JournalState
 from ftpkit.storage.os_errors import translate_os_errors
 from ftpkit.storage.quota import QuotaScope
 
@@ -54,10 +55,11 @@ class Uploads:
         self._tree, self._files = tree, files
         self.unfinished, self._published = unfinished, published
         self.locks = locks
+        self._factory = UploadFactory(files, self._publish, self._on_release)
         self._lock = threading.Lock()
         self._busy: dict[str, tuple[threading.Lock, int]] = {}
         """The lock of each upload that is being opened or closed, and how many want it."""
-        self._open: dict[str, tuple[DirectoryUpload, int]] = {}
+        self._open: dict[str, DirectoryUpload] = {}
 
     def begin(self, spec: UploadSpec, owner: str, block: int, quota: QuotaScope) -> DirectoryUpload:
         """Start an upload, or continue the unfinished one with the same key."""
@@ -115,11 +117,11 @@ class Uploads:
         if match is None:
             return None
         state = read_journal(self._published, identity)
-        if state is None or state.spec is None:
+        if state is None:
             with translate_os_errors(identity), self._locked(match[1]):
                 self._recover(match[1])
             state = read_journal(self._published, identity)
-        if state is None or state.spec is None:
+        if state is None:
             return None
         spec = UploadSpec(name=state.spec["name"], total=state.spec["total"])
         return (
@@ -156,7 +158,7 @@ class Uploads:
 
     def close(self) -> None:
         """Checkpoint and close all uploads."""
-        uploads = [upload for upload, _ in list(self._open.values())]
+        uploads = list(self._open.values())
         self._open.clear()
         for upload in uploads:
             upload.close()
@@ -201,41 +203,34 @@ class Uploads:
     def _get(self, key: str) -> DirectoryUpload | None:
         """Open an upload once more, or again after an earlier session or process closed it."""
         if key in self._open:
-            upload, users = self._open[key]
-            self._open[key] = upload, users + 1
-            return upload
+            self._open[key].users += 1
+            return self._open[key]
         self._recover(key)
         try:
             directory = self.unfinished.open_directory(key)
         except FileNotFoundError:
             return None
-        reopened = reopen_upload(
-            directory, self._files, publish=self._publish, on_release=self._on_release
-        )
+        reopened = self._factory.reopen(directory)
         if reopened is None:
             self._delete(key)
             return None
-        self._open[key] = reopened, 1
-        return reopened
+        return self._opened(key, reopened)
+
+    def _opened(self, key: str, upload: DirectoryUpload) -> DirectoryUpload:
+        upload.users = 1
+        self._open[key] = upload
+        return upload
 
     def _create(self, key: str, spec: UploadSpec, block: int) -> DirectoryUpload:
+        identity, others = f"{key}-{secrets.token_hex(8)}", self.data_statuses()
         try:
-            upload = create_upload(
-                make_directory(self._files, self.unfinished, key, 0o700),
-                self._files,
-                f"{key}-{secrets.token_hex(8)}",
-                spec,
-                block,
-                publish=self._publish,
-                on_release=self._on_release,
-                others=self.data_statuses(),
-            )
+            directory = make_directory(self._files, self.unfinished, key, 0o700)
+            upload = self._factory.create(directory, identity, spec, block, others)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._delete(key)
             raise
-        self._open[key] = upload, 1
-        return upload
+        return self._opened(key, upload)
 
     def _last_write(self, key: str) -> float:
         """Return when an upload was last written to, in seconds since 1970."""
@@ -255,9 +250,7 @@ class Uploads:
             state = read_journal(directory, JOURNAL)
             # Without a journal nothing of it can be used.
             if state is not None:
-                if state.spec is None or state.prepared is None:
-                    return
-                if not self._was_published(directory, state.spec):
+                if state.prepared is None or not self._was_published(directory, state.spec):
                     return
                 self._tree.ensure_durable(state.spec["name"])
                 self._files.rename(directory, JOURNAL, self._published, state.spec["id"])
@@ -281,7 +274,7 @@ class Uploads:
     def _publication(self, state: JournalState) -> FileInfo | None:
         if state.published is not None:
             return FileInfo(**state.published)
-        if state.spec is None or state.prepared is None:
+        if state.prepared is None:
             return None
         # The machine crashed between the rename and the record of it.
         with contextlib.suppress(RefusedError):
@@ -325,12 +318,10 @@ class Uploads:
     def _on_release(self, upload: DirectoryUpload) -> None:
         key = _key_of(upload)
         with self._exclusive(key):
-            opened, users = self._open.get(key, (None, 0))
-            if opened is not upload:
+            upload.users -= 1
+            if self._open.get(key) is not upload:
                 upload.close()  # it ended: nothing opens it again
-            elif users > 1:
-                self._open[key] = upload, users - 1
-            else:
+            elif not upload.users:
                 # Closed first: nothing may open the same files before that.
                 upload.close()
                 self._remove(key)

@@ -6,8 +6,8 @@ from typing import Final
 
 from ftpkit.protocol.names import is_in, is_reserved
 from ftpkit.storage.directory.filesystem import DirHandle
-from ftpkit.storage.directory.journal import MAX_RECORD
-from ftpkit.storage.directory.upload_files import DATA, JOURNAL, read_journal
+from ftpkit.storage.directory.upload import DATA, JOURNAL, read_journal
+from ftpkit.storage.journal import MAX_RECORD
 
 # It vanished, is no longer a directory, or cannot be read.
 _SKIPPED: Final = FileNotFoundError, NotADirectoryError, PermissionError
@@ -79,7 +79,7 @@ def _read(directory: DirHandle) -> tuple[int, list[str]]:
 
 def _declared(directory: DirHandle, name: str) -> int:
     state = read_journal(directory, JOURNAL, MAX_RECORD)
-    if state is None or state.spec is None or not is_in(name, state.spec["name"]):
+    if state is None or not is_in(name, state.spec["name"]):
         return 0
     if (total := state.spec["total"]) is not None:
         return int(total)

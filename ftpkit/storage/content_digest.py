@@ -1,34 +1,36 @@
-"""The digest of the whole file of an upload: hashed while blocks arrive, or read from the disk."""
+"""The digest of the whole file of an upload: hashed while blocks arrive, or read again."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
-from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import Hasher, RunningDigest, format_digest, new_hasher, split_digest
-from ftpkit.storage.api import Progress
+from ftpkit.storage.api import BlockRecord, Progress
 from ftpkit.storage.blocks import check_content_digest
-from ftpkit.storage.directory.journal import HeldBlock
 
 _PIECE: Final = 1024 * 1024
+
+ReadInto = Callable[[memoryview, int], int]
+"""Fills a view from an offset of the file, as ``Reader.read_into`` does."""
 
 
 class ContentDigest:
     """Grows with the blocks while they are in the page cache, as long as they come in order.
 
     ``lock`` guards ``blocks`` and everything here that says so. ``on_damaged`` is called with
-    the lock held when a held block on the disk no longer matches its digest.
+    the lock held when a held block no longer matches its digest.
     """
 
     def __init__(
         self,
-        fd: int,
+        read_into: ReadInto,
         lock: threading.Lock,
-        blocks: Mapping[int, HeldBlock],
+        blocks: Mapping[int, BlockRecord],
         on_damaged: Callable[[int], None],
     ) -> None:
-        self._fd, self._lock, self._blocks, self._on_damaged = fd, lock, blocks, on_damaged
+        self._read_into, self._lock = read_into, lock
+        self._blocks, self._on_damaged = blocks, on_damaged
         self._reading = threading.Lock()
         self._stopped = False
         self.running = RunningDigest()
@@ -56,7 +58,7 @@ class ContentDigest:
             with self._reading:
                 if self._stopped:
                     return
-                good = block_matches(self._fd, offset, held, hasher)
+                good = block_matches(self._read_into, held, hasher)
             with self._lock:
                 if self._blocks.get(offset) is not held or self._stopped:
                     continue
@@ -82,7 +84,7 @@ class ContentDigest:
         algorithm = split_digest(expected or known)[0]
         if algorithm != split_digest(known)[0]:
             hasher, done = new_hasher(algorithm), 0
-            for piece in _pieces(self._fd, 0, total):
+            for piece in _pieces(self._read_into, 0, total):
                 hasher.update(piece)
                 done += len(piece)
                 progress(done, total)
@@ -91,21 +93,21 @@ class ContentDigest:
         return known
 
 
-def block_matches(fd: int, offset: int, held: HeldBlock, hasher: Hasher | None = None) -> bool:
-    """Whether the block at ``offset`` still has its digest; ``hasher`` is fed the same bytes."""
+def block_matches(read_into: ReadInto, held: BlockRecord, hasher: Hasher | None = None) -> bool:
+    """Whether a block still has its digest; ``hasher`` is fed the same bytes."""
     algorithm = split_digest(held.digest)[0]
     block = new_hasher(algorithm)
-    for piece in _pieces(fd, offset, held.length):
+    for piece in _pieces(read_into, held.offset, held.length):
         block.update(piece)
         if hasher is not None:
             hasher.update(piece)
     return format_digest(algorithm, block.digest()) == held.digest
 
 
-def _pieces(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+def _pieces(read_into: ReadInto, offset: int, size: int) -> Iterator[memoryview]:
     buffer, end = memoryview(bytearray(min(size, _PIECE))), offset + size
     while offset < end:
-        got = os_files.read_at(fd, buffer[: end - offset], offset)
+        got = read_into(buffer[: end - offset], offset)
         if got == 0:
             return
         yield buffer[:got]

@@ -41,7 +41,7 @@ class HeldBlock:
 class JournalState:
     """What a journal says: it has ``length`` good bytes, ``safe`` of them before a checkpoint."""
 
-    spec: dict[str, Any] | None = None
+    spec: dict[str, Any] = field(default_factory=dict)
     blocks: dict[int, HeldBlock] = field(default_factory=dict)
     length: int = 0
     safe: int = 0
@@ -71,17 +71,17 @@ def encode_checkpoint(covered: int) -> bytes:
 
 def encode_spec(spec: dict[str, Any]) -> bytes:
     """Return the record of an upload's spec, identity and block size."""
-    return _record(b"O", _json(spec))
+    return _json_record(b"O", spec)
 
 
 def encode_prepared(publication: dict[str, Any]) -> bytes:
     """Return the record that the file may have been published from here on."""
-    return _record(b"P", _json(publication))
+    return _json_record(b"P", publication)
 
 
 def encode_published(publication: dict[str, Any]) -> bytes:
     """Return the record of what the commit returned."""
-    return _record(b"R", _json(publication))
+    return _json_record(b"R", publication)
 
 
 def replay(data: bytes) -> JournalState:
@@ -134,5 +134,5 @@ def _record(kind: bytes, payload: bytes) -> bytes:
     return record + _CRC.pack(zlib.crc32(record))
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+def _json_record(kind: bytes, value: dict[str, Any]) -> bytes:
+    return _record(kind, json.dumps(value, separators=(",", ":")).encode())
