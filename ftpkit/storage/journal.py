@@ -14,6 +14,7 @@ first record that is cut off or damaged; nothing after it counts:
 import json
 import zlib
 from dataclasses import dataclass, field
+from functools import partial
 from struct import Struct
 from typing import Any, Final
 
@@ -69,21 +70,6 @@ def encode_checkpoint(covered: int) -> bytes:
     return _record(b"C", _OFFSET.pack(covered))
 
 
-def encode_spec(spec: dict[str, Any]) -> bytes:
-    """Return the record of an upload's spec, identity and block size."""
-    return _json_record(b"O", spec)
-
-
-def encode_prepared(publication: dict[str, Any]) -> bytes:
-    """Return the record that the file may have been published from here on."""
-    return _json_record(b"P", publication)
-
-
-def encode_published(publication: dict[str, Any]) -> bytes:
-    """Return the record of what the commit returned."""
-    return _json_record(b"R", publication)
-
-
 def replay(data: bytes) -> JournalState:
     """Return the state that the good records at the start of ``data`` describe."""
     state = JournalState()
@@ -136,3 +122,8 @@ def _record(kind: bytes, payload: bytes) -> bytes:
 
 def _json_record(kind: bytes, value: dict[str, Any]) -> bytes:
     return _record(kind, json.dumps(value, separators=(",", ":")).encode())
+
+
+encode_spec = partial(_json_record, b"O")
+encode_prepared = partial(_json_record, b"P")
+encode_published = partial(_json_record, b"R")

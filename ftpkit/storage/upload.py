@@ -89,9 +89,7 @@ class UnfinishedUpload(Generic[S]):
         self._publication: FileInfo | None = None
         self._open = True
         self._committing = False
-        self._content = ContentDigest(
-            staged.read_into, self._lock, self._blocks, self._forget_unwritten
-        )
+        self._content = ContentDigest(staged.read_into, self._lock, self._blocks, self._forget)
 
     @property
     def held(self) -> int:
@@ -205,7 +203,19 @@ class UnfinishedUpload(Generic[S]):
             known = self._content.result(total, self.block, content_digest, progress)
             with translate_os_errors(self.spec.name):
                 self.staged.complete(total, self.spec, known)
-            return self._finish(known)
+            try:
+                info = self._publish(self, known)
+            except BaseException:
+                if not self.staged.has_data():
+                    with self._lock:
+                        self._close()
+                raise
+            with self._lock:
+                self._publication = info
+                with contextlib.suppress(OSError):
+                    self.staged.append(journal.encode_published(info.facts()))
+                self._close()
+            return info
 
     def abort(self) -> None:
         """Revoke all writers and close; the store deletes the bytes."""
@@ -226,21 +236,6 @@ class UnfinishedUpload(Generic[S]):
     def _try_checkpoint(self) -> None:
         with contextlib.suppress(OSError, RefusedError):
             self.checkpoint()
-
-    def _finish(self, content_digest: str) -> FileInfo:
-        try:
-            info = self._publish(self, content_digest)
-        except BaseException:
-            if not self.staged.has_data():
-                with self._lock:
-                    self._close()
-            raise
-        with self._lock:
-            self._publication = info
-            with contextlib.suppress(OSError):
-                self.staged.append(journal.encode_published(info.facts()))
-            self._close()
-        return info
 
     @contextlib.contextmanager
     def _sealed(self) -> Iterator[None]:
@@ -305,13 +300,11 @@ class UnfinishedUpload(Generic[S]):
         self._check_open()
         if self._committing:
             raise RefusedError(Code.BUSY, "the upload is being committed: no block can be written")
-        older = self._writers.pop(block.offset, None)
-        if older is not None:
+        if (older := self._writers.pop(block.offset, None)) is not None:
             older.revoke()
-        held = self._blocks.get(block.offset)
-        if held is not None and held.digest == block.digest:
-            return False
-        if held is not None:
+        if (held := self._blocks.get(block.offset)) is not None:
+            if held.digest == block.digest:
+                return False
             self._forget(block.offset)
         return True
 
@@ -324,17 +317,14 @@ class UnfinishedUpload(Generic[S]):
 
     def _forget(self, offset: int) -> None:
         """Stop holding a block, on stable storage, before its bytes are overwritten."""
+        if offset in self._writers:  # a newer writer has the damaged block
+            return
         with translate_os_errors(self.spec.name):
             self.staged.append(journal.encode_forget(offset), sync=True)
         del self._blocks[offset]
         self._content.running.forget(offset)
         if self.spec.total is None:
             self.quota.note_deleted(self.spec.name)
-
-    def _forget_unwritten(self, offset: int) -> None:
-        """Forget a damaged block, unless a newer writer has it."""
-        if offset not in self._writers:
-            self._forget(offset)
 
 
 class BlockFileWriter:

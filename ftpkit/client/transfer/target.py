@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Self
 
 from ftpkit.client.transfer.blocks import BLOCK
@@ -99,15 +100,9 @@ class DownloadTarget:
             self._upload = None
 
     def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
-        info = self._tree.publish(
-            upload.staged.directory,
-            DATA,
-            self._base,
-            fd=upload.staged.data,
-            overwrite=self._overwrite,
-            mode=upload.spec.mode,
-            content_digest=content_digest,
-        )
+        staged = upload.staged
+        spec = replace(upload.spec, name=self._base, overwrite=self._overwrite)
+        info = self._tree.publish(staged.directory, DATA, staged.data, spec, content_digest)
         self._empty()
         return info
 

@@ -65,8 +65,7 @@ class DirHandle:
     """
 
     def __init__(self, path: str, fd: int | None) -> None:
-        self.path = path
-        self._fd = fd
+        self.path, self.dir_fd = path, fd
 
     @classmethod
     def open(cls, path: str) -> "DirHandle":
@@ -76,24 +75,19 @@ class DirHandle:
 
     def at(self, part: str) -> str:
         """Return the path of ``part`` to pass to functions of ``os``, together with ``dir_fd``."""
-        return part if self._fd is not None else os.path.join(self.path, part)
-
-    @property
-    def dir_fd(self) -> int | None:
-        """The descriptor that names are resolved against."""
-        return self._fd
+        return part if self.dir_fd is not None else os.path.join(self.path, part)
 
     def open_directory(self, part: str) -> "DirHandle":
         """Open a directory in it; a symbolic link is a FileNotFoundError."""
         path = os.path.join(self.path, part)
-        if self._fd is None or not os_files.HAS_NOFOLLOW:
+        if self.dir_fd is None or not os_files.HAS_NOFOLLOW:
             self._refuse_link(part)
-        if self._fd is None:
+        if self.dir_fd is None:
             if not stat.S_ISDIR(self.stat(part).st_mode):
                 raise _error(errno.ENOTDIR, part)
             return DirHandle(path, None)
         try:
-            return DirHandle(path, os.open(part, _DIRECTORY, dir_fd=self._fd))
+            return DirHandle(path, os.open(part, _DIRECTORY, dir_fd=self.dir_fd))
         except NotADirectoryError:
             self._refuse_link(part)
             raise
@@ -101,7 +95,7 @@ class DirHandle:
     def above(self, expected: os.stat_result) -> "DirHandle":
         """Open its parent; OSError if that is not ``expected``: this directory was moved."""
         above = self.parent()
-        if self._fd is None or os.path.samestat(above.status(), expected):
+        if self.dir_fd is None or os.path.samestat(above.status(), expected):
             return above
         path = above.path
         above.close()
@@ -110,9 +104,9 @@ class DirHandle:
     def parent(self) -> "DirHandle":
         """Open its parent, wherever it was moved."""
         path = os.path.dirname(self.path)
-        if self._fd is None:
+        if self.dir_fd is None:
             return DirHandle(path, None)
-        return DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self._fd))
+        return DirHandle(path, os.open(os.pardir, _DIRECTORY, dir_fd=self.dir_fd))
 
     @contextlib.contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
@@ -120,10 +114,10 @@ class DirHandle:
 
         It waits for an exclusive lock; a shared one that others exclude is not taken.
         """
-        if self._fd is None:
+        if self.dir_fd is None:
             yield
             return
-        with os_files.lock(self._fd, wait=not shared, shared=shared):
+        with os_files.lock(self.dir_fd, wait=not shared, shared=shared):
             yield
 
     def open_file(self, part: str, *, write: bool = False, hard_linked: bool = False) -> int:
@@ -141,7 +135,7 @@ class DirHandle:
             _check_regular(before, part)
             if is_hard_linked(before) and not hard_linked:
                 raise _error(errno.ENOENT, part)
-            fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self._fd)
+            fd = os.open(self.at(part), _REOPEN if write else _READ, dir_fd=self.dir_fd)
             try:
                 after = os.fstat(fd)
                 if _is_unmoved(before, after):
@@ -155,7 +149,7 @@ class DirHandle:
 
     def stat(self, part: str) -> os.stat_result:
         """Return the status of ``part``, of the link itself where it is a symbolic link."""
-        return os.stat(self.at(part), dir_fd=self._fd, follow_symlinks=False)
+        return os.stat(self.at(part), dir_fd=self.dir_fd, follow_symlinks=False)
 
     def steady_stat(self, part: str) -> os.stat_result:
         """Return a status of ``part`` whose count of hard links belongs to this name."""
@@ -170,30 +164,30 @@ class DirHandle:
 
     def status(self) -> os.stat_result:
         """Return the status of the directory itself."""
-        return os.stat(self.path if self._fd is None else self._fd)
+        return os.stat(self.path if self.dir_fd is None else self.dir_fd)
 
     def mount(self) -> tuple[int, int | None]:
         """Return what differs between two directories if no file can be renamed between them."""
-        mount = None if self._fd is None else os_files.mount_id(self._fd)
+        mount = None if self.dir_fd is None else os_files.mount_id(self.dir_fd)
         return self.status().st_dev, mount
 
     def check_writable(self) -> None:
         """Raise OSError if files in it cannot be created, renamed or deleted."""
-        where = self.path if self._fd is None else self._fd
+        where = self.path if self.dir_fd is None else self.dir_fd
         if hasattr(os, "statvfs") and os.statvfs(where).f_flag & os.ST_RDONLY:
             raise _error(errno.EROFS, self.path)
-        if not os_files.may_change(self.at(os.curdir), self._fd):
+        if not os_files.may_change(self.at(os.curdir), self.dir_fd):
             raise _error(errno.EACCES, self.path)
 
     def names(self) -> Iterator[tuple[str, bool]]:
         """Yield each name in it, in no order, and whether it is a directory (not a link to one)."""
-        with os.scandir(self.path if self._fd is None else self._fd) as entries:
+        with os.scandir(self.path if self.dir_fd is None else self.dir_fd) as entries:
             for info in entries:
                 yield info.name, info.is_dir(follow_symlinks=False)
 
     def sizes(self) -> Iterator[tuple[str, int | None]]:
         """Yield the name and length in bytes of its files; None is the length of directories."""
-        with os.scandir(self.path if self._fd is None else self._fd) as entries:
+        with os.scandir(self.path if self.dir_fd is None else self.dir_fd) as entries:
             for info in entries:
                 if info.is_dir(follow_symlinks=False):
                     yield info.name, None
@@ -203,8 +197,8 @@ class DirHandle:
 
     def close(self) -> None:
         """Close the directory; may be called twice."""
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
+        if self.dir_fd is not None:
+            fd, self.dir_fd = self.dir_fd, None
             os.close(fd)
             self.path = os.devnull  # a closed directory resolves nothing
 

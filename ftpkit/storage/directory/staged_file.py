@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Iterable
 from typing import Final, Self
 
-from ftpkit.errors import Code, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
 from ftpkit.storage.api import FileInfo, UploadSpec
+from ftpkit.storage.blocks import check_content_digest
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, digest_xattr
 from ftpkit.storage.directory.tree import Tree, file_info
 from ftpkit.storage.os_errors import translate_os_errors
@@ -37,17 +37,13 @@ class FileReader:
         status = os.fstat(self._fd)
         return (status.st_size, status.st_mtime_ns) == (self.info.total, self.info.mtime)
 
-    def close(self) -> None:
-        """Close the file; may be called twice."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        if self._fd >= 0:  # may be called twice
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 class StagedFile:
@@ -68,7 +64,8 @@ class StagedFile:
     ) -> None:
         self._spec, self._digest, self._quota = spec, digest, quota
         self._staging, self._tree, self._files = staging, tree, files
-        self._hasher = new_hasher(split_digest(digest)[0] if digest else DEFAULT)
+        self._algorithm = split_digest(digest)[0] if digest else DEFAULT
+        self._hasher = new_hasher(self._algorithm)
         self._part = secrets.token_hex(16)
         self._length = 0
         self._fd = -1
@@ -90,12 +87,8 @@ class StagedFile:
         self._length += len(view)
 
     def commit(self) -> FileInfo:
-        algorithm = split_digest(self._digest)[0] if self._digest else DEFAULT
-        actual = format_digest(algorithm, self._hasher.digest())
-        if self._digest not in (None, actual):
-            raise RefusedError(
-                Code.DIGEST_MISMATCH, f"the body has the digest {actual}, not {self._digest}"
-            )
+        actual = format_digest(self._algorithm, self._hasher.digest())
+        check_content_digest(actual, self._digest)
         spec = self._spec
         with translate_os_errors(spec.name):
             path = os.path.join(self._staging.path, self._part)
@@ -103,14 +96,7 @@ class StagedFile:
             self._files.sync(self._fd)
         try:
             info = self._tree.publish(
-                self._staging,
-                self._part,
-                spec.name,
-                fd=self._fd,
-                overwrite=spec.overwrite,
-                mode=spec.mode,
-                content_digest=actual,
-                quota=self._quota,
+                self._staging, self._part, self._fd, spec, actual, self._quota
             )
         except BaseException:
             # It may be published all the same; the next count finds out.

@@ -13,7 +13,7 @@ from typing import Final
 
 from ftpkit.errors import Code, RefusedError
 from ftpkit.protocol.names import split_name
-from ftpkit.storage.api import FileInfo, Progress
+from ftpkit.storage.api import FileInfo, Progress, UploadSpec
 from ftpkit.storage.directory.filesystem import (
     DirHandle,
     FileSystem,
@@ -150,7 +150,6 @@ class Tree:
                 return file_info(name, status, digest_xattr(fd, status))
 
     def mkdir(self, name: str) -> None:
-        """Make a directory and its parents."""
         parts = split_name(name)
         with translate_os_errors(name):
             for _ in range(_MAX_ATTEMPTS):
@@ -191,19 +190,15 @@ class Tree:
         self,
         source: DirHandle,
         part: str,
-        name: str,
-        *,
         fd: int,
-        overwrite: bool,
-        mode: int | None = None,
-        content_digest: str | None = None,
+        spec: UploadSpec,
+        content_digest: str,
         quota: QuotaScope = UNLIMITED,
     ) -> FileInfo:
         """Rename a complete file from ``source`` to its name, atomically and durably.
 
         ``quota`` is told of a file that it replaced. ``fd`` is a descriptor of the file, which
-        a moment later may have been replaced under its name; ``mode`` the permission bits that
-        it was given, if any.
+        a moment later may have been replaced under its name.
         """
 
         def place(directory: DirHandle, last: str) -> None:
@@ -212,19 +207,17 @@ class Tree:
                 self._files.unlink(source, part)
                 self._files.sync_directory(directory)
                 return
-            replaced = _check_replaceable(directory, last, overwrite=overwrite)
-            path = os.path.join(source.path, part)
-            self._files.inherit(fd, path, directory, mode)
-            self._move(source, part, directory, last, overwrite=overwrite)
+            replaced = _check_replaceable(directory, last, overwrite=spec.overwrite)
+            self._files.inherit(fd, os.path.join(source.path, part), directory, spec.mode)
+            self._move(source, part, directory, last, overwrite=spec.overwrite)
             if replaced:
-                quota.note_deleted(name)
+                quota.note_deleted(spec.name)
 
-        with translate_os_errors(name):
-            self._move_in(source, part, name, place)
-            return file_info(name, os.fstat(fd), content_digest)
+        with translate_os_errors(spec.name):
+            self._move_in(source, part, spec.name, place)
+            return file_info(spec.name, os.fstat(fd), content_digest)
 
     def rename(self, name: str, to: str, *, overwrite: bool) -> None:
-        """Rename a file or directory, and make the parents of ``to``."""
         if name != to and self._finish_move(name, to):
             return
         self.stat(name)

@@ -161,8 +161,8 @@ class UploadFactory:
     """Makes uploads in directories, which from then on belong to them."""
 
     files: FileSystem
-    publish: Publish[UploadFiles]
-    on_release: OnRelease[UploadFiles]
+    publish: "Publish[UploadFiles]"
+    on_release: "OnRelease[UploadFiles]"
 
     def create(
         self,
@@ -179,10 +179,16 @@ class UploadFactory:
         record = spec_record(identity, spec, block)
         with contextlib.ExitStack() as undo:
             undo.enter_context(directory)
-            with open(self.files.create(directory, DATA, 0o666), "rb", buffering=0) as data:
-                self.files.preallocate(data.fileno(), spec.total or 0, others)
-            with open(self.files.create(directory, JOURNAL), "rb", buffering=0) as file:
-                self.files.write(file.fileno(), memoryview(record), 0)
+            data = self.files.create(directory, DATA, 0o666)
+            try:
+                self.files.preallocate(data, spec.total or 0, others)
+            finally:
+                os.close(data)
+            fd = self.files.create(directory, JOURNAL)
+            try:
+                self.files.write(fd, memoryview(record), 0)
+            finally:
+                os.close(fd)
             staged = UploadFiles(directory, self.files, len(record))
             undo.pop_all()
         return UnfinishedUpload(identity, spec, block, staged, self.publish, self.on_release)

@@ -39,6 +39,8 @@ _IDENTITY: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
 class Uploads:
     """Opens each upload once, for as many users as there are, and closes it after the last.
 
+    ``Store`` documents the methods of the same names.
+
     ``unfinished`` holds a directory for each key, which is named after owner, name, total and
     block size; ``published`` holds the journals of published uploads. ``locks`` keep other
     processes from opening an upload that is open here.
@@ -62,7 +64,6 @@ class Uploads:
         self._open: dict[str, DirectoryUpload] = {}
 
     def begin(self, spec: UploadSpec, owner: str, block: int, quota: QuotaScope) -> DirectoryUpload:
-        """Start an upload, or continue the unfinished one with the same key."""
         key = _key(owner, spec, block)
         with translate_os_errors(spec.name), self._locked(key):
             upload = self._get(key)
@@ -86,7 +87,6 @@ class Uploads:
         return upload
 
     def open(self, identity: str, owner: str, quota: QuotaScope) -> DirectoryUpload:
-        """Open an unfinished upload of ``owner``; RefusedError ``not-found``."""
         if match := _IDENTITY.fullmatch(identity):
             with translate_os_errors(identity), self._locked(match[1]):
                 upload = self._get(match[1])
@@ -98,7 +98,6 @@ class Uploads:
         raise no_such_upload()
 
     def abort(self, identity: str, owner: str, quota: QuotaScope) -> None:
-        """Delete an unfinished upload."""
         upload = self.open(identity, owner, quota)
         try:
             upload.abort()
@@ -112,7 +111,6 @@ class Uploads:
             upload.release()
 
     def published(self, identity: str, owner: str) -> FileInfo | None:
-        """Return what the commit of an upload returned, if its journal is still kept."""
         match = _IDENTITY.fullmatch(identity)
         if match is None:
             return None
@@ -124,12 +122,11 @@ class Uploads:
         if state is None:
             return None
         spec = UploadSpec(name=state.spec["name"], total=state.spec["total"])
-        return (
-            self._publication(state) if _key(owner, spec, state.spec["block"]) == match[1] else None
-        )
+        if _key(owner, spec, state.spec["block"]) != match[1]:
+            return None
+        return self._publication(state)
 
     def sweep(self, uploads_s: float, publications_s: float) -> None:
-        """Delete uploads without a user or a write for ``uploads_s``, and journals of that age."""
         now = time.time()
         for key, _ in list(self.unfinished.names()):
             with contextlib.suppress(OSError, WrongWorkerError), self._locked(key):
@@ -202,24 +199,19 @@ class Uploads:
 
     def _get(self, key: str) -> DirectoryUpload | None:
         """Open an upload once more, or again after an earlier session or process closed it."""
-        if key in self._open:
-            self._open[key].users += 1
-            return self._open[key]
-        self._recover(key)
-        try:
-            directory = self.unfinished.open_directory(key)
-        except FileNotFoundError:
-            return None
-        reopened = self._factory.reopen(directory)
-        if reopened is None:
-            self._delete(key)
-            return None
-        return self._opened(key, reopened)
-
-    def _opened(self, key: str, upload: DirectoryUpload) -> DirectoryUpload:
-        upload.users = 1
-        self._open[key] = upload
-        return upload
+        if key not in self._open:
+            self._recover(key)
+            try:
+                directory = self.unfinished.open_directory(key)
+            except FileNotFoundError:
+                return None
+            reopened = self._factory.reopen(directory)
+            if reopened is None:
+                self._delete(key)
+                return None
+            self._open[key] = reopened
+        self._open[key].users += 1
+        return self._open[key]
 
     def _create(self, key: str, spec: UploadSpec, block: int) -> DirectoryUpload:
         identity, others = f"{key}-{secrets.token_hex(8)}", self.data_statuses()
@@ -230,7 +222,9 @@ class Uploads:
             with contextlib.suppress(OSError):
                 self._delete(key)
             raise
-        return self._opened(key, upload)
+        self._open[key] = upload
+        upload.users += 1
+        return upload
 
     def _last_write(self, key: str) -> float:
         """Return when an upload was last written to, in seconds since 1970."""
@@ -287,19 +281,11 @@ class Uploads:
         return None
 
     def _publish(self, upload: DirectoryUpload, content_digest: str) -> FileInfo:
-        spec, key = upload.spec, _key_of(upload)
+        spec, staged, key = upload.spec, upload.staged, _key_of(upload)
         try:
-            info = self._tree.publish(
-                upload.staged.directory,
-                DATA,
-                spec.name,
-                fd=upload.staged.data,
-                overwrite=spec.overwrite,
-                mode=spec.mode,
-                content_digest=content_digest,
-            )
+            info = self._tree.publish(staged.directory, DATA, staged.data, spec, content_digest)
         except BaseException:
-            if not upload.staged.has_data():
+            if not staged.has_data():
                 # It has its name all the same: a repeated commit finds that out in _recover.
                 with self._exclusive(key):
                     self._remove(key)
@@ -310,7 +296,7 @@ class Uploads:
         with self._exclusive(key):
             # The file is published: _recover does later what fails here.
             with contextlib.suppress(OSError):
-                self._files.rename(upload.staged.directory, JOURNAL, self._published, upload.id)
+                self._files.rename(staged.directory, JOURNAL, self._published, upload.id)
                 self._files.rmdir(self.unfinished, key)
             self._remove(key)
         return info
