@@ -208,10 +208,13 @@ def test_attributes_need_more_than_a_sync_of_the_data() -> None:
 
 CHANGES_NOTHING: Final = {
     "os": {
-        "PathLike", "close", "devnull", "error", "fspath", "fstat", "geteuid", "open", "pardir",
-        "path", "scandir", "stat", "stat_result", "strerror",
+        "PathLike", "close", "curdir", "devnull", "error", "fsencode", "fspath", "fstat", "geteuid",
+        "open", "pardir", "path", "scandir", "stat", "stat_result", "statvfs", "strerror",
     },
-    "os_files": {"get_xattr", "lock", "read_at", "start_readahead", "start_writeback"},
+    "os_files": {
+        "get_xattr", "lock", "may_change", "mount_id", "read_at", "start_readahead",
+        "start_writeback",
+    },
 }  # fmt: skip
 HIDING: Final = {"os", "ftpkit.osapi.files"}
 OPENS_TO_CHANGE: Final = {"O_CREAT", "O_TRUNC", "O_APPEND"}
