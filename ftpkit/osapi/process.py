@@ -6,10 +6,16 @@ import signal
 import sys
 from typing import Final
 
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]  # probed below
+
 # Signals that a terminal or a service manager sends to a whole process group.
 GROUP_SIGNALS: Final = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+_DEFAULT_DESCRIPTORS: Final = 1024
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -24,6 +30,13 @@ def is_running(pid: int) -> bool:
     except OSError:
         pass  # a process of another user
     return True
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have open: getrlimit(2), or 1,024."""
+    if resource is None:
+        return _DEFAULT_DESCRIPTORS
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def cores() -> int:

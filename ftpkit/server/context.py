@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from ftpkit.errors import Code, RefusedError
 from ftpkit.net.buffer_pool import BufferPool
 from ftpkit.net.frame_stream import FrameStream
+from ftpkit.osapi.process import descriptor_limit
 from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
@@ -19,12 +20,17 @@ from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.auth.authenticator import Authenticator
+from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.jobs import Jobs, Work
 from ftpkit.server.transfers.registry import TransferRegistry, take_turn
 from ftpkit.server.udp.listener import StartTransfer, UdpConversation, UdpListener
 from ftpkit.storage.api import Reader, Store, Upload
 from ftpkit.tokens import Grant
 
+# Each open upload has three descriptors, and half of all remain for connections and readers.
+_DESCRIPTORS: Final = 3
+# Open uploads of one connection; a client uses one at a time.
+_MAX_UPLOADS: Final = 16
 # Of a server without tokens: all permissions.
 _UNRESTRICTED: Final = Grant(user="")
 # Before a token was presented: no permission.
@@ -88,6 +94,8 @@ class SessionContext:
     udp_listener: UdpListener | None = None
     other_workers: OtherWorkers | None = None
     uploads: dict[str, Upload] = field(default_factory=dict)
+    open_uploads: ConnectionLimiter = field(default_factory=ConnectionLimiter)
+    """How many uploads are open in this process, by user."""
     udp_conversation: UdpConversation | None = None
     _turn_handle: TurnHandle | None = None
     _holding: threading.Lock = field(default_factory=threading.Lock)
@@ -137,25 +145,55 @@ class SessionContext:
         """Run ``work`` as a job of this user; ``Jobs.run`` says what is returned."""
         return self.jobs.run(key, work, user=self.account, must_finish=must_finish)
 
-    def hold(self, upload: Upload) -> Upload:
-        """Keep an upload open until the connection ends; a job may call this after its end."""
+    def open_upload(self, open_: Callable[[], Upload]) -> Upload:
+        """Open an upload and keep it open until the connection ends.
+
+        Of too many, the one that was used longest ago is closed; it can be opened again. Raises
+        RefusedError ``busy`` if the others are open elsewhere. A job may call this after the end.
+        """
+        user, total = self.account.user, max(descriptor_limit() // 2 // _DESCRIPTORS, 2)
+        while len(self.uploads) >= _MAX_UPLOADS or not self.open_uploads.acquire(
+            user, total // 2, total
+        ):
+            with self._holding:
+                oldest = next(iter(self.uploads), None)
+            if oldest is None:
+                raise RefusedError(
+                    Code.BUSY, "too many uploads are open; try again when some have ended"
+                )
+            self.release(oldest)
+        try:
+            upload = open_()
+        except BaseException:
+            self.open_uploads.release(user)
+            raise
         with self._holding:
             hold = not self._closed and upload.id not in self.uploads
             if hold:
                 self.uploads[upload.id] = upload
         if not hold:
-            upload.release()
+            self._let_go(upload)
         return upload
 
     def upload(self, upload_id: str) -> Upload:
         """Return an upload that this or another connection of the same user began."""
-        known = self.uploads.get(upload_id)
-        return known or self.hold(self.store.upload(upload_id, owner=self.grant.user))
+        with self._holding:
+            known = self.uploads.pop(upload_id, None)
+            if known is not None:
+                self.uploads[upload_id] = known  # as the one that was used last
+                return known
+        return self.open_upload(lambda: self.store.upload(upload_id, owner=self.grant.user))
 
     def release(self, upload_id: str) -> None:
-        upload = self.uploads.pop(upload_id, None)
+        """Release an upload, if this connection holds it."""
+        with self._holding:
+            upload = self.uploads.pop(upload_id, None)
         if upload is not None:
-            upload.release()
+            self._let_go(upload)
+
+    def _let_go(self, upload: Upload) -> None:
+        upload.release()
+        self.open_uploads.release(self.account.user)
 
     def join_transfer(
         self,

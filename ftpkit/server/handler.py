@@ -69,6 +69,7 @@ class ConnectionHandler:
         self._plain, self._limits = plain, limits
         self.registry = TransferRegistry(BlockingScheduler(scheduler or limits.new_scheduler()))
         self.jobs = Jobs()
+        self._open_uploads = ConnectionLimiter()
         self._connection_limiter = connection_limiter
         self._buffers = BufferPool()
         self._since = time.monotonic()
@@ -120,6 +121,7 @@ class ConnectionHandler:
             registry=self.registry,
             udp_listener=udp_listener,
             other_workers=other_workers,
+            open_uploads=self._open_uploads,
         )
         if self._authenticator is None:  # otherwise accounts belong to users, not to addresses
             context.account = self.registry.account(peer.rpartition(":")[0])

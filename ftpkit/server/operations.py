@@ -200,7 +200,7 @@ def begin(context: SessionContext, request: m.Begin) -> Result:
     store, owner, algorithm = context.store, context.grant.user, context.algorithm
 
     def open_upload(progress: Progress) -> str:
-        return context.hold(store.begin(spec, owner=owner, block=request.block)).id
+        return context.open_upload(lambda: store.begin(spec, owner=owner, block=request.block)).id
 
     # Each connection opens the upload for itself, and closes it at its end.
     opened = context.run_job((context.stream, request), open_upload, must_finish=True)

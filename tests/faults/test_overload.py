@@ -15,6 +15,7 @@ import pytest
 
 from ftpkit.client import Client
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
+from ftpkit.protocol.digest import digest_of as b3
 from ftpkit.protocol.frame import encode_header
 from ftpkit.server import Server
 from tests.faults.conftest import MIB, Eager, Serve, left_over, noise, quiet
@@ -260,6 +261,46 @@ def test_a_server_without_descriptors_survives_and_serves_afterwards(
         assert (tmp_path / "root" / "file").read_bytes() == body
         server.ask_to_end()
         assert server.ended()[0] == 0
+
+
+def test_one_connection_does_not_take_all_descriptors(tmp_path: Path) -> None:
+    block = 64 * 1024
+    data = noise(2 * block, 3)
+    first, second = data[:block], data[block:]
+    with Served(tmp_path / "root", ("--no-fsync",), fds=128) as server:
+        with Raw(server.address) as raw, Raw(server.address) as other:
+            before = server.descriptors()
+            uploads = []
+            for at in range(100):
+                begun = raw.ask(op="begin", name=f"f{at}", total=2 * block, block=block)
+                assert begun["ok"], begun
+                uploads.append(begun["upload"])
+                keys = {"op": "write", "upload": uploads[-1], "size": block}
+                assert raw.ask(first, **keys, offset=0, digest=b3(first))["ok"]
+            assert server.descriptors() - before <= 16 * 3
+            assert other.ask(b"body", op="put", name="other", size=4)["ok"]
+            # The uploads that were closed meanwhile continue.
+            for upload in uploads:
+                keys = {"op": "write", "upload": upload, "size": block}
+                assert raw.ask(second, **keys, offset=block, digest=b3(second))["ok"]
+                assert raw.ask(op="commit", upload=upload, total=2 * block)["ok"]
+        until(lambda: server.descriptors() <= before, "descriptors are left")
+    assert all((tmp_path / "root" / f"f{at}").read_bytes() == data for at in range(100))
+
+
+def test_one_user_does_not_take_all_descriptors(tmp_path: Path) -> None:
+    with (
+        Served(tmp_path / "root", ("--no-fsync",), fds=128) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        codes = []
+        for at in range(40):
+            raw = stack.enter_context(Raw(server.address))
+            reply = raw.ask(op="begin", name=f"f{at}", total=2 * MIB, block=MIB)
+            codes.append(reply.get("code", "ok"))
+        # A half of 128 descriptors for uploads, a half of these for one user, three for each.
+        assert codes == ["ok"] * 10 + [Code.BUSY] * 30
+        assert raw.ask(b"body", op="put", name="other", size=4)["ok"]
 
 
 def test_a_server_whose_spare_descriptor_is_gone_does_not_spin(server: Server) -> None:
