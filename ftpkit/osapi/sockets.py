@@ -46,6 +46,9 @@ def send_all(
 
     A send(2) that blocks would count the bytes that only filled the buffer as progress.
     """
+    if sock.gettimeout() is not None:  # Python itself waits
+        sock.sendall(data, MSG_MORE if more else 0)
+        return
     view = memoryview(data)
     while view:
         try:
