@@ -63,6 +63,10 @@ def send_file(sock: socket.socket, fd: int, offset: int, count: int, seconds: fl
 
     Raises BlockingIOError if the peer makes no room for ``seconds``.
     """
+    if not _has_sendfile(sock):
+        data = _read_copy(fd, offset, count)
+        send_all(sock, data, seconds)
+        return len(data)
     while True:
         try:
             return send_file_now(sock, fd, offset, count)
