@@ -178,6 +178,27 @@ def test_what_is_put_beside_deletions_is_never_refused_and_the_last_one_stays(
         assert fetch(store, "d/last") == b"data"
 
 
+class Late(QuickFiles):
+    """Makes a directory in each one just before it is removed, as others can who have it open."""
+
+    late = 3
+
+    def rmdir(self, directory: DirHandle, part: str) -> None:
+        if self.late:
+            self.late -= 1
+            os.makedirs(os.path.join(directory.path, part, "late", "inner"))
+        super().rmdir(directory, part)
+
+
+def test_what_is_made_in_a_directory_while_it_is_deleted_is_deleted_too(place: Place) -> None:
+    files = Late()
+    with place.open(files) as store:
+        stage(store, "d/e/f", b"data")
+        store.delete("d", recursive=True, progress=ignore)
+        assert files.late == 0
+        assert place.visible() == place.private() == []
+
+
 # What cannot be deleted
 
 

@@ -554,7 +554,13 @@ class Tree:
                 except OSError as error:
                     failed = failed or (f"{path}/{inner}", error)
             if failed is None:
-                self._files.rmdir(trash, part)
+                try:
+                    self._files.rmdir(trash, part)
+                except OSError:
+                    if not any(directory.names()):
+                        raise
+                    # Others had it open, and made a directory in it.
+                    waiting.append((part, path))
         return failed
 
 
