@@ -1,7 +1,7 @@
 """What ``put`` and ``get`` share: their options, and running several transfers at once."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
@@ -160,7 +160,7 @@ def last_part(path: str) -> str:
 
 def reject_duplicates(names: list[str]) -> None:
     """Raise UsageError if two files would have the same name: one would replace the other."""
-    if duplicates := {name for name in names if names.count(name) > 1}:
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
         raise click.UsageError(f"several files would be named {min(duplicates)}")
 
 

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -35,6 +35,9 @@ _MAX_UPLOADS: Final = 16
 _UNRESTRICTED: Final = Grant(user="")
 # Before a token was presented: no permission.
 _UNAUTHENTICATED: Final = Grant(user="", can=frozenset())
+
+# Each may hold all names of a directory, and a descriptor.
+_MAX_PAUSED_LISTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,40 @@ class OtherWorkers(Protocol):
         """Return the status of all workers together; RefusedError if it is not available."""
 
 
+Page = tuple[bytes, str | None]
+"""One page of a list, and its last name if there are more."""
+
+
+class PausedLists:
+    """The pages that remain of lists of which a client has read some, one list a connection.
+
+    The next page goes on there; to begin anew for each would cost the square of the names. One
+    that was dropped is begun anew behind the last name.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rests = dict[FrameStream, tuple[m.List, Iterator[Page]]]()
+
+    def keep(self, stream: FrameStream, request: m.List, rest: Iterator[Page]) -> None:
+        """Keep the ``rest`` for the ``request`` that will ask for it; drop the oldest of many."""
+        with self._lock:
+            self._rests[stream] = request, rest
+            if len(self._rests) > _MAX_PAUSED_LISTS:
+                del self._rests[next(iter(self._rests))]
+
+    def take(self, stream: FrameStream, request: m.List) -> Iterator[Page] | None:
+        """Return what was kept for ``request``, and drop what was kept for another one."""
+        with self._lock:
+            expected, rest = self._rests.pop(stream, (None, None))
+        return rest if request == expected else None
+
+    def drop(self, stream: FrameStream) -> None:
+        """Drop what was kept for a connection that ends."""
+        with self._lock:
+            self._rests.pop(stream, None)
+
+
 @dataclass(slots=True)
 class SessionContext:
     """What the operations of one connection use.
@@ -90,6 +127,7 @@ class SessionContext:
     grant: Grant = field(init=False)
     account: Account = field(default_factory=lambda: Account(""))
     registry: TransferRegistry = field(default_factory=TransferRegistry)
+    paused_lists: PausedLists = field(default_factory=PausedLists)
     algorithm: str = DEFAULT
     udp_listener: UdpListener | None = None
     other_workers: OtherWorkers | None = None
@@ -247,6 +285,7 @@ class SessionContext:
 
     def close(self) -> None:
         self.end_datagram_session()
+        self.paused_lists.drop(self.stream)
         with self._holding:
             self._closed = True
         for upload_id in list(self.uploads):
@@ -255,10 +294,14 @@ class SessionContext:
 
 @dataclass(slots=True)
 class Result:
-    """A reply and its body: ``body``, or ``count`` bytes of ``reader`` from ``offset``."""
+    """A reply and its body: ``body``, or ``count`` bytes of ``reader`` from ``offset``.
+
+    ``then`` is called when a reply without a reader has been sent.
+    """
 
     reply: m.Reply | m.Pending
     body: bytes = b""
     reader: Reader | None = None
     offset: int = 0
     count: int = 0
+    then: Callable[[], None] | None = None

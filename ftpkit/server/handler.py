@@ -22,7 +22,7 @@ from ftpkit.server.auth.authenticator import CHECK_INTERVAL_S, Authenticator
 from ftpkit.server.auth.quota import UsedBytes
 from ftpkit.server.auth.shared_limits import LocalLimits, SharedLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
-from ftpkit.server.context import Handoff, OtherWorkers, SessionContext
+from ftpkit.server.context import Handoff, OtherWorkers, PausedLists, SessionContext
 from ftpkit.server.jobs import Jobs
 from ftpkit.server.limits import Limits
 from ftpkit.server.listener import Listeners
@@ -70,6 +70,7 @@ class ConnectionHandler:
         self.registry = TransferRegistry(BlockingScheduler(scheduler or limits.new_scheduler()))
         self.jobs = Jobs()
         self._open_uploads = ConnectionLimiter()
+        self._paused_lists = PausedLists()
         self._connection_limiter = connection_limiter
         self._buffers = BufferPool()
         self._since = time.monotonic()
@@ -119,6 +120,7 @@ class ConnectionHandler:
             authenticator=self._authenticator,
             peer=peer,
             registry=self.registry,
+            paused_lists=self._paused_lists,
             udp_listener=udp_listener,
             other_workers=other_workers,
             open_uploads=self._open_uploads,

@@ -2,8 +2,9 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final
 
 from ftpkit import __version__
@@ -15,7 +16,7 @@ from ftpkit.protocol.digest import digest_of, format_digest, new_hasher, pick_al
 from ftpkit.protocol.fields import MAX_BLOCK, pack_block_record
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
-from ftpkit.server.context import Result, SessionContext
+from ftpkit.server.context import Page, Result, SessionContext
 from ftpkit.server.udp.operations import pull, push
 from ftpkit.storage.api import FileInfo, Progress, Reader, UploadSpec, offer_basis
 from ftpkit.tokens import Permission
@@ -63,30 +64,19 @@ def stat(context: SessionContext, request: m.Stat) -> Result:
 
 
 def list_names(context: SessionContext, request: m.List) -> Result:
-    entries = context.store.list_files(
-        request.name, recursive=request.recursive, after=request.after
+    pages = context.paused_lists.take(context.stream, request) or _pages(
+        context.store.list_files(request.name, recursive=request.recursive, after=request.after)
     )
-    page, last, more = bytearray(), None, False
-    for info in entries:
-        encoded = list_entry_to_json(
-            m.ListEntry(
-                name=info.name,
-                kind=info.kind,
-                total=info.total,
-                mtime=info.mtime,
-                error=info.error,
-            )
-        )
-        if len(page) + len(encoded) > m.MAX_PAGE:
-            more = True
-            break
-        page += encoded
-        last = info.name
-    body = bytes(page)
-    reply = m.ListReply(
-        size=len(body), digest=digest_of(body, context.algorithm), next=last if more else None
-    )
-    return Result(reply, body)
+    body, after = next(pages)
+
+    def read_ahead() -> None:
+        # After a failure nothing is kept: the next request begins anew, and reports it.
+        with contextlib.suppress(RefusedError, OSError):
+            rest = chain((next(pages),), pages)
+            context.paused_lists.keep(context.stream, replace(request, after=after), rest)
+
+    reply = m.ListReply(size=len(body), digest=digest_of(body, context.algorithm), next=after)
+    return Result(reply, body, then=None if after is None else read_ahead)
 
 
 def mkdir(context: SessionContext, request: m.Mkdir) -> Result:
@@ -308,6 +298,26 @@ OPERATIONS: Final[dict[type[m.Request], tuple[Operation, frozenset[Permission]]]
     m.Status: (status, frozenset({Permission.ADMIN})),
 }
 """The function of each request, and the permissions that it needs."""
+
+
+def _pages(entries: Iterator[FileInfo]) -> Iterator[Page]:
+    page, last = bytearray(), ""
+    for info in entries:
+        encoded = list_entry_to_json(
+            m.ListEntry(
+                name=info.name,
+                kind=info.kind,
+                total=info.total,
+                mtime=info.mtime,
+                error=info.error,
+            )
+        )
+        if len(page) + len(encoded) > m.MAX_PAGE:
+            yield bytes(page), last
+            page.clear()
+        page += encoded
+        last = info.name
+    yield bytes(page), None
 
 
 def _forget_if_exists(context: SessionContext, name: str, key: Hashable) -> None:

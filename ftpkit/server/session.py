@@ -236,6 +236,8 @@ class Session:
                 self._protocol.mark_authenticated()
                 self._stream.unauthenticated = False
             self._stream.send(self._protocol.accept(result.reply), result.body)
+            if result.then is not None:
+                result.then()
             return
         self._transfers.begin_reply(result.reply)
         self._sent = 0

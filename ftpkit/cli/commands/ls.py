@@ -1,5 +1,6 @@
 """The command ``ls``."""
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -31,7 +32,9 @@ def ls(name: str, recursive: bool, json: bool, url: Url | None, timeout: float) 
             if entry.error is not None:
                 tally.fail(entry.error, entry.name)
             if json or entry.error is None:
-                click.echo(json_line(asdict(entry)) if json else ls_line(entry))
+                line = json_line(asdict(entry)) if json else ls_line(entry)
+                sys.stdout.write(f"{line}\n")  # click.echo would flush each line
+    sys.stdout.flush()
     if tally.failures:
         print_error(f"{tally.failures:,} not listed")
     return tally.exit_code

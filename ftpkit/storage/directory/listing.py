@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -32,9 +31,10 @@ def list_tree(tree: Tree, name: str, *, recursive: bool, after: str | None) -> I
                     levels[-1].return_from(level)
                 level.close()
                 continue
-            key, part, is_subtree = level.items.popleft()
+            item = level.items.pop()
+            is_subtree, part = item.endswith(b"/"), item.removesuffix(b"/").decode()
             full = f"{level.prefix}{part}"
-            info = level.errors.pop(key, None)
+            info = level.errors.pop(item, None)
             try:
                 if info is None and is_subtree:
                     below = _Level(tree, full)
@@ -50,8 +50,9 @@ def list_tree(tree: Tree, name: str, *, recursive: bool, after: str | None) -> I
                 # The rest is listed nevertheless.
                 if levels[-1] is not level:
                     levels.pop().close()
-                if key > past:
-                    info = _unlisted(key.decode(), f"cannot be read: {error.strerror or error}")
+                shown = f"{full}/" if is_subtree else full
+                if shown.encode() > past:
+                    info = _unlisted(shown, f"cannot be read: {error.strerror or error}")
             if info is not None:
                 yield info
     finally:
@@ -65,10 +66,10 @@ class _Level:
     def __init__(self, tree: Tree, name: str) -> None:
         self._tree, self._name = tree, name
         self.prefix = f"{name}/" if name else ""
-        self.items = deque[tuple[bytes, str, bool]]()
-        """Sort key, name, and whether what is below the name comes here."""
+        self.items = list[bytes]()
+        """The names, the last one first; with a ``/`` behind it stands for what is below it."""
         self.errors = dict[bytes, FileInfo]()
-        """What is listed with an error, by its sort key."""
+        """What is listed with an error, by its name."""
         self._stack = contextlib.ExitStack()
         self._directory: DirHandle | None = None
 
@@ -94,30 +95,30 @@ class _Level:
         directory = self.open()
         if self._tree.is_private(self.status):
             raise HiddenFileError(self._name)
-        items = list[tuple[bytes, str, bool]]()
+        prefix = self.prefix.encode()
         for part, is_directory in directory.names():
             if is_reserved(part):
                 continue
             # Differs from the name if that is not UTF-8 on the disk.
             shown = os.fsencode(part).decode(errors="backslashreplace")
-            key = f"{self.prefix}{shown}".encode()
-            error = None
+            item = shown.encode()
+            key, error = prefix + item, None
             if shown != part:
                 error = "the name is not UTF-8"
             elif len(key) > MAX_NAME:
                 error = f"the name is longer than {MAX_NAME:,} bytes"
             if key > past:
-                items.append((key, part, False))
+                self.items.append(item)
                 if error:
-                    self.errors[key] = _unlisted(key.decode(), error)
+                    self.errors[item] = _unlisted(f"{self.prefix}{shown}", error)
             if error:
                 continue
             # In byte order "a.txt" comes between "a" and "a/b": a directory
             # and what is in it are two items.
             inside = key + b"/"
             if recursive and is_directory and (inside > past or past.startswith(inside)):
-                items.append((inside, part, True))
-        self.items.extend(sorted(items))
+                self.items.append(item + b"/")
+        self.items.sort(reverse=True)
 
     def return_from(self, below: "_Level") -> None:
         """Open the directory again as the parent of ``below``, if neither was moved.
