@@ -1,6 +1,7 @@
 """The command ``ftpkit``, a group of all commands."""
 
 import io
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -44,6 +45,7 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # A name that the terminal's encoding lacks must not end a listing.
@@ -62,6 +64,16 @@ class Commands(click.Group):
         """Run a command; its return value is the exit code."""
         with exit_codes.reported():
             return super().invoke(ctx)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that was closed when the process began.
+
+    They get the descriptors 0 to 2, which files and sockets would get otherwise.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  until the process ends
 
 
 @click.group(

@@ -8,20 +8,23 @@ import platformdirs
 from ftpkit.errors import LocalFileError
 
 
-def settings_file() -> str:
-    """Return the path of the client's settings file."""
-    return os.path.join(click.get_app_dir("ftpkit"), "client.toml")
+def settings_file() -> str | None:
+    """Return the path of the client's settings file; None without a home directory."""
+    return _absolute(os.path.join(click.get_app_dir("ftpkit"), "client.toml"))
 
 
 def hosts_file() -> str:
-    """Return the path of the file of known hosts, which ``login`` writes."""
-    return os.path.join(click.get_app_dir("ftpkit"), "hosts.json")
+    """Return the path of the file of known hosts; LocalFileError without a home directory."""
+    path = _absolute(os.path.join(click.get_app_dir("ftpkit"), "hosts.json"))
+    if path is None:
+        raise LocalFileError("this user has no home directory to save login URLs in: set HOME")
+    return path
 
 
-def digest_cache_directory() -> str:
-    """Return the directory of the cache of digests of sent blocks."""
+def digest_cache_directory() -> str | None:
+    """Return the directory of the cache of digests of sent blocks; None without a home."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "ftpkit", "blocks")
+    return _absolute(os.path.join(cache, "ftpkit", "blocks"))
 
 
 def default_state() -> str:
@@ -38,3 +41,8 @@ def default_state() -> str:
 def local_servers_directory() -> str:
     """Return the directory in which this user's running servers register."""
     return os.path.join(default_state(), "running")
+
+
+def _absolute(path: str) -> str | None:
+    """Return ``path``; None if it is relative: a user without a home directory, ``~`` itself."""
+    return path if os.path.isabs(path) else None

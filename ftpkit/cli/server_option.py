@@ -12,7 +12,7 @@ from ftpkit.cli import paths
 from ftpkit.cli.settings import DURATION, TIMEOUT, URL, Command, add_options, config_option, setting
 from ftpkit.client import Client
 from ftpkit.client.connection import Connection, UrlProvider
-from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers
+from ftpkit.client.known_hosts import KnownHosts, LocalServer, LocalServers, SavedUrls
 from ftpkit.errors import CannotConnectError, Code, FtpkitError, LocalFileError, UntrustedError
 from ftpkit.net.address import DEFAULT_PORT, Address, Url
 from ftpkit.net.local import is_local_host
@@ -26,8 +26,17 @@ retry_option = setting(
 
 
 def known_hosts() -> KnownHosts:
-    """Return the servers that ``login`` has saved."""
+    """Return the file of servers that ``login`` saves; LocalFileError without a home directory."""
     return KnownHosts(paths.hosts_file())
+
+
+def saved_urls() -> SavedUrls:
+    """Return the servers that ``login`` has saved; none without a home directory."""
+    try:
+        hosts = known_hosts()
+    except LocalFileError:  # a user without a home directory can still be a client
+        return SavedUrls()
+    return hosts.load()
 
 
 def connection_options(command: Command) -> Command:
@@ -69,7 +78,7 @@ def find_server(requested: Url | None) -> Url:
         requested.pin is not None or (requested.plain and requested.token is not None)
     ):
         return requested
-    saved = known_hosts().load()
+    saved = saved_urls()
     if requested is None:
         return saved.find(saved.default) or _default_local_server() or Url(Address("127.0.0.1"))
     known = saved.find(requested.address) or _local_server_at(requested.address)
@@ -133,7 +142,7 @@ def _save_confirmed_pin(provider: UrlProvider, timeout: float) -> None:
         return  # the command itself reports it, or retries
     with closing(connection):
         if url.pin is not None:
-            saved = known_hosts().load().find(url.address)
+            saved = saved_urls().find(url.address)
             token = None if saved is None else saved.token
             known_hosts().save(Url(url.address, pin=url.pin, token=token), default=False)
 

@@ -178,7 +178,7 @@ def settings_of(command: click.Command) -> dict[str, click.Parameter]:
 
 
 def config_option(
-    envvar: str, default: Callable[[], str] | None = None, where: str = ""
+    envvar: str, default: Callable[[], str | None] | None = None, where: str = ""
 ) -> Decorator:
     """Return the option that loads a settings file; only the default file may be missing.
 

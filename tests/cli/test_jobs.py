@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import pytest
 
 from ftpkit import Address
+from ftpkit.cli.transfers import reject_duplicates
 from tests.cli.conftest import WAIT_S, Run, Served, command
 from tests.cli.test_progress import on_a_terminal
 from tests.faults.relay import Hold, Plan, Relay
@@ -222,3 +224,23 @@ def test_ctrl_c_as_events(relay: Relay, tmp_path: Path) -> None:
     ended = [event for event in events if event["event"] == "error"]
     assert {event["code"] for event in ended} == {"interrupted"}
     assert {event["name"] for event in ended} == {"a", "b"}
+
+
+class Compared(str):
+    """A name that counts how often two names are compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.comparisons += 1
+        return super().__eq__(other)
+
+    __hash__ = str.__hash__
+
+
+def test_names_are_compared_for_equality_only_if_they_may_be_equal() -> None:
+    names: list[str] = [Compared(number) for number in range(10_000)]
+    reject_duplicates(names)
+    with pytest.raises(click.UsageError, match=r"would be named 7$"):
+        reject_duplicates([*names, Compared(7)])
+    assert Compared.comparisons < len(names)

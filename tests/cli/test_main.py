@@ -1,9 +1,11 @@
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, Served
+from tests.cli.conftest import WAIT_S, Run, Served, command
 
 
 def test_up_and_down_again(run: Run, served: Served) -> None:
@@ -63,7 +65,7 @@ def test_ls_stat_mkdir_mv_and_rm(run: Run, served: Served) -> None:
         ("d/e", "dir"),
         ("f", "dir"),
     ]
-    assert entries[0].keys() == {"name", "kind", "total", "mtime"}
+    assert entries[0].keys() == {"name", "kind", "total", "mtime", "error"}
     assert "size      4 B (4 bytes)" in run("stat", "d/a").stdout
     stat = json.loads(run("stat", "d/a", "--json").stdout)
     assert {"name", "kind", "total", "mtime", "version", "content_digest"} <= set(stat)
@@ -93,3 +95,30 @@ def test_a_hostile_name_is_escaped(run: Run, served: Served) -> None:
     assert "\x1b" not in listing
     assert "\\x1b" in run("stat", "red\x1b[31m").stderr
     assert "gpj.\\u202eexe: 0 B in " in run("get", "gpj.\u202eexe").stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_commands_work_with_closed_standard_streams(
+    served: Served, tmp_path: Path, closed: str
+) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    line = f'"$@" {closed}'
+    for args in (
+        ("put", str(tmp_path / "f")),
+        ("get", "f", "-o", str(tmp_path / "copy")),
+        ("ls",),
+        ("verify",),
+        ("status",),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", *command(*args)],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), args
+    assert (tmp_path / "copy").read_bytes() == b"data"
+    failed = subprocess.run(["sh", "-c", line, "sh", *command("get", "missing")], check=False)
+    assert failed.returncode == 3

@@ -1,15 +1,17 @@
 """The paths of a user's files."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from ftpkit.cli.paths import default_state, local_servers_directory
 from ftpkit.osapi import files as os_files
-from tests.cli.conftest import WAIT_S
+from tests.cli.conftest import WAIT_S, Served
 
 
 def test_the_default_is_in_the_home_of_the_account(
@@ -67,3 +69,44 @@ def test_an_account_without_a_home_can_be_a_client() -> None:
     )
     assert done.stderr == "ftpkit: cannot connect to ftpk://127.0.0.1:1: Connection refused\n"
     assert done.returncode == 4
+
+
+HOMELESS = """
+import encodings.idna, os, sys
+import ftpkit.cli.commands.put, ftpkit.cli.commands.login, ftpkit.net.trust
+from ftpkit.cli import main
+os.setuid(54321)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(
+    not os_files.HAS_OWNERS or os.geteuid() != 0, reason="only root can become somebody unknown"
+)
+def test_without_a_home_nothing_is_cached_or_saved(served: Served, tmp_path: Path) -> None:
+    def run(*args: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", HOMELESS, *args],
+            env={},
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+    here = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        here.chmod(0o777)
+        (here / "f").write_bytes(b"data")
+        os.utime(here / "f", (1, 1))
+        put = run("put", "f", "--to", served.url)
+        assert (put.stderr, put.returncode) == ("", 0)
+        login = run("login", "ftpk://TOKEN@127.0.0.1:1")
+        assert login.stderr == (
+            "ftpkit: this user has no home directory to save login URLs in: set HOME\n"
+        )
+        assert login.returncode == 1
+        assert os.listdir(here) == ["f"]
+    finally:
+        shutil.rmtree(here)

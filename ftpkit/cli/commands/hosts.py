@@ -6,7 +6,7 @@ import click
 
 from ftpkit.cli.exit_codes import DONE, FAILED, print_error
 from ftpkit.cli.output.table import Column, print_rows
-from ftpkit.cli.server_option import known_hosts
+from ftpkit.cli.server_option import known_hosts, saved_urls
 from ftpkit.cli.settings import URL, json_option
 from ftpkit.net.address import Url
 
@@ -35,7 +35,7 @@ def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
         for url in missing:
             print_error(f"{url} is not a saved host; 'ftpkit hosts' lists them")
         return FAILED if missing else DONE
-    saved = known_hosts().load()
+    saved = saved_urls()
     print_rows(
         _COLUMNS,
         [

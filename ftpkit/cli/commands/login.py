@@ -36,9 +36,10 @@ def login(url: Url | None, timeout: float) -> None:
     \b
     Example:  ftpkit login ftpk://TOKEN:PIN@HOST:9021
     """
+    hosts = known_hosts()  # without a place to save it, nothing is asked or sent
     connection, verified = connect_verified(partial(find_server, url or _read_url()), timeout)
     with closing(connection):
-        known_hosts().save(verified, default=True)
+        hosts.save(verified, default=True)
     click.echo(_welcome(verified, connection.auth))
 
 
