@@ -142,6 +142,73 @@ def test_get_into_a_directory_and_the_current_one(
     assert (tmp_path / "here/f").read_bytes() == (tmp_path / "into/f").read_bytes() == data
 
 
+@pytest.mark.parametrize("letter", ["a", "漢", "\U0001f600"])
+def test_the_longest_names_go_up_and_come_down(
+    client: Client, root: Path, tmp_path: Path, letter: str
+) -> None:
+    size = len(letter.encode())
+    name = letter * ((255 - 4) // size) + "." * ((255 - 4) % size) + ".txt"
+    assert len(name.encode()) == 255
+    (tmp_path / "here").mkdir()
+    data = made(tmp_path / "source", 3)
+    client.put(tmp_path / "source", name)
+    client.get(name, tmp_path / "here")
+    assert (tmp_path / "here" / name).read_bytes() == data
+    assert os.listdir(tmp_path / "here") == [name]
+
+
+def test_names_that_begin_alike_are_downloaded_at_once(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    names = [f"{'n' * 230}{number}" for number in range(8)]
+    datas = {name: made(root / name, 100_000) for name in names}
+    (tmp_path / "here").mkdir()
+    for future in [client.submit_get(name, tmp_path / "here") for name in names]:
+        future.result(20.0)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == datas
+
+
+@pytest.mark.parametrize("mine", ["data", "journal", "other", "", None])
+def test_a_directory_named_like_the_staged_blocks_is_left_alone(
+    client: Client, root: Path, tmp_path: Path, mine: str | None
+) -> None:
+    data, here = made(root / "f", 9 * MIB), tmp_path / "here"
+    (here / ".f.part").mkdir(parents=True)
+    if mine:
+        (here / ".f.part" / mine).write_bytes(b"mine")
+    elif mine is None:
+        (here / ".f.part").rmdir()
+        (here / ".f.part").write_bytes(b"mine")
+
+    def die(moved: int, of: int) -> None:
+        if moved > 5 * MIB:
+            raise Died
+
+    with pytest.raises(Died):
+        client.get("f", here, on_progress=die)
+    client.get("f", here)
+    assert (here / "f").read_bytes() == data
+    assert sorted(os.listdir(here)) == [".f.part", "f"]
+    if mine:
+        assert os.listdir(here / ".f.part") == [mine]
+        assert (here / ".f.part" / mine).read_bytes() == b"mine"
+
+
+def test_what_is_put_among_the_staged_blocks_is_left_alone(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    made(root / "f", 9 * MIB)
+    staging = tmp_path / "here/.f.part"
+    staging.parent.mkdir()
+
+    def put_one_there(moved: int, of: int) -> None:
+        if moved > 5 * MIB:
+            (staging / "mine").touch()
+
+    client.get("f", staging.parent, on_progress=put_one_there)
+    assert os.listdir(staging) == ["mine"]
+
+
 def test_get_to_an_invalid_path(client: Client, root: Path, tmp_path: Path) -> None:
     made(root / "f", 3)
     (tmp_path / "into/f").mkdir(parents=True)

@@ -4,11 +4,12 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Self
+from typing import Final, Self
 
 from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.errors import LocalFileError, RefusedError
 from ftpkit.osapi import files as os_files
+from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.storage.api import FileInfo, UploadSpec
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem
 from ftpkit.storage.directory.tree import Tree
@@ -20,9 +21,17 @@ from ftpkit.storage.directory.upload import (
     read_journal,
 )
 
+MARK: Final = ".ftpkit"
+# Most file systems limit a name to so many bytes.
+_MAX_NAME: Final = 255
+_MAX_PREFIX: Final = 200
+
 
 class DownloadTarget:
     """Stages the blocks of a download in ``.NAME.part/`` beside ``path``, and publishes them.
+
+    A directory of that name that no download made is left alone: then, and where the name would
+    be too long, the name ends in a hash. The directory of a download contains the file ``MARK``.
 
     The staged blocks of a failed download are used by the next one. ``path`` is replaced
     atomically if ``overwrite`` is set; else it must not exist. Methods raise LocalFileError.
@@ -35,14 +44,12 @@ class DownloadTarget:
         self._upload: DirectoryUpload | None = None
         # A symbolic link stays, and the file that it points to is replaced.
         directory, self._base = os.path.split(os.path.realpath(path))
-        self._part = f".{self._base[:200]}.part"
         with contextlib.ExitStack() as stack, self.errors():
             self._directory = stack.enter_context(DirHandle.open(directory))
             self._tree = Tree(self._directory, self._files)
             self._tree.check_target(self._base, overwrite=overwrite)
-            with contextlib.suppress(FileExistsError):
-                self._files.mkdir(self._directory, self._part, 0o700)
-            self._stage = stack.enter_context(self._directory.open_directory(self._part))
+            self._part, self._stage = self._open_stage()
+            stack.enter_context(self._stage)
             stack.enter_context(self._lock())
             self._stack = stack.pop_all()
 
@@ -85,6 +92,7 @@ class DownloadTarget:
         if not self.has_blocks:
             with contextlib.suppress(OSError):
                 self._empty()
+                self._unlink(MARK)
                 self._files.rmdir(self._directory, self._part)
         self._stack.close()
 
@@ -106,9 +114,30 @@ class DownloadTarget:
         self._empty()
         return info
 
+    def _open_stage(self) -> tuple[str, DirHandle]:
+        """Open the directory of an earlier download to this target, or make one."""
+        for part in _stage_names(self._base):
+            made = False
+            with contextlib.suppress(FileExistsError):
+                self._files.mkdir(self._directory, part, 0o700)
+                made = True
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                stage = self._directory.open_directory(part)
+                if made:
+                    os.close(self._files.create(stage, MARK))
+                if made or _is_marked(stage):
+                    return part, stage
+                stage.close()
+        raise LocalFileError(f"cannot stage {self._path!r}: no download made {part!r}; rename it")
+
     def _empty(self) -> None:
-        for part, _ in list(self._stage.names()):
-            self._tree.purge(self._stage, part, lambda done, total: None)
+        """Remove the files of the upload, and nothing else."""
+        self._unlink(DATA)
+        self._unlink(JOURNAL)
+
+    def _unlink(self, part: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.unlink(self._stage, part)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -119,3 +148,23 @@ class DownloadTarget:
             if locked is False:
                 raise LocalFileError(f"another download to {self._path!r} is running")
             yield
+
+
+def _stage_names(base: str) -> list[str]:
+    """Return the names that the directory of a download to ``base`` may have."""
+    plain = f".{base}.part"
+    start = os.fsencode(base)[:_MAX_PREFIX].decode(errors="ignore")
+    digest = split_digest(digest_of(os.fsencode(base)))[1].hex()[:32]
+    hashed = f".{start}.{digest}.part"
+    return [plain, hashed] if len(os.fsencode(plain)) <= _MAX_NAME else [hashed]
+
+
+def _is_marked(stage: DirHandle) -> bool:
+    """Whether a download made this directory; older versions left only a journal in it."""
+    with contextlib.suppress(FileNotFoundError):
+        stage.stat(MARK)
+        return True
+    with contextlib.suppress(OSError):
+        state = read_journal(stage, JOURNAL)
+        return state is not None and state.spec is not None
+    return False
