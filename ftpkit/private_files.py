@@ -62,8 +62,10 @@ def replace(path: str, data: bytes) -> None:
             with _created(temporary) as fd:
                 os_files.write_at(fd, memoryview(data), 0)
                 before = os.lstat(path).st_mtime_ns if os.path.lexists(path) else 0
-                os_files.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, before + 1))
-                os.fsync(fd)
+                with os_files.where_supported():
+                    os_files.set_mtime(fd, temporary, max(os.fstat(fd).st_mtime_ns, before + 1))
+                with os_files.where_supported():
+                    os.fsync(fd)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -96,8 +98,11 @@ def _open(path: str, flags: int) -> int:
 def _created(path: str) -> Iterator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     try:
-        os_files.set_mode(fd, path, 0o600)
-        os_files.chown_to_directory_owner(fd, os.path.dirname(path) or os.curdir)
+        with os_files.where_supported():
+            os_files.set_mode(fd, path, 0o600)
+        _check_file(path, os.fstat(fd))
+        with os_files.where_supported():
+            os_files.chown_to_directory_owner(fd, os.path.dirname(path) or os.curdir)
         yield fd
     finally:
         os.close(fd)

@@ -1,6 +1,7 @@
 """Files with secrets: permissions, atomic replacement, locks and crashes."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -110,6 +111,40 @@ def test_a_directory_that_other_users_can_write_to_is_refused(path: Path, loose:
         private_files.make_directory(str(path.parent))
     path.parent.chmod(0o755)
     assert private_files.read(str(path)) == b"x"
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system whose permission bits, times and flushes are not supported."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("chmod", "utime", "fsync"):
+        monkeypatch.setattr(os, name, fail)
+
+
+@pytest.mark.usefixtures("lacking")
+def test_a_file_is_written_where_the_file_system_lacks_optional_operations(path: Path) -> None:
+    with private_files.locked(str(path)):
+        private_files.replace(str(path), b"data")
+    assert private_files.read(str(path)) == b"data"
+
+
+@pytest.mark.usefixtures("lacking")
+@pytest.mark.skipif(not os_files.HAS_OWNERS, reason="needs permission bits")
+def test_no_secret_is_written_where_other_users_have_access(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def readable(name: str, flags: int, mode: int = 0o777) -> int:
+        return real(name, flags, 0o644 if flags & os.O_CREAT else mode)
+
+    monkeypatch.setattr(os, "open", readable)
+    with pytest.raises(LocalFileError, match="other users have access"):
+        private_files.replace(str(path), b"secret")
+    assert list(path.parent.iterdir()) == []
 
 
 def test_symbolic_links_are_not_followed(path: Path, tmp_path: Path) -> None:

@@ -154,17 +154,28 @@ def secret_file(data: bytes) -> Iterator[str]:
         yield path
 
 
+@contextlib.contextmanager
+def where_supported() -> Iterator[None]:
+    """Go on where the file system does not support an operation, as CIFS and FUSE often do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
 def sync_data(fd: int) -> None:
     """Flush a file's bytes and length to stable storage: fdatasync(2), or fsync."""
     getattr(os, "fdatasync", os.fsync)(fd)
 
 
 def sync_directory(path: str) -> None:
-    """Flush a directory's entries to stable storage: fsync(2); nothing without O_DIRECTORY."""
+    """Flush a directory's entries to stable storage: fsync(2), where that is supported."""
     if O_DIRECTORY:
         fd = os.open(path, os.O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with where_supported():
+                os.fsync(fd)
         finally:
             os.close(fd)
 
