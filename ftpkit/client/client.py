@@ -16,7 +16,7 @@ from ftpkit.client.transfer.blocks import OnProgress
 from ftpkit.client.transfer.source import Source
 from ftpkit.client.transfer.udp import UdpMode, UdpTransfer
 from ftpkit.client.transfer.upload import Upload
-from ftpkit.errors import CorruptDataError, ProtocolError
+from ftpkit.errors import CorruptDataError, LocalFileError, ProtocolError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.token_bucket import TokenBucket
 from ftpkit.protocol import messages as m
@@ -143,6 +143,7 @@ class Client:
     ) -> TransferResult:
         """Download ``name`` to ``path``, a file or a directory; by default the current one.
 
+        A ``path`` that ends in "/" is a directory, which is made if it is missing.
         The file appears at ``path`` atomically once all of it is verified.
         """
         # Imported here: only a download needs storage/, with which it stages its blocks.
@@ -151,6 +152,11 @@ class Client:
 
         check_name(name)
         path = os.curdir if path is None else os.fspath(path)
+        if path.endswith(os.sep):
+            try:
+                os.makedirs(path, exist_ok=True)
+            except OSError as error:
+                raise LocalFileError(f"cannot make {path!r}: {error.strerror or error}") from None
         if os.path.isdir(path):
             path = os.path.normpath(os.path.join(path, name.rpartition("/")[2]))
         with DownloadTarget(path, overwrite=overwrite) as target:

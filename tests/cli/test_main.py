@@ -42,6 +42,23 @@ def test_no_overwrite(run: Run, served: Served) -> None:
     assert (served.root / "a").read_text() == "new"
 
 
+def test_get_writes_to_the_standard_output_and_makes_a_directory(
+    run: Run, served: Served, tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * 20_000
+    (served.root / "f").write_bytes(data)
+    (served.root / "g").write_bytes(b"g")
+    got = run("get", "f", "-o", "-")
+    assert (got.exit_code, got.stdout_bytes, got.stderr) == (0, data, "")
+    missing = run("get", "none", "-o", "-")
+    assert (missing.exit_code, missing.stdout_bytes) == (3, b"")
+    assert not (tmp_path / "-").exists()
+    for args in (("f", "g"), ("f", "--json")):
+        assert run("get", *args, "-o", "-").exit_code == 2
+    assert run("get", "f", "g", "-o", f"{tmp_path}/new/").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["f", "g"]
+
+
 @pytest.mark.parametrize("rate", ["100k", "0"])
 def test_rate(run: Run, served: Served, rate: str) -> None:
     Path("a").write_bytes(bytes(30_000))

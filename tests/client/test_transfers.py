@@ -264,6 +264,37 @@ def test_put_of_what_is_not_a_regular_file(client: Client, root: Path, tmp_path:
     assert published(root) == {}
 
 
+@pytest.mark.parametrize("path", ["/proc/cpuinfo", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_a_source_whose_size_is_not_that_of_its_content(
+    client: Client, root: Path, tmp_path: Path, path: str
+) -> None:
+    if not os.access(path, os.R_OK):
+        pytest.skip(f"there is no {path} here")
+    assert client.put(path, "f").total > 0
+    # Of /proc/cpuinfo, the frequency of a processor may differ each time.
+    assert len((root / "f").read_bytes()) == pytest.approx(len(Path(path).read_bytes()), abs=100)
+    assert (root / "f").read_bytes()[:9] == Path(path).read_bytes()[:9]
+
+
+def test_get_makes_a_directory_that_ends_in_a_slash(
+    client: Client, root: Path, tmp_path: Path
+) -> None:
+    data = made(root / "f", 3)
+    assert client.get("f", f"{tmp_path}/new/er/").path == str(tmp_path / "new/er/f")
+    assert (tmp_path / "new/er/f").read_bytes() == data
+    with pytest.raises(LocalFileError, match="cannot make"):
+        client.get("f", f"{tmp_path}/new/er/f/")
+
+
+def test_get_to_what_is_not_a_regular_file(client: Client, root: Path, tmp_path: Path) -> None:
+    made(root / "f", 3)
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/null")):
+        with pytest.raises(LocalFileError, match="not a regular file"):
+            client.get("f", path)
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
 # A source that changes
 
 

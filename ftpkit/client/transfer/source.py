@@ -1,8 +1,12 @@
 """A local file that is uploaded."""
 
+import contextlib
 import os
+import shutil
 import stat
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Final, Self
 
 from ftpkit.errors import LocalFileError, SourceChangedError
@@ -34,9 +38,14 @@ class Source:
             raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
         self.status = self._steady_status()
         """The identity of what is read; ``was_touched`` renews it."""
-        self.total = self.status.st_size
         self.mtime = self.status.st_mtime_ns
         self.mode = self.status.st_mode & 0o777
+        try:
+            self._check_size()
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.total = self.status.st_size
         self._buffer = memoryview(bytearray(_PIECE))
 
     def read(self, view: memoryview, offset: int) -> None:
@@ -81,11 +90,36 @@ class Source:
             status = os.fstat(self.fd)
         return status
 
-    def _read(self, view: memoryview, offset: int) -> int:
+    def _check_size(self) -> None:
+        """Copy the file to a temporary one if its size is not that of its content.
+
+        Files of /proc have the size 0, those of /sys that of a page, whatever they contain.
+        """
+        size = self.status.st_size
+        last = bytearray(1)
+        with self._errors():
+            if size > _PIECE or os_files.read_at(
+                self.fd, memoryview(last), max(size - 1, 0)
+            ) == min(size, 1):
+                return
+            with tempfile.TemporaryFile() as copy, open(self.fd, "rb", closefd=False) as file:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                if os.fstat(self.fd).st_size != size:
+                    raise self.changed_error()
+                os.dup2(copy.fileno(), self.fd, inheritable=False)
+            self.status = os.fstat(self.fd)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            count = os_files.read_at(self.fd, view, offset)
+            yield
         except OSError as error:
             raise LocalFileError(f"cannot read {self.path!r}: {error.strerror or error}") from None
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        with self._errors():
+            count = os_files.read_at(self.fd, view, offset)
         if count == 0:
             raise SourceChangedError(
                 f"{self.path!r} became shorter during the upload: upload it again"

@@ -44,6 +44,8 @@ class DownloadTarget:
         self._upload: DirectoryUpload | None = None
         # A symbolic link stays, and the file that it points to is replaced.
         directory, self._base = os.path.split(os.path.realpath(path))
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise LocalFileError(f"cannot write {path!r}: not a regular file")
         with contextlib.ExitStack() as stack, self.errors():
             self._directory = stack.enter_context(DirHandle.open(directory))
             self._tree = Tree(self._directory, self._files)
