@@ -44,6 +44,9 @@ UNLIMITED: Final = {"ftpkit.cli.commands"}
 # Above storage/, only the public names and the default of Server and the CLI name it.
 DIRECTORY_STORE: Final = "DirectoryStore"
 NAMES_DIRECTORY_STORE: Final = {"ftpkit", "ftpkit.server.handler"}
+# A download is staged beside its target with the parts of the directory store.
+DIRECTORY_PACKAGE: Final = "ftpkit.storage.directory"
+USES_DIRECTORY_PACKAGE: Final = {"ftpkit.client.transfer.target"}
 
 ENVIRONMENT: Final = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
@@ -315,3 +318,24 @@ def test_only_the_defaults_name_the_directory_store() -> None:
     }
     assert found == NAMES_DIRECTORY_STORE
     assert names_directory_store("from ftpkit import storage\nstorage.DirectoryStore('x')")
+
+
+def test_only_downloads_use_the_parts_of_the_directory_store() -> None:
+    found = {
+        module
+        for module, (source, is_package) in sources().items()
+        if part_of(module) != "storage"
+        and any(
+            name.startswith(DIRECTORY_PACKAGE)
+            for name in imported(ast.parse(source), module, is_package=is_package)
+        )
+    }
+    assert found == USES_DIRECTORY_PACKAGE
+
+
+def test_scheduling_moves_no_bytes() -> None:
+    allowed = {"threading", "time"}  # for the threads that wait for their turns
+    for module, (source, is_package) in sources().items():
+        if part_of(module) == "scheduling":
+            names = imported(ast.parse(source), module, is_package=is_package)
+            assert not {name.split(".")[0] for name in names} & (IMPURE - allowed), module

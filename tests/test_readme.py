@@ -14,6 +14,7 @@ import pytest
 import ftpkit
 from ftpkit import Server
 from ftpkit.cli import main
+from ftpkit.cli.commands import compare_transports
 
 TOP = Path(__file__).parent.parent
 README = TOP / "README.md"
@@ -304,3 +305,10 @@ def test_the_files_that_a_change_touches_exist() -> None:
     missing = [name for name, new in files if not new and not (TOP / "ftpkit" / name).exists()]
     assert len(files) > 20
     assert set(missing) <= {"ftpkit/", "tests/"}
+
+
+def test_the_tables_of_compare_transports_have_the_columns_that_it_prints() -> None:
+    page = (DOCS / "performance.md").read_text("utf-8")
+    headings = [line.split() for line in page.splitlines() if line.endswith("  verified")]
+    titles = " ".join(column.title for column in compare_transports._COLUMNS).split()
+    assert headings == [titles, titles]
