@@ -157,3 +157,21 @@ def test_files_are_stored_without_extended_attributes(mount: Mount, tmp_path: Pa
         assert stage(store, "f", b"new", mode=0o640).content_digest == digest_of(b"new")
         assert fetch(store, "f") == b"new"
         assert store.stat("f").content_digest is None
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_what_is_mounted_in_a_directory_is_not_deleted_with_it(
+    mount: Mount, root: Path, above: bool
+) -> None:
+    top = mount(root / "mnt", "-t", "tmpfs", "tmpfs") if above else root
+    inner = mount(top / "d/e/inner", "-t", "tmpfs", "tmpfs")
+    (inner / "f").write_bytes(b"kept")
+    (top / "d/g").write_bytes(b"deleted")
+    name = "mnt/d" if above else "d"
+    with Place(root) as place, place.open() as store:
+        with refused(Code.BUSY):
+            store.delete(name, recursive=True, progress=ignore)
+        assert listed(store, name) == [
+            f"{name}/e", f"{name}/e/inner", f"{name}/e/inner/f",
+        ]  # fmt: skip
+        assert place.private() == []

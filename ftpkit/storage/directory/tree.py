@@ -439,12 +439,18 @@ class Tree:
                 raise kept[0].error
 
     def _delete_in_place(self, parts: list[str], progress: Progress) -> None:
-        """Delete a directory that cannot be renamed into the trash, files first."""
-        order, removed = [parts], 0
+        """Delete a directory that cannot be renamed into the trash, files first.
+
+        What is mounted in it stays, as it does in the trash.
+        """
+        order, removed, mount = [parts], 0, None
         failed: tuple[str, OSError] | None = None
         for path in order:  # which grows meanwhile
             try:
                 with self.directory(path) as directory:
+                    mount = mount or directory.mount()
+                    if directory.mount() != mount:
+                        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                     for inner, is_directory in list(directory.names()):
                         if is_directory:
                             order.append([*path, inner])
