@@ -8,7 +8,6 @@ import secrets
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
@@ -22,6 +21,7 @@ from ftpkit.storage.directory.filesystem import (
     is_hard_linked,
     make_directory,
 )
+from ftpkit.storage.directory.trash import Undeletable, purge
 from ftpkit.storage.os_errors import translate_os_errors
 from ftpkit.storage.quota import UNLIMITED, QuotaScope
 
@@ -60,16 +60,6 @@ def file_info(name: str, status: os.stat_result, content_digest: str | None = No
         mode=status.st_mode & 0o777,
         content_digest=content_digest,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Undeletable:
-    """``part`` of the trash, which was at ``path`` and stays because of ``cause`` in it."""
-
-    part: str
-    path: str
-    cause: str
-    error: OSError
 
 
 class Tree:
@@ -432,7 +422,7 @@ class Tree:
                 return
             self._files.sync_directory(directory)
             self._durable.clear()
-        if kept := self._purge(trash, part, name, progress):
+        if kept := purge(self._files, trash, part, name, progress):
             for each in kept:
                 self._put_back(trash, each)
             with translate_os_errors(kept[0].cause):
@@ -477,7 +467,7 @@ class Tree:
             with translate_os_errors(failed[0]):
                 raise failed[1]
 
-    def _put_back(self, trash: DirHandle, kept: _Undeletable) -> None:
+    def _put_back(self, trash: DirHandle, kept: Undeletable) -> None:
         """Give what cannot be deleted its name again, so that its owner sees and can mend it."""
 
         def place(target: DirHandle, last: str) -> None:
@@ -495,79 +485,8 @@ class Tree:
 
         What cannot be deleted stays, directly in ``trash``; OSError says why.
         """
-        for each in self._purge(trash, part, part, progress):
+        for each in purge(self._files, trash, part, part, progress):
             raise each.error
-
-    def _purge(
-        self, trash: DirHandle, part: str, path: str, progress: Progress
-    ) -> list[_Undeletable]:
-        """Delete what can be deleted; return the rest, directories before what was in them.
-
-        Directories in it are first renamed into ``trash``, so that neither recursion nor open
-        descriptors grow with the depth.
-        """
-        waiting, kept, removed = deque([(part, path)]), list[_Undeletable](), 0
-
-        def on_removed() -> None:
-            nonlocal removed
-            removed += 1
-            progress(removed, removed + len(waiting))
-
-        while waiting:
-            part, path = waiting.popleft()
-            try:
-                failed = self._remove(trash, part, path, waiting, on_removed)
-            except OSError as error:
-                failed = path, error
-            if failed:
-                kept.append(_Undeletable(part, path, *failed))
-        return kept
-
-    def _remove(
-        self,
-        trash: DirHandle,
-        part: str,
-        path: str,
-        waiting: deque[tuple[str, str]],
-        on_removed: Callable[[], None],
-    ) -> tuple[str, OSError] | None:
-        """Delete one file or directory; its directories join ``waiting``.
-
-        Return the path of what cannot be deleted in it, and why. The lock waits for those who
-        have renamed something into the directory and take it back.
-        """
-        try:
-            directory = trash.open_directory(part)
-        except FileNotFoundError:
-            return None
-        except NotADirectoryError:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.unlink(trash, part)
-            return None
-        failed: tuple[str, OSError] | None = None
-        with directory, directory.locked():
-            for inner, is_directory in list(directory.names()):
-                try:
-                    if is_directory:
-                        moved = secrets.token_hex(16)
-                        self._files.rename(directory, inner, trash, moved)
-                        waiting.append((moved, f"{path}/{inner}"))
-                    else:
-                        self._files.unlink(directory, inner)
-                    on_removed()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    failed = failed or (f"{path}/{inner}", error)
-            if failed is None:
-                try:
-                    self._files.rmdir(trash, part)
-                except OSError:
-                    if not any(directory.names()):
-                        raise
-                    # Others had it open, and made a directory in it.
-                    waiting.append((part, path))
-        return failed
 
 
 @contextlib.contextmanager
