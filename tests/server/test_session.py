@@ -46,7 +46,7 @@ class ChangingReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._reader.close()
+        self._reader.__exit__()
 
 
 def answers(store: Any, requests: bytes) -> bytes:
