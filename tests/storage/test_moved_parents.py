@@ -255,7 +255,7 @@ def test_what_cannot_get_its_name_back_is_logged(
             super().rename(source, part, target, to)
 
     with place.open(Unmovable()) as store:
-        store.mkdir("d/locked")
+        stage(store, "d/locked/f", b"data")
         with refused(Code.FORBIDDEN):
             store.delete("d", recursive=True, progress=ignore)
     (part,) = place.private()
@@ -268,6 +268,8 @@ def test_an_unreadable_directory_inside_stays_with_its_parents(unprivileged: Pat
         store = place.open()
         stage(store, "d/f", b"data")
         stage(store, "d/e/locked/f", b"data")
+        store.mkdir("d/e/empty")
+        (unprivileged / "d/e/empty").chmod(0)
         (unprivileged / "d/e/locked").chmod(0)
         with pytest.raises(RefusedError, match="'d/e/locked'") as caught:
             store.delete("d", recursive=True, progress=ignore)

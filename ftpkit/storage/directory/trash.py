@@ -75,8 +75,14 @@ def _remove(
             try:
                 if is_directory:
                     moved = secrets.token_hex(16)
-                    files.rename(directory, inner, trash, moved)
-                    waiting.append((moved, f"{path}/{inner}"))
+                    try:
+                        files.rename(directory, inner, trash, moved)
+                        waiting.append((moved, f"{path}/{inner}"))
+                    except PermissionError as error:
+                        # The server need not have access to an empty one.
+                        if not _is_removed(files, directory, inner):
+                            failed = failed or (f"{path}/{inner}", error)
+                            continue
                 else:
                     files.unlink(directory, inner)
                 on_removed()
@@ -93,3 +99,10 @@ def _remove(
                 # Others had it open, and made a directory in it.
                 waiting.append((part, path))
     return failed
+
+
+def _is_removed(files: FileSystem, directory: DirHandle, part: str) -> bool:
+    with contextlib.suppress(OSError):
+        files.rmdir(directory, part)
+        return True
+    return False
