@@ -236,10 +236,15 @@ def mount_id(fd: int) -> int | None:
 
     Two mounts may show one file system; rename(2) does not cross them.
     """
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"mnt_id:"):
-                return int(line[7:])
+    with contextlib.suppress(OSError):
+        info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | O_CLOEXEC)
+        try:
+            text = os.read(info, 1024)
+        finally:
+            os.close(info)
+        _, found, rest = text.partition(b"mnt_id:")
+        if found:
+            return int(rest.split()[0])
     return None
 
 
