@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeAlias, TypedDict, Unpack
 
 from ftpkit.client.connection import R, UrlProvider
+from ftpkit.client.dial import Dialer
 from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.client.transfer.blocks import OnProgress
@@ -96,6 +97,7 @@ class Client:
             raise ValueError("jobs must be at least 1")
         self._url_provider = _url_provider(url)
         self._timeout_s = timeout_s
+        self._dialer = Dialer()
         self._limiter = TokenBucket(bytes_per_s) if bytes_per_s else None
         self._udp_transfer = UdpTransfer(udp, bytes_per_s)
         self._retry_for_s = retry_for_s
@@ -275,7 +277,10 @@ class Client:
 
     def _connect(self) -> ReconnectingConnection:
         return ReconnectingConnection(
-            self._url_provider, timeout_s=self._timeout_s, limiter=self._limiter
+            self._url_provider,
+            timeout_s=self._timeout_s,
+            limiter=self._limiter,
+            dialer=self._dialer,
         )
 
     def _submit(

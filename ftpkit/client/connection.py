@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ftpkit import __version__
+from ftpkit.client.dial import Dialer, OnSocket
 from ftpkit.errors import (
     CannotConnectError,
     Code,
@@ -35,8 +36,6 @@ R = TypeVar("R", bound=m.Reply)
 SendBody = Callable[[bytes], None]
 """Called with an encoded header; sends it, and the body behind it."""
 
-OnSocket = Callable[[socket.socket], None]
-
 UrlProvider = Callable[[], Url]
 """Returns the server's address, pin and token; called before each connection."""
 
@@ -44,7 +43,7 @@ UrlProvider = Callable[[], Url]
 class Connection:
     """An open connection, after ``hello`` and, if there is a token, ``auth`` (WIRE.md section 3).
 
-    ``on_socket`` is called with the socket before it connects, so that another thread can
+    ``on_socket`` is called with each socket, also while it connects, so that another thread can
     interrupt it. ``confirm_pin`` is called with the pin of a key that is not trusted otherwise.
 
     Raises CannotConnectError if no ftpkit server answers, UntrustedError if its key is not the
@@ -59,7 +58,9 @@ class Connection:
         limiter: TokenBucket | None,
         on_socket: OnSocket | None = None,
         confirm_pin: "ConfirmPin | None" = None,
+        dialer: Dialer | None = None,
     ) -> None:
+        self._dialer = dialer or Dialer()
         self.timeout_s, self._limiter = timeout_s, limiter
         self._on_socket, self._confirm_pin = on_socket, confirm_pin
         self.algorithm = DEFAULT
@@ -92,7 +93,7 @@ class Connection:
     def _open(self, *, tls: bool) -> None:
         """Connect and greet; ``tls`` forbids plaintext to a local server."""
         with _connect_errors(self.address):
-            self.sock = _connect(self.address, self.timeout_s, self._on_socket)
+            self.sock = self._dialer.connect(self.address, self.timeout_s, self._on_socket)
             """The socket below ``stream``, to tune and to measure it."""
             self.stream = FrameStream(
                 self.sock, stall_timeout_s=self.timeout_s, limiter=self._limiter
@@ -277,23 +278,3 @@ def _connect_errors(address: Address) -> Iterator[None]:
     except UnicodeError:  # from IDNA, for an empty label or one of more than 63 letters
         message, permanent = f"cannot connect to {address}: invalid host name", True
     raise CannotConnectError(message, permanent=permanent)
-
-
-def _connect(address: Address, timeout_s: float, on_socket: OnSocket | None) -> socket.socket:
-    """As ``socket.create_connection``, which has no ``on_socket``."""
-    failure = OSError("the host has no address")
-    for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(timeout_s)
-            if on_socket is not None:
-                on_socket(sock)
-            sock.connect(to)
-        except BaseException as error:
-            sock.close()
-            if not isinstance(error, OSError):
-                raise
-            failure = error
-        else:
-            return sock
-    raise failure

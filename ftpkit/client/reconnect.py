@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from ftpkit.client.cancel import CancelToken
 from ftpkit.client.connection import Connection, UrlProvider
+from ftpkit.client.dial import Dialer
 from ftpkit.client.retry import Backoff, OnRetry
 from ftpkit.errors import FtpkitError
 from ftpkit.net.token_bucket import TokenBucket
@@ -21,8 +22,14 @@ class ReconnectingConnection:
     """
 
     def __init__(
-        self, url_provider: UrlProvider, *, timeout_s: float, limiter: TokenBucket | None
+        self,
+        url_provider: UrlProvider,
+        *,
+        timeout_s: float,
+        limiter: TokenBucket | None,
+        dialer: Dialer,
     ) -> None:
+        self._dialer = dialer
         self._url_provider, self._timeout_s, self._limiter = url_provider, timeout_s, limiter
         self._lock = threading.RLock()
         self._connection: Connection | None = None
@@ -69,6 +76,7 @@ class ReconnectingConnection:
                 self._url_provider,
                 timeout_s=self._timeout_s,
                 limiter=self._limiter,
+                dialer=self._dialer,
                 on_socket=lambda sock: self.cancel_token.attach(sock),  # of the current transfer
             )
         else:

@@ -4,7 +4,8 @@ import socket
 import struct
 from typing import Final
 
-from ftpkit.client.connection import Connection, OnSocket
+from ftpkit.client.connection import Connection
+from ftpkit.client.dial import OnSocket
 from ftpkit.compare.tcp_info import use_congestion
 from ftpkit.errors import ConnectionLostError
 from ftpkit.net.address import Url
