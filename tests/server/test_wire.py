@@ -994,7 +994,7 @@ def test_a_block_is_taken_over_from_a_silent_connection(
     half = {"op": "write", "upload": upload, "offset": 0, "size": BLOCK, "digest": b3(old)}
     raw.send(half, old[: BLOCK // 2])
     # The old connection must have begun: only the store can tell.
-    (writers,) = [held._writers for held, _ in open_uploads(server)]
+    (writers,) = [held._writers for held in open_uploads(server)]
     while not writers:
         other.granted("ping")
     assert write(other, upload, 0, new).ok
