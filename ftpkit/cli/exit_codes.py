@@ -127,11 +127,22 @@ def reported() -> Iterator[None]:
         print_error(str(error))
         raise click.exceptions.Exit(exit_code(error)) from error
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and _is_current_directory_deleted():
+            print_error("the current directory was deleted: change to another one")
+            raise click.exceptions.Exit(FAILED) from error
         if os.environ.get("FTPKIT_DEBUG"):
             traceback.print_exc()
         kind = type(error).__name__
         print_error(f"unexpected {kind}: {error} (set FTPKIT_DEBUG=1 to see a traceback)")
         raise click.exceptions.Exit(FAILED) from error
+
+
+def _is_current_directory_deleted() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def usage_message(error: click.ClickException) -> str:

@@ -37,19 +37,25 @@ def truncated(text: str, columns: int) -> str:
 
 
 def fitted(text: str, columns: int) -> str:
-    """Return ``text`` in ``columns``; the start of a long path is replaced by ``...``."""
+    """Return ``text`` in ``columns``; the middle of a longer one is replaced by ``...``."""
     if width(text) <= columns:
         return text
-    start, left = len(text), columns - width(_ELLIPSIS)
+    head = truncated(text, max(0, columns - width(_ELLIPSIS)) // 2)
+    start, left = len(text), columns - width(head) - width(_ELLIPSIS)
     while start and (left := left - _columns(text[start - 1])) >= 0:
         start -= 1
-    return _ELLIPSIS + text[start:]
+    return f"{head}{_ELLIPSIS}{text[start:]}"
 
 
 def _columns(character: str) -> int:
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def directory_name(text: str) -> str:
+    """Return the name on the server for ``/``, ``d/`` or ``/d``, as a shell completes them."""
+    return text.strip("/")
 
 
 def json_line(values: object) -> str:

@@ -45,12 +45,14 @@ class TransferOptions(TypedDict, total=False):
 class TransferResult:
     """A completed, verified transfer of ``total`` bytes between ``name`` and the local ``path``.
 
+    ``moved`` of them were transferred now, in ``seconds``; the rest was there already.
     ``content_digest`` is None if the server has none for the file.
     """
 
     name: str
     path: str
     total: int
+    moved: int
     seconds: float
     version: str
     content_digest: str | None
@@ -311,7 +313,13 @@ class Client:
         cancel_token = self._connection.cancel_token
         backoff = Backoff(self._retry_for_s, sleep=cancel_token.sleep)
 
+        now = 0
+        last: int | None = None
+
         def progress(moved: int, total: int) -> None:
+            nonlocal now, last
+            # The first number is what was there already; a smaller one takes blocks back.
+            now, last = now + moved - (moved if last is None else last), moved
             cancel_token.check()
             backoff.progress(moved)
             if on_progress is not None:
@@ -325,6 +333,7 @@ class Client:
             name=reply.name,
             path=path,
             total=reply.total,
+            moved=max(0, now),
             seconds=time.monotonic() - started,
             version=reply.version,
             content_digest=reply.content_digest,

@@ -19,7 +19,7 @@ def request_from_header(header: Header) -> Request:
         raise RefusedError(Code.BAD_REQUEST, "op is missing or not a string")
     kind = REQUESTS.get(op)
     if kind is None:
-        raise RefusedError(Code.UNSUPPORTED, f"unknown operation {op[:40]!a}")
+        raise RefusedError(Code.UNSUPPORTED, f"unknown operation {op[:40]!r}")
     values = _read(kind, header, lambda fault: RefusedError(Code.BAD_REQUEST, f"{op}: {fault}"))
     if header.get("size") and kind not in WITH_BODY:
         raise RefusedError(Code.BAD_REQUEST, f"{op}: this request has no body")

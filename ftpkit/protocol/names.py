@@ -81,5 +81,5 @@ def _part_fault(part: str) -> str | None:
 
 
 def _shown(name: str) -> str:
-    text = ascii(name)
+    text = repr(name)
     return text if len(text) <= 80 else f"{text[:77]}..."

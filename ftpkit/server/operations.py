@@ -152,7 +152,7 @@ def get(context: SessionContext, request: m.Get) -> Result:
     try:
         info = reader.info
         if request.if_version not in (None, info.version):
-            raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
+            raise RefusedError(Code.CHANGED, f"{request.name!r} has changed")
         if request.offset > info.total:
             raise RefusedError(
                 Code.BAD_REQUEST, f"offset {request.offset} is beyond the end at {info.total}"

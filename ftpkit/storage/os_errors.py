@@ -57,7 +57,7 @@ class NamedRefusalError(RefusedError):
     """A refusal whose ``text`` is a format string with the place of a ``name``."""
 
     def __init__(self, code: Code, text: str, name: str) -> None:
-        super().__init__(code, text.format(ascii(name)))
+        super().__init__(code, text.format(repr(name)))
         self.text, self.name = text, name
 
     def renamed(self, name: str) -> "NamedRefusalError":

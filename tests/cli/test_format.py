@@ -85,15 +85,15 @@ def test_columns_of_a_terminal_are_no_characters(text: str, columns: int) -> Non
     ("text", "room", "expected"),
     [
         ("a/b.iso", 7, "a/b.iso"),
-        ("a/bc.iso", 7, "....iso"),
+        ("a/bc.iso", 7, "a/...so"),
         ("dir/名字", 8, "dir/名字"),
-        ("dirs/名字", 8, ".../名字"),
-        ("dir/名字", 6, "...字"),
+        ("dirs/名字", 8, "di...字"),
+        ("dir/名字", 6, "d...字"),
         ("abcdef", 3, "..."),
         ("abcdef", 0, "..."),
     ],
 )
-def test_the_end_of_a_long_name_is_shown(text: str, room: int, expected: str) -> None:
+def test_both_ends_of_a_long_name_are_shown(text: str, room: int, expected: str) -> None:
     assert fitted(text, room) == expected
 
 

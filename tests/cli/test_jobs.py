@@ -147,9 +147,12 @@ class Screen:
     def __init__(self, shown: str) -> None:
         self.lines, self.most_at_once = [""], 0
         row = column = 0
-        for word in re.findall(r"\x1b\[A|[\r\n]|[^\r\n\x1b]+", shown):
+        for word in re.findall(r"\x1b\[[AJ]|[\r\n]|[^\r\n\x1b]+", shown):
             if word == "\x1b[A":
                 row -= 1
+            elif word == "\x1b[J":
+                self.lines[row] = self.lines[row][:column]
+                self.lines[row + 1 :] = [""] * len(self.lines[row + 1 :])
             elif word == "\r":
                 column = 0
             elif word == "\n":

@@ -114,6 +114,37 @@ def test_a_hostile_name_is_escaped(run: Run, served: Served) -> None:
     assert "gpj.\\u202eexe: 0 B in " in run("get", "gpj.\u202eexe").stdout
 
 
+def test_directories_may_be_named_as_a_shell_completes_them(run: Run, served: Served) -> None:
+    assert run("mkdir", "d/").exit_code == 0
+    (served.root / "d" / "f").touch()
+    assert run("ls", "/").stdout.endswith("  d/\n")
+    for name in ("d/", "/d", "/d/"):
+        assert run("ls", name).stdout.endswith("  d/f\n")
+        assert "dir" in run("stat", name).stdout
+        assert "d/f" in run("verify", name).stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_deleted_current_directory_is_named(served: Served, tmp_path: Path) -> None:
+    for args in (("put", "f"), ("put", "."), ("get", "f")):
+        line = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+        done = subprocess.run(
+            ["sh", "-c", line, "sh", *command(*args)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert done.stderr == "ftpkit: the current directory was deleted: change to another one\n"
+        assert done.returncode == 1
+
+
+def test_messages_show_printable_characters_as_they_are(run: Run, served: Served) -> None:
+    assert run("get", "café-漢").stderr == "ftpkit: there is no 'café-漢'\n"
+    assert run("stat", "\u202eread").stderr == "ftpkit: there is no '\\u202eread'\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_commands_work_with_closed_standard_streams(

@@ -3,7 +3,9 @@ import os
 import pty
 import re
 import subprocess
+import sys
 import termios
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +20,7 @@ TRANSFER = TransferResult(
     name="big\x1b.iso",
     path="/tmp/big.iso",
     total=4_294_967_296,
+    moved=4_294_967_296,
     seconds=3.9,
     version="v",
     content_digest="blake3:ab",
@@ -26,6 +29,12 @@ TRANSFER = TransferResult(
 
 def test_the_line_after_a_transfer() -> None:
     assert summary(TRANSFER) == "big\\x1b.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified"
+
+
+def test_the_line_after_a_transfer_that_was_resumed_has_the_rate_of_what_moved() -> None:
+    assert summary(replace(TRANSFER, moved=390_000_000)) == (
+        "big\\x1b.iso: 4.29 GB, 390 MB of it in 3.9 s, 100 MB/s, verified"
+    )
 
 
 def test_events_and_their_keys(run: Run, served: Served) -> None:
@@ -77,11 +86,14 @@ def test_the_other_events(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
-def on_a_terminal(args: list[str], cwd: Path, columns: int = 100) -> tuple[int, str]:
+def on_a_terminal(
+    args: list[str], cwd: Path, columns: int = 100, program: list[str] | None = None
+) -> tuple[int, str]:
     """Run ftpkit with stderr at a terminal; return its exit code and what is on the screen."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(ours, (30, columns))
-    process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=theirs, cwd=cwd)
+    argv = program or command(*args)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=theirs, cwd=cwd)
     os.close(theirs)
     shown = bytearray()
     while True:
@@ -104,7 +116,7 @@ def test_bars_on_a_terminal(served: Served, tmp_path: Path) -> None:
         assert re.search(rf"{name}: .*%.* [0-9.]+M/[36]\.00M \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", shown)
     drawn = len(re.findall(r"\.bin: ", shown))
     assert drawn <= 2 * 10, "ten times a second at most"
-    assert re.split(r"[\r\n]", shown)[-1] in ("", "\x1b[A"), "the prompt begins a line"
+    assert re.split(r"[\r\n]", shown)[-1] in ("", "\x1b[J"), "the prompt begins a line"
     code, shown = on_a_terminal(["get", "a.bin", "b.bin", "nix", "--rate", "20M"], tmp_path)
     assert code == 3
     assert "all files: " in shown
@@ -117,6 +129,37 @@ def test_bars_on_a_terminal_that_does_not_know_its_width(served: Served, tmp_pat
     code, shown = on_a_terminal(["put", "a.bin"], tmp_path, columns=0)
     assert code == 0
     assert "a.bin: 100%" in shown or "a.bin:   0%" in shown
+
+
+def test_a_bar_that_was_cut_short_is_erased_before_the_next_line() -> None:
+    """Ctrl-C may come after tqdm has drawn a bar, and before it has noted its length."""
+    code = (
+        "import sys\n"
+        "from ftpkit.cli.output.bars import Bars\n"
+        "from ftpkit.cli.output.progress import Lines\n"
+        "from ftpkit.errors import FtpkitError\n"
+        "bars = Bars(Lines(quiet=False), [100], 1)\n"
+        "bars.moved('f', 50, 100)\n"
+        "sys.stderr.write('<cut short>')\n"
+        "bars.failed('f', FtpkitError('interrupted'))\n"
+        "bars.close()\n"
+    )
+    _, shown = on_a_terminal([], Path(), program=[sys.executable, "-c", code])
+    before, after = shown.split("<cut short>")
+    assert "\r\x1b[Jftpkit: f: interrupted" in after
+    assert "f:  50%" in before
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_a_name_wider_than_the_terminal_leaves_room_for_percent_and_rate(
+    served: Served, tmp_path: Path, columns: int
+) -> None:
+    name = f"{'x' * 120}.iso"
+    (tmp_path / name).write_bytes(bytes(100_000))
+    code, shown = on_a_terminal(["put", name], tmp_path, columns=columns)
+    assert code == 0
+    assert re.search(r"^\r?x*\.\.\.[x.iso]*: +\d+%", shown)
+    assert "B/s" in shown
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--json"])

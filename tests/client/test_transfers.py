@@ -9,6 +9,7 @@ import blake3
 import pytest
 
 from ftpkit import Client, LocalFileError, RefusedError, Server, SourceChangedError
+from ftpkit.client import TransferResult
 from ftpkit.client.transfer.source import Source
 from ftpkit.net.token_bucket import TokenBucket
 from tests.support.hostile import relay
@@ -575,3 +576,29 @@ def test_a_rate_limit_is_kept(
 def test_a_rate_must_be_positive() -> None:
     with pytest.raises(ValueError, match="rate"):
         Client(bytes_per_s=-1)
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_a_resumed_transfer_counts_what_moves_now(
+    client: Client, root: Path, tmp_path: Path, way: str
+) -> None:
+    total = 5 * BLOCK + 1
+    source = root / "f" if way == "get" else tmp_path / "f"
+    source.write_bytes(os.urandom(total))
+    os.utime(source, (1, 1))
+    (tmp_path / "here").mkdir()
+
+    def transfer(stop_at: int) -> TransferResult:
+        def stop(moved: int, total: int) -> None:
+            if moved >= stop_at:
+                raise KeyboardInterrupt
+
+        if way == "put":
+            return client.put(source, "copy", on_progress=stop)
+        return client.get("f", tmp_path / "here" / "copy", on_progress=stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer(3 * BLOCK)
+    done = transfer(total + 1)
+    assert 0 < done.moved <= total - 2 * BLOCK
+    assert done.total == total

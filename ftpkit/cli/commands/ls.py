@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from ftpkit.cli.exit_codes import Tally, print_error
-from ftpkit.cli.format import json_line, ls_line
+from ftpkit.cli.format import directory_name, json_line, ls_line
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
@@ -28,7 +28,7 @@ def ls(name: str, recursive: bool, json: bool, url: Url | None, timeout: float) 
     """
     tally = Tally()
     with connect(url, timeout) as client:
-        for entry in client.list(name, recursive=recursive):
+        for entry in client.list(directory_name(name), recursive=recursive):
             if entry.error is not None:
                 tally.fail(entry.error, entry.name)
             if json or entry.error is None:

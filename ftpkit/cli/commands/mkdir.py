@@ -3,6 +3,7 @@
 import click
 
 from ftpkit.cli.exit_codes import run_each
+from ftpkit.cli.format import directory_name
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.net.address import Url
 
@@ -19,4 +20,4 @@ def mkdir(names: tuple[str, ...], url: Url | None, timeout: float) -> int:
     Example:  ftpkit mkdir backups/2026
     """
     with connect(url, timeout) as client:
-        return run_each(names, client.mkdir)
+        return run_each(map(directory_name, names), client.mkdir)

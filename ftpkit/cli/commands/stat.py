@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from ftpkit.cli.format import json_line, stat_lines
+from ftpkit.cli.format import directory_name, json_line, stat_lines
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
@@ -21,5 +21,5 @@ def stat(name: str, json: bool, url: Url | None, timeout: float) -> None:
     Example:  ftpkit stat bigfile.iso
     """
     with connect(url, timeout) as client:
-        reply = client.stat(name)
+        reply = client.stat(directory_name(name))
     click.echo(json_line(asdict(reply)) if json else stat_lines(reply))

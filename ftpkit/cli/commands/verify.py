@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 
 from ftpkit.cli.exit_codes import FAILED, Tally
-from ftpkit.cli.format import escaped, json_line
+from ftpkit.cli.format import directory_name, escaped, json_line
 from ftpkit.cli.server_option import connect, server_options
 from ftpkit.cli.settings import json_option, quiet_option
 from ftpkit.client import Client
@@ -31,7 +31,7 @@ def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, tim
     counts = {"good": 0, "damaged": 0, "unknown": 0}
     tally = Tally()
     with connect(url, timeout) as client:
-        for top in names or ("",):
+        for top in map(directory_name, names or ("",)):
             with tally.reporting(top):
                 for name in _files(client, top, tally):
                     with tally.reporting(name):

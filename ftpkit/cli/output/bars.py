@@ -66,9 +66,7 @@ class Bars:
             self._end_file(name)
         if self._all_files is not None:
             self._all_files.close()
-            # tqdm leaves the cursor at the end of the erased bar.
-            sys.stderr.write("\r")
-            sys.stderr.flush()
+        _erase_below()
 
     def _print(self, line: Callable[[], None], ended: str | None = None) -> None:
         """Print a line above the bars, without the bar of the file that has ended."""
@@ -76,6 +74,7 @@ class Bars:
             if ended is not None:
                 self._end_file(ended)
             with tqdm.external_write_mode(sys.stderr):
+                _erase_below()
                 line()
 
     def _file_bar(self, name: str, total: int, moved: int) -> "tqdm[Never]":
@@ -88,6 +87,12 @@ class Bars:
         if bar is not None:
             self._finished += int(bar.n)
             bar.close()
+
+
+def _erase_below() -> None:
+    """Erase from the start of the line on: tqdm does not know of a bar that Ctrl-C cut short."""
+    sys.stderr.write("\r" if os.environ.get("TERM") == "dumb" else "\r\x1b[J")
+    sys.stderr.flush()
 
 
 def _bar(name: str, total: int, *, position: int, initial: int = 0) -> "tqdm[Never]":

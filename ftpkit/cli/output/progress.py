@@ -110,7 +110,12 @@ def _error_fields(error: FtpkitError) -> dict[str, str]:
 
 
 def summary(transfer: TransferResult) -> str:
-    """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``."""
-    rate = transfer.total / transfer.seconds if transfer.seconds > 0 else 0
+    """Return ``bigfile.iso: 4.29 GB in 3.9 s, 1.10 GB/s, verified``.
+
+    The time and the rate are those of what moved now, which is named if it is not all.
+    """
+    rate = transfer.moved / transfer.seconds if transfer.seconds > 0 else 0
     size, seconds = format_size(transfer.total), format_duration(transfer.seconds)
+    if transfer.moved < transfer.total:
+        size += f", {format_size(transfer.moved)} of it"
     return f"{escaped(transfer.name)}: {size} in {seconds}, {format_rate(rate)}, verified"

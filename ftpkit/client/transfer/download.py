@@ -73,7 +73,7 @@ class Download:
         if self.target.has_blocks or self.udp_transfer.enabled:
             reply = connection.request(Stat(name=self.name), StatReply)
             if reply.kind == "dir":
-                raise RefusedError(Code.IS_A_DIRECTORY, f"{self.name!a} is a directory")
+                raise RefusedError(Code.IS_A_DIRECTORY, f"{self.name!r} is a directory")
             return reply
         request = Get(name=self.name, offset=0, length=BLOCK, digest=connection.algorithm)
         return connection.request(request, GetReply)
@@ -125,7 +125,7 @@ class BlockDownload:
         udp_transfer.run(connection, receive, on_retry)
         # Datagrams do not carry the version, which a write in place changes.
         if connection.request(Stat(name=file.name), StatReply).version != file.version:
-            raise RefusedError(Code.CHANGED, f"{file.name!a} has changed")
+            raise RefusedError(Code.CHANGED, f"{file.name!r} has changed")
         self._blocks.count_missing(self._missing())
 
     def _missing(self) -> Iterator[int]:

@@ -53,7 +53,6 @@ class Upload:
     def run(self, connection: Connection) -> m.FileReply:
         """Send what is missing, and return what was published."""
         total = self.source.total
-        self.on_progress(0, total)
         udp = self.udp_transfer.enabled and total > 0
         # Without permission to read, a put whose reply was lost could not be recognized.
         if total <= SMALL_FILE and not udp and connection.allows("read"):
@@ -67,6 +66,7 @@ class Upload:
 
     def _put(self, connection: Connection) -> m.FileReply:
         source = self.source
+        self.on_progress(0, source.total)
         failure: FtpkitError
         for _ in range(TRIES):
             # The server refuses any content but that which this digest was computed from.

@@ -50,7 +50,7 @@ def pull(context: SessionContext, request: m.Pull) -> Result:
     reader, block = context.store.read(request.name), request.block
     try:
         if reader.info.version != request.version:
-            raise RefusedError(Code.CHANGED, f"{request.name!a} has changed")
+            raise RefusedError(Code.CHANGED, f"{request.name!r} has changed")
         total = reader.info.total
         sizes = _sizes(request, total)
 

@@ -514,7 +514,7 @@ def _exists(directory: DirHandle, part: str) -> bool:
 
 def _deleted_meanwhile(name: str) -> RefusedError:
     return RefusedError(
-        Code.BUSY, f"the directory of {name!a} is being deleted again and again: try again later"
+        Code.BUSY, f"the directory of {name!r} is being deleted again and again: try again later"
     )
 
 
@@ -531,7 +531,7 @@ def _check_known(directory: DirHandle, part: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = directory.stat(part).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise RefusedError(Code.NOT_FOUND, f"there is no {part!a}")
+            raise RefusedError(Code.NOT_FOUND, f"there is no {part!r}")
 
 
 def _check_replaceable(directory: DirHandle, part: str, *, overwrite: bool) -> bool:
