@@ -17,9 +17,12 @@ def permitted(request: m.Request, needs: frozenset[Permission], grant: Grant) ->
         needs |= {Permission.READ}
     missing = needs - grant.can
     if missing:
-        listed = " and ".join(can for can in Permission if can in missing)
+        lacking = " and ".join(f"'{can}'" for can in Permission if can in missing)
+        wanted = ",".join(can for can in Permission if can in grant.can | missing)
         raise RefusedError(
-            Code.FORBIDDEN, f"{request.op} needs {listed}, which this token does not allow"
+            Code.FORBIDDEN,
+            f"this token does not have the permission {lacking}: ask the administrator for one "
+            f"with it (ftpkit token add NAME --can {wanted})",
         )
     if isinstance(request, m.Put | m.Begin) and Permission.DELETE not in grant.can:
         return replace(request, overwrite=False)
