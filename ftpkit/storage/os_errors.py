@@ -8,11 +8,11 @@ from typing import Final
 from ftpkit.errors import Code, RefusedError
 
 _MEANING: Final = {
-    errno.ENOENT: (Code.NOT_FOUND, "there is no {}"),
-    errno.ELOOP: (Code.NOT_FOUND, "there is no {}"),
-    errno.ENOTDIR: (Code.NOT_A_DIRECTORY, "a part of {} is not a directory"),
+    errno.ENOENT: (Code.NOT_FOUND, "no such file or directory: {}"),
+    errno.ELOOP: (Code.NOT_FOUND, "no such file or directory: {}"),
+    errno.ENOTDIR: (Code.NOT_A_DIRECTORY, "{} is not a directory, or is below a file"),
     errno.EISDIR: (Code.IS_A_DIRECTORY, "{} is a directory"),
-    errno.EEXIST: (Code.EXISTS, "{} exists already"),
+    errno.EEXIST: (Code.EXISTS, "{} already exists"),
     errno.ENOTEMPTY: (Code.NOT_EMPTY, "the directory {} is not empty"),
     errno.ENAMETOOLONG: (Code.BAD_NAME, "the name {} is too long for the disk"),
     errno.EILSEQ: (Code.BAD_NAME, "the file system cannot store the name {}"),
@@ -26,8 +26,11 @@ _MEANING: Final = {
         Code.UNSUPPORTED,
         "{} is on another file system than the root of the server: serve that file system itself",
     ),
-    errno.ENXIO: (Code.NOT_FOUND, "there is no {}"),  # a socket, or a device without a driver
-    errno.ENODEV: (Code.NOT_FOUND, "there is no {}"),
+    errno.ENXIO: (
+        Code.NOT_FOUND,
+        "no such file or directory: {}",
+    ),  # a socket, or a device without a driver
+    errno.ENODEV: (Code.NOT_FOUND, "no such file or directory: {}"),
     errno.EINVAL: (Code.BAD_NAME, "the file system rejects {}"),
     errno.EAGAIN: (Code.BUSY, "{} is locked by another program; try again"),
     errno.EBUSY: (Code.BUSY, "{} is in use by the system"),

@@ -95,8 +95,8 @@ def test_a_file_that_fails_fails_alone(run: Run, served: Served) -> None:
     result = run("get", "nix", *NAMES, "none", "--jobs", "2")
     assert result.exit_code == 3
     assert sorted(result.stderr.splitlines()) == [
-        "ftpkit: there is no 'nix'",
-        "ftpkit: there is no 'none'",
+        "ftpkit: no such file or directory: 'nix'",
+        "ftpkit: no such file or directory: 'none'",
     ]
     assert len(result.stdout.splitlines()) == 5
 

@@ -121,7 +121,7 @@ def test_bars_on_a_terminal(served: Served, tmp_path: Path) -> None:
     assert code == 3
     assert "all files: " in shown
     assert "/6.00M" in shown
-    assert "ftpkit: there is no 'nix'" in shown
+    assert "ftpkit: no such file or directory: 'nix'" in shown
 
 
 def test_bars_on_a_terminal_that_does_not_know_its_width(served: Served, tmp_path: Path) -> None:

@@ -93,21 +93,21 @@ def test_a_name_that_leads_outside_is_refused(whole: Store, jail: Store, name: s
 
 def test_messages_of_refusals_have_relative_names(jail: Store) -> None:
     stage(jail, "d/f", b"one")
-    with says("there is no 'g'"):
+    with says("no such file or directory: 'g'"):
         jail.stat("g")
-    with says("there is no 'g'"):
+    with says("no such file or directory: 'g'"):
         jail.read("g")
-    with says("there is no 'g'"):
+    with says("no such file or directory: 'g'"):
         listed(jail, "g")
-    with says("there is no 'g'"):
+    with says("no such file or directory: 'g'"):
         jail.delete("g", recursive=True, progress=ignore)
     with says("the directory 'd' is not empty"):
         jail.delete("d", recursive=False, progress=ignore)
-    with says("'d/f' exists already"):
+    with says("'d/f' already exists"):
         jail.rename("d/f", "d/f", overwrite=False)
-    with says("a part of 'd/f/g' is not a directory"):
+    with says("'d/f/g' is not a directory, or is below a file"):
         jail.mkdir("d/f/g")
-    with says("'d/f' exists already"):
+    with says("'d/f' already exists"):
         stage(jail, "d/f", b"two", overwrite=False)
     with says("'d' is a directory"):
         begin(jail, "d", 1)
@@ -119,9 +119,9 @@ def test_refusals_at_commit_have_relative_names(jail: Store) -> None:
     staged.write(memoryview(b"two"))
     send(upload, 0, b"two")
     stage(jail, "f", b"one")
-    with says("'f' exists already"):
+    with says("'f' already exists"):
         staged.commit()
-    with says("'f' exists already"):
+    with says("'f' already exists"):
         commit(upload, 3)
     staged.discard()
     upload.release()

@@ -531,7 +531,7 @@ def _check_known(directory: DirHandle, part: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         mode = directory.stat(part).st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            raise RefusedError(Code.NOT_FOUND, f"there is no {part!r}")
+            raise RefusedError(Code.NOT_FOUND, f"no such file or directory: {part!r}")
 
 
 def _check_replaceable(directory: DirHandle, part: str, *, overwrite: bool) -> bool:
