@@ -79,6 +79,11 @@ def _is_range(value: list[int]) -> bool:
     return len(value) == 2 and 0 <= value[0] < value[1] <= MAX_SIZE
 
 
+def nearest_time(mtime: int) -> int:
+    """Return ``mtime`` in nanoseconds, or the end of the range of ``Time``: 1677 to 2262."""
+    return max(-MAX_SIZE, min(mtime, MAX_SIZE))
+
+
 Size = Annotated[int, Constraint("an integer from 0 to 2^63-1", lambda v: 0 <= v <= MAX_SIZE)]
 Time = Annotated[int, Constraint("nanoseconds since 1970", lambda v: -MAX_SIZE <= v <= MAX_SIZE)]
 Block = Annotated[int, Constraint("a power of two from 64 KiB to 64 MiB", is_block_size)]

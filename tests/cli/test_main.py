@@ -140,6 +140,27 @@ def test_a_deleted_current_directory_is_named(served: Served, tmp_path: Path) ->
         assert done.returncode == 1
 
 
+@pytest.mark.parametrize("year", [1700, 1890, 1969, 2040, 2262, 2300])
+def test_any_time_of_a_file_travels(run: Run, served: Served, year: int) -> None:
+    """File systems keep other ranges: what the disk made of the time is what must travel."""
+    Path("f").write_bytes(b"data")
+    seconds = (year - 1970) * 31_556_952
+    os.utime("f", ns=(0, seconds * 10**9))
+    mtime = os.stat("f").st_mtime_ns
+    beyond = mtime > 2**63 - 1
+    result = run("put", "f")
+    assert result.exit_code == 0
+    assert ("outside 1677 to 2262" in result.stderr) is beyond
+    assert json.loads(run("ls", "--json").stdout)["mtime"] == min(mtime, 2**63 - 1)
+    assert json.loads(run("stat", "f", "--json").stdout)["mtime"] == min(mtime, 2**63 - 1)
+    assert run("get", "f", "-o", "copy").exit_code == 0
+    assert os.stat("copy").st_mtime_ns == min(mtime, 2**63 - 1)
+    # A time that another program gave to a file of the server.
+    os.utime(served.root / "f", ns=(0, seconds * 10**9))
+    assert run("ls").exit_code == 0
+    assert run("get", "f", "-o", "copy").exit_code == 0
+
+
 def test_messages_show_printable_characters_as_they_are(run: Run, served: Served) -> None:
     assert run("get", "café-漢").stderr == "ftpkit: there is no 'café-漢'\n"
     assert run("stat", "\u202eread").stderr == "ftpkit: there is no '\\u202eread'\n"

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ftpkit.cli.exit_codes import print_error
 from ftpkit.cli.server_option import server_options
 from ftpkit.cli.transfers import (
     TransferJob,
@@ -13,6 +14,7 @@ from ftpkit.cli.transfers import (
     reject_duplicates,
     transfer_options,
 )
+from ftpkit.protocol.fields import nearest_time
 
 
 @click.command()
@@ -45,6 +47,9 @@ def put(files: tuple[str, ...], alias: str | None, **values: Any) -> int:
 
 def _size(file: str) -> int | None:
     try:
-        return os.stat(file).st_size
+        status = os.stat(file)
     except (OSError, ValueError):
         return None  # the upload reports the error
+    if nearest_time(status.st_mtime_ns) != status.st_mtime_ns:
+        print_error("its modification time is outside 1677 to 2262; the nearest is stored", file)
+    return status.st_size

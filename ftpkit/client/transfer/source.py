@@ -12,6 +12,7 @@ from typing import Final, Self
 from ftpkit.errors import LocalFileError, SourceChangedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import format_digest, new_hasher
+from ftpkit.protocol.fields import nearest_time
 
 _PIECE: Final = 256 * 1024
 # Kernels date changes by a clock that ticks every 10 ms or more often.
@@ -21,8 +22,9 @@ _TICK_NS: Final = 10 * 10**6
 class Source:
     """An open local file to upload; it must not change meanwhile.
 
-    ``total`` is its bytes, ``mtime`` in nanoseconds, ``mode`` its permission bits. Methods raise
-    LocalFileError if it cannot be read, SourceChangedError if it changed.
+    ``total`` is its bytes, ``mtime`` in nanoseconds (of the years 1677 to 2262), ``mode`` its
+    permission bits. Methods raise LocalFileError if it cannot be read, SourceChangedError if it
+    changed.
     """
 
     def __init__(self, path: str) -> None:
@@ -38,7 +40,7 @@ class Source:
             raise LocalFileError(f"cannot read {path!r}: {error.strerror or error}") from None
         self.status = self._steady_status()
         """The identity of what is read; ``was_touched`` renews it."""
-        self.mtime = self.status.st_mtime_ns
+        self.mtime = nearest_time(self.status.st_mtime_ns)
         self.mode = self.status.st_mode & 0o777
         try:
             self._check_size()

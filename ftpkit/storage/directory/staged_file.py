@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import DEFAULT, format_digest, new_hasher, split_digest
+from ftpkit.protocol.fields import nearest_time
 from ftpkit.storage.api import FileInfo, UploadSpec
 from ftpkit.storage.blocks import check_content_digest
 from ftpkit.storage.directory.filesystem import DirHandle, FileSystem, digest_xattr
@@ -35,7 +36,8 @@ class FileReader:
 
     def unchanged(self) -> bool:
         status = os.fstat(self._fd)
-        return (status.st_size, status.st_mtime_ns) == (self.info.total, self.info.mtime)
+        now = status.st_size, nearest_time(status.st_mtime_ns)
+        return now == (self.info.total, self.info.mtime)
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from ftpkit.errors import Code, RefusedError
+from ftpkit.protocol.fields import nearest_time
 from ftpkit.protocol.names import split_name
 from ftpkit.storage.api import FileInfo, Progress, UploadSpec
 from ftpkit.storage.directory.filesystem import (
@@ -55,7 +56,7 @@ def file_info(name: str, status: os.stat_result, content_digest: str | None = No
         name=name,
         kind=kind,
         total=status.st_size if kind == "file" else 0,
-        mtime=status.st_mtime_ns,
+        mtime=nearest_time(status.st_mtime_ns),
         version=version,
         mode=status.st_mode & 0o777,
         content_digest=content_digest,
