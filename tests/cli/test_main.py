@@ -162,8 +162,8 @@ def test_any_time_of_a_file_travels(run: Run, served: Served, year: int) -> None
 
 
 def test_messages_show_printable_characters_as_they_are(run: Run, served: Served) -> None:
-    assert run("get", "café-漢").stderr == "ftpkit: there is no 'café-漢'\n"
-    assert run("stat", "\u202eread").stderr == "ftpkit: there is no '\\u202eread'\n"
+    assert run("get", "café-漢").stderr == "ftpkit: no such file or directory: 'café-漢'\n"
+    assert run("stat", "\u202eread").stderr == "ftpkit: no such file or directory: '\\u202eread'\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
