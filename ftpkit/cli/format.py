@@ -4,9 +4,12 @@ import json
 import unicodedata
 from datetime import datetime
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from ftpkit.cli.output.units import format_size
-from ftpkit.protocol.messages import ListEntry, StatReply
+
+if TYPE_CHECKING:  # otherwise importing ftpkit.cli would import the protocol
+    from ftpkit.protocol.messages import ListEntry, StatReply
 
 _ELLIPSIS = "..."
 _MARKS = {"dir": "/", "link": "@", "other": "?"}
@@ -69,14 +72,14 @@ def quoted(text: str) -> str:
     return "".join(c if c.isprintable() else json_line(c)[1:-1] for c in string)
 
 
-def ls_line(entry: ListEntry) -> str:
+def ls_line(entry: "ListEntry") -> str:
     """Return the line of ``ls``: size, date, name with a mark for its kind."""
     size = format_size(entry.total) if entry.kind == "file" else "-"
     mark = _MARKS.get(entry.kind, "")
     return f"{size:>7}  {format_time(entry.mtime):16}  {escaped(entry.name)}{mark}"
 
 
-def stat_lines(reply: StatReply) -> str:
+def stat_lines(reply: "StatReply") -> str:
     """Return the output of ``stat``, one fact per line."""
     facts = {"name": reply.name or "(root)", "kind": reply.kind}
     if reply.kind == "file":
