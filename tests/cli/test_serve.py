@@ -333,6 +333,20 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     )
 
 
+def test_a_root_that_is_a_file_and_a_port_in_use_are_named(
+    serve: Serve, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = run("serve", str(file), "--port", "0")
+    assert result.exit_code == 1
+    assert result.stderr == f"ftpkit: cannot serve {file}: it is not a directory\n"
+    port = Url.parse(serve().url).address.port
+    result = run("serve", str(tmp_path / "other"), "--port", str(port))
+    assert result.exit_code == 1
+    assert result.stderr.endswith("; choose another port with --port\n")
+
+
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_a_root_in_use_is_one_line(serve: Serve, run: Run) -> None:
     served = serve()
@@ -346,7 +360,9 @@ def test_a_root_in_use_is_one_line(serve: Serve, run: Run) -> None:
     )
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr == f"ftpkit: cannot serve {root}: another server uses {root}\n"
+    assert result.stderr == (
+        f"ftpkit: cannot serve {root}: another ftpkit server already serves this directory\n"
+    )
     login_url = Url.parse(run("token", "add", "ada").stdout.strip())
     assert str(login_url.address) == served.url, "login URLs name the running server"
 

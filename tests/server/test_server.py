@@ -173,7 +173,7 @@ def test_a_root_that_is_a_file_is_an_os_error(tmp_path: Path, beneath: str) -> N
 
 @pytest.mark.skipif(not os_files.HAS_LOCKS, reason="there are no locks on files")
 def test_a_root_in_use_is_an_os_error(server: Server, root: Path) -> None:
-    with pytest.raises(OSError, match="another server"):
+    with pytest.raises(OSError, match="another ftpkit server"):
         Server(root, port=0).start()
     with Raw(server.address) as raw:
         raw.granted("ping")

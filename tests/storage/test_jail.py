@@ -272,14 +272,14 @@ def test_a_name_that_is_not_utf8_is_listed_escaped_with_an_error(place: Place) -
 def test_two_stores_cannot_use_one_root(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="there are no locks on files here")
     with DirectoryStore(tmp_path / "root"):
-        with pytest.raises(BlockingIOError, match=r"^another server uses /.*/root$"):
+        with pytest.raises(BlockingIOError, match=r"already serves this directory: '/.*/root'$"):
             DirectoryStore(tmp_path / "root")
         code = "import sys; from ftpkit.storage import DirectoryStore; DirectoryStore(sys.argv[1])"
         other = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "root")],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert "BlockingIOError: another server uses" in other.stderr
+        assert "BlockingIOError: [Errno 11] another ftpkit server already serves" in other.stderr
     with DirectoryStore(tmp_path / "root"):
         pass
 

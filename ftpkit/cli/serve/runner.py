@@ -1,6 +1,7 @@
 """Runs a server until a signal stops it, and reloads its settings on SIGHUP."""
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +126,8 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
         credentials.register(registration, options.root)
         server = _server(options, credentials, sockets)
         with _os_errors(f"cannot serve {options.root}"):
+            if os.path.exists(options.root) and not os.path.isdir(options.root):
+                raise NotADirectoryError("it is not a directory")
             os.makedirs(options.root, exist_ok=True)
             server.start()
         try:
@@ -180,6 +183,12 @@ def _listen(options: ServeOptions) -> list[ListeningSocket]:
             if inherited := inherited_sockets():
                 return adopt(inherited, datagrams=datagrams)
             return bind(host or ALL_INTERFACES, port, datagrams=datagrams)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise OSError(
+                error.errno, f"{error.strerror}; choose another port with --port"
+            ) from None
         except ValueError as error:
             raise click.ClickException(
                 f"cannot use the sockets of the service manager: {error}"

@@ -1,6 +1,7 @@
 """The lock of a root, and the locks of its uploads, which the processes of one server share."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,11 @@ def lock_root(private: DirHandle, files: FileSystem) -> Iterator[int]:
             if locked is None:
                 warn_unsupported("flock: a second server of the same files is not noticed")
             elif not locked:
-                raise BlockingIOError(f"another server uses {os.path.dirname(private.path)}")
+                raise BlockingIOError(
+                    errno.EAGAIN,
+                    "another ftpkit server already serves this directory",
+                    os.path.dirname(private.path),
+                )
             yield fd
     finally:
         os.close(fd)
