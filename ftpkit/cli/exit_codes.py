@@ -2,7 +2,7 @@
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ftpkit.cli.format import escaped
 from ftpkit.cli.output.units import format_size
-from ftpkit.errors import CannotConnectError, FtpkitError, RefusedError
+from ftpkit.errors import CannotConnectError, Code, FtpkitError, RefusedError
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -98,6 +98,17 @@ def print_error(message: str, name: str = "") -> None:
     if name and not any(form in message for form in quoted):
         message = f"{name}: {message}"
     click.echo(f"ftpkit: {escaped(' '.join(message.split()))}", err=True)
+
+
+@contextmanager
+def advised(advice: Mapping[str, str]) -> Iterator[None]:
+    """Add ``advice``, the option or command that helps, to a refusal with its code."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.code not in advice:
+            raise
+        raise RefusedError(Code(error.code), f"{error}; {advice[error.code]}") from error
 
 
 def run_each(names: Iterable[str], act: Callable[[str], object]) -> int:

@@ -2,17 +2,17 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import click
 
-from ftpkit.cli.exit_codes import InterruptedTransferError, Tally
+from ftpkit.cli.exit_codes import InterruptedTransferError, Tally, advised
 from ftpkit.cli.output.progress import Events, Lines, Report, stderr_is_terminal
 from ftpkit.cli.server_option import connect, retry_option
 from ftpkit.cli.settings import (
@@ -126,6 +126,8 @@ class TransferJob:
     total: int | None
     """Bytes; None until known."""
     moved: int = 0
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What to do about a refusal."""
 
     def start(self, report: Report, method: Callable[..., T]) -> T:
         """Call ``method`` of the client, with callbacks that report progress."""
@@ -141,7 +143,8 @@ class TransferJob:
     def finish(self, report: Report, result: Callable[[], TransferResult], tally: Tally) -> None:
         """Wait for ``result``, and report it or its error."""
         try:
-            report.done(result())
+            with advised(self.advice):
+                report.done(result())
         except (FtpkitError, CancelledError) as failure:
             error = failure if isinstance(failure, FtpkitError) else self.interrupted
             report.failed(self.name, error)
@@ -161,7 +164,10 @@ def last_part(path: str) -> str:
 def reject_duplicates(names: list[str]) -> None:
     """Raise UsageError if two files would have the same name: one would replace the other."""
     if duplicates := [name for name, count in Counter(names).items() if count > 1]:
-        raise click.UsageError(f"several files would be named {min(duplicates)}")
+        raise click.UsageError(
+            f"several files would be named {min(duplicates)}: run one command for each,"
+            " with another name after --as (put) or -o (get)"
+        )
 
 
 def _one_by_one(

@@ -41,6 +41,11 @@ def test_version(run: Run) -> None:
     assert run("--version").stdout.startswith("ftpkit 0.")
 
 
+def test_the_version_needs_no_protocol() -> None:
+    program = "import sys, ftpkit.cli.main; sys.exit('ftpkit.protocol' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=WAIT_S)
+
+
 def test_0_all_done(run: Run, served: Served) -> None:
     assert run("ping").exit_code == 0
 
@@ -51,7 +56,7 @@ def test_1_a_transfer_failed(run: Run, served: Served) -> None:
     assert result.stderr == "ftpkit: cannot read 'missing': No such file or directory\n"
     result = run("put", ".")
     assert result.exit_code == 1
-    assert "is a directory" in result.stderr
+    assert result.stderr == "ftpkit: cannot upload '.': it is a directory\n"
 
 
 @pytest.mark.parametrize(
@@ -222,13 +227,13 @@ def test_an_unexpected_exception_is_a_one_line_error(
 
 
 def test_a_message_names_its_file_once(capsys: pytest.CaptureFixture[str]) -> None:
-    print_error("there is no 'a'", "a")
+    print_error("no such file or directory: 'a'", "a")
     print_error("the disk is full", "x")
     print_error("cannot read 'dir/a'", "a")
     print_error("interrupted at 3 B", "a")
     print_error("bad name 'x\\x1b'", "x\x1b")
     assert capsys.readouterr().err.splitlines() == [
-        "ftpkit: there is no 'a'",
+        "ftpkit: no such file or directory: 'a'",
         "ftpkit: x: the disk is full",
         "ftpkit: cannot read 'dir/a'",
         "ftpkit: a: interrupted at 3 B",

@@ -35,8 +35,10 @@ def test_several_up_and_into_a_directory(run: Run, served: Served) -> None:
 def test_no_overwrite(run: Run, served: Served) -> None:
     Path("a").write_text("new")
     (served.root / "a").write_text("old")
-    assert run("put", "a", "--no-overwrite").exit_code == 3
-    assert run("get", "a", "--no-overwrite").exit_code == 1
+    put, get = run("put", "a", "--no-overwrite"), run("get", "a", "--no-overwrite")
+    message = "ftpkit: 'a' already exists; leave out --no-overwrite to replace it\n"
+    assert (put.exit_code, put.stderr) == (3, message)
+    assert (get.exit_code, get.stderr) == (1, message)
     assert (Path("a").read_text(), (served.root / "a").read_text()) == ("new", "old")
     assert run("put", "a").exit_code == 0
     assert (served.root / "a").read_text() == "new"
@@ -86,7 +88,12 @@ def test_ls_stat_mkdir_mv_and_rm(run: Run, served: Served) -> None:
     assert "size      4 B (4 bytes)" in run("stat", "d/a").stdout
     stat = json.loads(run("stat", "d/a", "--json").stdout)
     assert {"name", "kind", "total", "mtime", "version", "content_digest"} <= set(stat)
-    assert run("rm", "d").exit_code == 3
+    result = run("get", "d")
+    assert result.exit_code == 3
+    assert result.stderr == "ftpkit: 'd' is a directory; name a file ('ftpkit ls d' lists them)\n"
+    result = run("rm", "d")
+    assert result.exit_code == 3
+    assert result.stderr.endswith("'d' is not empty; use -r to delete its contents too\n")
     assert run("rm", "-r", "d", "f").output == ""
     assert run("ls").output == ""
 
@@ -94,7 +101,9 @@ def test_ls_stat_mkdir_mv_and_rm(run: Run, served: Served) -> None:
 def test_mv_replaces_a_file_only_with_overwrite(run: Run, served: Served) -> None:
     for name in ("a", "b"):
         (served.root / name).write_text(name)
-    assert run("mv", "a", "b").exit_code == 3
+    result = run("mv", "a", "b")
+    assert result.exit_code == 3
+    assert result.stderr == "ftpkit: 'b' already exists; use --overwrite to replace a file\n"
     assert run("mv", "a", "b", "--overwrite").exit_code == 0
     assert (served.root / "b").read_text() == "a"
 

@@ -19,7 +19,7 @@ from ftpkit.cli.transfers import (
     transfer_options,
 )
 from ftpkit.client import Client
-from ftpkit.errors import RefusedError
+from ftpkit.errors import Code, RefusedError
 
 
 @click.command()
@@ -54,7 +54,12 @@ def get(names: tuple[str, ...], output: str | None, **values: Any) -> int:
         # Only the bar of all files needs the sizes before the first byte.
         sizes_needed = len(names) > 1 and options.shows_bars
         jobs = [
-            TransferJob(name, (name, output), _size(client, name) if sizes_needed else None)
+            TransferJob(
+                name,
+                (name, output),
+                _size(client, name) if sizes_needed else None,
+                advice={Code.IS_A_DIRECTORY: f"name a file ('ftpkit ls {name}' lists them)"},
+            )
             for name in names
         ]
         return options.run(jobs, client.get, client.submit_get)

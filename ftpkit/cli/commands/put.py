@@ -14,6 +14,7 @@ from ftpkit.cli.transfers import (
     reject_duplicates,
     transfer_options,
 )
+from ftpkit.errors import Code
 from ftpkit.protocol.fields import nearest_time
 
 
@@ -37,9 +38,11 @@ def put(files: tuple[str, ...], alias: str | None, **values: Any) -> int:
     names = [alias] if alias is not None else [last_part(os.path.abspath(file)) for file in files]
     reject_duplicates(names)
     options = TransferOptions(**values)
+    exists: dict[str, str] = {Code.EXISTS: "leave out --no-overwrite to replace it"}
+    advice = exists if options.no_overwrite else {}
     with options.connect() as client:
         jobs = [
-            TransferJob(name, (file, name), _size(file))
+            TransferJob(name, (file, name), _size(file), advice=advice)
             for file, name in zip(files, names, strict=True)
         ]
         return options.run(jobs, client.put, client.submit_put)

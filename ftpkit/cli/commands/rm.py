@@ -1,11 +1,10 @@
 """The command ``rm``."""
 
-from functools import partial
-
 import click
 
-from ftpkit.cli.exit_codes import run_each
+from ftpkit.cli.exit_codes import advised, run_each
 from ftpkit.cli.server_option import connect, server_options
+from ftpkit.errors import Code
 from ftpkit.net.address import Url
 
 
@@ -20,4 +19,9 @@ def rm(names: tuple[str, ...], recursive: bool, url: Url | None, timeout: float)
     Example:  ftpkit rm -r old-backups
     """
     with connect(url, timeout) as client:
-        return run_each(names, partial(client.delete, recursive=recursive))
+
+        def delete(name: str) -> None:
+            with advised({Code.NOT_EMPTY: "use -r to delete its contents too"}):
+                client.delete(name, recursive=recursive)
+
+        return run_each(names, delete)

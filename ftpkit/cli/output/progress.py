@@ -13,7 +13,7 @@ from ftpkit.cli.exit_codes import print_error
 from ftpkit.cli.format import escaped, json_line
 from ftpkit.cli.output.units import format_duration, format_rate, format_size
 from ftpkit.client import TransferResult
-from ftpkit.errors import FtpkitError, UdpBlockedError
+from ftpkit.errors import FtpkitError, LocalFileError, UdpBlockedError
 
 EVENT_INTERVAL_S: Final = 0.5
 
@@ -64,7 +64,8 @@ class Lines:
             click.echo(summary(transfer))
 
     def failed(self, name: str, error: FtpkitError) -> None:
-        print_error(str(error), name)
+        # A local error names its file.
+        print_error(str(error), "" if isinstance(error, LocalFileError) else name)
 
 
 class Events:

@@ -33,7 +33,7 @@ class Source:
             mode = os.stat(path).st_mode  # before it is opened: that can have effects on a device
             if not stat.S_ISREG(mode):
                 kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-                raise LocalFileError(f"{path!r} is {kind}")
+                raise LocalFileError(f"cannot upload {path!r}: it is {kind}")
             flags = os.O_RDONLY | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
             self.fd = os.open(path, flags)
         except OSError as error:

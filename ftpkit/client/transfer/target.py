@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, Self
 
 from ftpkit.client.transfer.blocks import BLOCK
-from ftpkit.errors import LocalFileError, RefusedError
+from ftpkit.errors import Code, LocalFileError, RefusedError
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.digest import digest_of, split_digest
 from ftpkit.storage.api import FileInfo, UploadSpec
@@ -79,6 +79,10 @@ class DownloadTarget:
         try:
             yield
         except RefusedError as refusal:
+            if refusal.code is Code.EXISTS:
+                raise LocalFileError(
+                    f"{self._path!r} already exists; leave out --no-overwrite to replace it"
+                ) from refusal
             raise LocalFileError(f"cannot write {self._path!r}: {refusal}") from refusal
         except OSError as error:
             reason = error.strerror or str(error)
