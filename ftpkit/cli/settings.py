@@ -15,7 +15,7 @@ from click.types import BoolParamType, StringParamType
 
 from ftpkit.cli.format import escaped
 from ftpkit.cli.output.units import parse_duration, parse_rate
-from ftpkit.net.address import Url
+from ftpkit.net.address import PIN_LENGTH, Url
 from ftpkit.osapi import process as os_process
 
 T = TypeVar("T")
@@ -78,6 +78,11 @@ def URL(text: str) -> Url:  # noqa: N802  a click type, like the constants below
     try:
         return Url.parse(text)
     except ValueError:
+        pin = re.match("ftpk://[^/@:]*:([^/@:]*)@", text)
+        if pin is not None and len(pin[1]) != PIN_LENGTH:
+            raise click.BadParameter(
+                f"the pin in the URL is not {PIN_LENGTH} characters: copy the whole URL"
+            ) from None
         raise click.BadParameter(
             "expected a login URL or ftpk://HOST:PORT, with a port from 1 to 65535"
         ) from None
@@ -274,4 +279,4 @@ def _checked(param: click.Parameter, value: object, ctx: click.Context) -> objec
 
 
 def _fault(ctx: click.Context, path: str, message: str) -> click.UsageError:
-    return click.UsageError(f"{path}: {message}", ctx)
+    return click.UsageError(f"--config: {path}: {message}", ctx)

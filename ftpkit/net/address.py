@@ -13,7 +13,8 @@ _HOST_PORT: Final = (
     r"(?::(?P<port>[0-9]+))?/?"
 )
 _TOKEN: Final = "[A-Za-z0-9_.-]{1,128}"  # noqa: S105  its pattern
-_PIN: Final = "[A-Za-z0-9_-]{43}"
+PIN_LENGTH: Final = 43
+_PIN: Final = f"[A-Za-z0-9_-]{{{PIN_LENGTH}}}"
 _URL: Final = re.compile(
     rf"(?:{SCHEME}(?P<plain>\+plain)?://)?"
     rf"(?:(?!@)(?P<token>{_TOKEN})?(?::(?P<pin>{_PIN}))?@)?{_HOST_PORT}"

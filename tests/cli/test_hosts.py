@@ -140,6 +140,12 @@ def test_an_invalid_url_on_standard_input_is_an_error(run: Run) -> None:
     )
 
 
+def test_hosts_without_servers_names_login_on_a_terminal() -> None:
+    with terminal("hosts") as screen:
+        assert screen.end() == (0, "")
+    assert screen.shown == "no saved servers; log in with: ftpkit login URL\r\n"
+
+
 def test_a_typed_login_url_is_not_echoed(guard: Guard) -> None:
     with terminal("login") as screen:
         screen.answer("Login URL: ", guard.url.login_url(), hidden=True)
@@ -192,7 +198,7 @@ def test_an_invalid_login_url_is_not_repeated(
         Path(hosts_file()).with_name("client.toml").write_text(f'url = "{wrong}"')
     result = run(*args)
     assert result.exit_code == 2
-    assert "expected a login URL or ftpk://HOST:PORT" in result.stderr
+    assert "the pin in the URL is not 43 characters: copy the whole URL" in result.stderr
     assert "[URL]" not in result.stderr
     assert TOKEN not in result.output
 

@@ -93,7 +93,7 @@ def test_a_bad_file_is_an_error_that_names_it(
     path = client_file(tmp_path, text)
     result = run(ASK)
     assert result.exit_code == 2
-    assert f"ftpkit: {path}: {expected}" in result.stderr
+    assert f"ftpkit: --config: {path}: {expected}" in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
 
@@ -172,4 +172,4 @@ def test_serve_names_file_and_key(run: Run, tmp_path: Path) -> None:
         path.write_text(text)
         result = run("serve", "--config", str(path))
         assert result.exit_code == 2
-        assert f"ftpkit: {path}: {expected}" in result.stderr
+        assert f"ftpkit: --config: {path}: {expected}" in result.stderr

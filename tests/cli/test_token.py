@@ -222,7 +222,7 @@ def test_the_longest_words_are_fine(run: Run, state: State) -> None:
 def test_nothing_is_made_where_no_server_was(run: Run, path: Path, args: list[str]) -> None:
     result = run("token", *args)
     assert result.exit_code == 1
-    assert result.output.startswith(f"ftpkit: cannot read the state directory {path}: ")
+    assert result.output.startswith(f"ftpkit: no server state in {path}: start ")
     assert not path.exists()
 
 

@@ -1,5 +1,6 @@
 """The command ``hosts``."""
 
+import sys
 from typing import Final
 
 import click
@@ -36,6 +37,8 @@ def hosts(forget: bool, names: tuple[Url, ...], json: bool) -> int:
             print_error(f"{url} is not a saved host; 'ftpkit hosts' lists them")
         return FAILED if missing else DONE
     saved = saved_urls()
+    if not saved.urls and not json and sys.stderr.isatty():
+        click.echo("no saved servers; log in with: ftpkit login URL", err=True)
     print_rows(
         _COLUMNS,
         [

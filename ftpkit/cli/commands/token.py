@@ -203,6 +203,11 @@ def _state(path: str | None, *, create: bool = False) -> "State":
     try:
         if not create:
             os.stat(path)
+    except FileNotFoundError:
+        raise LocalFileError(
+            f"no server state in {path}: start 'ftpkit serve' once, or name the directory with"
+            " --state"
+        ) from None
     except OSError as error:
         raise LocalFileError(
             f"cannot read the state directory {path}: {error.strerror}; choose one with --state"
