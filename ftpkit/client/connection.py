@@ -12,6 +12,7 @@ from ftpkit.errors import (
     CannotConnectError,
     Code,
     ConnectionLostError,
+    EndOfStreamError,
     ProtocolError,
     RefusedError,
     StallTimeoutError,
@@ -270,6 +271,8 @@ def _connect_errors(address: Address) -> Iterator[None]:
         message, permanent = f"{address} is not an ftpkit server", True
     except StallTimeoutError:  # an HTTP server, for example, waits for the end of a line
         message = f"{address} does not answer; is it an ftpkit server?"
+    except EndOfStreamError:
+        message = f"connected to {address}, but it closed the connection; is it an ftpkit server?"
     except ConnectionLostError as error:
         message = f"cannot connect to {address}: {error}"
     except OSError as error:

@@ -290,6 +290,17 @@ def test_a_connection_closed_in_the_handshake_is_retryable() -> None:
     assert not caught.value.permanent
 
 
+def test_a_server_that_closes_at_once_is_named_as_such() -> None:
+    def close_after_hello(sock: socket.socket) -> None:
+        sock.recv(65536)
+
+    with (
+        listening(close_after_hello) as address,
+        pytest.raises(CannotConnectError, match="it closed the connection; is it an ftpkit"),
+    ):
+        connect(Url(Address(*address), plain=True))
+
+
 def test_no_token_is_logged(secured: Guard, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         connect(secured.url).close()
