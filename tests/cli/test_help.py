@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ftpkit
+from ftpkit.cli.commands.help import _for_terminal
 from tests.cli.conftest import WAIT_S, Run, command, commands
 
 DOCS = Path(ftpkit.__file__).parent / "docs"
@@ -66,6 +67,23 @@ def test_the_installed_command_shows_a_page(tmp_path: Path, topic: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     title = (DOCS / f"{topic}.md").read_text("utf-8").partition("\n")[0]
     assert done.stdout.startswith(f"{title}\n")
+
+
+def test_a_terminal_shows_table_rows_as_paragraphs_and_links_as_commands() -> None:
+    page = (
+        "see [udp](udp.md#loss), [WIRE.md](../protocol/WIRE.md)\n\n"
+        "| fault | what happens | test |\n|---|---|---|\n"
+        "| it breaks | it is `a\\|b` mended at once | `tests/x.py` |\n\nend"
+    )
+    assert _for_terminal(page, 20).splitlines() == [
+        "see udp (ftpkit help udp), WIRE.md",
+        "",
+        "it breaks",
+        "    it is `a|b`",
+        "    mended at once",
+        "",
+        "end",
+    ]
 
 
 def test_a_terminal_gets_a_pager(tmp_path: Path) -> None:
