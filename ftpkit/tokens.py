@@ -160,6 +160,10 @@ class Tokens:
         grants = self._current().values()
         return not grants or any(grant.quota is not None for grant in grants)
 
+    def roots(self) -> dict[str, str]:
+        """Return the directory that each user sees as the root; none while the file is unusable."""
+        return {grant.user: grant.under for grant in self._current().values()}
+
     def find(self, token: str) -> Grant | None:
         """Return the grant of ``token``, or None if it is unknown or has expired.
 

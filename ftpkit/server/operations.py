@@ -17,6 +17,7 @@ from ftpkit.protocol.fields import MAX_BLOCK, pack_block_record
 from ftpkit.protocol.frame import MAX_HEADER
 from ftpkit.protocol.status import encode_status
 from ftpkit.server.context import Page, Result, SessionContext
+from ftpkit.server.status import status_under
 from ftpkit.server.udp.operations import pull, push
 from ftpkit.storage.api import FileInfo, Progress, Reader, UploadSpec, offer_basis
 from ftpkit.tokens import Permission
@@ -55,7 +56,10 @@ def auth(context: SessionContext, request: m.Auth) -> Result:
 
 
 def status(context: SessionContext, request: m.Status) -> Result:
-    body = encode_status(context.status())
+    found = context.status()
+    if context.authenticator is not None:
+        found = status_under(context.grant.under, found, context.authenticator.roots())
+    body = encode_status(found)
     return Result(m.StatusReply(size=len(body)), body)
 
 

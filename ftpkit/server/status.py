@@ -66,6 +66,25 @@ def left_s(moved: int, total: int | None, bytes_per_s: float) -> float | None:
     return None if total is None or not bytes_per_s else max(0, total - moved) / bytes_per_s
 
 
+def status_under(under: str, status: ServerStatus, roots: Mapping[str, str]) -> ServerStatus:
+    """Return ``status`` as a user with the root ``under`` sees it.
+
+    A transfer below it has its name from there; of others the user, peer and name are "".
+    ``roots`` has the root of each user; the transfers of users that it lacks are hidden.
+    """
+    if not under:
+        return status
+
+    def seen(each: TransferStatus) -> TransferStatus:
+        root = roots.get(each["user"])
+        path = "" if root is None else f"{root}/{each['name']}".removeprefix("/")
+        if path.startswith(f"{under}/"):
+            return {**each, "name": path.removeprefix(f"{under}/")}
+        return {**each, "user": "", "peer": "", "name": ""}
+
+    return {**status, "transfers": [seen(each) for each in status["transfers"]]}
+
+
 def merge_status(
     parts: Mapping[int, ServerStatus], *, uptime_s: float, before: Totals
 ) -> ServerStatus:

@@ -1,6 +1,7 @@
 """A server with tokens, as clients see it: authentication, permissions, limits and expiry."""
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -596,3 +597,23 @@ def test_the_log_and_the_status_name_the_user(
     raw.granted("abort", upload=upload)
     raw.close()
     assert log.wait_for("connection")["user"] == "ada"
+
+
+def test_status_tells_names_only_below_the_root_of_the_token(login: Login) -> None:
+    admin = frozenset({Permission.ADMIN})
+    uploads = [
+        (login(Grant(user="ada", under="team/ada")), "a"),
+        (login(Grant(user="bob", under="teams")), "b"),
+        (login(Grant(user="eve")), "team/e"),
+    ]
+    for raw, name in uploads:
+        begin(raw, name)
+    for viewer, expected in [
+        (Grant(user="lead", can=admin, under="team"), {("ada", "ada/a"), ("", ""), ("eve", "e")}),
+        (Grant(user="root", can=admin), {("ada", "a"), ("bob", "b"), ("eve", "team/e")}),
+    ]:
+        raw = login(viewer)
+        reply = raw.granted("status")
+        transfers = json.loads(reply.body)["transfers"]
+        assert {(each["user"], each["name"]) for each in transfers} == expected
+        assert all(bool(each["peer"]) == bool(each["user"]) for each in transfers)

@@ -31,7 +31,7 @@ class Authenticator:
     ) -> None:
         self._tokens, self._shared_limits, self._store = tokens, shared_limits, store
         self._stopping = stopping
-        self.is_valid = tokens.is_valid
+        self.is_valid, self.roots = tokens.is_valid, tokens.roots
 
     def authenticate(self, token: str, peer: str) -> Grant:
         """Return the grant of ``token``; RefusedError, after a delay, if there is none."""
