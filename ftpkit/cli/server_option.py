@@ -1,10 +1,11 @@
 """The options that name the server, and finding that server's URL, pin and token."""
 
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -23,6 +24,9 @@ retry_option = setting(
     DURATION,
     "10m",
 )
+
+
+NOT_CHOSEN: Final = Url(Address("127.0.0.1"))
 
 
 def known_hosts() -> KnownHosts:
@@ -72,6 +76,20 @@ def connect(url: Url | None, timeout: float, **transfers: Any) -> Client:
     return Client(provider, timeout_s=timeout, digest_cache=cache, **transfers)
 
 
+@contextmanager
+def connected(url: Url | None, timeout: float) -> Iterator[Client]:
+    """Like ``connect``; CannotConnectError says how to choose a server if none was."""
+    with connect(url, timeout) as client:
+        try:
+            yield client
+        except CannotConnectError as error:
+            if error.permanent or url is not None or find_server(None) != NOT_CHOSEN:
+                raise
+            raise CannotConnectError(
+                f"{error}; no server was chosen: run 'ftpkit login URL', or name one with --to"
+            ) from error
+
+
 def find_server(requested: Url | None) -> Url:
     """Return ``requested`` with the pin and token known for it; for None, the default server."""
     if requested is not None and (
@@ -80,7 +98,7 @@ def find_server(requested: Url | None) -> Url:
         return requested
     saved = saved_urls()
     if requested is None:
-        return saved.find(saved.default) or _default_local_server() or Url(Address("127.0.0.1"))
+        return saved.find(saved.default) or _default_local_server() or NOT_CHOSEN
     known = saved.find(requested.address) or _local_server_at(requested.address)
     if known is None or (requested.plain and not known.plain):
         return requested

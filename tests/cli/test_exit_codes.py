@@ -9,9 +9,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ftpkit.cli import main
+from ftpkit.cli import main, server_option
 from ftpkit.cli.exit_codes import Tally, exit_code, print_error, reported
 from ftpkit.errors import CannotConnectError, Code, CorruptDataError, FtpkitError, RefusedError
+from ftpkit.net.address import Address, Url
 from tests.cli.conftest import WAIT_S, Run, Served, command, commands
 
 
@@ -93,6 +94,18 @@ def test_3_refused(run: Run, served: Served) -> None:
         assert result.exit_code == 3
         assert result.stderr.startswith("ftpkit: ")
         assert result.stderr.count("\n") == 1
+
+
+def test_without_any_server_the_error_says_how_to_choose_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_option, "NOT_CHOSEN", Url(Address("127.0.0.1", 1)))
+    result = run("ls")
+    assert result.exit_code == 4
+    assert result.stderr == (
+        "ftpkit: cannot connect to ftpk://127.0.0.1:1: Connection refused; no server was chosen: "
+        "run 'ftpkit login URL', or name one with --to\n"
+    )
 
 
 def test_4_cannot_connect(run: Run) -> None:

@@ -7,7 +7,7 @@ import click
 
 from ftpkit.cli.exit_codes import Tally, print_error
 from ftpkit.cli.format import directory_name, json_line, ls_line
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
 
@@ -27,7 +27,7 @@ def ls(name: str, recursive: bool, json: bool, url: Url | None, timeout: float) 
     Example:  ftpkit ls -R backups
     """
     tally = Tally()
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
         for entry in client.list(directory_name(name), recursive=recursive):
             if entry.error is not None:
                 tally.fail(entry.error, entry.name)

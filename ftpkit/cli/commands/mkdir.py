@@ -4,7 +4,7 @@ import click
 
 from ftpkit.cli.exit_codes import run_each
 from ftpkit.cli.format import directory_name
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.net.address import Url
 
 
@@ -19,5 +19,5 @@ def mkdir(names: tuple[str, ...], url: Url | None, timeout: float) -> int:
     \b
     Example:  ftpkit mkdir backups/2026
     """
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
         return run_each(map(directory_name, names), client.mkdir)

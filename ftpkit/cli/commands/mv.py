@@ -3,7 +3,7 @@
 import click
 
 from ftpkit.cli.exit_codes import advised
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.errors import Code
 from ftpkit.net.address import Url
 
@@ -20,5 +20,5 @@ def mv(name: str, to: str, overwrite: bool, url: Url | None, timeout: float) -> 
     Example:  ftpkit mv bigfile.iso archive/bigfile-2026.iso
     """
     advice: dict[str, str] = {Code.EXISTS: "use --overwrite to replace a file"}
-    with connect(url, timeout) as client, advised(advice):
+    with connected(url, timeout) as client, advised(advice):
         client.rename(name, to, overwrite=overwrite)

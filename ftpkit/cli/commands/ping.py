@@ -4,7 +4,7 @@ import click
 
 from ftpkit.cli.format import escaped
 from ftpkit.cli.output.units import format_duration
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.net.address import Url
 
 
@@ -16,6 +16,6 @@ def ping(url: Url | None, timeout: float) -> None:
     \b
     Example:  ftpkit ping --to ftpk://HOST:9021
     """
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
         seconds = client.ping()
     click.echo(f"reply from {escaped(str(client.address))} in {format_duration(seconds)}")

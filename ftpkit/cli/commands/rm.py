@@ -3,7 +3,7 @@
 import click
 
 from ftpkit.cli.exit_codes import advised, run_each
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.errors import Code
 from ftpkit.net.address import Url
 
@@ -18,7 +18,7 @@ def rm(names: tuple[str, ...], recursive: bool, url: Url | None, timeout: float)
     \b
     Example:  ftpkit rm -r old-backups
     """
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
 
         def delete(name: str) -> None:
             with advised({Code.NOT_EMPTY: "use -r to delete its contents too"}):

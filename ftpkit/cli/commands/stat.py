@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from ftpkit.cli.format import directory_name, json_line, stat_lines
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.cli.settings import json_option
 from ftpkit.net.address import Url
 
@@ -20,6 +20,6 @@ def stat(name: str, json: bool, url: Url | None, timeout: float) -> None:
     \b
     Example:  ftpkit stat bigfile.iso
     """
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
         reply = client.stat(directory_name(name))
     click.echo(json_line(asdict(reply)) if json else stat_lines(reply))

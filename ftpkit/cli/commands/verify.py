@@ -6,7 +6,7 @@ import click
 
 from ftpkit.cli.exit_codes import FAILED, Tally
 from ftpkit.cli.format import directory_name, escaped, json_line
-from ftpkit.cli.server_option import connect, server_options
+from ftpkit.cli.server_option import connected, server_options
 from ftpkit.cli.settings import json_option, quiet_option
 from ftpkit.client import Client
 from ftpkit.net.address import Url
@@ -30,7 +30,7 @@ def verify(names: tuple[str, ...], quiet: bool, json: bool, url: Url | None, tim
     """
     counts = {"good": 0, "damaged": 0, "unknown": 0}
     tally = Tally()
-    with connect(url, timeout) as client:
+    with connected(url, timeout) as client:
         for top in map(directory_name, names or ("",)):
             with tally.reporting(top):
                 for name in _files(client, top, tally):
