@@ -53,7 +53,7 @@ def transfer_options(command: Command) -> Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransferOptions:
+class TransferSettings:
     """The options that ``put`` and ``get`` share; rates in bytes per second, times in seconds."""
 
     no_overwrite: bool

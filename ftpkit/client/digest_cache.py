@@ -93,8 +93,8 @@ class DigestCache:
 def _sweep(directory: str) -> None:
     """Remove the digests of files that were not sent to the end for 30 days."""
     oldest = time.time() - _MAX_UNUSED_S
-    with os.scandir(directory) as entries:
-        for entry in entries:
+    with os.scandir(directory) as children:
+        for child in children:
             with contextlib.suppress(OSError):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry.path)
+                if child.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(child.path)

@@ -52,7 +52,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class FramingResult:
     """How many messages were sent over ``transport``, and what became of them.
 
     ``reads`` counts the calls of ``recv`` that returned bytes. Each message has one Fate:
@@ -73,7 +73,7 @@ class Outcome:
     lost: int
 
 
-def compare_framing(count: int, largest: int, seed: int = 0) -> list[Outcome]:
+def compare_framing(count: int, largest: int, seed: int = 0) -> list[FramingResult]:
     """Send ``count`` messages of up to ``largest`` bytes over each transport; return the outcomes.
 
     They go over loopback as fast as possible, one ``send`` each, to a receiver in another
@@ -169,9 +169,9 @@ def _fate(start: int, end: int, read_ends: Sequence[int]) -> Fate:
     return Fate.WHOLE if (read_start, read_ends[first]) == (start, end) else Fate.GLUED
 
 
-def _outcome(transport: str, reads: Sequence[bytes], fates: Sequence[Fate]) -> Outcome:
+def _outcome(transport: str, reads: Sequence[bytes], fates: Sequence[Fate]) -> FramingResult:
     count = Counter(fates)
-    return Outcome(
+    return FramingResult(
         transport=transport,
         messages=len(fates),
         reads=len(reads),

@@ -21,7 +21,7 @@ _TURN_BYTES_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ScheduleResult:
     """The results of one size class under a policy: all, small, middle or large files.
 
     The flow time of a file is from its arrival to its last byte; its slowdown is the flow
@@ -83,10 +83,10 @@ def outcomes(
     trace: Sequence[Arrival],
     completed_s: Sequence[float],
     bytes_per_s: float,
-) -> Iterator[Outcome]:
+) -> Iterator[ScheduleResult]:
     """Yield the results of each size class that has files, all files first.
 
-    A rate-limited server moves the bytes of a turn at once and then waits. On a line of that
+    A rate-limited server moves the bytes of a turn at once and then waits. On a path of that
     rate the last turn would take its time as well: this is added, so that a small file that
     is alone has a slowdown of 1.
     """
@@ -125,11 +125,11 @@ class _FlowTimes(NamedTuple):
     alone_s: float
 
 
-def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -> Outcome:
+def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -> ScheduleResult:
     times = sorted(flow.flow_s for flow in flows)
     slowdowns = sorted(flow.flow_s / flow.alone_s for flow in flows)
     speeds = [1 / slowdown for slowdown in slowdowns]
-    return Outcome(
+    return ScheduleResult(
         policy=policy,
         load=load,
         size_class=name,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.blocks import BLOCK
-from ftpkit.client.transfer.udp_session import SessionStart, run_session, upload_starter
+from ftpkit.client.transfer.udp_session import run_session, upload_starter
 from ftpkit.client.transfer.upload import BlockUpload
 from ftpkit.compare.connections import Connections
 from ftpkit.compare.raw_udp import RawSender
@@ -17,6 +17,7 @@ from ftpkit.compare.tcp_info import TcpInfo, tcp_info
 from ftpkit.protocol.messages import Push
 from ftpkit.protocol.udp.packet import MAX_BLOCKS, max_open_blocks
 from ftpkit.protocol.udp.sender import Sender
+from ftpkit.protocol.udp.session import StartSession
 
 
 class Traffic(NamedTuple):
@@ -120,7 +121,7 @@ class UdpStrategy:
         lost = sum(each.lost for each in sent) if known else None
         return Traffic(sum(each.first for each in sent) + resent, resent, lost)
 
-    def _start(self, sizes: Mapping[int, int], upload: BlockUpload) -> SessionStart:
+    def _start(self, sizes: Mapping[int, int], upload: BlockUpload) -> StartSession:
         bytes_per_s, repaired = self._raw_bytes_per_s, upload_starter(sizes, upload.fill, None)
 
         def start(session: int, piece: int, rtt_s: float, now: float) -> Sender | RawSender:

@@ -54,7 +54,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TransportResult:
     """What one transport took to upload the file.
 
     ``bytes`` of the file arrived; ``seconds`` passed from opening the first connection until
@@ -84,7 +84,7 @@ class Outcome:
 
 
 def main(job: str) -> None:
-    """Run ``job``, a ``Job`` in JSON, and print its ``Outcome`` in JSON.
+    """Run ``job``, a ``Job`` in JSON, and print its ``TransportResult`` in JSON.
 
     The end of standard input cancels it; the server is cleaned up even then.
     """
@@ -113,7 +113,7 @@ class _Attempt:
         self._verified = False
         self._error: str | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> TransportResult:
         """Upload, measure and clean up."""
         cpu_s = time.process_time()
         watchdog = _Watchdog(self._strategy, self._connections, self._job.limit_s)
@@ -161,14 +161,14 @@ class _Attempt:
         upload.upload = first.upload
         return upload
 
-    def _outcome(self, total: int, watchdog: "_Watchdog", cpu_s: float) -> Outcome:
+    def _outcome(self, total: int, watchdog: "_Watchdog", cpu_s: float) -> TransportResult:
         ended_at = self._last_byte_at or time.monotonic()
         repaired = self._transport.raw_bytes_per_s is None and self._last_byte_at is not None
         moved = total if repaired else min(self._strategy.moved, total)
         # The watchdog may notice the first byte after the last.
         first_byte_at = min(watchdog.first_byte_at or ended_at, ended_at) if moved else None
         seconds = ended_at - watchdog.started
-        return Outcome(
+        return TransportResult(
             transport=self._transport.name,
             bytes=moved,
             seconds=seconds,

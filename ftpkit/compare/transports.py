@@ -12,7 +12,7 @@ from typing import Final
 from ftpkit.client import Client
 from ftpkit.client.transfer.source import Source
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transport_process import Job, Outcome, Transport
+from ftpkit.compare.transport_process import Job, Transport, TransportResult
 from ftpkit.errors import LocalFileError
 from ftpkit.lab.child import ChildProcess
 from ftpkit.lab.model import NetworkProfile
@@ -51,7 +51,7 @@ class Comparison:
             Transport(name="udp"),
         ]
 
-    def measure(self, transport: Transport) -> Outcome:
+    def measure(self, transport: Transport) -> TransportResult:
         """Upload the file with ``transport`` and remove it from the server.
 
         Raises ChildError if a child process has exited.
@@ -66,7 +66,7 @@ class Comparison:
         before_s = self._server_cpu_s()
         near = self.network.near if self.network else None
         with ChildProcess("ftpkit.compare.transport_process", asdict(job), near) as child:
-            outcome = Outcome(**child.receive())
+            outcome = TransportResult(**child.receive())
         after_s = self._server_cpu_s()
         if before_s is None or after_s is None:
             return outcome

@@ -35,7 +35,7 @@ _DISCARD_READ: Final = 16 * 1024
 # progress is shown steadily.
 _GATHER_S: Final = 0.05
 
-Moved = Callable[[int], None]
+OnBytes = Callable[[int], None]
 """Is called with the number of bytes that moved since the last call."""
 
 
@@ -187,7 +187,12 @@ class FrameStream:
                     self._transport.send(part)
 
     def send_range(
-        self, header: bytes, fd: int, offset: int, count: int, on_bytes: Moved = lambda count: None
+        self,
+        header: bytes,
+        fd: int,
+        offset: int,
+        count: int,
+        on_bytes: OnBytes = lambda count: None,
     ) -> None:
         """Send ``header`` and then ``count`` bytes of a file, from ``offset``.
 
@@ -210,7 +215,7 @@ class FrameStream:
         with send_errors():
             self._transport.flush()
 
-    def send_body(self, header: bytes, body: memoryview, on_bytes: Moved) -> None:
+    def send_body(self, header: bytes, body: memoryview, on_bytes: OnBytes) -> None:
         """Send ``header`` and ``body``, as fast as ``limiter`` allows."""
         if self.limiter is None:
             self.send(header, body)

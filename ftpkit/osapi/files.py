@@ -286,13 +286,13 @@ def _acl_of_new_file(default: bytes) -> bytes:
 
     Its owner can always read.
     """
-    version, entries = default[:4], list(_ACL_ENTRY.iter_unpack(default[4:]))
+    version, acl = default[:4], list(_ACL_ENTRY.iter_unpack(default[4:]))
     # The bits of the group limit the mask, if there is one.
-    group = _ACL_MASK if any(tag == _ACL_MASK for tag, _, _ in entries) else _ACL_GROUP
+    group = _ACL_MASK if any(tag == _ACL_MASK for tag, _, _ in acl) else _ACL_GROUP
     limits = {_ACL_USER: 6, group: 6, _ACL_OTHER: 6}
     return version + b"".join(
         _ACL_ENTRY.pack(tag, bits & limits.get(tag, 7) | (4 if tag == _ACL_USER else 0), who)
-        for tag, bits, who in entries
+        for tag, bits, who in acl
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
-from ftpkit.scheduling.flow import Account, Flow, State, Transfer
+from ftpkit.scheduling.flow import Account, Flow, FlowState, Transfer
 from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.rate_limit import Rates
 from ftpkit.scheduling.remote import RemoteScheduler
@@ -96,7 +96,7 @@ class BlockingScheduler:
                 if flow in self._waiting and now >= force_at:
                     force_at = now + self._longest_wait_s
                     self._scheduler.force_grant(flow, now)
-                    if flow.state is State.RUNNING:
+                    if flow.state is FlowState.RUNNING:
                         self._wake(flow)
                 elif handle is self._timer:
                     self._timer_until_s = math.inf
@@ -120,7 +120,7 @@ class BlockingScheduler:
     def _check(self, flow: Flow) -> None:
         if self._stopped:
             raise RefusedError(Code.SHUTTING_DOWN, "the server is stopping")
-        if flow.state is State.DONE:
+        if flow.state is FlowState.DONE:
             raise ConnectionLostError("the connection no longer carries this transfer")
 
     def _grant_due(self, now: float) -> None:

@@ -8,7 +8,7 @@ from ftpkit.scheduling.ranked_queue import RankedQueue
 from ftpkit.scheduling.rate_limit import Direction, RateLimiter, Rates
 
 
-class State(StrEnum):
+class FlowState(StrEnum):
     """State of a flow or transfer, in the terms of operating systems."""
 
     READY = "ready"  # waits for a quantum
@@ -88,11 +88,11 @@ class Transfer:
         return left if left > 0 else 0
 
     @property
-    def state(self) -> State:
+    def state(self) -> FlowState:
         """RUNNING if any flow is, else READY if any flow is, and so on."""
         states = {flow.state for flow in self.flows}
-        order = (State.RUNNING, State.READY, State.BLOCKED)
-        return next((state for state in order if state in states), State.DONE)
+        order = (FlowState.RUNNING, FlowState.READY, FlowState.BLOCKED)
+        return next((state for state in order if state in states), FlowState.DONE)
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +104,6 @@ class Flow:
 
     transfer: Transfer
     account_queue: AccountQueue
-    state: State = State.BLOCKED
+    state: FlowState = FlowState.BLOCKED
     size: int = 0
     start: float = 0.0

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ftpkit.scheduling.flow import Account, Flow, State, Transfer
+from ftpkit.scheduling.flow import Account, Flow, FlowState, Transfer
 from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.rate_limit import Rates
 from ftpkit.scheduling.scheduler import Scheduler, TransferSnapshot
@@ -40,7 +40,7 @@ class RemoteScheduler:
 
     def ready(self, flow: Flow, now: float) -> None:
         number = self._number(flow)
-        flow.state = State.READY
+        flow.state = FlowState.READY
         self._send(call="ready", flow=number)
 
     def force_grant(self, flow: Flow, now: float) -> None:
@@ -55,7 +55,7 @@ class RemoteScheduler:
             number, size = self._grants.popleft()
             flow = self._flows.get(number)
             if flow is not None:  # else it was removed meanwhile
-                flow.state, flow.size = State.RUNNING, size
+                flow.state, flow.size = FlowState.RUNNING, size
                 return flow
         return None
 
@@ -64,7 +64,7 @@ class RemoteScheduler:
         return math.inf
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
-        if flow.state is not State.DONE:  # another thread may have removed it
+        if flow.state is not FlowState.DONE:  # another thread may have removed it
             if self.has_limits or flow in self._numbers:
                 self._send(call="release", flow=self._number(flow), moved=moved)
             _block(flow)
@@ -117,4 +117,4 @@ class RemoteScheduler:
 
 def _block(flow: Flow) -> None:
     """Take back what ``local`` did not grant, so that it does not end a quantum of its own."""
-    flow.state, flow.size = State.BLOCKED, 0
+    flow.state, flow.size = FlowState.BLOCKED, 0

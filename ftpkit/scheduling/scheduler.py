@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftpkit.scheduling.fair_queue import FairQueue
-from ftpkit.scheduling.flow import Account, Flow, State, Transfer
+from ftpkit.scheduling.flow import Account, Flow, FlowState, Transfer
 from ftpkit.scheduling.policies import Policy
 from ftpkit.scheduling.rate_limit import Direction, Rates
 
@@ -22,7 +22,7 @@ class TransferSnapshot:
     """State of one transfer; ``position`` is its place in its direction's queue, from 1."""
 
     transfer: Transfer
-    state: State
+    state: FlowState
     bytes_per_s: float
     position: int | None
 
@@ -68,7 +68,7 @@ class Scheduler:
 
     def ready(self, flow: Flow, now: float) -> None:
         """Queue ``flow`` for a quantum of ``flow.size`` bytes."""
-        flow.state = State.READY
+        flow.state = FlowState.READY
         self._fair_queues[flow.transfer.direction].push(flow, now)
 
     def grant_next(self, now: float) -> Flow | None:
@@ -80,7 +80,7 @@ class Scheduler:
             if flow is not None:
                 if fair_queue is self._rotation[0]:
                     self._rotation.reverse()
-                flow.state = State.RUNNING
+                flow.state = FlowState.RUNNING
                 self._running += 1
                 return flow
         return None
@@ -88,7 +88,7 @@ class Scheduler:
     def force_grant(self, flow: Flow, now: float) -> None:
         """Grant ``flow``, which is ready, a small quantum regardless of limits and slots."""
         self._fair_queues[flow.transfer.direction].force_grant(flow, _FORCED_QUANTUM, now)
-        flow.state = State.RUNNING
+        flow.state = FlowState.RUNNING
         self._running += 1
 
     def next_at(self) -> float:
@@ -100,22 +100,22 @@ class Scheduler:
 
     def release(self, flow: Flow, moved: int, now: float) -> None:
         """Count ``moved`` bytes of ``flow``, and end its quantum if it holds one."""
-        if flow.state is State.RUNNING:
-            flow.state = State.BLOCKED
+        if flow.state is FlowState.RUNNING:
+            flow.state = FlowState.BLOCKED
             self._running -= 1
         self._fair_queues[flow.transfer.direction].release(flow, moved, now)
 
     def remove(self, flow: Flow, now: float) -> None:
         """Remove ``flow`` in whatever state it is; safe to call again."""
-        if flow.state is State.DONE:
+        if flow.state is FlowState.DONE:
             return
         transfer = flow.transfer
-        if flow.state is State.READY:
+        if flow.state is FlowState.READY:
             self._fair_queues[transfer.direction].remove(flow, now)
             flow.size = 0
-        elif flow.state is State.RUNNING:
+        elif flow.state is FlowState.RUNNING:
             self.release(flow, 0, now)
-        flow.state = State.DONE
+        flow.state = FlowState.DONE
         transfer.flows.remove(flow)
         self._limited_flows -= bool(transfer.account.bytes_per_s)
         if not transfer.flows:
@@ -161,8 +161,12 @@ class Scheduler:
             positions.update((transfer, i) for i, transfer in enumerate(waiting, 1))
         return positions
 
-    def _state(self, transfer: Transfer, now: float) -> State:
+    def _state(self, transfer: Transfer, now: float) -> FlowState:
         state = transfer.state
-        if state is State.BLOCKED and not self.has_limits and now - transfer.moved_s < _RECENT_S:
-            return State.RUNNING
+        if (
+            state is FlowState.BLOCKED
+            and not self.has_limits
+            and now - transfer.moved_s < _RECENT_S
+        ):
+            return FlowState.RUNNING
         return state

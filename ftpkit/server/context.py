@@ -16,6 +16,7 @@ from ftpkit.protocol import messages as m
 from ftpkit.protocol.digest import DEFAULT
 from ftpkit.protocol.frame import Header
 from ftpkit.protocol.status import ServerStatus
+from ftpkit.protocol.udp.session import StartSession
 from ftpkit.scheduling.blocking import TurnHandle
 from ftpkit.scheduling.flow import Account, Transfer
 from ftpkit.scheduling.rate_limit import Direction
@@ -23,7 +24,7 @@ from ftpkit.server.auth.authenticator import Authenticator
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.jobs import Jobs, Work
 from ftpkit.server.transfers.registry import TransferRegistry, take_turn
-from ftpkit.server.udp.listener import StartTransfer, UdpConversation, UdpListener
+from ftpkit.server.udp.listener import UdpConversation, UdpListener
 from ftpkit.storage.api import Reader, Store, Upload
 from ftpkit.tokens import Grant
 
@@ -253,7 +254,7 @@ class SessionContext:
 
     def open_datagram_session(
         self,
-        start: StartTransfer,
+        start: StartSession,
         join: Callable[[], TurnHandle],
         on_end: Callable[[], None] = lambda: None,
     ) -> m.SessionReply:

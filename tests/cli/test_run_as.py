@@ -15,7 +15,7 @@ import pytest
 
 import ftpkit
 from ftpkit import Client, UdpMode
-from ftpkit.cli.serve.run_as import Account
+from ftpkit.cli.serve.run_as import SystemUser
 from ftpkit.net.address import Address
 from ftpkit.osapi import sockets as os_sockets
 from tests.cli.conftest import HERE, WAIT_S, Run
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(not is_root, reason="only root can change to ano
 
 
 @pytest.fixture
-def account() -> Account:
-    return Account.find(NAME)
+def account() -> SystemUser:
+    return SystemUser.find(NAME)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_it_has_the_rights_of_that_user_alone(
-    account: Account,
+    account: SystemUser,
     place: Path,
     stack: ExitStack,
     everybodys_python: list[str],
@@ -180,11 +180,11 @@ def test_whom_it_cannot_become(run: Run, name: str, fault: str) -> None:
 
 
 def test_its_home_and_directory_are_that_users(
-    account: Account, place: Path, everybodys_python: list[str], tmp_path: Path
+    account: SystemUser, place: Path, everybodys_python: list[str], tmp_path: Path
 ) -> None:
     code = (
-        "import os; from ftpkit.cli.serve.run_as import Account\n"
-        f"Account('x', {account.uid}, {account.groups!r}, {str(place)!r}).become()\n"
+        "import os; from ftpkit.cli.serve.run_as import SystemUser\n"
+        f"SystemUser('x', {account.uid}, {account.groups!r}, {str(place)!r}).become()\n"
         "print(os.environ['HOME'], os.environ['USER'], 'XDG_STATE_HOME' in os.environ, os.getcwd())"
     )
     done = subprocess.run(
@@ -196,7 +196,7 @@ def test_its_home_and_directory_are_that_users(
 # What root makes for it
 
 
-def test_the_topmost_missing_directory_is_made(account: Account, place: Path) -> None:
+def test_the_topmost_missing_directory_is_made(account: SystemUser, place: Path) -> None:
     account.make_directory(str(place / "a" / "b" / "c"), 0o700)
     status = (place / "a").stat()
     assert (status.st_uid, status.st_gid) == (account.uid, account.groups[0])
@@ -204,7 +204,7 @@ def test_the_topmost_missing_directory_is_made(account: Account, place: Path) ->
     assert not (place / "a" / "b").exists()
 
 
-def test_what_is_there_stays_as_it_is(account: Account, place: Path) -> None:
+def test_what_is_there_stays_as_it_is(account: SystemUser, place: Path) -> None:
     (place / "a").mkdir(0o755)
     (place / "link").symlink_to("nowhere")
     for name in ("a", "link"):
@@ -213,7 +213,7 @@ def test_what_is_there_stays_as_it_is(account: Account, place: Path) -> None:
     assert not (place / "nowhere").exists()
 
 
-def test_root_makes_nothing_where_others_decide(account: Account, place: Path) -> None:
+def test_root_makes_nothing_where_others_decide(account: SystemUser, place: Path) -> None:
     theirs, secret = place / "theirs", place / "secret"
     for path in (theirs, secret):
         path.mkdir(0o755)

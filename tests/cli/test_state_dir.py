@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ftpkit import private_files
-from ftpkit.cli.serve.state_dir import State
+from ftpkit.cli.serve.state_dir import StateDirectory
 from ftpkit.errors import LocalFileError
 from ftpkit.net.address import Address, Url
 from ftpkit.net.tls_identity import Identity
@@ -29,30 +29,30 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def state(path: Path) -> State:
+def state(path: Path) -> StateDirectory:
     """A state directory without files."""
-    return State(str(path))
+    return StateDirectory(str(path))
 
 
-def test_the_identity_is_made_once(state: State, path: Path) -> None:
+def test_the_identity_is_made_once(state: StateDirectory, path: Path) -> None:
     made = state.identity()
-    assert state.identity() == State(str(path)).identity() == made
+    assert state.identity() == StateDirectory(str(path)).identity() == made
     assert (path / "key.pem").read_bytes() == made.key
     assert (path / "certificate.pem").read_bytes() == made.certificate
 
 
-def test_the_first_token_is_for_everything(state: State, path: Path) -> None:
+def test_the_first_token_is_for_everything(state: StateDirectory, path: Path) -> None:
     tokens = state.tokens()
     token = state.first_token()
     assert token is not None
     grant = tokens.find(token)
     assert grant is not None
     assert (grant.user, grant.can, grant.under) == ("owner", EVERYTHING, "")
-    assert State(str(path)).first_token() == token
-    assert State(str(path)).tokens().find(token) == grant
+    assert StateDirectory(str(path)).first_token() == token
+    assert StateDirectory(str(path)).tokens().find(token) == grant
 
 
-def test_a_first_token_that_was_removed_stays_away(state: State) -> None:
+def test_a_first_token_that_was_removed_stays_away(state: StateDirectory) -> None:
     tokens = state.tokens()
     assert tokens.remove("owner")
     assert state.first_token() is None
@@ -61,7 +61,7 @@ def test_a_first_token_that_was_removed_stays_away(state: State) -> None:
     assert state.first_token() is None
 
 
-def test_asking_for_the_first_token_makes_it(state: State) -> None:
+def test_asking_for_the_first_token_makes_it(state: StateDirectory) -> None:
     assert state.first_token() is not None
 
 
@@ -69,7 +69,7 @@ def test_asking_for_the_first_token_makes_it(state: State) -> None:
 def test_all_of_it_is_for_its_owner_alone(path: Path) -> None:
     before = os.umask(0)
     try:
-        state = State(str(path))
+        state = StateDirectory(str(path))
         state.identity()
         state.first_token()
         state.set_url(Url(Address("192.0.2.7", 9021)))
@@ -83,7 +83,9 @@ def test_all_of_it_is_for_its_owner_alone(path: Path) -> None:
 
 @needs_owners
 @pytest.mark.parametrize("name", ["key.pem", "first-token", "tokens.json"])
-def test_a_secret_that_others_can_read_is_refused(state: State, path: Path, name: str) -> None:
+def test_a_secret_that_others_can_read_is_refused(
+    state: StateDirectory, path: Path, name: str
+) -> None:
     state.identity()
     state.tokens()
     (path / name).chmod(0o640)
@@ -98,14 +100,14 @@ def test_a_directory_that_others_can_change_is_refused(path: Path) -> None:
     with pytest.raises(
         LocalFileError, match=f"other users can write to the directory {path}: chmod 700"
     ):
-        State(str(path))
+        StateDirectory(str(path))
     assert os.listdir(path) == []
 
 
 @pytest.mark.parametrize("name", ["key.pem", "certificate.pem"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", Identity.make().key])
 def test_a_damaged_identity_is_an_error_and_not_replaced(
-    state: State, path: Path, name: str, content: bytes
+    state: StateDirectory, path: Path, name: str, content: bytes
 ) -> None:
     state.identity()
     private_files.replace(str(path / name), content)
@@ -114,7 +116,9 @@ def test_a_damaged_identity_is_an_error_and_not_replaced(
     assert (path / name).read_bytes() == content
 
 
-def test_a_damaged_token_file_is_an_error_and_not_replaced(state: State, path: Path) -> None:
+def test_a_damaged_token_file_is_an_error_and_not_replaced(
+    state: StateDirectory, path: Path
+) -> None:
     state.tokens()
     private_files.replace(str(path / "tokens.json"), b"{}")
     for ask in (state.tokens, state.first_token):
@@ -123,7 +127,9 @@ def test_a_damaged_token_file_is_an_error_and_not_replaced(state: State, path: P
     assert (path / "tokens.json").read_bytes() == b"{}"
 
 
-def test_a_key_is_not_thrown_away_for_a_missing_certificate(state: State, path: Path) -> None:
+def test_a_key_is_not_thrown_away_for_a_missing_certificate(
+    state: StateDirectory, path: Path
+) -> None:
     key = state.identity().key
     (path / "certificate.pem").unlink()
     missing = r"^cannot read .*certificate\.pem: No such file or directory$"
@@ -134,8 +140,8 @@ def test_a_key_is_not_thrown_away_for_a_missing_certificate(state: State, path: 
 
 USE = """
 import sys
-from ftpkit.cli.serve.state_dir import State
-state = State(sys.argv[1])
+from ftpkit.cli.serve.state_dir import StateDirectory
+state = StateDirectory(sys.argv[1])
 print(state.identity().pin, state.first_token())
 """
 
@@ -167,7 +173,7 @@ def dies_at(path: Path, step: int) -> bool:
     if not process:
         try:
             sys.addaudithook(count)
-            state = State(str(path))
+            state = StateDirectory(str(path))
             state.identity()
             state.tokens()
         finally:
@@ -180,7 +186,7 @@ def test_a_start_that_is_killed_anywhere_is_made_up_for(tmp_path: Path) -> None:
     for step in range(100):
         path = tmp_path / str(step)
         died = dies_at(path, step)
-        state = State(str(path))
+        state = StateDirectory(str(path))
         assert state.identity() == state.identity()
         assert state.first_token() is not None
         if not died:
@@ -188,11 +194,11 @@ def test_a_start_that_is_killed_anywhere_is_made_up_for(tmp_path: Path) -> None:
     assert 20 < step < 100
 
 
-def test_where_the_server_is(state: State, path: Path) -> None:
+def test_where_the_server_is(state: StateDirectory, path: Path) -> None:
     assert state.url() is None
     url = Url(Address("2001:db8::1", 7), pin="p" * 43, token="secret")
     state.set_url(url)
-    found = State(str(path)).url()
+    found = StateDirectory(str(path)).url()
     assert found is not None
     assert (found.address, found.pin, found.token, found.plain) == (
         url.address,

@@ -10,7 +10,7 @@ import pytest
 
 from ftpkit import private_files
 from ftpkit.cli.paths import default_state
-from ftpkit.cli.serve.state_dir import State
+from ftpkit.cli.serve.state_dir import StateDirectory
 from ftpkit.net.address import Address, Url
 from ftpkit.osapi import files as os_files
 from ftpkit.tokens import EVERYTHING, Grant, Permission, Tokens
@@ -28,9 +28,9 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def state(path: Path) -> State:
+def state(path: Path) -> StateDirectory:
     """The state of a server that has run."""
-    state = State(str(path))
+    state = StateDirectory(str(path))
     state.set_url(Url(WHERE, pin=state.identity().pin))
     return state
 
@@ -41,14 +41,14 @@ def add(run: Run, *args: str) -> Url:
     return Url.parse(result.stdout.strip())
 
 
-def granted(state: State, url: Url) -> Grant:
+def granted(state: StateDirectory, url: Url) -> Grant:
     assert url.token is not None
     grant = state.tokens().find(url.token)
     assert grant is not None
     return grant
 
 
-def test_a_login_url_is_all_that_a_client_needs(run: Run, state: State) -> None:
+def test_a_login_url_is_all_that_a_client_needs(run: Run, state: StateDirectory) -> None:
     result = run("token", "add", "alice")
     url = Url.parse(result.stdout.removesuffix("\n"))
     assert (url.address, url.pin, url.plain) == (WHERE, state.identity().pin, False)
@@ -62,12 +62,12 @@ def test_a_login_url_is_all_that_a_client_needs(run: Run, state: State) -> None:
     assert grant.can == {Permission.READ, Permission.WRITE}
 
 
-def test_without_options_nothing_is_limited(run: Run, state: State) -> None:
+def test_without_options_nothing_is_limited(run: Run, state: StateDirectory) -> None:
     grant = granted(state, add(run, "alice"))
     assert grant == Grant(user="alice", can=grant.can, key=grant.key)
 
 
-def test_a_login_url_has_the_last_address_of_the_server(run: Run, state: State) -> None:
+def test_a_login_url_has_the_last_address_of_the_server(run: Run, state: StateDirectory) -> None:
     state.set_url(Url(WHERE, plain=True))
     assert add(run, "alice").login_url().startswith("ftpk+plain://")
     state.set_url(Url(Address("2001:db8::1"), pin="p" * 43))
@@ -79,12 +79,12 @@ def test_the_server_that_runs_is_meant_wherever_its_state_is(
     run: Run, serve: Serve, tmp_path: Path
 ) -> None:
     served = serve("--state", str(tmp_path / "elsewhere"), default=True)
-    other = State(str(tmp_path / "elsewhere"))
+    other = StateDirectory(str(tmp_path / "elsewhere"))
     add(run, "alice")
     assert [grant.user for grant in other.tokens().grants()] == ["owner", "alice"]
     assert served.end()[0] == 0
     add(run, "bob")
-    usual = State(default_state()).tokens()
+    usual = StateDirectory(default_state()).tokens()
     assert [grant.user for grant in usual.grants()] == ["owner", "bob"]
 
 
@@ -92,14 +92,17 @@ def test_before_the_first_start_a_login_url_has_the_host_name(run: Run, path: Pa
     result = run("token", "add", "alice")
     url = Url.parse(result.stdout.strip())
     assert url.address.port == 9021
-    assert url.pin == State(str(path)).identity().pin
+    assert url.pin == StateDirectory(str(path)).identity().pin
     assert result.stderr.endswith(
         f"No server has used {path} yet; the address {url} may be wrong\n"
     )
-    assert [grant.user for grant in State(str(path)).tokens().grants()] == ["owner", "alice"]
+    assert [grant.user for grant in StateDirectory(str(path)).tokens().grants()] == [
+        "owner",
+        "alice",
+    ]
 
 
-def test_every_option_says_what_it_is_for(run: Run, state: State) -> None:
+def test_every_option_says_what_it_is_for(run: Run, state: StateDirectory) -> None:
     before = time.time()
     url = add(
         run,
@@ -115,7 +118,7 @@ def test_every_option_says_what_it_is_for(run: Run, state: State) -> None:
     assert granted(state, add(run, "root", "--can", "admin,delete,write,read")).can == EVERYTHING
 
 
-def test_ls_is_a_table(run: Run, state: State) -> None:
+def test_ls_is_a_table(run: Run, state: StateDirectory) -> None:
     add(run, "alice", "--under", "people/alice", "--quota", "10G", "--rate", "50M", "--weight", "2")
     state.tokens().add(
         Grant(user="bob", can=frozenset({Permission.READ}), connections=3, expires_at=1.0)
@@ -130,7 +133,7 @@ def test_ls_is_a_table(run: Run, state: State) -> None:
     ]
 
 
-def test_ls_is_json_with_the_words_of_a_grant(run: Run, state: State) -> None:
+def test_ls_is_json_with_the_words_of_a_grant(run: Run, state: StateDirectory) -> None:
     add(run, "alice", "--under", "a", "--quota", "1k", "--rate", "2k", "--connections", "3")
     lines = run("token", "ls", "--json").stdout.splitlines()
     assert [json.loads(line)["user"] for line in lines] == ["owner", "alice"]
@@ -146,7 +149,9 @@ def test_ls_is_json_with_the_words_of_a_grant(run: Run, state: State) -> None:
     }
 
 
-def test_nothing_but_add_shows_a_token_or_its_hash(run: Run, state: State, path: Path) -> None:
+def test_nothing_but_add_shows_a_token_or_its_hash(
+    run: Run, state: StateDirectory, path: Path
+) -> None:
     url = add(run, "alice")
     grant = granted(state, url)
     shown = [run("token", *args) for args in (["ls"], ["ls", "--json"], ["add", "alice"])]
@@ -158,7 +163,9 @@ def test_nothing_but_add_shows_a_token_or_its_hash(run: Run, state: State, path:
     assert all(str(url.token).encode() not in each.read_bytes() for each in path.iterdir())
 
 
-def test_rm_counts_at_once_and_goes_on_after_an_unknown_name(run: Run, state: State) -> None:
+def test_rm_counts_at_once_and_goes_on_after_an_unknown_name(
+    run: Run, state: StateDirectory
+) -> None:
     running = state.tokens()
     grants = [granted(state, add(run, user)) for user in ("alice", "bob", "carol")]
     assert all(running.is_valid(grant) for grant in grants)
@@ -171,7 +178,7 @@ def test_rm_counts_at_once_and_goes_on_after_an_unknown_name(run: Run, state: St
     assert run("token", "ls").stdout.splitlines()[1:] == []
 
 
-def test_a_name_is_taken_once(run: Run, state: State) -> None:
+def test_a_name_is_taken_once(run: Run, state: StateDirectory) -> None:
     grant = granted(state, add(run, "alice"))
     result = run("token", "add", "alice", "--can", "read")
     assert result.exit_code == 1
@@ -213,7 +220,7 @@ def test_a_bad_word_is_one_line(run: Run, path: Path, args: list[str], expected:
     assert not path.exists()
 
 
-def test_the_longest_words_are_fine(run: Run, state: State) -> None:
+def test_the_longest_words_are_fine(run: Run, state: StateDirectory) -> None:
     url = add(run, "A0" * 32, "--expires", "3650d", "--weight", "9999.999", "--rate", "0")
     assert granted(state, url).bytes_per_s is None
 
@@ -243,7 +250,7 @@ if os_files.HAS_OWNERS:
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("args", [["ls"], ["add", "bob"], ["rm", "alice"]])
 def test_a_state_with_a_fault_is_one_line(
-    run: Run, state: State, path: Path, fault: str, args: list[str]
+    run: Run, state: StateDirectory, path: Path, fault: str, args: list[str]
 ) -> None:
     add(run, "alice")
     FAULTS[fault](path)
@@ -285,7 +292,7 @@ def test_two_that_add_at_once_are_both_there(path: Path, tmp_path: Path) -> None
         for user in ("alice", "bob", "carol")
     ]
     links = [process.communicate(timeout=WAIT_S)[0].strip() for process in processes]
-    tokens = State(str(path)).tokens()
+    tokens = StateDirectory(str(path)).tokens()
     assert sorted(grant.user for grant in tokens.grants()) == ["alice", "bob", "carol", "owner"]
     assert all(tokens.find(str(Url.parse(link).token)) for link in links)
     assert len({Url.parse(link).pin for link in links}) == 1

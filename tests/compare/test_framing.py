@@ -12,7 +12,7 @@ from ftpkit.compare.framing import (
     MIN_SIZE,
     READ_SIZE,
     Fate,
-    Outcome,
+    FramingResult,
     bodies,
     compare_framing,
     datagram_fates,
@@ -134,7 +134,7 @@ def test_invalid_counts_and_sizes_are_refused(count: int, largest: int) -> None:
         compare_framing(count, largest)
 
 
-def assert_promised(outcomes: list[Outcome], count: int) -> None:
+def assert_promised(outcomes: list[FramingResult], count: int) -> None:
     """Check what holds on every machine."""
     tcp, framed, udp = outcomes
     assert [each.transport for each in outcomes] == ["tcp", "tcp-framed", "udp"]

@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from ftpkit.compare.schedules import Outcome, large_from, outcomes, simulate
+from ftpkit.compare.schedules import ScheduleResult, large_from, outcomes, simulate
 from ftpkit.compare.trace import Arrival, make_trace
 from ftpkit.scheduling.policies import POLICIES
 
 RATE = 12.5e6
 
 
-def measured(load: float, flows: int) -> dict[tuple[str, str], Outcome]:
+def measured(load: float, flows: int) -> dict[tuple[str, str], ScheduleResult]:
     trace = make_trace(flows, load=load, bytes_per_s=RATE, seed=1)
     return {
         (outcome.policy, outcome.size_class): outcome

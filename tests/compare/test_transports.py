@@ -9,7 +9,7 @@ import pytest
 
 from ftpkit import Server
 from ftpkit.compare.tcp_info import congestion_controls
-from ftpkit.compare.transport_process import Outcome, Transport
+from ftpkit.compare.transport_process import Transport, TransportResult
 from ftpkit.compare.transports import STREAMS, Comparison, comparing
 from ftpkit.errors import CannotConnectError, FtpkitError, LocalFileError
 from ftpkit.lab.child import ChildError, ChildProcess
@@ -34,12 +34,12 @@ def path(tmp_path: Path) -> str:
     return str(path)
 
 
-def measured(comparison: Comparison) -> dict[str, Outcome]:
+def measured(comparison: Comparison) -> dict[str, TransportResult]:
     outcomes = [comparison.measure(transport) for transport in comparison.transports()]
     return {outcome.transport: outcome for outcome in outcomes}
 
 
-def assert_adds_up(outcome: Outcome, total: int) -> None:
+def assert_adds_up(outcome: TransportResult, total: int) -> None:
     """The numbers of an outcome are consistent."""
     assert (outcome.error, outcome.stopped) == (None, False)
     assert outcome.first_byte_s is not None

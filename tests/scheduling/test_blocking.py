@@ -10,7 +10,7 @@ import pytest
 
 from ftpkit.errors import Code, ConnectionLostError, RefusedError
 from ftpkit.scheduling.blocking import BlockingScheduler, TurnHandle
-from ftpkit.scheduling.flow import Account, State, Transfer
+from ftpkit.scheduling.flow import Account, FlowState, Transfer
 from ftpkit.scheduling.policies import POLICIES
 from ftpkit.scheduling.rate_limit import Direction, Rates
 from ftpkit.scheduling.remote import RemoteScheduler
@@ -58,7 +58,7 @@ def join(
 def waiting(scheduler: BlockingScheduler, count: int) -> None:
     """Return once ``count`` transfers wait for a quantum."""
     done = threading.Event()
-    while sum(each.state is State.READY for each in scheduler.snapshot()) != count:
+    while sum(each.state is FlowState.READY for each in scheduler.snapshot()) != count:
         assert not done.wait(0.001)
 
 

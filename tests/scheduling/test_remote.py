@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ftpkit.scheduling.flow import Account, State, Transfer
+from ftpkit.scheduling.flow import Account, FlowState, Transfer
 from ftpkit.scheduling.policies import POLICIES
 from ftpkit.scheduling.remote import RemoteScheduler
 from ftpkit.scheduling.scheduler import Scheduler
@@ -35,22 +35,22 @@ def test_a_flow_requests_and_is_granted_quanta() -> None:
         {"call": "ready", "flow": 0},
     ]  # fmt: skip
     assert scheduler.grant_next(1.0) is None
-    assert scheduler.snapshot(1.0)[0].state is State.READY
+    assert scheduler.snapshot(1.0)[0].state is FlowState.READY
     scheduler.granted(0, 1000)
     assert scheduler.grant_next(1.0) is flow
-    assert (flow.size, scheduler.snapshot(1.0)[0].state) == (1000, State.RUNNING)
+    assert (flow.size, scheduler.snapshot(1.0)[0].state) == (1000, FlowState.RUNNING)
     assert scheduler.grant_next(1.0) is None
     scheduler.release(flow, 700, 2.0)
     assert sent[2:] == [{"call": "release", "flow": 0, "moved": 700}]
     snapshot = scheduler.snapshot(2.0)[0]
-    assert (snapshot.state, snapshot.transfer.moved) == (State.BLOCKED, 700)
+    assert (snapshot.state, snapshot.transfer.moved) == (FlowState.BLOCKED, 700)
     scheduler.ready(flow, 2.0)
     scheduler.force_grant(flow, 6.0)
-    assert flow.state is State.READY, "a small quantum is granted as others are"
+    assert flow.state is FlowState.READY, "a small quantum is granted as others are"
     scheduler.remove(flow, 6.0)
     scheduler.remove(flow, 6.0)
     assert [each["call"] for each in sent[3:]] == ["ready", "force_grant", "remove"]
-    assert (scheduler.snapshot(6.0), flow.state) == ([], State.DONE)
+    assert (scheduler.snapshot(6.0), flow.state) == ([], FlowState.DONE)
 
 
 def test_a_grant_for_a_removed_flow_is_dropped() -> None:
@@ -72,7 +72,7 @@ def test_a_removed_flow_stays_removed_whatever_it_still_moves(slots: int | None)
     scheduler.remove(flow, 0.0)
     scheduler.release(flow, 100, 1.0)
     scheduler.remove(flow, 2.0)
-    assert (flow.state, scheduler.snapshot(2.0), sent) == (State.DONE, [], [])
+    assert (flow.state, scheduler.snapshot(2.0), sent) == (FlowState.DONE, [], [])
 
 
 def test_without_a_limit_nothing_is_sent() -> None:

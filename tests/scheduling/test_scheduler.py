@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftpkit.scheduling.flow import Account, State, Transfer
+from ftpkit.scheduling.flow import Account, FlowState, Transfer
 from ftpkit.scheduling.policies import POLICIES
 from ftpkit.scheduling.rate_limit import Rates
 from ftpkit.scheduling.scheduler import Scheduler
@@ -432,7 +432,7 @@ def test_a_transfer_goes_through_its_states() -> None:
     assert scheduler.grant_next(0.0) is flow
     seen.append(one.state)
     scheduler.ready(other, 0.0)
-    assert (two.state, scheduler.grant_next(0.0)) == (State.READY, None)
+    assert (two.state, scheduler.grant_next(0.0)) == (FlowState.READY, None)
     assert scheduler.next_at() == math.inf
     scheduler.release(flow, 1000, 0.0)
     seen.append(one.state)
@@ -448,8 +448,8 @@ def test_a_transfer_runs_if_one_of_its_flows_does() -> None:
     scheduler.ready(runs, 0.0)
     assert scheduler.grant_next(0.0) is runs
     scheduler.ready(waits, 0.0)
-    assert transfer.state is State.RUNNING
-    assert idle.state is State.BLOCKED
+    assert transfer.state is FlowState.RUNNING
+    assert idle.state is FlowState.BLOCKED
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -494,7 +494,7 @@ def test_bytes_moved_after_removal_or_without_a_quantum_are_charged() -> None:
     scheduler.release(flow, 530, 1.0)
     scheduler.remove(flow, 1.0)
     scheduler.release(flow, 500, 1.0)
-    assert (transfer.moved, flow.state) == (1030, State.DONE)
+    assert (transfer.moved, flow.state) == (1030, FlowState.DONE)
     scheduler.ready(scheduler.add_flow(transfer), 1.0)
     assert scheduler.grant_next(1.9) is None
     assert scheduler.next_at() == pytest.approx(2.0)
@@ -550,10 +550,10 @@ def test_a_snapshot_has_state_and_position_of_each_transfer() -> None:
     assert [
         (arrivals.transfer.name, arrivals.state, arrivals.position) for arrivals in snapshots
     ] == [
-        ("large", State.READY, 2),
-        ("small", State.BLOCKED, None),
-        ("middle", State.READY, 1),
-        ("back", State.READY, 1),
+        ("large", FlowState.READY, 2),
+        ("small", FlowState.BLOCKED, None),
+        ("middle", FlowState.READY, 1),
+        ("back", FlowState.READY, 1),
     ]
     assert snapshots[1].transfer.moved == 1
 
@@ -569,5 +569,5 @@ def test_without_limits_a_transfer_that_has_just_moved_is_running() -> None:
     scheduler = Scheduler(POLICIES["rr"])
     flow = scheduler.add_flow(Transfer(Account("ann"), "a", UP, MIB, 0.0))
     scheduler.release(flow, 1, 5.0)
-    assert [arrivals.state for arrivals in scheduler.snapshot(5.01)] == [State.RUNNING]
-    assert [arrivals.state for arrivals in scheduler.snapshot(7.0)] == [State.BLOCKED]
+    assert [arrivals.state for arrivals in scheduler.snapshot(5.01)] == [FlowState.RUNNING]
+    assert [arrivals.state for arrivals in scheduler.snapshot(7.0)] == [FlowState.BLOCKED]

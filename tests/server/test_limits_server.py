@@ -18,7 +18,7 @@ from ftpkit.server.auth.shared_limits import LocalLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.limits_server import RemoteLimits, SharedLimitsServer
-from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
+from ftpkit.server.workers.pool import WorkerHandle, WorkerPool, WorkerState
 from tests.storage.stores import refused
 
 pytestmark = pytest.mark.skipif(
@@ -210,7 +210,7 @@ def test_a_connection_without_a_user_is_handed_over(join: Join, limits: LocalLim
 def test_a_connection_without_a_successor_is_released(join: Join, limits: LocalLimits) -> None:
     one = join(1)
     assert one.limits.acquire("ada", 1)
-    one.handle.state = State.ENDED
+    one.handle.state = WorkerState.ENDED
     one.hand_over("ada", 2)
     one.limits.login_failed("10.0.0.1")  # the reply shows that the messages before were received
     assert limits.acquire("ada", 1)

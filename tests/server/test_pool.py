@@ -13,7 +13,7 @@ from ftpkit.server.auth.shared_limits import LocalLimits
 from ftpkit.server.connection_limit import ConnectionLimiter
 from ftpkit.server.workers.ipc import IpcChannel
 from ftpkit.server.workers.limits_server import SharedLimitsServer
-from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
+from ftpkit.server.workers.pool import WorkerHandle, WorkerPool, WorkerState
 
 pytestmark = pytest.mark.skipif(
     not os_sockets.HAS_FD_PASSING, reason="no passing of descriptors on this system"
@@ -117,7 +117,7 @@ def test_the_uploads_of_a_worker_that_stops_are_waited_for(pool: WorkerPool, joi
     old.say("acquire_upload", key="l", call=1)
     pool.replace([new.handle])
     assert [old.received()["op"] for _ in range(4)] == ["reply", "reply", "drain", "stop"]
-    assert old.handle.state is State.ENDED
+    assert old.handle.state is WorkerState.ENDED
     new.say("acquire_upload", key="k", call=3)
     new.say("acquire_upload", key="l", call=4)
     assert new.received_nothing()

@@ -16,7 +16,7 @@ from ftpkit.cli.settings import decimal, integer, json_option, option, parsed_by
 from ftpkit.scheduling.policies import POLICIES
 
 if TYPE_CHECKING:
-    from ftpkit.compare.schedules import Outcome
+    from ftpkit.compare.schedules import ScheduleResult
     from ftpkit.compare.trace import Arrival
 
 MAX_FLOWS: Final = 1_000_000
@@ -126,7 +126,7 @@ def schedules(
     if flows is None:
         flows = _SIMULATED if simulated else _SERVED
     drawing = None if plot is None else Plot(plot)
-    found: list[Outcome] = []
+    found: list[ScheduleResult] = []
     for load, trace in _traces(loads, flows, bytes_per_s, seed, path):
         begin = len(found)
         for policy in policies:
@@ -165,14 +165,14 @@ def _traces(
     yield load_of(trace, bytes_per_s), trace
 
 
-def _json_fields(outcome: "Outcome") -> dict[str, object]:
+def _json_fields(outcome: "ScheduleResult") -> dict[str, object]:
     """Return the outcome with the keys of the JSON output."""
     return {
         "class" if key == "size_class" else key: value for key, value in asdict(outcome).items()
     }
 
 
-def _show(load: float, rows: "Sequence[Outcome]", large: int) -> None:
+def _show(load: float, rows: "Sequence[ScheduleResult]", large: int) -> None:
     from ftpkit.compare.schedules import SMALL
 
     ideal = f"a slowdown of {1 / (1 - load):.3g}" if load < 1 else "unbounded flow times"
@@ -181,7 +181,7 @@ def _show(load: float, rows: "Sequence[Outcome]", large: int) -> None:
     click.echo(_LEGEND.format(small=format_size(SMALL), large=format_size(large)) + "\n")
 
 
-def _panels(found: "Sequence[Outcome]") -> dict[str, dict[str, list[tuple[float, float]]]]:
+def _panels(found: "Sequence[ScheduleResult]") -> dict[str, dict[str, list[tuple[float, float]]]]:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for each in found:
         lines = panels.setdefault(f"{each.size_class} files", {})

@@ -17,7 +17,7 @@ from ftpkit.cli.settings import URL, integer, json_option, option, parsed_by
 from ftpkit.net.address import Url
 
 if TYPE_CHECKING:
-    from ftpkit.compare.transport_process import Outcome
+    from ftpkit.compare.transport_process import TransportResult
     from ftpkit.lab.model import NetworkProfile
     from ftpkit.lab.network import NetworkCounts
 
@@ -95,7 +95,7 @@ def transports(
             "--link cannot be combined with --to: it emulates the path to a local server"
         )
     drawing = None if plot is None else Plot(plot)
-    outcomes: list[Outcome] = []
+    outcomes: list[TransportResult] = []
     to = None if url is None else find_server(url)
     with comparing(file, to=to, profile=profile, limit_s=limit) as comparison:
         for transport in comparison.transports():
@@ -115,7 +115,7 @@ def transports(
     return FAILED if failed else DONE
 
 
-def _label(outcome: "Outcome") -> str:
+def _label(outcome: "TransportResult") -> str:
     kind, _, detail = outcome.transport.partition("-")
     if kind == "udp":
         return "UDP raw" if detail else "UDP repaired"
@@ -123,7 +123,7 @@ def _label(outcome: "Outcome") -> str:
     return f"{name} ({outcome.congestion})" if outcome.congestion else name
 
 
-def _show(outcomes: "Sequence[Outcome]", counts: "NetworkCounts | None") -> None:
+def _show(outcomes: "Sequence[TransportResult]", counts: "NetworkCounts | None") -> None:
     rows = [{"label": _label(outcome), **asdict(outcome)} for outcome in outcomes]
     click.echo(table(_COLUMNS, rows) + "\n")
     click.echo(_LEGEND)
@@ -133,7 +133,7 @@ def _show(outcomes: "Sequence[Outcome]", counts: "NetworkCounts | None") -> None
         click.echo(_network_summary(counts))
 
 
-def _conclusions(outcomes: "Sequence[Outcome]") -> Iterator[str]:
+def _conclusions(outcomes: "Sequence[TransportResult]") -> Iterator[str]:
     """Yield the conclusions from the table, one sentence each."""
     for outcome in outcomes:
         if outcome.stopped:

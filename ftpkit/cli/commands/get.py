@@ -13,7 +13,7 @@ from ftpkit.cli.exit_codes import DONE
 from ftpkit.cli.server_option import server_options
 from ftpkit.cli.transfers import (
     TransferJob,
-    TransferOptions,
+    TransferSettings,
     last_part,
     reject_duplicates,
     transfer_options,
@@ -43,7 +43,7 @@ def get(names: tuple[str, ...], output: str | None, **values: Any) -> int:
     \b
     Example:  ftpkit get bigfile.iso --from ftpk://HOST:9021 -o copy.iso
     """
-    options = TransferOptions(**values)
+    options = TransferSettings(**values)
     if output == "-":
         return _print(names, options)
     to_directory = output is None or output.endswith("/") or os.path.isdir(output)
@@ -65,7 +65,7 @@ def get(names: tuple[str, ...], output: str | None, **values: Any) -> int:
         return options.run(jobs, client.get, client.submit_get)
 
 
-def _print(names: tuple[str, ...], options: TransferOptions) -> int:
+def _print(names: tuple[str, ...], options: TransferSettings) -> int:
     """Write one file to the standard output, once all of it is verified."""
     if len(names) > 1 or options.json:
         raise click.UsageError("-o - writes one NAME to the standard output, without --json")

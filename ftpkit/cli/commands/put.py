@@ -9,7 +9,7 @@ from ftpkit.cli.exit_codes import print_error
 from ftpkit.cli.server_option import server_options
 from ftpkit.cli.transfers import (
     TransferJob,
-    TransferOptions,
+    TransferSettings,
     last_part,
     reject_duplicates,
     transfer_options,
@@ -37,7 +37,7 @@ def put(files: tuple[str, ...], alias: str | None, **values: Any) -> int:
         raise click.UsageError("--as can only be used with a single FILE")
     names = [alias] if alias is not None else [last_part(os.path.abspath(file)) for file in files]
     reject_duplicates(names)
-    options = TransferOptions(**values)
+    options = TransferSettings(**values)
     exists: dict[str, str] = {Code.EXISTS: "leave out --no-overwrite to replace it"}
     advice = exists if options.no_overwrite else {}
     with options.connect() as client:

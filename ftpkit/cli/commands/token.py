@@ -21,7 +21,7 @@ from ftpkit.protocol.names import check_name
 from ftpkit.tokens import Grant, Permission, encode_grant, is_user_name
 
 if TYPE_CHECKING:
-    from ftpkit.cli.serve.state_dir import State
+    from ftpkit.cli.serve.state_dir import StateDirectory
 
 _MAX_LIFETIME_S: Final = 3650 * 86400
 
@@ -194,10 +194,10 @@ def _default_path() -> str:
     return states.pop() if len(states) == 1 else default_state()
 
 
-def _state(path: str | None, *, create: bool = False) -> "State":
+def _state(path: str | None, *, create: bool = False) -> "StateDirectory":
     """Open a state directory; LocalFileError if it does not exist, unless ``create``."""
     # Deferred: 'ftpkit --help' starts faster without the module that makes certificates.
-    from ftpkit.cli.serve.state_dir import State
+    from ftpkit.cli.serve.state_dir import StateDirectory
 
     path = path or _default_path()
     try:
@@ -212,4 +212,4 @@ def _state(path: str | None, *, create: bool = False) -> "State":
         raise LocalFileError(
             f"cannot read the state directory {path}: {error.strerror}; choose one with --state"
         ) from error
-    return State(path)
+    return StateDirectory(path)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ftpkit.cli.serve.logs import log_to_stderr
-from ftpkit.cli.serve.run_as import Account
+from ftpkit.cli.serve.run_as import SystemUser
 from ftpkit.net.tls_identity import Identity
 from ftpkit.server.limits import Limits
 from ftpkit.server.workers.worker import WorkerConfig
@@ -47,12 +47,12 @@ class ServeOptions:
         rest = {key: value for key, value in values.items() if key not in options.values()}
         return cls(limits=limits, **rest)
 
-    def account(self) -> Account | None:
+    def account(self) -> SystemUser | None:
         """Return the account of --user; UsageError if there is no such account."""
         if self.user is None:
             return None
         try:
-            return Account.find(self.user)
+            return SystemUser.find(self.user)
         except ValueError as error:
             raise click.UsageError(f"--user: {error}") from None
 

@@ -16,7 +16,7 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SystemUser:
     """A user of this system."""
 
     name: str
@@ -26,7 +26,7 @@ class Account:
     home: str
 
     @classmethod
-    def find(cls, name: str) -> "Account":
+    def find(cls, name: str) -> "SystemUser":
         """Look up a user; ValueError if this process cannot change to it."""
         if not _HAS_ACCOUNTS or os.geteuid() != 0:
             raise ValueError("only root can change to another user")

@@ -16,9 +16,9 @@ from ftpkit.cli.output.units import format_duration
 from ftpkit.cli.paths import default_state, local_servers_directory
 from ftpkit.cli.serve.banner import first_line, is_loopback, reachable, warn_of_exposure
 from ftpkit.cli.serve.options import ServeOptions
-from ftpkit.cli.serve.run_as import Account
+from ftpkit.cli.serve.run_as import SystemUser
 from ftpkit.cli.serve.signals import RELOAD, handled_signals
-from ftpkit.cli.serve.state_dir import State
+from ftpkit.cli.serve.state_dir import StateDirectory
 from ftpkit.cli.serve.systemd import ServiceManager, inherited_sockets, stdout_is_journal
 from ftpkit.cli.settings import ReloadableCommand
 from ftpkit.client.known_hosts import LocalServers
@@ -42,7 +42,7 @@ class Credentials:
 
     address: Address
     plain: bool
-    state: State | None = None
+    state: StateDirectory | None = None
     identity: Identity | None = None
     tokens: Tokens | None = None
     first_token: str | None = None
@@ -53,7 +53,7 @@ class Credentials:
     ) -> "Credentials":
         """Read the state directory, creating what is missing; ``identity`` replaces its key."""
         try:
-            state = State(options.state or default_state())
+            state = StateDirectory(options.state or default_state())
             identity = identity or state.identity()
             if options.open:
                 return cls(address, options.plain, state, identity)
@@ -196,7 +196,7 @@ def _listen(options: ServeOptions) -> list[ListeningSocket]:
 
 
 def _drop_privileges(
-    account: Account, options: ServeOptions, sockets: Sequence[ListeningSocket]
+    account: SystemUser, options: ServeOptions, sockets: Sequence[ListeningSocket]
 ) -> None:
     """Become ``account``, after creating its directories and giving it the sockets."""
     with _os_errors(f"--user {account.name}"):

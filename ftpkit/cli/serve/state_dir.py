@@ -13,7 +13,7 @@ from ftpkit.tokens import Grant, Tokens, new_token
 OWNER: Final = "owner"
 
 
-class State:
+class StateDirectory:
     """A state directory, readable only by its owner.
 
     Missing files are created at first use, by one of several concurrent processes, and replaced

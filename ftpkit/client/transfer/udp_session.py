@@ -12,7 +12,7 @@ from ftpkit.client.connection import Connection
 from ftpkit.client.transfer.blocks import BLOCK
 from ftpkit.errors import ProtocolError, StallTimeoutError, UdpBlockedError
 from ftpkit.net.cipher import DatagramCipher
-from ftpkit.net.frame_stream import Moved
+from ftpkit.net.frame_stream import OnBytes
 from ftpkit.net.udp_socket import DatagramSocket, drive_session
 from ftpkit.osapi import files as os_files
 from ftpkit.protocol.messages import Ping, Pull, Push, SessionReply
@@ -21,7 +21,7 @@ from ftpkit.protocol.udp.packet import KEY, MAX_BLOCKS, OVERHEAD, max_open_block
 from ftpkit.protocol.udp.path_probe import PathProber
 from ftpkit.protocol.udp.receiver import OnBlock, Receiver
 from ftpkit.protocol.udp.sender import Fill, Sender
-from ftpkit.protocol.udp.session import ClientDatagramSession, DatagramTransfer
+from ftpkit.protocol.udp.session import ClientDatagramSession, StartSession
 
 # The header of a request holds no more ranges; further blocks are fetched over TCP.
 _MAX_RANGES: Final = 1000
@@ -33,16 +33,13 @@ _DEAD_S: Final = 10.0
 _CHECK_S: Final = 0.25
 _PING_S: Final = 15.0
 
-SessionStart = Callable[[int, int, float, float], DatagramTransfer]
-"""Makes the client's half of a transfer from: session id, bytes of a piece, RTT in seconds, now."""
-
 
 def send_blocks(
     connection: Connection,
     upload: str,
     sizes: Mapping[int, int],
     fill: Fill,
-    on_moved: Moved,
+    on_moved: OnBytes,
     bytes_per_s: float | None,
 ) -> int:
     """Send blocks of ``upload``; return how many bytes arrived.
@@ -61,7 +58,7 @@ def receive_blocks(
     version: str,
     sizes: Mapping[int, int],
     hold: OnBlock,
-    on_moved: Moved,
+    on_moved: OnBytes,
     bytes_per_s: float | None,
 ) -> int:
     """Receive blocks of a version of the file ``name``; return how many bytes arrived.
@@ -108,8 +105,8 @@ def upload_starter(
 def run_session(
     connection: Connection,
     request: Push | Pull,
-    start: SessionStart,
-    on_moved: Moved,
+    start: StartSession,
+    on_moved: OnBytes,
     bytes_per_s: float | None,
 ) -> int:
     """Transfer blocks until all have arrived or the server ends the session; return the bytes.
@@ -170,7 +167,7 @@ class _Watchdog:
         self,
         connection: Connection,
         session: ClientDatagramSession,
-        on_moved: Moved,
+        on_moved: OnBytes,
         bytes_per_s: float | None,
     ) -> None:
         self._connection, self._session, self._on_moved = connection, session, on_moved

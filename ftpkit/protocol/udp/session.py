@@ -36,6 +36,9 @@ class DatagramTransfer(DatagramSession, Protocol):
 StartTransfer = Callable[[int, float, float], DatagramTransfer]
 """Makes a sender or receiver from bytes per piece, round-trip time in seconds, and now."""
 
+StartSession = Callable[[int, int, float, float], DatagramTransfer]
+"""As ``StartTransfer``, from the session id and then the same."""
+
 AnswerProbe = Callable[[Header, bytes | memoryview], Datagram | None]
 
 

@@ -28,7 +28,7 @@ from ftpkit.protocol.udp.packet import (
 )
 from ftpkit.protocol.udp.path_probe import echo_of
 from ftpkit.protocol.udp.sender import Sender
-from ftpkit.protocol.udp.session import DatagramTransfer, ServerDatagramSession
+from ftpkit.protocol.udp.session import DatagramTransfer, ServerDatagramSession, StartSession
 from ftpkit.server.udp.demux import PortReader, SocketAddress, UdpPort
 
 # A client that is silent for so long has gone, or continues over its connection.
@@ -38,8 +38,6 @@ _MIN_RTT_S: Final = 0.001
 
 TakeTurn = Callable[[Callable[[], int]], AbstractContextManager[int | None]]
 """Waits for a turn of the scheduler; its argument returns the bytes that have moved so far."""
-StartTransfer = Callable[[int, int, float, float], DatagramTransfer]
-"""Starts a transfer: session id, bytes of a piece, round trip time in seconds, time now."""
 
 log = logging.getLogger("ftpkit.server")
 
@@ -103,7 +101,7 @@ class UdpConversation:
     def __init__(
         self,
         udp_listener: UdpListener,
-        start: StartTransfer,
+        start: StartSession,
         on_end: Callable[[], None],
         take_turn: TakeTurn,
         local: tuple[int, SocketAddress],

@@ -25,7 +25,7 @@ _PROXIED: Final = ""
 log = logging.getLogger("ftpkit.server")
 
 
-class State(Enum):
+class WorkerState(Enum):
     """What may be dispatched to a worker."""
 
     STARTING = auto()
@@ -41,7 +41,7 @@ class WorkerHandle:
         self.number, self.channel = number, channel
         self.inboxes: list[socket.socket] = []
         """Where datagrams for its sessions are sent, one socket for each port."""
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.started = threading.Event()
         """Set when it serves, or when its start has failed."""
         self.connections = 0
@@ -99,7 +99,7 @@ class WorkerPool:
         with self._changed:
             old = [each for each in self.serving() if each not in workers]
             for worker in old:
-                worker.state = State.DRAINING
+                worker.state = WorkerState.DRAINING
         for worker in old:
             worker.send("drain")
             self._stop_if_drained(worker)
@@ -111,7 +111,11 @@ class WorkerPool:
 
     def serving(self) -> list[WorkerHandle]:
         """Return the workers that get new connections, or will when they have started."""
-        return [each for each in self.workers() if each.state in (State.STARTING, State.SERVING)]
+        return [
+            each
+            for each in self.workers()
+            if each.state in (WorkerState.STARTING, WorkerState.SERVING)
+        ]
 
     def stop(self) -> None:
         """Dispatch nothing more, and wake the threads that wait for a worker."""
@@ -141,8 +145,8 @@ class WorkerPool:
         match header["op"]:
             case "ready":
                 with self._changed:
-                    if worker.state is State.STARTING:
-                        worker.state = State.SERVING
+                    if worker.state is WorkerState.STARTING:
+                        worker.state = WorkerState.SERVING
                     self._changed.notify_all()
                 worker.started.set()
             case "acquire_upload":
@@ -163,7 +167,7 @@ class WorkerPool:
         """Remove a worker whose process has ended, and release all that it had."""
         with self._changed:
             del self._workers[worker.number]
-            worker.state = State.ENDED
+            worker.state = WorkerState.ENDED
             hosts, worker.hosts, worker.connections = worker.hosts, Counter(), 0
             keys = [key for key, holder in self._uploads.items() if holder == worker.number]
             for key in keys:
@@ -195,10 +199,10 @@ class WorkerPool:
         with self._changed:
             holder = self._uploads.get(key)
             if holder is not None:
-                ended = holder != SUPERVISOR and self._workers[holder].state is State.ENDED
+                ended = holder != SUPERVISOR and self._workers[holder].state is WorkerState.ENDED
                 return None if ended or holder == SUPERVISOR != number else holder
             worker = self._workers.get(number)
-            if worker is not None and worker.state is State.DRAINING:
+            if worker is not None and worker.state is WorkerState.DRAINING:
                 successor = self._least_loaded()
                 if successor is not None:
                     return successor.number
@@ -238,7 +242,7 @@ class WorkerPool:
             return worker
 
     def _least_loaded(self) -> WorkerHandle | None:
-        serving = [each for each in self._workers.values() if each.state is State.SERVING]
+        serving = [each for each in self._workers.values() if each.state is WorkerState.SERVING]
         return min(serving, key=lambda worker: worker.connections, default=None)
 
     def _uncount(self, worker: WorkerHandle, host: str) -> bool:
@@ -256,7 +260,10 @@ class WorkerPool:
             if not header["proxied"]:
                 worker.count(host, -1)
             successor = self._workers.get(header["to"])
-            if successor is None or successor.state not in (State.SERVING, State.DRAINING):
+            if successor is None or successor.state not in (
+                WorkerState.SERVING,
+                WorkerState.DRAINING,
+            ):
                 successor = self._least_loaded()
             if successor is not None:
                 successor.count(host, 1)
@@ -279,7 +286,7 @@ class WorkerPool:
 
     def _stop_if_drained(self, worker: WorkerHandle) -> None:
         with self._changed:
-            if worker.state is not State.DRAINING or worker.connections:
+            if worker.state is not WorkerState.DRAINING or worker.connections:
                 return
-            worker.state = State.ENDED
+            worker.state = WorkerState.ENDED
         worker.send("stop", grace_s=0.0)

@@ -18,7 +18,7 @@ from typing import Final
 
 from ftpkit.osapi import process as os_process
 from ftpkit.server.workers.ipc import IpcChannel
-from ftpkit.server.workers.pool import State, WorkerHandle, WorkerPool
+from ftpkit.server.workers.pool import WorkerHandle, WorkerPool, WorkerState
 from ftpkit.server.workers.worker import WorkerConfig, run_worker
 from ftpkit.storage.api import ShareableStore, StoreLease
 
@@ -115,7 +115,7 @@ class WorkerProcesses:
                 worker.started.wait(max(0.0, deadline - time.monotonic()))
         except OSError:
             log.exception("error", extra={"fields": {}})
-        if [worker.state for worker in workers] != [State.SERVING] * config.workers:
+        if [worker.state for worker in workers] != [WorkerState.SERVING] * config.workers:
             for worker in workers:
                 self._running[worker].process.kill()
             return False
@@ -160,7 +160,7 @@ class WorkerProcesses:
         process.close()
         running.thread.join()
         worker.close()
-        expected = worker.state is State.ENDED or self._stopping.is_set()
+        expected = worker.state is WorkerState.ENDED or self._stopping.is_set()
         self._pool.reap(worker)
         store.reclaim(worker.number)
         if not expected:

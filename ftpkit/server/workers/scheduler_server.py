@@ -8,7 +8,7 @@ from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from ftpkit.protocol.frame import Header
-from ftpkit.scheduling.flow import Account, Flow, State, Transfer
+from ftpkit.scheduling.flow import Account, Flow, FlowState, Transfer
 from ftpkit.scheduling.rate_limit import Direction
 from ftpkit.server.limits import Limits
 from ftpkit.server.workers.pool import WorkerHandle
@@ -65,7 +65,7 @@ class SchedulerServer:
                     self._scheduler.ready(self._flows[key], now)
                 case "force_grant":
                     flow = self._flows[key]
-                    if flow.state is State.READY:  # else a grant is on its way already
+                    if flow.state is FlowState.READY:  # else a grant is on its way already
                         self._scheduler.force_grant(flow, now)
                         self._grant(flow)
                 case "release":
