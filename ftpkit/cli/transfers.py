@@ -157,7 +157,6 @@ class TransferJob:
 
 
 def last_part(path: str) -> str:
-    """Return the last component of ``path``."""
     return os.path.basename(path.rstrip("/")) or path
 
 

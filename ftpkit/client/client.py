@@ -121,7 +121,8 @@ class Client:
         """Upload the file ``path`` as ``name``, by default the last part of the path.
 
         The file is published atomically once all of it is verified and on stable storage.
-        Raises SourceChangedError if the file is written to meanwhile.
+        ``on_progress`` is called with the bytes moved and the total. Raises SourceChangedError
+        if the file is written to meanwhile, RefusedError ``exists`` if it may not ``overwrite``.
         """
         path = os.fspath(path)
         name = check_name(os.path.basename(path) if name is None else name)
@@ -148,7 +149,8 @@ class Client:
         """Download ``name`` to ``path``, a file or a directory; by default the current one.
 
         A ``path`` that ends in "/" is a directory, which is made if it is missing.
-        The file appears at ``path`` atomically once all of it is verified.
+        The file appears at ``path`` atomically once all of it is verified. ``on_progress`` is
+        called as by ``put``. Raises LocalFileError if it may not ``overwrite``.
         """
         # Imported here: only a download needs storage/, with which it stages its blocks.
         from ftpkit.client.transfer.download import Download
@@ -186,7 +188,10 @@ class Client:
         return self._submit(lambda client: client.get(name, path, **options))
 
     def list(self, name: str = "", *, recursive: bool = False) -> Iterator[m.ListEntry]:
-        """Yield the entries of a directory in the byte order of their full names, page by page."""
+        """Yield the entries of a directory, by default the root, in the byte order of their names.
+
+        CorruptDataError: a page does not match its digest.
+        """
         check_name(name, root=True)
         after: str | None = None
         while True:
@@ -229,7 +234,10 @@ class Client:
         self._request(m.Delete(name=name, recursive=recursive), m.NameReply)
 
     def digest(self, name: str, algorithm: str | None = None) -> str:
-        """Have the server read a file, and return the digest of its content."""
+        """Have the server read a file; return its digest as "ALGORITHM:HEX".
+
+        ``algorithm`` is "blake3" or "sha256"; None is the connection's.
+        """
         check_name(name)
         reply = self._request(m.DigestRequest(name=name, digest=algorithm), m.FileReply)
         if reply.content_digest is None:

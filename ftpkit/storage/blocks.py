@@ -17,7 +17,6 @@ class BlockGrid:
     total: int | None
 
     def fits(self, offset: int, size: int) -> bool:
-        """Whether a block of the file can have this offset and size."""
         if offset < 0 or offset % self.block:
             return False
         if self.total is None:
@@ -90,7 +89,6 @@ class Basis:
         return piece
 
     def close(self) -> None:
-        """Close the file."""
         self._reader.__exit__()
 
 

@@ -1,4 +1,7 @@
-"""A store in memory, for tests and embedders: without a disk, and without optional powers."""
+"""A store in memory, for tests and embedders: without a disk, and without optional powers.
+
+The methods are documented in storage/api.py.
+"""
 
 import errno
 import os

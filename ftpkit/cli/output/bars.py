@@ -61,7 +61,6 @@ class Bars:
         self._print(partial(self._lines.failed, name, error), ended=name)
 
     def close(self) -> None:
-        """Erase the bars."""
         for name in list(self._files):
             self._end_file(name)
         if self._all_files is not None:
