@@ -58,8 +58,8 @@ class TransportResult:
     """What one transport took to upload the file.
 
     ``bytes`` of the file arrived; ``seconds`` passed from opening the first connection until
-    the server held the last of them, ``first_byte_s`` until it held the first. ``goodput_bps``
-    is bits of the file per second. ``sent_bytes`` counts all that was sent, ``resent_bytes``
+    the server held the last of them, ``first_byte_s`` until it held the first.
+    ``goodput_bits_per_s`` counts bits of the file. ``sent_bytes`` counts all that was sent, ``resent_bytes``
     what was sent again and ``lost_bytes`` what never arrived; None where unknown, as the loss
     of TCP. CPU times include publishing and removing the file; the server's is known only
     for our own. ``verified``: the file was published, complete and verified. ``stopped``: the
@@ -71,7 +71,7 @@ class TransportResult:
     bytes: int
     seconds: float
     first_byte_s: float | None
-    goodput_bps: float
+    goodput_bits_per_s: float
     sent_bytes: int | None
     resent_bytes: int | None
     lost_bytes: int | None
@@ -173,7 +173,7 @@ class _Attempt:
             bytes=moved,
             seconds=seconds,
             first_byte_s=None if first_byte_at is None else first_byte_at - watchdog.started,
-            goodput_bps=moved * 8 / seconds,
+            goodput_bits_per_s=moved * 8 / seconds,
             **self._strategy.traffic()._asdict(),
             verified=self._verified,
             client_cpu_s=cpu_s,

@@ -115,7 +115,7 @@ def _transport(comparison: Comparison, transport: Transport) -> Sample:
     if outcome.error is not None:
         sys.exit(f"{transport.name}: {outcome.error}")
     repairs = (outcome.resent_bytes or 0) / max(outcome.bytes, 1)
-    return Sample(outcome.goodput_bps, repairs, outcome.verified)
+    return Sample(outcome.goodput_bits_per_s, repairs, outcome.verified)
 
 
 def _bound(size: int, *, store: bool) -> Sample:

@@ -44,7 +44,7 @@ def assert_adds_up(outcome: TransportResult, total: int) -> None:
     assert (outcome.error, outcome.stopped) == (None, False)
     assert outcome.first_byte_s is not None
     assert 0 < outcome.first_byte_s <= outcome.seconds
-    assert outcome.goodput_bps == outcome.bytes * 8 / outcome.seconds
+    assert outcome.goodput_bits_per_s == outcome.bytes * 8 / outcome.seconds
     assert 0 < outcome.client_cpu_s < PATIENCE_S
     assert 0 < outcome.bytes <= total
     if outcome.sent_bytes is not None and outcome.resent_bytes is not None:
@@ -113,7 +113,7 @@ def test_a_failure_is_in_the_outcome(path: str, root: Path) -> None:
         error = outcomes[name].error
         assert error is not None
         assert "datagrams" in error
-        assert (outcomes[name].bytes, outcomes[name].goodput_bps) == (0, 0.0)
+        assert (outcomes[name].bytes, outcomes[name].goodput_bits_per_s) == (0, 0.0)
         assert outcomes[name].first_byte_s is None
     assert outcomes["tcp"].verified
     assert published(root) == {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = (
     Column("label", ""),
-    Column("goodput_bps", "goodput", format_bit_rate),
+    Column("goodput_bits_per_s", "goodput", format_bit_rate),
     Column("first_byte_s", "first", format_duration),
     Column("seconds", "last", format_duration),
     Column("sent_bytes", "sent", format_size),
@@ -103,16 +103,23 @@ def transports(
                 click.echo(f"{transport.name} ...", err=True)
             outcomes.append(comparison.measure(transport))
             if json:
-                click.echo(json_line(asdict(outcomes[-1])))
+                click.echo(json_line(_json_fields(outcomes[-1])))
         counts = comparison.network_counts()
     if drawing is not None:
-        drawing.goodput([(_label(each), each.goodput_bps, each.verified) for each in outcomes])
+        drawing.goodput(
+            [(_label(each), each.goodput_bits_per_s, each.verified) for each in outcomes]
+        )
     if not json:
         _show(outcomes, counts)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in failed:
         print_error(f"{_label(outcome)}: {outcome.error}")
     return FAILED if failed else DONE
+
+
+def _json_fields(outcome: "TransportResult") -> dict[str, object]:
+    names = {"goodput_bits_per_s": "goodput_bps"}
+    return {names.get(key, key): value for key, value in asdict(outcome).items()}
 
 
 def _label(outcome: "TransportResult") -> str:
@@ -148,11 +155,11 @@ def _conclusions(outcomes: "Sequence[TransportResult]") -> Iterator[str]:
             yield f"Plain UDP lost {share:.2%} of what it sent, and did not resend it."
         else:
             yield "Plain UDP lost nothing this time, but would not have noticed a loss."
-    goodput = attrgetter("goodput_bps")
+    goodput = attrgetter("goodput_bits_per_s")
     for pick in (max, min):
         slow, fast = sorted((udp, pick(tcp, key=goodput)), key=goodput)
         if slow.bytes:
-            times = fast.goodput_bps / slow.goodput_bps
+            times = fast.goodput_bits_per_s / slow.goodput_bits_per_s
             how = f"{times:.3g} times as" if times >= _ALIKE else "about as"
             yield f"{_label(fast)} was {how} fast as {_label(slow)}."
 
