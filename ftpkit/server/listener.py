@@ -65,6 +65,12 @@ class Listeners:
     def addresses(self) -> list[Address]:
         return [listener.address for listener in self._listeners]
 
+    @property
+    def address(self) -> Address:
+        if not self._listeners:
+            raise RuntimeError("the server was not started")
+        return self._listeners[0].address
+
     def open(self) -> list[DatagramSocket]:
         """Bind the sockets; return the UDP sockets, which the caller closes. Raises OSError."""
         self.stopping.clear()

@@ -69,8 +69,8 @@ class Server:
 
     @property
     def address(self) -> Address:
-        """The first of ``addresses``."""
-        return self.addresses[0]
+        """The first of ``addresses``; RuntimeError while the server does not run."""
+        return self._listeners.address
 
     def start(self) -> None:
         """Open the store, listen, and serve in the background; raises OSError."""

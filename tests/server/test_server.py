@@ -500,3 +500,12 @@ def test_the_public_names_are_these() -> None:
 )
 def test_a_peer_is_known_by_its_own_address(address: tuple[Any, ...], name: str) -> None:
     assert peer_name(address) == name
+
+
+def test_a_server_that_does_not_run_has_no_address(tmp_path: Path) -> None:
+    server = Server(tmp_path / "root", port=0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="was not started"):
+            server.address  # noqa: B018
+        with server:
+            assert server.address == server.addresses[0]

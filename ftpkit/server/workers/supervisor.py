@@ -93,7 +93,7 @@ class Supervisor:
 
     @property
     def address(self) -> Address:
-        return self.addresses[0]
+        return self._listeners.address
 
     def start(self) -> None:
         """Open the store, listen, and start the workers; raises OSError."""
