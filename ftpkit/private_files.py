@@ -9,7 +9,7 @@ from typing import Final
 from ftpkit.errors import LocalFileError
 from ftpkit.osapi import files as os_files
 
-_OTHERS_WRITE: Final = 0o022
+OTHERS_WRITE: Final = 0o022
 _OTHERS: Final = 0o077
 _FLAGS: Final = os_files.O_NOFOLLOW | os_files.O_NONBLOCK | os_files.O_BINARY | os_files.O_CLOEXEC
 
@@ -114,7 +114,7 @@ def _check_directory(path: str) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise LocalFileError(f"{path} is not a directory")
     writable = f"other users can write to the directory {path}: chmod 700 {path}"
-    _check_access(path, status, _OTHERS_WRITE, writable)
+    _check_access(path, status, OTHERS_WRITE, writable)
 
 
 def _check_file(path: str, status: os.stat_result) -> None:

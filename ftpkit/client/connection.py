@@ -163,7 +163,7 @@ class Connection:
         interval_s, last = _FIRST_INTERVAL_S, None
         moved_at = time.monotonic()
         while True:
-            asked_at = time.monotonic()
+            requested_at = time.monotonic()
             self.send(request)
             reply = self.receive().reply
             if not isinstance(reply, m.Pending):
@@ -174,7 +174,7 @@ class Connection:
             elif now - moved_at > self.timeout_s:
                 raise StallTimeoutError("the server reported no progress for too long")
             # A server that holds each request for a while is asked again at once.
-            if self.stream.wait_readable(max(0.0, asked_at + interval_s - now)):
+            if self.stream.wait_readable(max(0.0, requested_at + interval_s - now)):
                 self.receive()  # raises: no reply is due
             interval_s = min(2 * interval_s, _MAX_INTERVAL_S)
 

@@ -10,7 +10,7 @@ from ftpkit.scheduling.rate_limit import RateLimiter
 # A pause shorter than this is left to add up: sleeping has a granularity of its own.
 _SHORTEST_S: Final = 0.002
 # Time at the rate that one quantum takes, for an even flow.
-_QUANTUM_S: Final = 0.02
+_SLEEP_QUANTUM_S: Final = 0.02
 
 
 class Limiter(Protocol):
@@ -38,7 +38,7 @@ class TokenBucket:
     ) -> None:
         self._bucket = RateLimiter(bytes_per_s)
         self._bucket.due_s = clock()  # empty at first
-        self._quantum = max(1024, min(int(bytes_per_s * _QUANTUM_S), 1024 * 1024))
+        self._quantum = max(1024, min(int(bytes_per_s * _SLEEP_QUANTUM_S), 1024 * 1024))
         self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
 

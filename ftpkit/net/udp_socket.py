@@ -150,16 +150,16 @@ def drive_session(
     cipher: DatagramCipher,
     session: DatagramSession,
     *,
-    while_: Callable[[float], bool],
+    should_continue: Callable[[float], bool],
     quantum: Callable[[], AbstractContextManager[int | None]] = contextlib.nullcontext,
 ) -> None:
-    """Run ``session`` over ``sock`` while ``while_``, called with the time, returns True.
+    """Run ``session`` over ``sock`` while ``should_continue``, called with the time, returns True.
 
     Each round receives and sends within a ``quantum``, which yields how many bytes may be
     received, None for no limit. Raises ProtocolError if a peer that has the key sends what is
     not valid, ConnectionLostError if the socket fails.
     """
-    while while_(time.monotonic()):
+    while should_continue(time.monotonic()):
         with quantum() as most:
             now = time.monotonic()
             for raw, _ in sock.receive(most):
@@ -171,7 +171,7 @@ def drive_session(
                 sock.send(cipher.encrypt(*datagrams))
         wait_s = session.next_event(now) - time.monotonic()
         # The last datagram may have ended the session.
-        if wait_s > 0 and while_(time.monotonic()):
+        if wait_s > 0 and should_continue(time.monotonic()):
             sock.wait(wait_s)
 
 

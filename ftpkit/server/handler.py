@@ -34,7 +34,7 @@ from ftpkit.storage import DirectoryStore
 from ftpkit.storage.api import QuotaAwareStore, Store, SweepingStore
 from ftpkit.tokens import Tokens
 
-# For the first byte, and again for the whole handshake; nobody is authenticated by then.
+# For the first byte, and again for the whole handshake; no client has authenticated yet.
 _HANDSHAKE_S: Final = 10.0
 _SWEEP_S: Final = 3600.0
 # WIRE.md promises the reply to a repeated commit for at least a day.
@@ -223,7 +223,9 @@ def open_store(
 
 def used_bytes_of(store: Store) -> UsedBytes:
     """Return the function that counts stored bytes; a store without one accepts no quotas."""
-    return store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, go_on: 0
+    return (
+        store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, should_continue: 0
+    )
 
 
 def sweep_hourly(store: Store, listeners: Listeners) -> None:

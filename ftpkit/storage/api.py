@@ -211,10 +211,10 @@ class QuotaAwareStore(Protocol):
     def with_quota(self, quota: QuotaScope) -> Store:
         """Return the same store, with every change reserved from and reported to ``quota``."""
 
-    def used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
+    def used_bytes(self, name: str, should_continue: Callable[[], bool]) -> int:
         """Return the bytes stored under ``name``, or declared by unfinished uploads.
 
-        The count ends early once ``go_on`` returns False. OSError: a directory was moved
+        The count ends early once ``should_continue`` returns False. OSError: a directory was moved
         during the count.
         """
 

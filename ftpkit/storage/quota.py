@@ -8,25 +8,25 @@ from typing import Final, Protocol
 class Reservation:
     """Bytes of a quota that are reserved until ``commit`` or ``cancel``; further calls do nothing.
 
-    ``settle`` is called once, with True for commit and False for cancel.
+    ``on_end`` is called once, with True for commit and False for cancel.
     """
 
-    def __init__(self, settle: Callable[[bool], None]) -> None:
-        self._settle = settle
-        self._settled = threading.Lock()
+    def __init__(self, on_end: Callable[[bool], None]) -> None:
+        self._on_end = on_end
+        self._ended = threading.Lock()
 
     def commit(self) -> None:
         """Count the bytes as stored: a count of the store finds them."""
-        self._settle_once(committed=True)
+        self._end(committed=True)
 
     def cancel(self) -> None:
         """Free the bytes: they are not stored, and will not be."""
-        self._settle_once(committed=False)
+        self._end(committed=False)
 
-    def _settle_once(self, *, committed: bool) -> None:
-        # Two connections may settle the same block: one that wrote it, one that took it over.
-        if self._settled.acquire(blocking=False):
-            self._settle(committed)
+    def _end(self, *, committed: bool) -> None:
+        # Two connections may end it for the same block: one that wrote it, one that took it over.
+        if self._ended.acquire(blocking=False):
+            self._on_end(committed)
 
 
 class QuotaScope(Protocol):

@@ -331,14 +331,14 @@ class EchoSession:
 
 
 def driven(
-    sock: DatagramSocket, session: EchoSession, while_: Callable[[float], bool]
+    sock: DatagramSocket, session: EchoSession, should_continue: Callable[[float], bool]
 ) -> tuple[threading.Thread, list[BaseException]]:
     """Drive ``session`` in a thread; return it and a list of what it raised."""
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            drive_session(sock, DatagramCipher(KEY), session, while_=while_)
+            drive_session(sock, DatagramCipher(KEY), session, should_continue=should_continue)
         except Exception as error:  # noqa: BLE001  the test looks at it
             raised.append(error)
 
@@ -363,7 +363,10 @@ def test_two_sessions_exchange_datagrams_and_ignore_forged_ones(
     done = threading.Event()
     thread, raised = driven(other, answering, lambda now: not done.is_set())
     drive_session(
-        sock, DatagramCipher(KEY), asking, while_=lambda now: len(asking.received_payloads) < 40
+        sock,
+        DatagramCipher(KEY),
+        asking,
+        should_continue=lambda now: len(asking.received_payloads) < 40,
     )
     done.set()
     other.shutdown()
@@ -385,7 +388,7 @@ def test_an_invalid_authentic_datagram_ends_the_loop(stack: ExitStack) -> None:
             sock,
             DatagramCipher(KEY),
             EchoSession(0, ProtocolError("nonsense")),
-            while_=lambda now: True,
+            should_continue=lambda now: True,
         )
 
 
@@ -395,7 +398,9 @@ def test_the_loop_ends_with_its_socket(stack: ExitStack) -> None:
     with closing(sock):
         sock.shutdown()
         with pytest.raises(ConnectionLostError):
-            drive_session(sock, DatagramCipher(KEY), EchoSession(3), while_=lambda now: True)
+            drive_session(
+                sock, DatagramCipher(KEY), EchoSession(3), should_continue=lambda now: True
+            )
 
 
 def test_a_memory_view_is_encrypted_in_place(stack: ExitStack) -> None:

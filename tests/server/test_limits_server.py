@@ -117,7 +117,7 @@ class Disk:
         self.counting, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def count(self, name: str, go_on: Callable[[], bool]) -> int:
+    def count(self, name: str, should_continue: Callable[[], bool]) -> int:
         self.counting.set()
         assert self.go.wait(LONG_S)
         return self.used
@@ -288,14 +288,14 @@ def test_a_reservation_made_after_its_worker_ended_is_cancelled(
     join: Join, disk: Disk, limits: LocalLimits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, cancelled = join(1), join(2), threading.Event()
-    settle = limits.quotas._settle
+    release = limits.quotas._release
 
     def note(reserved: Any, committed: bool) -> None:
-        settle(reserved, committed)
+        release(reserved, committed)
         if not committed:
             cancelled.set()
 
-    monkeypatch.setattr(limits.quotas, "_settle", note)
+    monkeypatch.setattr(limits.quotas, "_release", note)
     disk.go.clear()
     one.channel.send(
         op="shared_limits", what="reserve", call=0, name="f", count=60, under="", quota=100

@@ -52,7 +52,7 @@ Join = Callable[[int], Worker]
 
 @pytest.fixture
 def limits() -> LocalLimits:
-    return LocalLimits(lambda name, go_on: 0)
+    return LocalLimits(lambda name, should_continue: 0)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Disk:
         self.during: Callable[[], object] = lambda: None
         """Called in a count: ``early`` before it reads anything, ``during`` after it read all."""
 
-    def count(self, name: str, go_on: Callable[[], bool]) -> int:
+    def count(self, name: str, should_continue: Callable[[], bool]) -> int:
         self.counted.append(name)
         self.early()
         found = sum(
@@ -299,9 +299,9 @@ def test_try_reserve_succeeds_where_no_count_is_needed(ledger: QuotaLedger, disk
 def test_close_interrupts_a_count_and_the_requests_that_wait_for_it() -> None:
     counting = threading.Event()
 
-    def count(name: str, go_on: Callable[[], bool]) -> int:
+    def count(name: str, should_continue: Callable[[], bool]) -> int:
         counting.set()
-        while go_on():
+        while should_continue():
             pass
         return 0
 

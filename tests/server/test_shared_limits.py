@@ -480,11 +480,11 @@ def test_a_count_of_a_deep_tree_uses_no_more_descriptors_or_steps(home: Home) ->
         home.by_hand("/".join("d" * depth) + "/f", 7)
     steps = list[int]()
 
-    def go_on() -> bool:
+    def should_continue() -> bool:
         steps.append(len(os.listdir("/proc/self/fd")))
         return True
 
-    assert home.store.used_bytes("", go_on) == 21
+    assert home.store.used_bytes("", should_continue) == 21
     assert max(steps) == min(steps)
     assert len(steps) <= 2 * 400 + 2
 
@@ -494,11 +494,11 @@ def test_a_directory_renamed_during_a_count_does_not_lead_outside(home: Home) ->
     home.by_hand("a/b/c/f", 10)
     top, steps = home.place.root, list[str]()
 
-    def go_on() -> bool:
+    def should_continue() -> bool:
         steps.append("")
         if len(steps) == 3:
             (top / "a/b").rename(top / "moved")
         return True
 
     with pytest.raises(OSError, match="tale"):
-        home.store.used_bytes("", go_on)
+        home.store.used_bytes("", should_continue)

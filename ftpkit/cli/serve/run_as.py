@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from ftpkit.private_files import OTHERS_WRITE
+
 try:
     import pwd
 except ImportError:  # not a Unix
     pwd = None  # type: ignore[assignment]  # see _HAS_ACCOUNTS
 
 _HAS_ACCOUNTS: Final = pwd is not None
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _only_root_writes(path: str) -> bool:
     """Whether only root can create and rename entries of other users in ``path``."""
     status = os.lstat(path)
     mode = status.st_mode
-    only = stat.S_ISLNK(mode) or mode & stat.S_ISVTX or not mode & _OTHERS_WRITE
+    only = stat.S_ISLNK(mode) or mode & stat.S_ISVTX or not mode & OTHERS_WRITE
     return status.st_uid == 0 and bool(only)
 
 

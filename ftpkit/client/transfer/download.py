@@ -15,7 +15,7 @@ from ftpkit.protocol.digest import digest_of, format_digest
 from ftpkit.protocol.messages import FileReply, Get, GetReply, Stat, StatReply
 from ftpkit.storage.api import Upload, UploadSpec, hold_block
 
-WINDOW: Final = 4
+DOWNLOAD_WINDOW: Final = 4
 
 _PIECE: Final = 1024 * 1024
 
@@ -92,7 +92,7 @@ class BlockDownload:
     ) -> None:
         self._connection, self._upload, self._file = connection, upload, file
         self._target, self._buffer = target, memoryview(bytearray(_PIECE))
-        self._blocks = BlockTransfer(connection, file.total, WINDOW, on_progress)
+        self._blocks = BlockTransfer(connection, file.total, DOWNLOAD_WINDOW, on_progress)
         self._held = {record.offset for record in upload.records(connection.algorithm)}
         self._blocks.count_missing(self._missing())
 

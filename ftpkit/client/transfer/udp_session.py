@@ -31,7 +31,7 @@ _BLOCKED_S: Final = 2.0
 # A path that worked may be silent for this time before UDP is given up.
 _DEAD_S: Final = 10.0
 _CHECK_S: Final = 0.25
-_PING_S: Final = 15.0
+_KEEPALIVE_S: Final = 15.0
 
 
 def send_blocks(
@@ -120,7 +120,7 @@ def run_session(
         path = PathProber(reply.session, sock.sizes(), time.monotonic())
         session = ClientDatagramSession(path, partial(start, reply.session))
         watchdog = _Watchdog(connection, session, on_moved, bytes_per_s)
-        drive_session(sock, cipher, session, while_=watchdog.is_running)
+        drive_session(sock, cipher, session, should_continue=watchdog.is_running)
         # The last acknowledgement: without it the server would send again.
         sock.send(cipher.encrypt(*session.datagrams_to_send(time.monotonic())))
     return watchdog.moved
@@ -204,7 +204,7 @@ class _Watchdog:
         if idle_s > (timeout_s := max(connection.timeout_s, patience_s)):
             raise StallTimeoutError(f"{connection.address} transferred no data for {timeout_s:g} s")
         # While blocks move, pings keep the TCP session; in a silence they show whether TCP works.
-        due = self._pinged_at + (_PING_S if idle_s < patience_s / 2 else _DEAD_S / 4)
+        due = self._pinged_at + (_KEEPALIVE_S if idle_s < patience_s / 2 else _DEAD_S / 4)
         if now > due and not self._unanswered:
             self._unanswered, self._pinged_at = True, now
             connection.send(Ping())

@@ -28,7 +28,7 @@ from ftpkit.protocol.fields import BLOCK_RECORD, unpack_block_records
 
 SMALL_FILE: Final = 1024 * 1024
 # Blocks sent ahead of their replies: enough to fill a path with a high bandwidth-delay product.
-WINDOW: Final = 16
+UPLOAD_WINDOW: Final = 16
 
 
 @dataclass(slots=True)
@@ -82,10 +82,10 @@ class Upload:
                 failure = source.changed_error()
                 continue
             failure = damaged_error(repr(self.name))
-            sent_before, asked_before = self._put_sent, self._put_job is not None
+            sent_before, wait_sent = self._put_sent, self._put_job is not None
             self._put_sent = True
             reply = self._put_reply(connection, request)
-            if isinstance(reply, RefusedError) and reply.code is Code.NOT_FOUND and asked_before:
+            if isinstance(reply, RefusedError) and reply.code is Code.NOT_FOUND and wait_sent:
                 continue  # the server was restarted, or it is another worker that answers
             if isinstance(reply, RefusedError) and reply.code is Code.EXISTS and sent_before:
                 # The file may be ours, and only the reply to an earlier put was lost.
@@ -193,7 +193,7 @@ class BlockUpload:
             mode=source.mode,
             overwrite=overwrite,
         )
-        self._blocks = BlockTransfer(connection, source.total, WINDOW, on_progress)
+        self._blocks = BlockTransfer(connection, source.total, UPLOAD_WINDOW, on_progress)
         self._held: dict[int, str] = {}
         self._digests: dict[int, str] = {}
 

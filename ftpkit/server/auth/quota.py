@@ -95,7 +95,7 @@ class QuotaLedger:
         for thread in threads:
             thread.join()
 
-    # The methods below are called with the lock held, but for _settle and _run.
+    # The methods below are called with the lock held, but for _release and _run.
 
     def _fits(self, usage: "_Usage", quota: int, count: int) -> bool:
         """Whether ``count`` certainly fits; raise RefusedError if it certainly does not."""
@@ -108,7 +108,7 @@ class QuotaLedger:
             return False
         raise RefusedError(
             Code.QUOTA_EXCEEDED,
-            # How much is stored is not told: a user may lack the permission to read.
+            # How much is stored is not disclosed: a user may lack the permission to read.
             f"{count:,} bytes exceed the space left in the quota of {quota:,} bytes",
         )
 
@@ -125,9 +125,9 @@ class QuotaLedger:
         self._reserved.add(reserved)
         for under, usage in self._usages.items():
             reserved.add_to(under, usage)
-        return Reservation(partial(self._settle, reserved))
+        return Reservation(partial(self._release, reserved))
 
-    def _settle(self, reserved: "_Reserved", committed: bool) -> None:
+    def _release(self, reserved: "_Reserved", committed: bool) -> None:
         with self._changed:
             self._reserved.remove(reserved)
             for usage, started in reserved.usages:

@@ -138,7 +138,7 @@ class UdpConversation:
         if opened is None:
             return
         with contextlib.suppress(FtpkitError), self._lock:
-            echo = self._answer(*opened, address)
+            echo = self._echo_for(*opened, address)
             if echo is not None:
                 (parts,) = self._cipher.encrypt(echo)
                 self._listener.send_to(parts, address, self._local[1])
@@ -162,7 +162,7 @@ class UdpConversation:
         else:
             self._on_end()
 
-    def _answer(
+    def _echo_for(
         self, header: Header, payload: bytes | memoryview, address: SocketAddress
     ) -> Datagram | None:
         """Return the echo of a probe; one with the proof for its address connects the session.
@@ -196,7 +196,9 @@ class UdpConversation:
         now = time.monotonic()
         rtt_s = max(probe.rtt_us / 1e6, _MIN_RTT_S)
         transfer = self._start(self.session, probe.piece, rtt_s, now)
-        session = self._session = ServerDatagramSession(self.session, transfer, self._answer_again)
+        session = self._session = ServerDatagramSession(
+            self.session, transfer, self._on_connected_probe
+        )
         sock = DatagramSocket(bind_shared(*self._local))
         try:
             sock.connect(address)
@@ -210,13 +212,13 @@ class UdpConversation:
             raise
         self._sock, self._thread, self._peer = sock, thread, address
 
-    def _answer_again(self, header: Header, payload: bytes | memoryview) -> Datagram | None:
+    def _on_connected_probe(self, header: Header, payload: bytes | memoryview) -> Datagram | None:
         """Answer a probe that came to the session's socket, which is connected to one address."""
         with self._lock:
-            return self._answer(header, payload, self._peer) if self._peer else None
+            return self._echo_for(header, payload, self._peer) if self._peer else None
 
     def _run(self, session: ServerDatagramSession, sock: DatagramSocket) -> None:
-        def goes_on(now: float) -> bool:
+        def should_continue(now: float) -> bool:
             silence_s = now - max(session.last_received_at, self._heard_at)
             return not self._stopped and not session.done and silence_s < _SILENCE_S
 
@@ -226,7 +228,7 @@ class UdpConversation:
                 sock,
                 cipher,
                 session,
-                while_=goes_on,
+                should_continue=should_continue,
                 quantum=lambda: self._take_turn(lambda: _moved(session.transfer)),
             )
         except (FtpkitError, OSError) as error:

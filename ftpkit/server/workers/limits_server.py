@@ -151,7 +151,7 @@ class RemoteLimits:
         reply = self._request(what="reserve", name=name, count=count, under=under, quota=quota)
         if "refused" in reply:
             raise RefusedError(Code(reply["refused"]), reply["message"])
-        return Reservation(partial(self._settle, reply["number"]))
+        return Reservation(partial(self._release, reply["number"]))
 
     def note_deleted(self, name: str) -> None:
         self._note(what="deleted", name=name)
@@ -163,5 +163,5 @@ class RemoteLimits:
         if self._has_quotas():
             self._request(**message)
 
-    def _settle(self, number: int, committed: bool) -> None:
+    def _release(self, number: int, committed: bool) -> None:
         self._request(what="commit" if committed else "cancel", number=number)

@@ -340,7 +340,7 @@ class FileSystem:
 
         Where the file system cannot allocate, the length of each file is what was promised to
         it: the space that is free must do for this file and for ``others``, the status of all
-        files that wait for their bytes (and perhaps of this one).
+        files that wait for their bytes (which may include this file).
         """
         if size < _MIN_PREALLOCATED:
             return

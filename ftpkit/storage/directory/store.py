@@ -150,14 +150,14 @@ class DirectoryStore:
     def read(self, name: str) -> FileReader:
         return FileReader(name, self._tree.open(name))
 
-    def used_bytes(self, name: str, go_on: Callable[[], bool]) -> int:
+    def used_bytes(self, name: str, should_continue: Callable[[], bool]) -> int:
         # Uploads first: one that is published meanwhile counts twice rather than never.
-        total = declared_bytes(self._uploads.unfinished, name, go_on)
+        total = declared_bytes(self._uploads.unfinished, name, should_continue)
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
             self._tree.directory(split_name(name)) as directory,
         ):
-            total += stored_bytes(directory, go_on)
+            total += stored_bytes(directory, should_continue)
         return total
 
     def stage(self, spec: UploadSpec, digest: str | None) -> StagedFile:

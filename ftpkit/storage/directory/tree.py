@@ -188,7 +188,7 @@ class Tree:
     ) -> FileInfo:
         """Rename a complete file from ``source`` to its name, atomically and durably.
 
-        ``quota`` is told of a file that it replaced. ``fd`` is a descriptor of the file, which
+        ``quota`` is notified of a file that it replaced. ``fd`` is a descriptor of the file, which
         a moment later may have been replaced under its name.
         """
 

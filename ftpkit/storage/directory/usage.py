@@ -12,11 +12,11 @@ from ftpkit.storage.journal import MAX_RECORD
 # It vanished, is no longer a directory, or cannot be read.
 _SKIPPED: Final = FileNotFoundError, NotADirectoryError, PermissionError
 
-GoOn = Callable[[], bool]
+ShouldContinue = Callable[[], bool]
 
 
-def stored_bytes(top: DirHandle, go_on: GoOn) -> int:
-    """Return the bytes of all files below ``top``; end early once ``go_on`` returns False.
+def stored_bytes(top: DirHandle, should_continue: ShouldContinue) -> int:
+    """Return the bytes of all files below ``top``; end once ``should_continue`` returns False.
 
     Each directory is opened once and left by "..", so that neither the work for each nor open
     descriptors grow with the depth. OSError: a directory was moved during the count.
@@ -25,7 +25,7 @@ def stored_bytes(top: DirHandle, go_on: GoOn) -> int:
     try:
         total, waiting = _read(current)
         levels = [(current.status(), waiting)]
-        while go_on():
+        while should_continue():
             _, waiting = levels[-1]
             if waiting:
                 try:
@@ -49,14 +49,14 @@ def stored_bytes(top: DirHandle, go_on: GoOn) -> int:
         current.close()
 
 
-def declared_bytes(uploads: DirHandle, name: str, go_on: GoOn) -> int:
+def declared_bytes(uploads: DirHandle, name: str, should_continue: ShouldContinue) -> int:
     """Return the totals of unfinished uploads of ``name`` or to a name below it.
 
     Where the total is unknown, the bytes that have arrived count.
     """
     total = 0
     for key, _ in uploads.names():
-        if not go_on():
+        if not should_continue():
             break
         with contextlib.suppress(*_SKIPPED), uploads.open_directory(key) as directory:
             directory.stat(DATA)  # without data it was published
