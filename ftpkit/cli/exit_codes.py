@@ -55,7 +55,6 @@ class Tally:
         self.failures = 0
 
     def add(self, error: FtpkitError) -> None:
-        """Record a failure."""
         self._add(exit_code(error))
 
     def fail(self, message: str, name: str) -> None:

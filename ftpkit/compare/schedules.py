@@ -146,5 +146,4 @@ def _outcome(policy: str, load: float, name: str, flows: Sequence[_FlowTimes]) -
 
 
 def _p99(ordered: Sequence[float]) -> float:
-    """Return the 99th percentile of sorted values."""
     return ordered[math.ceil(len(ordered) * 0.99) - 1]

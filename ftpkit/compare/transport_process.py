@@ -59,11 +59,11 @@ class TransportResult:
 
     ``bytes`` of the file arrived; ``seconds`` passed from opening the first connection until
     the server held the last of them, ``first_byte_s`` until it held the first.
-    ``goodput_bits_per_s`` counts bits of the file. ``sent_bytes`` counts all that was sent, ``resent_bytes``
-    what was sent again and ``lost_bytes`` what never arrived; None where unknown, as the loss
-    of TCP. CPU times include publishing and removing the file; the server's is known only
-    for our own. ``verified``: the file was published, complete and verified. ``stopped``: the
-    time limit was reached first; ``error``: the reason for another failure.
+    ``goodput_bits_per_s`` counts bits of the file, ``sent_bytes`` all that was sent,
+    ``resent_bytes`` what was sent again and ``lost_bytes`` what never arrived; None where
+    unknown, as the loss of TCP. CPU times include publishing and removing the file; the server's
+    is known only for our own. ``verified``: the file was published, complete and verified.
+    ``stopped``: the time limit was reached first; ``error``: the reason for another failure.
     ``congestion`` is TCP's congestion control.
     """
 

@@ -187,12 +187,7 @@ class FrameStream:
                     self._transport.send(part)
 
     def send_range(
-        self,
-        header: bytes,
-        fd: int,
-        offset: int,
-        count: int,
-        on_bytes: OnBytes = lambda count: None,
+        self, header: bytes, fd: int, offset: int, count: int, on_bytes: OnBytes = lambda n: None
     ) -> None:
         """Send ``header`` and then ``count`` bytes of a file, from ``offset``.
 

@@ -162,11 +162,7 @@ class Scheduler:
         return positions
 
     def _state(self, transfer: Transfer, now: float) -> FlowState:
-        state = transfer.state
-        if (
-            state is FlowState.BLOCKED
-            and not self.has_limits
-            and now - transfer.moved_s < _RECENT_S
-        ):
+        recent = now - transfer.moved_s < _RECENT_S
+        if transfer.state is FlowState.BLOCKED and recent and not self.has_limits:
             return FlowState.RUNNING
-        return state
+        return transfer.state

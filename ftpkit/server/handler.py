@@ -223,9 +223,7 @@ def open_store(
 
 def used_bytes_of(store: Store) -> UsedBytes:
     """Return the function that counts stored bytes; a store without one accepts no quotas."""
-    return (
-        store.used_bytes if isinstance(store, QuotaAwareStore) else lambda name, should_continue: 0
-    )
+    return store.used_bytes if isinstance(store, QuotaAwareStore) else lambda *args: 0
 
 
 def sweep_hourly(store: Store, listeners: Listeners) -> None:

@@ -1,7 +1,4 @@
-"""A store in memory, for tests and embedders: without a disk, and without optional powers.
-
-The methods are documented in storage/api.py.
-"""
+"""A store in memory, for tests and embedders; storage/api.py documents its methods."""
 
 import errno
 import os

@@ -125,7 +125,7 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
         registration = stack.enter_context(contextlib.ExitStack())
         credentials.register(registration, options.root)
         server = _server(options, credentials, sockets)
-        with _click_errors(f"cannot serve {options.root}"):
+        with _cli_errors(f"cannot serve {options.root}"):
             if os.path.exists(options.root) and not os.path.isdir(options.root):
                 raise NotADirectoryError("it is not a directory")
             os.makedirs(options.root, exist_ok=True)
@@ -166,7 +166,7 @@ def run_server(options: ServeOptions, context: click.Context) -> int:
 
 
 @contextlib.contextmanager
-def _click_errors(what: str) -> Iterator[None]:
+def _cli_errors(what: str) -> Iterator[None]:
     """Turn an OSError into a ClickException that begins with ``what``."""
     try:
         yield
@@ -178,9 +178,7 @@ def _listen(options: ServeOptions) -> list[ListeningSocket]:
     """Bind the port, or take the sockets that the service manager has passed."""
     datagrams = not options.no_udp
     host, port = options.host, options.port
-    with _click_errors(
-        f"cannot listen on {f'port {port}' if host is None else Address(host, port)}"
-    ):
+    with _cli_errors(f"cannot listen on {f'port {port}' if host is None else Address(host, port)}"):
         try:
             if inherited := inherited_sockets():
                 return adopt(inherited, datagrams=datagrams)
@@ -201,7 +199,7 @@ def _drop_privileges(
     account: SystemUser, options: ServeOptions, sockets: Sequence[ListeningSocket]
 ) -> None:
     """Become ``account``, after creating its directories and giving it the sockets."""
-    with _click_errors(f"--user {account.name}"):
+    with _cli_errors(f"--user {account.name}"):
         account.make_directory(options.root, 0o777)
         if options.state is not None:
             account.make_directory(options.state, 0o700)

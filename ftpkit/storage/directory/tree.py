@@ -520,7 +520,6 @@ def _deleted_meanwhile(name: str) -> RefusedError:
 
 
 def _is_same_file(source: DirHandle, part: str, target: DirHandle, to: str) -> bool:
-    """Whether both are names of one file."""
     try:
         return os.path.samestat(source.stat(part), target.stat(to))
     except FileNotFoundError:
