@@ -111,11 +111,8 @@ class WorkerPool:
 
     def serving(self) -> list[WorkerHandle]:
         """Return the workers that get new connections, or will when they have started."""
-        return [
-            each
-            for each in self.workers()
-            if each.state in (WorkerState.STARTING, WorkerState.SERVING)
-        ]
+        states = (WorkerState.STARTING, WorkerState.SERVING)
+        return [each for each in self.workers() if each.state in states]
 
     def stop(self) -> None:
         """Dispatch nothing more, and wake the threads that wait for a worker."""
@@ -260,10 +257,8 @@ class WorkerPool:
             if not header["proxied"]:
                 worker.count(host, -1)
             successor = self._workers.get(header["to"])
-            if successor is None or successor.state not in (
-                WorkerState.SERVING,
-                WorkerState.DRAINING,
-            ):
+            usable = (WorkerState.SERVING, WorkerState.DRAINING)
+            if successor is None or successor.state not in usable:
                 successor = self._least_loaded()
             if successor is not None:
                 successor.count(host, 1)
