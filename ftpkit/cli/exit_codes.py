@@ -41,7 +41,6 @@ class InterruptedTransferError(FtpkitError):
 
 
 def exit_code(error: FtpkitError) -> int:
-    """Return the exit code for ``error``."""
     if isinstance(error, RefusedError):
         return REFUSED
     return UNREACHABLE if isinstance(error, CannotConnectError) else FAILED

@@ -81,7 +81,6 @@ class TransferSettings:
 
     @property
     def shows_bars(self) -> bool:
-        """Whether progress bars are drawn."""
         return not self.json and not self.quiet and stderr_is_terminal()
 
     def run(

@@ -95,8 +95,6 @@ def main(job: str) -> None:
 
 
 class _Attempt:
-    """One upload and its measurements."""
-
     def __init__(self, job: Job) -> None:
         self._job, self._transport, self._url = job, job.transport, Url.parse(job.url)
         self._connections = Connections(self._url, job.transport.congestion)
@@ -114,7 +112,6 @@ class _Attempt:
         self._error: str | None = None
 
     def run(self) -> TransportResult:
-        """Upload, measure and clean up."""
         cpu_s = time.process_time()
         watchdog = _Watchdog(self._strategy, self._connections, self._job.limit_s)
         with Source(self._job.path) as source, closing(self._connections), self._sources:

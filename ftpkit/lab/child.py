@@ -73,7 +73,6 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of the child."""
         return self._process.pid
 
     def request(self, command: str = "") -> dict[str, Any]:

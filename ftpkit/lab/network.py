@@ -66,7 +66,6 @@ class EmulatedNetwork:
         return self._request("cut")
 
     def restore(self) -> NetworkCounts:
-        """Forward packets again after ``cut``."""
         return self._request("restore")
 
     def set_path_mtu(self, path_mtu: int) -> NetworkCounts:

@@ -111,7 +111,6 @@ class Forwarder:
         return len(packets)
 
     def report(self) -> dict[str, Any]:
-        """Return the statistics so far."""
         stats = self.model.stats
         stats.overrun, stats.waiting = self._source_device.overrun, self.model.in_flight
         return asdict(stats)

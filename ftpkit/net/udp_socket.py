@@ -71,7 +71,6 @@ class DatagramSocket:
         return sorted({mtu - headers, min(mtu, _ETHERNET) - headers, SAFE_DATAGRAM}, reverse=True)
 
     def send(self, parts: Sequence[Parts]) -> None:
-        """Send each pair as one datagram."""
         for batch in _batches(parts) if self._segments and len(parts) > 1 else [parts]:
             if len(batch) < 2 or not self._segments or not self._send_segments(batch):
                 for pair in batch:

@@ -27,7 +27,6 @@ def request_from_header(header: Header) -> Request:
 
 
 def request_to_header(request: Request) -> Header:
-    """Return the header of ``request``."""
     return {"op": request.op, **_values_of(request)}
 
 
@@ -50,7 +49,6 @@ def reply_from_header(kind: type[Reply], header: Header) -> Reply | Pending | Re
 
 
 def reply_to_header(reply: Reply | Pending) -> Header:
-    """Return the header of ``reply``."""
     pending = {"pending": True} if isinstance(reply, Pending) else {}
     return {"ok": True, **pending, **_values_of(reply)}
 

@@ -175,7 +175,6 @@ class MemoryStore:
         pass
 
     def store(self, spec: UploadSpec, data: bytes, content_digest: str) -> FileInfo:
-        """Store a whole file under its name."""
         with self._lock, translate_os_errors(spec.name):
             self._check(spec, len(data))
             self._make(os.path.dirname(spec.name))

@@ -18,8 +18,6 @@ _HAS_ACCOUNTS: Final = pwd is not None
 
 @dataclass(frozen=True, slots=True)
 class SystemUser:
-    """A user of this system."""
-
     name: str
     uid: int
     groups: tuple[int, ...]

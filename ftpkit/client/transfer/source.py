@@ -51,7 +51,6 @@ class Source:
         self._buffer = memoryview(bytearray(_PIECE))
 
     def read(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` from ``offset``."""
         while view:
             count = self._read(view, offset)
             view, offset = view[count:], offset + count

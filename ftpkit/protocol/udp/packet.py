@@ -40,8 +40,6 @@ SAFE_DATAGRAM: Final = 1280 - 48
 
 
 class Kind(IntEnum):
-    """The kind of a datagram."""
-
     DATA = 0  # a piece of a block
     ACK = 1  # which datagrams have arrived
     PROBE = 2  # from the client: does a datagram of this size pass?
@@ -93,7 +91,6 @@ class Probe(NamedTuple):
 
 
 def pack_header(session: int, number: int, kind: int, block: int = 0, offset: int = 0) -> bytes:
-    """Return the wire bytes of a header."""
     return HEADER.pack(session, number, block, offset, kind)
 
 

@@ -86,7 +86,6 @@ class PathProber:
         return max(self._next_probe_at, silent_at) if self._open else self._next_probe_at
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:
-        """Return the probes that are due."""
         if not self.piece and now >= self._decide_at:
             self.piece, self._next_probe_at = self._largest - OVERHEAD, now
         if now < self.next_event(now):

@@ -53,7 +53,6 @@ class ClientDatagramSession:
 
     @property
     def done(self) -> bool:
-        """Whether all blocks have arrived."""
         return self.transfer is not None and self.transfer.done
 
     def receive(self, header: Header, payload: bytes | memoryview, now: float) -> None:

@@ -141,7 +141,6 @@ class UploadFiles:
         return False
 
     def close(self) -> None:
-        """Close both files and the directory."""
         os.close(self.data)
         os.close(self._journal)
         self.directory.close()

@@ -154,7 +154,6 @@ class Uploads:
                 yield directory.stat(DATA)
 
     def close(self) -> None:
-        """Checkpoint and close all uploads."""
         uploads = list(self._open.values())
         self._open.clear()
         for upload in uploads:
