@@ -32,27 +32,27 @@ PAIRS: Final = [(UDP, "cubic"), (UDP, "bbr"), (UDP, UDP), ("cubic", "bbr"), ("cu
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _options(arguments)
-    shape = NetworkProfile.parse(options.link)
+    profile = NetworkProfile.parse(options.link)
     print(f"link {options.link}, {options.seconds:.0f} s, Mbit/s, medians of {options.rounds}")
     with tempfile.TemporaryDirectory() as directory:
         source = os.path.join(directory, "source")
         # More than fits through in that time.
-        write_file(source, int(shape.bits_per_s / 8 * options.seconds) // MiB * MiB + MiB)
+        write_file(source, int(profile.bits_per_s / 8 * options.seconds) // MiB * MiB + MiB)
         found: dict[tuple[str, str], list[list[float]]] = {pair: [] for pair in PAIRS}
         for _ in range(options.rounds):
             for pair in PAIRS:
-                found[pair].append(_together(pair, shape, source, options.seconds))
+                found[pair].append(_together(pair, profile, source, options.seconds))
     for (first, second), rates in found.items():
         medians = [statistics.median(flow) for flow in zip(*rates, strict=True)]
         print(f"{first:>5} {medians[0]:5.1f}   beside {second:>5} {medians[1]:5.1f}")
 
 
 def _together(
-    kinds: Sequence[str], shape: NetworkProfile, source: str, seconds: float
+    kinds: Sequence[str], profile: NetworkProfile, source: str, seconds: float
 ) -> list[float]:
     """Return what each kind of flow moved in ``seconds``, in megabits a second."""
     with ExitStack() as stack:
-        link = stack.enter_context(EmulatedNetwork(shape))
+        link = stack.enter_context(EmulatedNetwork(profile))
         host = {"host": link.far.v4}
         server = stack.enter_context(ChildProcess("ftpkit.compare.server_process", host, link.far))
         url = Url(Address(**server.receive()), plain=True)

@@ -16,7 +16,7 @@ from ftpkit.client import UdpMode as Mode
 from ftpkit.client.transfer import udp_session
 from ftpkit.errors import StallTimeoutError, UdpBlockedError
 from tests.support.hostile import HELLO, Peer, Script, hostile
-from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, Udp, pieces_of
+from tests.support.udp import ACK, DATA, ECHO, END, PROBE, SERVER, Heard, RawDatagrams, pieces_of
 
 BLOCK = 4 * 1024 * 1024
 PIECE = 1000
@@ -26,7 +26,7 @@ SESSION = 42
 Answer = Callable[["UdpPeer", Heard], Iterator[bytes]]
 
 
-class UdpPeer(Udp):
+class UdpPeer(RawDatagrams):
     """The server side of a UDP session, on the port of the TCP connection."""
 
     def __init__(self, address: tuple[str, int]) -> None:
@@ -38,7 +38,7 @@ class UdpPeer(Udp):
 
     def datagram(self, kind: int, payload: bytes = b"", **keys: Any) -> bytes:
         """Return a datagram of the server."""
-        return self.sealed(kind | SERVER, payload, **keys)
+        return self.encrypted(kind | SERVER, payload, **keys)
 
     def echo(self, received: Heard, *, proof: int = 7, size: int = 0) -> bytes:
         """Return the echo of a probe."""
@@ -303,7 +303,7 @@ def test_datagrams_that_a_client_ignores(source: Path, payload: bytes) -> None:
         for kind in (PROBE, 5, 127):
             yield udp.datagram(kind, payload)
         for kind in (DATA, ACK, ECHO, END):
-            yield udp.sealed(kind, payload, number=received.number)
+            yield udp.encrypted(kind, payload, number=received.number)
         yield b""
         yield payload
 

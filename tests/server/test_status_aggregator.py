@@ -57,7 +57,7 @@ def ask(aggregator: StatusAggregator) -> Iterator[Callable[[int], "Future[Server
         yield start
 
 
-Ask = Callable[[int], "Future[ServerStatus]"]
+RequestStatus = Callable[[int], "Future[ServerStatus]"]
 
 
 def part(name: str, uploads: int = 1) -> ServerStatus:
@@ -69,7 +69,7 @@ def names(whole: ServerStatus) -> set[str]:
 
 
 def test_the_statuses_of_all_workers_are_merged(
-    aggregator: StatusAggregator, join: Join, ask: Ask
+    aggregator: StatusAggregator, join: Join, ask: RequestStatus
 ) -> None:
     one, other = join(3), join(5)
     future = ask(2)
@@ -83,7 +83,7 @@ def test_the_statuses_of_all_workers_are_merged(
 
 
 def test_a_worker_that_ends_is_not_waited_for_and_keeps_its_latest_totals(
-    aggregator: StatusAggregator, join: Join, ask: Ask
+    aggregator: StatusAggregator, join: Join, ask: RequestStatus
 ) -> None:
     one, other = join(1), join(2)
     aggregator.receive(other, None, part("b", uploads=7))
@@ -101,7 +101,7 @@ def test_a_worker_that_ends_is_not_waited_for_and_keeps_its_latest_totals(
 
 
 def test_a_worker_that_does_not_reply_is_left_out(
-    aggregator: StatusAggregator, join: Join, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    aggregator: StatusAggregator, join: Join, ask: RequestStatus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status_module, "_TIMEOUT_S", 0.05)
     one, silent = join(1), join(2)
@@ -112,7 +112,7 @@ def test_a_worker_that_does_not_reply_is_left_out(
 
 
 def test_without_any_reply_it_is_refused(
-    aggregator: StatusAggregator, join: Join, ask: Ask
+    aggregator: StatusAggregator, join: Join, ask: RequestStatus
 ) -> None:
     worker = join(1)
     future = ask(1)
@@ -123,7 +123,7 @@ def test_without_any_reply_it_is_refused(
 
 
 def test_concurrent_requests_get_their_own_replies(
-    aggregator: StatusAggregator, join: Join, ask: Ask
+    aggregator: StatusAggregator, join: Join, ask: RequestStatus
 ) -> None:
     worker = join(1)
     first, second = ask(1), ask(1)

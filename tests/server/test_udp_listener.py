@@ -27,7 +27,7 @@ from tests.support.udp import (
     PIECE,
     PROBE,
     SERVER,
-    Udp,
+    RawDatagrams,
     ack_payload,
     pieces_of,
     port_taken_for_udp,
@@ -39,7 +39,7 @@ KIB, MIB = 1024, 1024 * 1024
 BLOCK = 64 * KIB
 TOTAL = 3 * BLOCK + 100
 
-Open = Callable[..., Udp]
+Open = Callable[..., RawDatagrams]
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -86,18 +86,20 @@ def stack() -> Iterator[ExitStack]:
 def open_udp(stack: ExitStack, server: Server) -> Open:
     """Make the client's end of a session, which goes with the test."""
 
-    def make(reply: Reply, **keys: Any) -> Udp:
-        return stack.enter_context(Udp.of(keys.get("address", server.address), reply.header))
+    def make(reply: Reply, **keys: Any) -> RawDatagrams:
+        return stack.enter_context(
+            RawDatagrams.of(keys.get("address", server.address), reply.header)
+        )
 
     return make
 
 
 @pytest.fixture
-def other_socket(stack: ExitStack) -> Callable[[Udp], Udp]:
+def other_socket(stack: ExitStack) -> Callable[[RawDatagrams], RawDatagrams]:
     """Another socket of the same client: its address has changed, or somebody has its key."""
 
-    def make(udp: Udp) -> Udp:
-        other = Udp(udp.address, udp.session, b"\0" * 16, udp.numbers)
+    def make(udp: RawDatagrams) -> RawDatagrams:
+        other = RawDatagrams(udp.address, udp.session, b"\0" * 16, udp.numbers)
         other._cipher = udp._cipher
         return stack.enter_context(other)
 
@@ -127,7 +129,7 @@ def test_a_whole_push(server: Server, root: Path, stack: ExitStack, which: int) 
     raw, data = stack.enter_context(Raw(address)), noise(TOTAL)
     assert "datagrams" in raw.granted("hello", version=1)["features"]
     upload = Uploading(raw, TOTAL)
-    udp = stack.enter_context(Udp.of(address, upload.push().header))
+    udp = stack.enter_context(RawDatagrams.of(address, upload.push().header))
     udp.come_in()
     push(udp, blocks_of(data))
     assert upload.held() == {0, 1, 2, 3}
@@ -141,7 +143,7 @@ def test_a_whole_pull(server: Server, root: Path, stack: ExitStack, which: int) 
         pytest.skip("there is no IPv6 here")
     address = server.addresses[which]
     raw, data = stack.enter_context(Raw(address)), noise(TOTAL)
-    udp = stack.enter_context(Udp.of(address, pulling(raw, root, data).header))
+    udp = stack.enter_context(RawDatagrams.of(address, pulling(raw, root, data).header))
     udp.come_in()
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
 
@@ -188,14 +190,14 @@ def test_a_server_on_all_interfaces_answers_from_the_address_that_was_probed(
     except OSError:
         pytest.skip(f"{host} is no address here")
     upload = Uploading(raw, TOTAL)
-    udp = stack.enter_context(Udp.of(address, upload.push().header))
+    udp = stack.enter_context(RawDatagrams.of(address, upload.push().header))
     echo, _ = udp.echo_of(udp.probe())
     assert echo.address[0] == host
     udp.come_in()
     push(udp, blocks_of(data))
     upload.commit()
     assert published(root) == {"f": data}
-    pulled_by = stack.enter_context(Udp.of(address, pulling(raw, root, data).header))
+    pulled_by = stack.enter_context(RawDatagrams.of(address, pulling(raw, root, data).header))
     pulled_by.come_in()
     assert pull(pulled_by, sizes_of(data)).blocks() == blocks_of(data)
 
@@ -209,7 +211,7 @@ def test_a_damaged_block_is_not_held_and_the_others_are(raw: Raw, open_udp: Open
         for offset, piece in pieces_of(body):
             damaged = bytes([piece[0] ^ 1]) + piece[1:]
             piece = damaged if (number, offset) == (1, 0) else piece
-            udp.send(udp.sealed(DATA, piece, block=number, offset=offset))
+            udp.send(udp.encrypted(DATA, piece, block=number, offset=offset))
     udp.settled()
     assert upload.held() == {0, 2, 3}
 
@@ -217,7 +219,7 @@ def test_a_damaged_block_is_not_held_and_the_others_are(raw: Raw, open_udp: Open
 # What changes nothing
 
 
-def forgeries(udp: Udp, valid: bytes) -> Iterator[bytes]:
+def forgeries(udp: RawDatagrams, valid: bytes) -> Iterator[bytes]:
     """Forged datagrams, made from ``valid`` without its key."""
     for bit in range(0, 8 * min(len(valid), 80)):
         changed = bytearray(valid)
@@ -227,28 +229,28 @@ def forgeries(udp: Udp, valid: bytes) -> Iterator[bytes]:
         yield valid[:length]
     yield valid + b"\0"
     yield valid + valid
-    with Udp(udp.address, udp.session, bytes(16)) as wrong:
+    with RawDatagrams(udp.address, udp.session, bytes(16)) as wrong:
         for kind in range(256):
-            yield wrong.sealed(kind, bytes(27))
+            yield wrong.encrypted(kind, bytes(27))
         for size in (60, 1400, 60_000):
             yield wrong.probe(size)
-        yield wrong.sealed(DATA, bytes(PIECE), block=0, offset=0)
+        yield wrong.encrypted(DATA, bytes(PIECE), block=0, offset=0)
 
 
-def foreign(udp: Udp) -> Iterator[bytes]:
-    """Datagrams that were sealed with the key, but are not for this session or direction."""
+def foreign(udp: RawDatagrams) -> Iterator[bytes]:
+    """Datagrams that were encrypted with the key, but are not for this session or direction."""
     payload = bytes(27)
     for kind in (DATA, ACK, PROBE, ECHO, END):
-        yield udp.sealed(kind | SERVER, payload)
-    yield udp.sealed(5, payload)
-    yield udp.sealed(127, payload)
-    yield udp.sealed(PROBE, payload, number=0)
-    yield udp.sealed(END, b"")
-    yield udp.sealed(ECHO, payload)
+        yield udp.encrypted(kind | SERVER, payload)
+    yield udp.encrypted(5, payload)
+    yield udp.encrypted(127, payload)
+    yield udp.encrypted(PROBE, payload, number=0)
+    yield udp.encrypted(END, b"")
+    yield udp.encrypted(ECHO, payload)
 
 
 def test_forged_datagrams_change_nothing(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(TOTAL)
     upload = Uploading(raw, TOTAL)
@@ -263,7 +265,7 @@ def test_forged_datagrams_change_nothing(
         unproven.send(forged)
         udp.send(forged)
     udp.echo_of(second)
-    piece = udp.sealed(DATA, data[:PIECE], block=0, offset=0)
+    piece = udp.encrypted(DATA, data[:PIECE], block=0, offset=0)
     for forged in (*forgeries(udp, piece), *foreign(udp)):
         unproven.send(forged)
         udp.send(forged)
@@ -275,13 +277,13 @@ def test_forged_datagrams_change_nothing(
 
 
 def test_forged_datagrams_do_not_change_a_pull(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
     unproven = other_socket(udp)
     udp.come_in()
-    ack = udp.sealed(ACK, ack_payload({1}))
+    ack = udp.encrypted(ACK, ack_payload({1}))
     for forged in (*forgeries(udp, ack), *foreign(udp)):
         unproven.send(forged)
         udp.send(forged)
@@ -290,7 +292,7 @@ def test_forged_datagrams_do_not_change_a_pull(
 
 
 def test_replayed_datagrams_change_nothing(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data, kept = noise(TOTAL), list[bytes]()
     upload = Uploading(raw, TOTAL)
@@ -300,7 +302,7 @@ def test_replayed_datagrams_change_nothing(
     kept.append(udp.probe(proof=proof, piece=PIECE))
     udp.echo_of(kept[0])
     for offset, piece in pieces_of(blocks_of(data)[0]):
-        kept.append(udp.send(udp.sealed(DATA, piece, block=0, offset=offset)))
+        kept.append(udp.send(udp.encrypted(DATA, piece, block=0, offset=offset)))
     udp.settled()
     assert upload.held() == {0}
     for again in kept:
@@ -322,7 +324,7 @@ def test_replayed_datagrams_change_nothing(
 
 
 def test_a_flood_of_forged_datagrams_takes_no_memory(
-    raw: Raw, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     upload = Uploading(raw, TOTAL)
     udp = open_udp(upload.push())
@@ -353,9 +355,11 @@ def test_an_unknown_session_gets_silence(
     raw: Raw, open_udp: Open, stack: ExitStack, server: Server
 ) -> None:
     udp = open_udp(Uploading(raw, TOTAL).push())
-    unknown = stack.enter_context(Udp(server.address, (udp.session + 1) % 2**32, bytes(16)))
+    unknown = stack.enter_context(
+        RawDatagrams(server.address, (udp.session + 1) % 2**32, bytes(16))
+    )
     for kind in range(5):
-        unknown.send(unknown.sealed(kind, bytes(27)))
+        unknown.send(unknown.encrypted(kind, bytes(27)))
     unknown.send(unknown.probe(1400, proof=1, piece=PIECE))
     udp.echo_of(udp.probe())
     assert unknown.heard() == []
@@ -365,7 +369,7 @@ def test_an_unknown_session_gets_silence(
 
 
 def test_an_unproven_address_gets_only_echoes(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
@@ -381,7 +385,7 @@ def test_an_unproven_address_gets_only_echoes(
             echo, _ = unproven.echo_of(unproven.probe(size, proof=wrong, piece=piece))
             assert echo.size == size
             got += echo.size
-            unproven.send(unproven.sealed(ACK, ack_payload(set())))
+            unproven.send(unproven.encrypted(ACK, ack_payload(set())))
     assert got <= unproven.sent - sent
     assert unproven.heard() == []
     assert udp.heard() == []
@@ -391,7 +395,7 @@ def test_an_unproven_address_gets_only_echoes(
 
 
 def test_a_replayed_probe_from_another_address_is_not_answered(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
@@ -408,7 +412,7 @@ def test_a_replayed_probe_from_another_address_is_not_answered(
 
 
 def test_a_probe_that_never_arrived_is_echoed_to_another_address(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     """Who takes a probe from the line and sends it from where it wants gets as much back."""
     data = noise(TOTAL)
@@ -424,11 +428,11 @@ def test_a_probe_that_never_arrived_is_echoed_to_another_address(
 
 
 def test_the_end_datagram_goes_to_proven_addresses_only(
-    raw: Raw, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     udp = open_udp(Uploading(raw, TOTAL).push())
     udp.come_in()
-    udp.send(udp.sealed(DATA, bytes(PIECE), offset=2**32 - 1))
+    udp.send(udp.encrypted(DATA, bytes(PIECE), offset=2**32 - 1))
     assert ended(udp)
     unproven = other_socket(udp)
     _, proof = unproven.echo_of(unproven.probe())
@@ -436,7 +440,7 @@ def test_the_end_datagram_goes_to_proven_addresses_only(
     assert ended(unproven)
 
 
-def ended(udp: Udp) -> bool:
+def ended(udp: RawDatagrams) -> bool:
     """Whether the server says that it goes on no further."""
     while (heard := udp.hear()) is not None:
         if heard.kind == END:
@@ -449,7 +453,7 @@ def ended(udp: Udp) -> bool:
 
 
 def test_a_pull_follows_its_client_to_another_address(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(20 * BLOCK)
     udp = open_udp(pulling(raw, root, data))
@@ -472,7 +476,7 @@ def test_a_pull_follows_its_client_to_another_address(
 
 
 def test_a_push_follows_its_client_to_another_address(
-    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[Udp], Udp]
+    raw: Raw, root: Path, open_udp: Open, other_socket: Callable[[RawDatagrams], RawDatagrams]
 ) -> None:
     data = noise(TOTAL)
     upload = Uploading(raw, TOTAL)
@@ -482,7 +486,7 @@ def test_a_push_follows_its_client_to_another_address(
     moved = other_socket(udp)
     # Before the new address is proven its pieces are nothing.
     for offset, piece in pieces_of(blocks_of(data)[1]):
-        moved.send(moved.sealed(DATA, piece, block=1, offset=offset))
+        moved.send(moved.encrypted(DATA, piece, block=1, offset=offset))
     moved.echo_of(moved.probe())
     assert moved.heard() == []
     moved.come_in()
@@ -501,7 +505,7 @@ def test_pieces_right_behind_the_proof_are_not_lost(raw: Raw, open_udp: Open) ->
     udp.send(udp.probe(proof=proof, piece=PIECE))
     for number in (0, 3):
         for offset, piece in pieces_of(blocks_of(data)[number]):
-            udp.send(udp.sealed(DATA, piece, block=number, offset=offset))
+            udp.send(udp.encrypted(DATA, piece, block=number, offset=offset))
     push(udp, {0: blocks_of(data)[0], 3: blocks_of(data)[3]})
     assert upload.held() == {0, 3}
 
@@ -526,7 +530,7 @@ def test_an_invalid_piece_ends_only_its_session(
     udp, fine = open_udp(upload.push()), open_udp(other.push())
     for each in (udp, fine):
         each.come_in()
-    udp.send(udp.sealed(DATA, **OUTSIDE[nonsense]))
+    udp.send(udp.encrypted(DATA, **OUTSIDE[nonsense]))
     assert ended(udp)
     # A repeated request gets the same refusal, and the connection stays open.
     udp.come_out()
@@ -561,7 +565,7 @@ def test_an_invalid_acknowledgement_ends_only_its_session(
     udp = open_udp(pulling(raw, root, data))
     fine = open_udp(connect().granted("pull", **asked(raw, data)))
     udp.come_in()
-    udp.send(udp.sealed(ACK, ACKS[nonsense]))
+    udp.send(udp.encrypted(ACK, ACKS[nonsense]))
     assert ended(udp)
     fine.come_in()
     assert pull(fine, sizes_of(data)).blocks() == blocks_of(data)
@@ -575,7 +579,7 @@ def test_an_invalid_probe_is_ignored(raw: Raw, root: Path, open_udp: Open) -> No
     data = noise(TOTAL)
     udp = open_udp(pulling(raw, root, data))
     for length in range(14):
-        udp.send(udp.sealed(PROBE, bytes(length)))
+        udp.send(udp.encrypted(PROBE, bytes(length)))
     udp.come_in()
     assert pull(udp, sizes_of(data)).blocks() == blocks_of(data)
 
@@ -604,8 +608,8 @@ def test_datagrams_with_huge_numbers_are_harmless(raw: Raw, open_udp: Open, log:
     udp.come_in()
     piece = next(pieces_of(data[:BLOCK]))[1]
     for number in (2**31, 2**32 - 1, 5, 2**32 - 2, 2**32 - 4096):
-        udp.send(udp.sealed(DATA, piece, number=number))
-    udp.send(udp.sealed(DATA, piece, number=2**32 - 3, block=2**32 - 1, offset=2**32 - 1))
+        udp.send(udp.encrypted(DATA, piece, number=number))
+    udp.send(udp.encrypted(DATA, piece, number=2**32 - 3, block=2**32 - 1, offset=2**32 - 1))
     udp.settled()
     # The highest probe is the last that is answered.
     udp.echo_of(udp.probe(number=2**32 - 1))
@@ -623,7 +627,7 @@ def test_the_number_of_open_blocks_is_limited(raw: Raw, root: Path, open_udp: Op
     udp = open_udp(upload.push())
     udp.come_in()
     for number, body in blocks_of(data).items():
-        udp.send(udp.sealed(DATA, next(pieces_of(body))[1], block=number))
+        udp.send(udp.encrypted(DATA, next(pieces_of(body))[1], block=number))
     largest = max(
         struct.unpack_from("!I", heard.payload)[0]
         for heard in [*udp.settled(), *iter(lambda: udp.hear(0.5), None)]
@@ -642,7 +646,7 @@ def test_a_large_block_takes_as_much_memory_as_has_arrived(raw: Raw, open_udp: O
     udp = open_udp(upload.push())
     udp.come_in()
     before = resident()
-    udp.send(udp.sealed(DATA, bytes(PIECE)))
+    udp.send(udp.encrypted(DATA, bytes(PIECE)))
     udp.settled()
     assert resident() - before < 16 * MIB
 
@@ -716,7 +720,7 @@ def test_a_file_that_changes_while_it_is_pulled_ends_the_session(
     while heard is not None and heard.kind != END:
         if heard.kind == DATA:
             numbers.add(heard.number)
-            udp.send(udp.sealed(ACK, ack_payload(numbers)))
+            udp.send(udp.encrypted(ACK, ack_payload(numbers)))
         heard = udp.hear()
     assert heard is not None
 
@@ -755,7 +759,7 @@ def test_a_new_push_or_pull_replaces_the_previous_one(
         push(first, {1: blocks_of(data)[1]})
     second = open_udp(upload.push())
     first.send(first.probe())
-    first.send(first.sealed(DATA, bytes(PIECE)))
+    first.send(first.encrypted(DATA, bytes(PIECE)))
     second.come_in()
     assert [heard for heard in first.heard() if heard.kind not in (ACK, END)] == []
     push(second, blocks_of(data))
@@ -781,7 +785,7 @@ def test_an_upload_that_is_committed_or_aborted_during_its_udp_session(
         else:
             raw.granted("abort", upload=upload.id)
             for offset, piece in pieces_of(blocks_of(data)[3]):
-                udp.send(udp.sealed(DATA, piece, block=3, offset=offset))
+                udp.send(udp.encrypted(DATA, piece, block=3, offset=offset))
             assert ended(udp)
         assert raw.ask("ping").ok
     assert published(root) == {"f": data}
@@ -820,12 +824,12 @@ def test_many_sessions_begin_and_end_at_once(server: Server, root: Path, stack: 
                 data = noise(TOTAL, number)
                 with Raw(server.address) as raw:
                     upload = Uploading(raw, TOTAL, f"f{number}")
-                    with Udp.of(server.address, upload.push().header) as udp:
+                    with RawDatagrams.of(server.address, upload.push().header) as udp:
                         if turn == 0:
                             continue
                         udp.come_in()
                         if turn == 1:
-                            udp.send(udp.sealed(DATA, bytes(PIECE)))
+                            udp.send(udp.encrypted(DATA, bytes(PIECE)))
                             continue
                         push(udp, blocks_of(data))
                     if turn == 3:
@@ -849,11 +853,11 @@ def test_a_connection_is_not_idle_while_its_datagrams_flow(root: Path, stack: Ex
     server = stack.enter_context(Server(root, port=0, limits=Limits(idle_timeout_s=0.5)))
     raw, data = stack.enter_context(Raw(server.address)), noise(TOTAL)
     upload = Uploading(raw, TOTAL)
-    udp = stack.enter_context(Udp.of(server.address, upload.push().header))
+    udp = stack.enter_context(RawDatagrams.of(server.address, upload.push().header))
     udp.come_in()
     for number, body in blocks_of(data).items():
         for index, (offset, piece) in enumerate(pieces_of(body)):
-            udp.send(udp.sealed(DATA, piece, block=number, offset=offset))
+            udp.send(udp.encrypted(DATA, piece, block=number, offset=offset))
             if index % 33 == 0:
                 udp.hear(0.2)
     udp.settled()
@@ -870,7 +874,7 @@ def test_a_stopping_server_lets_a_push_finish(root: Path, stack: ExitStack) -> N
     data = noise(TOTAL)
     with Raw(server.address) as raw, Raw(server.address) as idle:
         upload = Uploading(raw, TOTAL)
-        udp = stack.enter_context(Udp.of(server.address, upload.push().header))
+        udp = stack.enter_context(RawDatagrams.of(server.address, upload.push().header))
         udp.come_in()
         push(udp, {0: blocks_of(data)[0]})
         stopping.start()
@@ -891,7 +895,7 @@ def test_a_stopping_server_lets_a_pull_finish_and_then_waits_no_longer(
     data = noise(TOTAL)
     with Raw(server.address) as raw, Raw(server.address) as idle:
         assert idle.ask("ping").ok
-        udp = stack.enter_context(Udp.of(server.address, pulling(raw, root, data).header))
+        udp = stack.enter_context(RawDatagrams.of(server.address, pulling(raw, root, data).header))
         udp.come_in()
         stopping.start()
         assert idle.receive().code == "shutting-down"
@@ -910,9 +914,9 @@ def test_a_server_that_stops_at_once_ends_its_sessions(
     with Raw(server.address) as raw:
         data = noise(40 * BLOCK)
         reply = pulling(raw, root, data) if direction == "down" else Uploading(raw, TOTAL).push()
-        udp = stack.enter_context(Udp.of(server.address, reply.header))
+        udp = stack.enter_context(RawDatagrams.of(server.address, reply.header))
         udp.come_in()
-        udp.send(udp.sealed(DATA, bytes(PIECE)))
+        udp.send(udp.encrypted(DATA, bytes(PIECE)))
         server.stop(grace_s=0.0)
         assert raw.rest() == b""
 
@@ -942,7 +946,7 @@ def test_the_outcome_of_udp_transfers_is_logged(
     assert (line["bytes"], line["outcome"]) == (0, "unfinished")
     udp = open_udp(raw.granted("pull", **asked(raw, data)))
     udp.come_in()
-    udp.send(udp.sealed(ACK, b""))
+    udp.send(udp.encrypted(ACK, b""))
     assert ended(udp)
     raw.granted("stat", name="f")
     assert log.wait_for("transfer", direction="down")["outcome"] == "unfinished"
@@ -996,5 +1000,5 @@ def test_port_0_chooses_a_port_free_for_tcp_and_udp(
         assert taken
         assert taken != [server.address.port]
         upload = Uploading(raw, TOTAL)
-        udp = stack.enter_context(Udp.of(server.address, upload.push().header))
+        udp = stack.enter_context(RawDatagrams.of(server.address, upload.push().header))
         udp.come_in()

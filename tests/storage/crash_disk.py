@@ -63,7 +63,7 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class HardLink:
     """A second name for a file."""
 
     source: int
@@ -132,7 +132,7 @@ class SyncDirectory:
     label: int
 
 
-Event = Make | Link | Remove | Rename | Write | Resize | Describe | Sync | SyncDirectory
+Event = Make | HardLink | Remove | Rename | Write | Resize | Describe | Sync | SyncDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +309,7 @@ class Disk:
                 else:
                     self.files[label] = File(attributes=[(mode, None)])
                 self._step([(directory, part, label)])
-            case Link(source, part, target, to):
+            case HardLink(source, part, target, to):
                 self._step([(target, to, self._seen[source][part])], reads=(source, part))
             case Remove(directory, part):
                 self._step([(directory, part, None)])

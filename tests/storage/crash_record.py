@@ -10,7 +10,7 @@ from tests.storage.crash_disk import (
     Describe,
     Disk,
     Event,
-    Link,
+    HardLink,
     Make,
     Remove,
     Rename,
@@ -121,7 +121,7 @@ class RecordingFiles(FileSystem):
 
     def hard_link(self, source: DirHandle, part: str, target: DirHandle, to: str) -> None:
         super().hard_link(source, part, target, to)
-        self.record(Link(self.label(source.status()), part, self.label(target.status()), to))
+        self.record(HardLink(self.label(source.status()), part, self.label(target.status()), to))
 
     def assert_complete(self) -> None:
         """Check that the disk is as recorded: no change was made past this object."""

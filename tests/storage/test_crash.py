@@ -18,8 +18,8 @@ from tests.storage.crash_disk import (
     Describe,
     Disk,
     Event,
+    HardLink,
     Image,
-    Link,
     Make,
     Remove,
     Rename,
@@ -168,7 +168,7 @@ def test_a_directory_moves_in_one_step() -> None:
 
 
 def test_a_link_may_be_lost_though_the_first_name_is_gone() -> None:
-    events = Link(A, "file", B, "to"), Remove(A, "file")
+    events = HardLink(A, "file", B, "to"), Remove(A, "file")
     assert found([MADE], *events) == {("a/file",), ("a/file", "b/to"), ("b/to",), ()}
 
 

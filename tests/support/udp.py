@@ -34,8 +34,8 @@ class Heard:
     address: tuple[Any, ...]
 
 
-class Udp:
-    """One socket of a client; ``sealed`` makes datagrams that any socket may send."""
+class RawDatagrams:
+    """One socket of a client; ``encrypted`` makes datagrams that any socket may send."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Udp:
         """Make the client of what ``push`` or ``pull`` was answered with."""
         return cls(address, reply["session"], bytes.fromhex(reply["key"]))
 
-    def sealed(
+    def encrypted(
         self,
         kind: int,
         payload: bytes = b"",
@@ -83,7 +83,7 @@ class Udp:
     ) -> bytes:
         """Return a probe of ``size`` bytes."""
         payload = struct.pack("!QHI", proof, piece, rtt_us).ljust(size - OVERHEAD, b"\0")
-        return self.sealed(PROBE, payload, **keys)
+        return self.encrypted(PROBE, payload, **keys)
 
     def send(self, raw: bytes) -> bytes:
         """Send a datagram, and return it."""
@@ -103,7 +103,7 @@ class Udp:
         return heard
 
     def opened(self, raw: bytes, address: tuple[Any, ...] = ()) -> Heard | None:
-        """Return what a datagram says, or None if it was not sealed with our key."""
+        """Return what a datagram says, or None if it was not encrypted with our key."""
         session, number, block, offset, kind = HEADER.unpack_from(raw)
         nonce = bytes([kind]) + bytes(7) + struct.pack("!I", number)
         try:
@@ -185,7 +185,7 @@ def acked(payload: bytes) -> set[int]:
     return {largest - k for k in range(bits.bit_length()) if bits >> k & 1}
 
 
-def push(udp: Udp, blocks: Mapping[int, bytes], piece: int = PIECE) -> None:
+def push(udp: RawDatagrams, blocks: Mapping[int, bytes], piece: int = PIECE) -> None:
     """Send blocks until each of their pieces was acknowledged."""
     waiting = {
         (block, offset): data
@@ -197,7 +197,7 @@ def push(udp: Udp, blocks: Mapping[int, bytes], piece: int = PIECE) -> None:
     while waiting:
         assert time.monotonic() < deadline, f"{len(waiting)} pieces were never acknowledged"
         for key, data in list(waiting.items())[:64]:
-            raw = udp.sealed(DATA, data, block=key[0], offset=key[1])
+            raw = udp.encrypted(DATA, data, block=key[0], offset=key[1])
             under_way[udp.numbers[DATA]] = key
             udp.send(raw)
         while (heard := udp.hear(AGAIN_S)) is not None:
@@ -229,7 +229,7 @@ class Pulled:
 
 
 def pull(
-    udp: Udp,
+    udp: RawDatagrams,
     sizes: Mapping[int, int],
     piece: int = PIECE,
     commit: Callable[[Heard], bool] = lambda heard: True,
@@ -252,7 +252,7 @@ def pull(
         assert len(heard.payload) == min(piece, len(body) - heard.offset)
         body[heard.offset : end] = heard.payload
         pulled.left[heard.block].discard(heard.offset)
-        udp.send(udp.sealed(ACK, ack_payload(pulled.numbers)))
+        udp.send(udp.encrypted(ACK, ack_payload(pulled.numbers)))
     return pulled
 
 
