@@ -310,6 +310,9 @@ class Client:
                 self._pool = Pool(self._jobs, self._connect)
             return self._pool.submit(run)
 
+    def _backoff(self, sleep: Callable[[float], None]) -> Backoff:
+        return Backoff(self._retry_for_s, sleep=sleep)
+
     def _run(
         self,
         make: "Callable[..., Upload | Download]",
@@ -319,8 +322,7 @@ class Client:
     ) -> TransferResult:
         """Run the transfer that ``make`` returns, given its callbacks, until it is complete."""
         cancel_token = self._connection.cancel_token
-        backoff = Backoff(self._retry_for_s, sleep=cancel_token.sleep)
-
+        backoff = self._backoff(cancel_token.sleep)
         now = 0
         last: int | None = None
 

@@ -44,7 +44,7 @@ class Dialer:
         targets.sort(key=lambda target: target[3] != last)
         with _Attempts(timeout_s, on_socket or (lambda sock: None)) as attempts:
             sock = attempts.first(targets)
-        self._answered[address] = sock.getpeername()
+            self._answered[address] = attempts.answered
         return sock
 
 
@@ -62,6 +62,7 @@ class _Attempts:
         self._selector = selectors.DefaultSelector()
         self._ends: dict[socket.socket, float] = {}
         self._failure = OSError("the host has no address")
+        self.answered: Any = None
 
     def first(self, targets: list[Target]) -> socket.socket:
         """Return the first socket that connects; raise the last error if none does."""
@@ -88,7 +89,7 @@ class _Attempts:
             return
         self._ends[sock] = time.monotonic() + self._timeout_s
         sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_WRITE)
+        self._selector.register(sock, selectors.EVENT_WRITE, to)
         self._on_socket(sock)
         number = sock.connect_ex(to)
         if number not in _IN_PROGRESS:
@@ -107,6 +108,7 @@ class _Attempts:
                 self._on_socket(sock)
                 self._selector.unregister(sock)
                 del self._ends[sock]
+                self.answered = key.data
                 sock.settimeout(self._timeout_s)
                 return sock
             self._fail(sock, OSError(number, os.strerror(number)))

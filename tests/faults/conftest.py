@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from ftpkit.client import Client
-from ftpkit.client.reconnect import ReconnectingConnection
 from ftpkit.client.retry import Backoff
 from ftpkit.server import Server
 from ftpkit.server.limits import Limits
@@ -22,7 +21,7 @@ MIB = 1024 * 1024
 class Eager(Client):
     """A client that tries again without waiting, until ``retry_for_s`` is over."""
 
-    def _backoff(self, connection: ReconnectingConnection) -> Backoff:
+    def _backoff(self, sleep: Callable[[float], None]) -> Backoff:
         return Backoff(self._retry_for_s, sleep=lambda seconds: None)
 
 
