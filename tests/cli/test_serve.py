@@ -329,7 +329,8 @@ def test_a_port_in_use_is_one_line(serve: Serve, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use\n"
+        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use; "
+        "choose another port with --port\n"
     )
 
 

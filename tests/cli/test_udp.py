@@ -78,5 +78,6 @@ def test_a_udp_port_in_use_is_a_one_line_error(tmp_path: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use, for UDP\n"
+        f"ftpkit: cannot listen on ftpk://127.0.0.1:{port}: Address already in use, for UDP; "
+        "choose another port with --port\n"
     )

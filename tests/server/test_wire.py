@@ -558,7 +558,7 @@ def test_hidden_and_missing_names_get_the_same_refusal(
                 continue  # what is no directory, a list of it says
             assert replies[0].code == "not-found", (op, hidden, replies)
             texts = [json.dumps(reply.header) for reply in replies]
-            assert texts[0].replace(hidden, nothing) == texts[1]
+            assert texts[0].replace(f"'{hidden}'", f"'{nothing}'") == texts[1]
     for hidden in ("seen", "file", "dang", "fifo", "seen/inner", "seen/new"):
         assert raw.refused("put", b"x", name=hidden) == "not-found"
         assert raw.refused("begin", name=hidden, total=1, block=BLOCK) == "not-found"
