@@ -309,11 +309,7 @@ def _pages(entries: Iterator[FileInfo]) -> Iterator[Page]:
     for info in entries:
         encoded = list_entry_to_json(
             m.ListEntry(
-                name=info.name,
-                kind=info.kind,
-                total=info.total,
-                mtime=info.mtime,
-                error=info.error,
+                name=info.name, kind=info.kind, total=info.total, mtime=info.mtime, error=info.error
             )
         )
         if len(page) + len(encoded) > m.MAX_PAGE:
@@ -376,8 +372,5 @@ def _upload_spec(request: m.Put | m.Begin, total: int | None) -> UploadSpec:
 
 def _file_reply(info: FileInfo) -> m.FileReply:
     return m.FileReply(
-        name=info.name,
-        total=info.total,
-        version=info.version,
-        content_digest=info.content_digest,
+        name=info.name, total=info.total, version=info.version, content_digest=info.content_digest
     )

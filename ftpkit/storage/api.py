@@ -141,11 +141,7 @@ class Upload(Protocol):
         """Offer the blocks of ``reader``; on success the upload owns and closes it."""
 
     def commit(
-        self,
-        total: int,
-        content_digest: str | None,
-        blocks_digest: str | None,
-        progress: Progress,
+        self, total: int, content_digest: str | None, blocks_digest: str | None, progress: Progress
     ) -> FileInfo:
         """Publish atomically and durably; a repeated call returns the first result.
 

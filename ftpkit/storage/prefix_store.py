@@ -200,11 +200,7 @@ class _Upload:
             self.inner.offer_basis(reader, algorithm, progress)
 
     def commit(
-        self,
-        total: int,
-        content_digest: str | None,
-        blocks_digest: str | None,
-        progress: Progress,
+        self, total: int, content_digest: str | None, blocks_digest: str | None, progress: Progress
     ) -> FileInfo:
         with self.root.relative():
             return self.root.info(self.inner.commit(total, content_digest, blocks_digest, progress))

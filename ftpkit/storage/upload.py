@@ -182,11 +182,7 @@ class UnfinishedUpload(Generic[S]):
                 self.staged.checkpoint()
 
     def commit(
-        self,
-        total: int,
-        content_digest: str | None,
-        blocks_digest: str | None,
-        progress: Progress,
+        self, total: int, content_digest: str | None, blocks_digest: str | None, progress: Progress
     ) -> FileInfo:
         with self._ending, self._sealed():
             with self._lock:

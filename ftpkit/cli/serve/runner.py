@@ -226,10 +226,7 @@ def _server(
 
 
 def _reload(
-    server: Server | Supervisor,
-    old: ServeOptions,
-    context: click.Context,
-    done: Callable[[], None],
+    server: Server | Supervisor, old: ServeOptions, context: click.Context, done: Callable[[], None]
 ) -> ServeOptions:
     """Read the options again, and apply and return those that can change while a server runs.
 

@@ -23,11 +23,7 @@ class Authenticator:
     """
 
     def __init__(
-        self,
-        tokens: Tokens,
-        shared_limits: SharedLimits,
-        store: Store,
-        stopping: threading.Event,
+        self, tokens: Tokens, shared_limits: SharedLimits, store: Store, stopping: threading.Event
     ) -> None:
         self._tokens, self._shared_limits, self._store = tokens, shared_limits, store
         self._stopping = stopping

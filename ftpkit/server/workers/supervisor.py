@@ -69,11 +69,7 @@ class Supervisor:
         self._aggregator = StatusAggregator()
         self._scheduler = SchedulerServer(config.limits)
         self._processes = WorkerProcesses(
-            config,
-            self._pool,
-            self._stopping,
-            connect=self._connect,
-            receive=self._receive,
+            config, self._pool, self._stopping, connect=self._connect, receive=self._receive
         )
         self._store: Store
         self._stack = contextlib.ExitStack()

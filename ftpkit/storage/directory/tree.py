@@ -144,10 +144,7 @@ class Tree:
         parts = split_name(name)
         with translate_os_errors(name):
             for _ in range(_MAX_ATTEMPTS):
-                with (
-                    _retry_vanished(),
-                    self.directory(parts, make=True) as directory,
-                ):
+                with _retry_vanished(), self.directory(parts, make=True) as directory:
                     if self._is_in_place(directory, parts):
                         return
         raise _deleted_meanwhile(name)
@@ -276,11 +273,7 @@ class Tree:
                 self._files.sync_directory(directory)
 
     def _move_in(
-        self,
-        source: DirHandle,
-        part: str,
-        name: str,
-        place: Callable[[DirHandle, str], None],
+        self, source: DirHandle, part: str, name: str, place: Callable[[DirHandle, str], None]
     ) -> None:
         """Have ``place`` rename ``part`` of ``source`` to ``name``, whose parents are made.
 
