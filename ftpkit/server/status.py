@@ -44,7 +44,7 @@ def sum_totals(one: Totals, other: Totals) -> Totals:
 
 
 def transfer_status(snapshot: TransferSnapshot, now: float) -> TransferStatus:
-    transfer = snapshot.transfer
+    transfer, bytes_per_s = snapshot.transfer, round(snapshot.bytes_per_s, 1)
     return {
         "user": transfer.account.user,
         "peer": transfer.peer,
@@ -54,10 +54,11 @@ def transfer_status(snapshot: TransferSnapshot, now: float) -> TransferStatus:
         "level": level(transfer.moved),
         "moved": transfer.moved,
         "total": transfer.total,
-        "rate_bps": round(snapshot.bytes_per_s, 1),
-        "left_s": left_s(transfer.moved, transfer.total, snapshot.bytes_per_s),
+        "rate_bps": bytes_per_s,
+        # Of the rounded rate: one that has decayed to almost nothing promises no time.
+        "left_s": left_s(transfer.moved, transfer.total, bytes_per_s),
         "position": snapshot.position,
-        "seconds": round(now - transfer.arrived_s, 3),
+        "seconds": max(0.0, round(now - transfer.arrived_s, 3)),
     }
 
 

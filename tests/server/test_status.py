@@ -8,7 +8,18 @@ import pytest
 from ftpkit import Client, Server, __version__
 from ftpkit.protocol import encode_header
 from ftpkit.protocol.digest import digest_of
-from ftpkit.server.status import NO_TOTALS, TransferTotals, left_s, merge_status, sum_totals
+from ftpkit.protocol.status import decode_status, encode_status
+from ftpkit.scheduling.flow import Account, FlowState, Transfer
+from ftpkit.scheduling.rate_limit import Direction
+from ftpkit.scheduling.scheduler import TransferSnapshot
+from ftpkit.server.status import (
+    NO_TOTALS,
+    TransferTotals,
+    left_s,
+    merge_status,
+    sum_totals,
+    transfer_status,
+)
 from tests.support.logs import Log
 from tests.support.raw import Raw
 from tests.support.status import status, transfer
@@ -141,3 +152,18 @@ def test_the_status_of_one_worker_is_unchanged() -> None:
 def test_sums() -> None:
     one = NO_TOTALS | {"uploads": 1, "down_bytes": 5}
     assert sum_totals(one, one) == NO_TOTALS | {"uploads": 2, "down_bytes": 10}
+
+
+@pytest.mark.parametrize("bytes_per_s", [0.0, 1e-300, 0.04, 1e12])
+def test_a_transfer_that_stands_still_or_has_just_begun_has_a_valid_status(
+    bytes_per_s: float,
+) -> None:
+    begun = Transfer(Account("ada"), "f", Direction.UP, 10**15, arrived_s=100.0)
+    snapshot = TransferSnapshot(
+        transfer=begun, state=FlowState.READY, bytes_per_s=bytes_per_s, position=1
+    )
+    # The clock was read before the transfer began.
+    told = transfer_status(snapshot, 99.9)
+    body = encode_status({**status(), "transfers": [told]})
+    assert decode_status(body)["transfers"] == [told]
+    assert told["seconds"] == 0.0
