@@ -600,5 +600,7 @@ def test_a_resumed_transfer_counts_what_moves_now(
     with pytest.raises(KeyboardInterrupt):
         transfer(3 * BLOCK)
     done = transfer(total + 1)
-    assert 0 < done.moved <= total - 2 * BLOCK
+    # An upload sends a block before the reply to the one before it, and counts what it sent.
+    held = 1 if way == "put" else 2
+    assert 0 < done.moved <= total - held * BLOCK
     assert done.total == total
