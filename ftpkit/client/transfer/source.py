@@ -104,6 +104,7 @@ class Source:
             ) == min(size, 1):
                 return
             with tempfile.TemporaryFile() as copy, open(self.fd, "rb", closefd=False) as file:
+                file.seek(0)  # where there is no pread, the look at the end moved it
                 shutil.copyfileobj(file, copy)
                 copy.flush()
                 if os.fstat(self.fd).st_size != size:
