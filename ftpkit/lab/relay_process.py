@@ -137,6 +137,7 @@ def _relay(forwarders: list[Forwarder]) -> None:
     sources, busy = [_COMMANDS, *(forwarder.source for forwarder in forwarders)], 0
     while True:
         if busy:
+            # The next packet is due at a time: nothing becomes readable then.
             time.sleep(_GRAIN_S)
         busy = sum(forwarder.deliver() for forwarder in forwarders)
         due = min(forwarder.model.next_due for forwarder in forwarders)

@@ -81,7 +81,7 @@ def poll_status(client: Client, backoff: Backoff, on_retry: OnRetry) -> Iterator
             continue
         backoff.progress(number)
         yield status
-        time.sleep(INTERVAL_S)
+        time.sleep(INTERVAL_S)  # how often the table is refreshed, as users are told
 
 
 def _print(status: ServerStatus, address: Address, order: str, *, json: bool) -> None:

@@ -87,6 +87,7 @@ class Source:
         """Return the status once a write can no longer leave the same times."""
         status = os.fstat(self.fd)
         if 0 <= time.time_ns() - status.st_ctime_ns < _TICK_NS:
+            # No event says that the clock of the file system has moved on.
             time.sleep(_TICK_NS / 1e9)
             status = os.fstat(self.fd)
         return status
